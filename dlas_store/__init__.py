@@ -1,0 +1,7 @@
+"""Chunked image-patch datasets of DL-Art-School in a few memory-mapped LMDB files."""
+
+from dlas_store.errors import StoreError
+from dlas_store.opening import open_source
+
+__all__ = ["StoreError", "open_source"]
+__version__ = "0.1.0"

@@ -1,0 +1,173 @@
+"""centers.pt: where each patch of an image lies; read and written without torch, and without running what it holds."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import struct
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from dlas_store.errors import CentersError
+from dlas_store.inert_pickle import InertUnpickler, RefusedError, Tensor
+from dlas_store.metadata import Center
+from dlas_store.plain_pickle import is_plain, load_plain
+
+MAX_FILE_BYTES = 1 << 24
+"""Files above 16 MiB are refused; 400,000 centres take less."""
+
+_ZIP_START = b"PK\x03\x04"
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_LEGACY_VERSION = 1001
+_NO_ENTRY = "it holds an entry that is not ((row, col), width)"
+_INT64 = range(-(1 << 63), 1 << 63)
+
+# All that zipfile, struct and the unpickler raise for bytes that make no sense.
+_FAILURES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    pickle.PickleError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+def read_centers(source: str | os.PathLike[str] | bytes) -> dict[int, Center]:
+    """Read a centers.pt as torch.save writes it, zip or legacy.
+
+    Numbers may be Python ints, numpy numbers, tensors of one number or whole floats. Nothing that the file names is
+    imported or run.
+
+    Args:
+        source: the file, or its bytes.
+
+    Returns:
+        Patch number -> centre, in the order of the file.
+
+    Raises:
+        CentersError: it cannot be read, is damaged, or holds anything else.
+    """
+    where = "centers.pt" if isinstance(source, bytes) else os.fspath(source)
+    remedy = "take the folder's original, or extract the image again"
+    try:
+        data = source if isinstance(source, bytes) else _read_file(Path(source))
+        return _load(data)
+    except RefusedError as error:
+        raise CentersError(f"{where}: refused: {error}; {remedy}") from error
+    except OSError as error:
+        raise CentersError(f"{where}: cannot be read ({error.strerror})") from error
+    except _FAILURES as error:
+        raise CentersError(f"{where}: damaged, no whole torch file ({type(error).__name__}); {remedy}") from error
+
+
+def write_centers(centers: Mapping[int, Center]) -> bytes:
+    """Return a centers.pt that torch.load reads, also with weights_only; the same bytes for the same centres."""
+    plain = {int(number): ((int(at.row), int(at.col)), int(at.width)) for number, at in centers.items()}
+    entries = {"data.pkl": pickle.dumps(plain, protocol=2), "version": b"3\n", "byteorder": b"little"}
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for name, data in entries.items():
+            entry = zipfile.ZipInfo(f"centers/{name}")  # dated 1980
+            entry.create_system = 3  # not the system it was made on
+            archive.writestr(entry, data)
+    return file.getvalue()
+
+
+def _read_file(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(MAX_FILE_BYTES + 1)
+
+
+def _load(data: bytes) -> dict[int, Center]:
+    if len(data) > MAX_FILE_BYTES:
+        raise RefusedError(f"it is larger than {MAX_FILE_BYTES} bytes")
+    return _load_zip(data) if data.startswith(_ZIP_START) else _load_legacy(data)
+
+
+def _load_zip(data: bytes) -> dict[int, Center]:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        names = archive.namelist()
+        roots = [name.removesuffix("data.pkl") for name in names if name.endswith("/data.pkl")]
+        if len(roots) != 1 or len(set(names)) != len(names):
+            raise RefusedError("it does not hold one data.pkl, or two files of a name")
+        root = roots[0]
+        if sum(entry.file_size for entry in archive.infolist()) > len(data):
+            raise RefusedError("its files claim to be larger than it")
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise RefusedError("it is compressed, which torch never does")
+        pickled = archive.read(f"{root}data.pkl")
+        if is_plain(pickled):
+            return {number: Center(row, col, width) for number, ((row, col), width) in load_plain(pickled).items()}
+        unpickler = InertUnpickler(io.BytesIO(pickled))
+        value = unpickler.load()
+        storages = {key: archive.read(f"{root}data/{key}") for key in unpickler.storages}
+        big_endian = f"{root}byteorder" in names and archive.read(f"{root}byteorder") == b"big"
+    return _to_centers(value, storages, ">" if big_endian else "<")
+
+
+def _load_legacy(data: bytes) -> dict[int, Center]:
+    file = io.BytesIO(data)
+    magic, version, system = (InertUnpickler(file).load() for _ in range(3))
+    if magic != _LEGACY_MAGIC or version != _LEGACY_VERSION:
+        raise ValueError("not the start of a torch file")
+    unpickler = InertUnpickler(file)
+    value = unpickler.load()
+    storages = {}
+    for key in InertUnpickler(file).load():
+        (count,) = struct.unpack("<Q", file.read(8))
+        storages[key] = file.read(count * struct.calcsize(f"<{unpickler.storages[key]}"))
+    return _to_centers(value, storages, "<" if system["little_endian"] else ">")
+
+
+def _to_centers(value: object, storages: Mapping[str, bytes], byte_order: str) -> dict[int, Center]:
+    if not isinstance(value, dict):
+        raise RefusedError("it holds no dict of {patch: ((row, col), width)}")
+    numbers = _Numbers(storages, byte_order)
+    centers = {numbers.integer(key): numbers.center(entry) for key, entry in value.items()}
+    if len(centers) != len(value):
+        raise RefusedError("it holds the same patch twice")
+    return centers
+
+
+class _Numbers(NamedTuple):
+    """Turns what a pickle holds into numbers."""
+
+    storages: Mapping[str, bytes]
+    byte_order: str
+
+    def center(self, entry: object) -> Center:
+        match entry:
+            case (pair, width):
+                row, col = self._items(pair, 2)
+                return Center(self.integer(row), self.integer(col), self.integer(width))
+        raise RefusedError(_NO_ENTRY)
+
+    def integer(self, item: object) -> int:
+        if isinstance(item, Tensor):
+            (item,) = self._items(item, 1)
+        if isinstance(item, float) and item.is_integer():
+            item = int(item)
+        if type(item) is not int or item not in _INT64:
+            raise RefusedError("it holds something else than whole numbers of 64 bits")
+        return item
+
+    def _items(self, group: object, count: int) -> Sequence[object]:
+        if isinstance(group, Tensor) and len(group.positions) == count:
+            number = struct.Struct(self.byte_order + group.storage.code)
+            data = self.storages[group.storage.key]
+            return [number.unpack_from(data, position * number.size)[0] for position in group.positions]
+        if isinstance(group, tuple | list) and len(group) == count:
+            return group
+        raise RefusedError(_NO_ENTRY)

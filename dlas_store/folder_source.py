@@ -1,0 +1,299 @@
+"""What chunked folders and folders of pictures have in common as sources."""
+
+from __future__ import annotations
+
+import os
+import threading
+from abc import ABC, abstractmethod
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from dlas_store.errors import ClosedError, DamagedError, ImageError, NameNotFoundError, NotASourceError, PatchIndexError
+from dlas_store.extra_fields import EXTRA_FILE, ExtraFields
+from dlas_store.folder_walk import FolderWalk, LeftOut
+from dlas_store.metadata import Center, Image
+from dlas_store.names import Names
+from dlas_store.pixels import IMAGE_ENDINGS, MAX_PIXELS, Decoder, as_batch, decode
+from dlas_store.source import Layout, Listing, Pixels, relative_path
+
+REFERENCE_FILE = "ref.jpg"
+CENTERS_FILE = "centers.pt"
+
+_CACHED_IMAGES = 64
+_ENDINGS = tuple(IMAGE_ENDINGS)
+
+
+class FoundImage(NamedTuple):
+    """An image as a walk finds it: names only."""
+
+    name: str
+    files: Sequence[str]
+    has_reference: bool
+    has_centers: bool
+
+
+class FolderSource(ABC):
+    """A source whose patches are files; see Source for what its methods promise.
+
+    Opening lists nothing. What needs all names (numbers, ``len``, ``find``) lists the folder once and keeps the names;
+    ``listings`` walks it anew and keeps none.
+
+    Args:
+        path: the folder.
+        images: take only these images; None takes all.
+        decoder: what decodes JPEG.
+        max_pixels: height times width above which a patch is refused.
+
+    Attributes:
+        left_out: what the latest walk left out, and why; complete once the walk is over.
+
+    Raises:
+        NotASourceError: the path is no folder.
+    """
+
+    layout: Layout
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        images: Sequence[str] | None = None,
+        decoder: Decoder = "simplejpeg",
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        self.path = Path(path)
+        self.left_out: list[LeftOut] = []
+        self._images = None if images is None else tuple(sorted(images))
+        self._decoder: Decoder = decoder
+        self._max_pixels = max_pixels
+        self._closed = False
+        self._index: _Index | None = None
+        # A lock for each process: one that another thread holds during a fork stays locked in the child.
+        self._locks: dict[int, threading.Lock] = {}
+        self._cached_image = lru_cache(_CACHED_IMAGES)(self._read_image)
+        if not self.path.is_dir():
+            raise NotASourceError(f"{self.path}: not a folder")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        options = partial(type(self), images=self._images, decoder=self._decoder, max_pixels=self._max_pixels)
+        return options, (self.path,)
+
+    @abstractmethod
+    def _find_images(self, walk: FolderWalk, images: tuple[str, ...] | None) -> Iterator[FoundImage]:
+        """Yield the images of the folder in order, or those named; note in the walk what is left out."""
+
+    @abstractmethod
+    def _read_centers(self, image: str) -> dict[int, Center]:
+        """Return the centres of an image that has some."""
+
+    @property
+    def image_count(self) -> int:
+        """Number of images."""
+        return len(self._listed().images)
+
+    def __len__(self) -> int:
+        return len(self._listed().files)
+
+    def read(self, index: int) -> bytes:
+        """Return the bytes of a patch's file."""
+        return self._read_file(self.patch_path(index))
+
+    def read_pixels(self, indices: Sequence[int], *, alpha: bool = False) -> Pixels | list[Pixels]:
+        """Decode patches; see Source."""
+        return as_batch(self._decode(index, alpha=alpha) for index in indices)
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """Return (image number, position of the patch in its image)."""
+        first = self._listed().first
+        if not 0 <= index < first[-1]:
+            raise PatchIndexError(f"{self.path}: patch {index} of {first[-1]}")
+        number = bisect_right(first, index) - 1
+        return number, index - first[number]
+
+    def first_patch(self, number: int) -> int:
+        """Return the index of an image's first patch, the number of patches for image_count."""
+        index = self._listed()
+        if not 0 <= number <= len(index.images):
+            raise PatchIndexError(f"{self.path}: image {number} of {len(index.images)}")
+        return index.first[number]
+
+    def patch_path(self, index: int) -> str:
+        """Return the path of a patch's file."""
+        number, _ = self.locate(index)
+        listed = self._listed()
+        return f"{self.path}/{relative_path(self.layout, listed.images[number], listed.files[index])}"
+
+    def image_name(self, number: int) -> str:
+        """Return the name of an image."""
+        self._check_image_number(number)
+        return self._listed().images[number]
+
+    def image(self, number: int) -> Image:
+        """Return what is known of an image; the latest are kept."""
+        self._check_image_number(number)
+        return self._cached_image(number)
+
+    def image_without_centers(self, number: int) -> Image:
+        """Return what is known of an image whose centers.pt cannot be read."""
+        self._check_image_number(number)
+        return self._read_image(number, centers=False)
+
+    def read_reference(self, number: int) -> bytes | None:
+        """Return the bytes of an image's ref.jpg, None without one."""
+        self._check_image_number(number)
+        index = self._listed()
+        if not index.has_reference[number]:
+            return None
+        return self._read_file(f"{self.path}/{index.images[number]}/{REFERENCE_FILE}")
+
+    def find_image(self, name: str) -> int:
+        """Return the number of the image of that name, or raise NameNotFoundError."""
+        images = self._listed().images
+        number = images.find_sorted(name, 0, len(images))
+        if number is None:
+            raise NameNotFoundError(f"{self.path}: no image {name!r}")
+        return number
+
+    def find(self, image: str, file: str) -> int:
+        """Return the index of a patch by image and file name, or raise NameNotFoundError."""
+        index = self._listed()
+        number = self.find_image(image)
+        found = index.files.find_sorted(file, index.first[number], index.first[number + 1])
+        if found is None:
+            raise NameNotFoundError(f"{self.path}: no patch {file!r} in image {image!r}")
+        return found
+
+    def listings(self) -> Iterator[Listing]:
+        """Yield the files of every image in order."""
+        self._check_open()
+        root = str(self.path)
+        for found in self._walk():
+            paths = (f"{root}/{relative_path(self.layout, found.name, file)}" for file in found.files)
+            sizes = np.fromiter(map(_size, paths), np.int64, len(found.files))
+            reference = _size(f"{root}/{found.name}/{REFERENCE_FILE}") if found.has_reference else None
+            yield Listing(found.name, tuple(found.files), sizes, reference)
+
+    def close(self) -> None:
+        """Forget what was listed."""
+        self._closed = True
+        self._index = None
+        self._cached_image.cache_clear()
+
+    def __enter__(self) -> Self:
+        self._check_open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError(f"{self.path}: the source is closed")
+
+    def _check_image_number(self, number: int) -> None:
+        if not 0 <= number < self.image_count:
+            raise PatchIndexError(f"{self.path}: image {number} of {self.image_count}")
+
+    def _listed(self) -> _Index:
+        self._check_open()
+        index = self._index
+        if index is None:
+            with self._locks.setdefault(os.getpid(), threading.Lock()):
+                index = self._index = self._index or self._list()
+        return index
+
+    def _list(self) -> _Index:
+        index = _Index(ExtraFields(self.path, images=self._images))
+        for found in self._walk(index.extras):
+            index.add(found)
+        return index
+
+    def _walk(self, extras: ExtraFields | None = None) -> Iterator[FoundImage]:
+        """Yield the images, and fill left_out with what else there is."""
+        if extras is None:
+            extras = ExtraFields(self.path, images=self._images)
+        walk = FolderWalk(self.path)
+        self.left_out = walk.left_out
+        without_image = set(extras.images)
+        for found in self._find_images(walk, self._images):
+            without_image.discard(found.name)
+            yield found
+        walk.finish()
+        walk.leave_out(
+            (f"{EXTRA_FILE}: {name}" for name in sorted(without_image)), "fields of an image that is not there"
+        )
+
+    def _read_image(self, number: int, *, centers: bool = True) -> Image:
+        index = self._listed()
+        name = index.images[number]
+        files = tuple(index.files[patch] for patch in range(index.first[number], index.first[number + 1]))
+        return Image(
+            name=name,
+            files=files,
+            centers=self._read_centers(name) if centers and index.has_centers[number] else None,
+            has_reference=bool(index.has_reference[number]),
+            extra=index.extras.of(name),
+        )
+
+    def _decode(self, index: int, *, alpha: bool) -> Pixels:
+        try:
+            return decode(self.read(index), alpha=alpha, max_pixels=self._max_pixels, decoder=self._decoder)
+        except ImageError as error:
+            raise ImageError(f"{self.patch_path(index)}: {error}") from error
+
+    def _read_file(self, path: str) -> bytes:
+        # Path objects would double the time of reading a small file.
+        try:
+            with open(path, "rb", buffering=0) as file:  # noqa: PTH123
+                return file.read()
+        except OSError as error:
+            raise _unreadable(path, error) from error
+
+
+class _Index:
+    """The names of a folder's images and patches: what numbers stand for."""
+
+    def __init__(self, extras: ExtraFields) -> None:
+        self.extras = extras
+        self.images = Names()
+        self.files = Names()
+        self.first = array("Q", [0])
+        self.has_reference = bytearray()
+        self.has_centers = bytearray()
+
+    def add(self, found: FoundImage) -> None:
+        self.images.append(found.name)
+        for file in found.files:
+            self.files.append(file)
+        self.first.append(len(self.files))
+        self.has_reference.append(found.has_reference)
+        self.has_centers.append(found.has_centers)
+
+
+def is_picture(file: str) -> bool:
+    """Tell from its ending whether a file is a picture.
+
+    >>> is_picture("a/1.JPG"), is_picture("1.jpg.partial")
+    (True, False)
+    """
+    return file.lower().endswith(_ENDINGS)
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size  # noqa: PTH116 - as for reading
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: str, error: OSError) -> DamagedError:
+    return DamagedError(f"{path}: cannot be read ({error.strerror}), though it was listed")

@@ -1,0 +1,181 @@
+"""What is known of an image, and the msgpack record that holds it in a store."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+
+from dlas_store.errors import DamagedError
+
+FIRST_UNNUMBERED_ID = 1 << 63
+"""Patch ids from here up belong to files whose name gives none."""
+
+MAX_RECORD_BYTES = 1 << 28
+"""Records above this are refused: msgpack can grow a small record to a hundred times its size."""
+
+_NUMBER = re.compile(r"([0-9]{1,19})\.[^.]*", re.ASCII)
+
+
+class Center(NamedTuple):
+    """Where a patch lies in its image, in pixels of the reference."""
+
+    row: int
+    col: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Image:
+    """What is known of one image.
+
+    Attributes:
+        name: folder name in a chunked layout, relative path in one of pictures.
+        files: patch file names in item order (by code point).
+        centers: number in the file name -> centre, as centers.pt has it (it may name patches that do not exist and
+            lack some that do); None where the image has no centers.pt.
+        has_reference: whether there is a ref.jpg.
+        heights: pixels, uint32 (len(files),); None where they are not known without opening the files.
+        widths: likewise.
+        extra: what else is kept of the image (labels, sizes of the photo); JSON types only.
+    """
+
+    name: str
+    files: tuple[str, ...]
+    centers: Mapping[int, Center] | None
+    has_reference: bool
+    heights: NDArray[np.uint32] | None = None
+    widths: NDArray[np.uint32] | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def center_of(self, position: int) -> Center | None:
+        """Return the centre of the patch at a position, None where there is none."""
+        number = file_number(self.files[position])
+        return None if self.centers is None or number is None else self.centers.get(number)
+
+
+def file_number(file: str) -> int | None:
+    """Return the number that a patch's file name is, None for a name that is no number below 2^63.
+
+    >>> file_number("00000012.jpg"), file_number("12.png"), file_number("a12.jpg")
+    (12, 12, None)
+    """
+    match = _NUMBER.fullmatch(file)
+    number = int(match[1]) if match else FIRST_UNNUMBERED_ID
+    return number if number < FIRST_UNNUMBERED_ID else None
+
+
+class PatchIds:
+    """Gives the patches of one image their ids, in item order."""
+
+    def __init__(self) -> None:
+        self._taken: set[int] = set()
+        self._next_free = FIRST_UNNUMBERED_ID
+
+    def assign(self, file: str) -> int:
+        """Return the id of the next patch: its number, or the next from 2^63 where that is missing or taken."""
+        number = file_number(file)
+        if number is None or number in self._taken:
+            number = self._next_free
+            self._next_free += 1
+        self._taken.add(number)
+        return number
+
+
+def assign_patch_ids(files: Iterable[str]) -> NDArray[np.uint64]:
+    """Return the patch ids of an image's files in item order, uint64.
+
+    >>> assign_patch_ids(["1.jpg", "a.jpg", "01.jpg"]) - np.array([0, 2**63, 2**63], np.uint64)
+    array([1, 0, 1], dtype=uint64)
+    """
+    ids = PatchIds()
+    return np.array([ids.assign(file) for file in files], np.uint64)
+
+
+def encode_image(image: Image) -> bytes:
+    """Return the metadata record of an image; FORMAT.md describes it."""
+    assert image.heights is not None
+    assert image.widths is not None
+    record: dict[str, Any] = {
+        "name": image.name,
+        "files": list(image.files),
+        "ids": _pack(assign_patch_ids(image.files)),
+        "heights": _pack(image.heights),
+        "widths": _pack(image.widths),
+        "reference": image.has_reference,
+    }
+    if image.centers is not None:
+        record["center_ids"] = _pack(np.array(list(image.centers), np.int64))
+        columns = np.array(list(image.centers.values()), np.int64).reshape(-1, 3).T
+        for key, column in zip(("center_rows", "center_cols", "center_widths"), columns, strict=True):
+            record[key] = _pack(column)
+    if image.extra:
+        record["extra"] = dict(image.extra)
+    packed: bytes = msgpack.packb(record, use_bin_type=True)
+    return packed
+
+
+def decode_image(record: bytes) -> Image:
+    """Return the image of a metadata record.
+
+    Raises:
+        DamagedError: the record is not one that encode_image writes; the caller adds where it lies.
+    """
+    if len(record) > MAX_RECORD_BYTES:
+        raise DamagedError(f"metadata record of {len(record)} bytes, more than {MAX_RECORD_BYTES}")
+    try:
+        fields = msgpack.unpackb(record, raw=False, strict_map_key=True, ext_hook=_refuse_ext)
+        heights, widths = (_unpack(fields[key]).astype(np.uint32) for key in ("heights", "widths"))
+        image = Image(
+            name=_expect(str, fields["name"]),
+            files=tuple(_expect(str, file) for file in _expect(list, fields["files"])),
+            centers=_decode_centers(fields) if "center_ids" in fields else None,
+            has_reference=_expect(bool, fields["reference"]),
+            heights=heights,
+            widths=widths,
+            extra=_expect(dict, fields.get("extra", {})),
+        )
+        lengths = {len(image.files), len(_unpack(fields["ids"])), len(heights), len(widths)}
+    except (msgpack.UnpackException, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise DamagedError(f"metadata record cannot be read ({error!r})") from error
+    if len(lengths) != 1:
+        raise DamagedError(f"metadata record of {image.name!r} has columns of different length")
+    return image
+
+
+def _decode_centers(fields: dict[str, Any]) -> dict[int, Center]:
+    columns = (_unpack(fields[key]).tolist() for key in ("center_rows", "center_cols", "center_widths"))
+    centers = map(Center._make, zip(*columns, strict=True))
+    return dict(zip(_unpack(fields["center_ids"]).tolist(), centers, strict=True))
+
+
+def _pack(numbers: NDArray[Any]) -> list[Any]:
+    """Return [type code, little-endian bytes] in the smallest type that holds all the numbers."""
+    low, high = (int(numbers.min()), int(numbers.max())) if len(numbers) else (0, 0)
+    for code in ("<u1", "<u2", "<u4", "<i8", "<u8"):
+        limits = np.iinfo(code)
+        if limits.min <= low and high <= limits.max:
+            return [code, numbers.astype(code).tobytes()]
+    raise AssertionError("every int64 and uint64 fits one of the types")
+
+
+def _unpack(packed: list[Any]) -> NDArray[Any]:
+    code, data = packed
+    if code not in ("<u1", "<u2", "<u4", "<i8", "<u8"):
+        raise ValueError(f"unknown array type {code!r}")
+    return np.frombuffer(data, code)
+
+
+def _expect(kind: type[Any], value: Any) -> Any:
+    if not isinstance(value, kind):
+        raise TypeError(f"{kind.__name__} expected, got {type(value).__name__}")
+    return value
+
+
+def _refuse_ext(code: int, _: bytes) -> None:
+    raise ValueError(f"extension type {code}")

@@ -1,0 +1,192 @@
+"""From encoded bytes to RGB pixels: JPEG by libjpeg-turbo, everything else by Pillow."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Iterable
+from typing import Literal, NamedTuple
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image as PillowImage
+from PIL import UnidentifiedImageError
+
+from dlas_store.errors import ImageError
+from dlas_store.source import Pixels
+
+MAX_PIXELS = 89_478_485
+"""Pictures above this are refused before anything is allocated; Pillow's own limit, 256 MiB of RGB."""
+
+IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".webp"})
+"""What DL-Art-School takes for a picture, in any case."""
+
+Decoder = Literal["simplejpeg", "pyturbojpeg"]
+
+_JPEG_START = b"\xff\xd8\xff"
+_PNG_START = b"\x89PNG\r\n\x1a\n"
+_PNG_END = b"IEND\xaeB`\x82"
+# Pillow knows more, and for some of them (EPS) it starts other programs.
+_PILLOW_FORMATS = ("BMP", "JPEG", "PNG", "PPM", "WEBP")
+_PILLOW_ERRORS = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, zlib.error)
+
+
+class Size(NamedTuple):
+    """Height and width in pixels."""
+
+    height: int
+    width: int
+
+
+def decode(
+    data: bytes, *, alpha: bool = False, max_pixels: int = MAX_PIXELS, decoder: Decoder = "simplejpeg"
+) -> Pixels:
+    """Decode a picture.
+
+    Args:
+        data: the bytes of an image file; its kind is told from them, not from a name.
+        alpha: give RGBA, with 255 where the picture has no alpha. Without it alpha is dropped, not composited.
+        max_pixels: height times width above which the picture is refused.
+        decoder: what decodes baseline and progressive JPEG. Both give the same pixels.
+
+    Returns:
+        uint8 (H, W, 3) RGB or (H, W, 4) RGBA. Grey is repeated, CMYK converted, 16-bit values are divided by 257 and
+        rounded. EXIF rotation is not applied.
+
+    Raises:
+        ImageError: no picture, a damaged or truncated one, or one above max_pixels.
+    """
+    if data.startswith(_JPEG_START):
+        size, colorspace = _jpeg_header(data)
+        _check_size(size, max_pixels)
+        if colorspace not in ("CMYK", "YCCK"):
+            return _decode_jpeg(data, "RGBA" if alpha else "RGB", decoder)
+    elif data.startswith(_PNG_START) and data[24:25] == b"\x10":
+        _check_size(image_size(data), max_pixels)
+        return _decode_png16(data, alpha=alpha)
+    with _open_with_pillow(data) as picture:
+        _check_size(Size(picture.height, picture.width), max_pixels)
+        return _pillow_pixels(picture, alpha=alpha)
+
+
+def as_batch(pictures: Iterable[Pixels]) -> Pixels | list[Pixels]:
+    """Return pictures as one array (n, H, W, C) when all sizes agree, else as a list."""
+    arrays = list(pictures)
+    if arrays and all(array.shape == arrays[0].shape for array in arrays):
+        return np.stack(arrays)
+    return arrays
+
+
+def image_size(data: bytes) -> Size:
+    """Return the size a picture claims in its header.
+
+    Raises:
+        ImageError: no picture.
+    """
+    if data.startswith(_JPEG_START):
+        return _jpeg_header(data)[0]
+    with _open_with_pillow(data) as picture:
+        return Size(picture.height, picture.width)
+
+
+def check_picture(data: bytes, *, decode_all: bool = False, max_pixels: int = MAX_PIXELS) -> Size:
+    """Check that bytes are a whole picture and return its size.
+
+    The header is read and the end marker of JPEG and PNG looked for; what has no end marker is decoded, everything is
+    with ``decode_all``.
+
+    Raises:
+        ImageError: no picture, a damaged or truncated one, or one above max_pixels.
+    """
+    size = image_size(data)
+    _check_size(size, max_pixels)
+    jpeg_ends = data.startswith(_JPEG_START) and data.endswith(b"\xff\xd9")
+    png_ends = data.startswith(_PNG_START) and data.endswith(_PNG_END)
+    if decode_all or not (jpeg_ends or png_ends):
+        decode(data, max_pixels=max_pixels)
+    return size
+
+
+def _check_size(size: Size, max_pixels: int) -> None:
+    if size.height * size.width > max_pixels:
+        raise ImageError(f"{size.width} x {size.height} pixels are more than the limit of {max_pixels}")
+
+
+def _jpeg_header(data: bytes) -> tuple[Size, str]:
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError as error:
+        raise ImageError(f"damaged JPEG header ({error})") from error
+    return Size(height, width), colorspace
+
+
+def _decode_jpeg(data: bytes, colorspace: Literal["RGB", "RGBA"], decoder: Decoder) -> Pixels:
+    if decoder == "pyturbojpeg":
+        from dlas_store import pyturbojpeg  # noqa: PLC0415 - an extra
+
+        return pyturbojpeg.decode(data, colorspace)
+    try:
+        pixels: Pixels = simplejpeg.decode_jpeg(data, colorspace)
+    except ValueError as error:
+        raise ImageError(f"damaged or truncated JPEG ({error})") from error
+    return pixels
+
+
+def _open_with_pillow(data: bytes) -> PillowImage.Image:
+    if not data:
+        raise ImageError("the file is empty")
+    try:
+        return PillowImage.open(io.BytesIO(data), formats=_PILLOW_FORMATS)
+    except UnidentifiedImageError as error:
+        raise ImageError(f"not a picture of a kind that is read ({', '.join(_PILLOW_FORMATS)})") from error
+    except (PillowImage.DecompressionBombError, PillowImage.DecompressionBombWarning) as error:
+        raise ImageError(f"more pixels than the limit of {MAX_PIXELS}") from error
+    except _PILLOW_ERRORS as error:
+        raise ImageError(f"damaged picture ({error})") from error
+
+
+def _pillow_pixels(picture: PillowImage.Image, *, alpha: bool) -> Pixels:
+    try:
+        if picture.mode == "F":
+            raise ImageError("pixels are floating point numbers, which have no range to convert from")
+        if picture.mode.startswith("I"):
+            return _with_channels(_from_16_bits(np.asarray(picture)), alpha=alpha)
+        has_alpha = picture.has_transparency_data
+        array: Pixels = np.array(picture.convert("RGBA" if has_alpha else "RGB"))
+    except _PILLOW_ERRORS as error:
+        if isinstance(error, ImageError):
+            raise
+        raise ImageError(f"damaged or truncated picture ({error})") from error
+    return _with_channels(array, alpha=alpha)
+
+
+def _decode_png16(data: bytes, *, alpha: bool) -> Pixels:
+    # Pillow cuts 16-bit colour to its high bytes; OpenCV keeps it.
+    import cv2  # noqa: PLC0415 - slow to load and rarely needed here
+
+    with _open_with_pillow(data) as picture:
+        try:
+            picture.load()  # OpenCV fills what is missing of a truncated file; Pillow raises
+        except _PILLOW_ERRORS as error:
+            raise ImageError(f"damaged or truncated picture ({error})") from error
+    array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if array is None:
+        raise ImageError("damaged or truncated picture")
+    if array.ndim == 3:
+        array = array[:, :, [2, 1, 0, 3][: array.shape[2]]]
+    return _with_channels(_from_16_bits(array), alpha=alpha)
+
+
+def _from_16_bits(array: NDArray[np.generic]) -> Pixels:
+    return ((np.clip(array.astype(np.int64), 0, 65535) + 128) // 257).astype(np.uint8)
+
+
+def _with_channels(array: Pixels, *, alpha: bool) -> Pixels:
+    """Return (H, W), (H, W, 3) or (H, W, 4) pixels as RGB, or RGBA with alpha."""
+    if array.ndim == 2:
+        array = np.repeat(array[:, :, None], 3, axis=2)
+    if alpha and array.shape[2] == 3:
+        array = np.dstack([array, np.full(array.shape[:2], 255, np.uint8)])
+    return np.ascontiguousarray(array[:, :, : 4 if alpha else 3])

@@ -1,0 +1,48 @@
+"""Decoding JPEG with PyTurboJPEG, for those who want their own libjpeg-turbo; an extra."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, Literal, NoReturn
+
+from dlas_store.errors import ConfigError, ImageError
+from dlas_store.source import Pixels
+
+_REMEDY = "pip install dlas-store[turbojpeg] and the system's libjpeg-turbo, or take decoder simplejpeg"
+
+
+def decode(data: bytes, colorspace: Literal["RGB", "RGBA"]) -> Pixels:
+    """Decode a JPEG to uint8 (H, W, 3) RGB or (H, W, 4) RGBA; safe in several threads at once.
+
+    Raises:
+        ImageError: damaged or truncated.
+        ConfigError: PyTurboJPEG or libjpeg-turbo is missing, or too old or too new.
+    """
+    decoder = _load()
+    try:
+        # Never with dst=: some versions write outside a strided array, or into a read-only one.
+        pixels: Pixels = decoder.decode(data, pixel_format={"RGB": 0, "RGBA": 7}[colorspace])
+    except (OSError, ValueError) as error:
+        raise ImageError(f"damaged or truncated JPEG ({error})") from error
+    return pixels
+
+
+@cache
+def _load() -> Any:
+    """Return a TurboJPEG that raises where the package's own only warns and returns what it has."""
+    try:
+        from turbojpeg import TurboJPEG  # noqa: PLC0415 - an extra
+
+        decoder = TurboJPEG()
+        error_string = decoder._TurboJPEG__get_error_string
+        decoder._TurboJPEG__report_error  # noqa: B018 - to see that it is there
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"decoder pyturbojpeg cannot be loaded ({reason}); {_REMEDY}") from error
+
+    def report_error(handle: object) -> NoReturn:
+        raise OSError(error_string(handle))
+
+    # Every status but success comes here. Warnings filters would do the same, were they not shared by all threads.
+    decoder._TurboJPEG__report_error = report_error
+    return decoder

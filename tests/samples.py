@@ -1,0 +1,26 @@
+"""The sample data, and pictures made for one test."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+DATA = Path(__file__).parent / "data"
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def noise(height: int, width: int, *, seed: int = 0) -> Array:
+    """Return random pixels, uint8 (height, width, 3)."""
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def png(pixels: Array) -> bytes:
+    """Encode uint8 (H, W, 3) so that decoding gives the same pixels; readers tell the kind from the bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
