@@ -1,0 +1,219 @@
+"""One import or append: planned shards, built one by one, become visible together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from dlas_store.errors import StoreError
+from dlas_store.index import INDEX_FILE, Index, IndexWriter
+from dlas_store.publish import PartialFolder, publish_file, write_file
+from dlas_store.shard import Directory, Shard, ShardHeader, ShardWriter, shard_file_name
+from dlas_store.source import Layout
+
+_PLAN_FILE = "plan.json"
+
+
+class PlannedShard(NamedTuple):
+    """What one shard is to hold; bytes are those of its files."""
+
+    images: int
+    patches: int
+    payload_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CommitPlan:
+    """Everything about a commit that a rerun of its command must find again.
+
+    Attributes:
+        store_id: of the store that is written or appended to, hex.
+        layout: that of the store.
+        fingerprint: what the source and the options came to, as the converter computed it.
+        commit: its number, from 0.
+        first_shard: number of its first shard.
+        first_image: id of its first image.
+        shards: what each shard is to hold.
+        shard_ids: their ids, hex.
+    """
+
+    store_id: str
+    layout: Layout
+    fingerprint: str
+    commit: int
+    first_shard: int
+    first_image: int
+    shards: tuple[PlannedShard, ...]
+    shard_ids: tuple[str, ...]
+
+    def headers(self) -> list[ShardHeader]:
+        """Return the header of each shard, its counts still zero."""
+        headers = []
+        first_image = self.first_image
+        for position, (shard, shard_id) in enumerate(zip(self.shards, self.shard_ids, strict=True)):
+            headers.append(
+                ShardHeader(
+                    store_id=bytes.fromhex(self.store_id),
+                    shard_id=bytes.fromhex(shard_id),
+                    number=self.first_shard + position,
+                    layout=self.layout,
+                    commit=self.commit,
+                    commit_first=self.first_shard,
+                    commit_shards=len(self.shards),
+                    first_image=first_image,
+                )
+            )
+            first_image += shard.images
+        return headers
+
+
+class SealedShard(NamedTuple):
+    """What the index needs of a sealed shard; size in bytes."""
+
+    header: ShardHeader
+    directory: Directory
+    size: int
+
+
+class Commit:
+    """Writes a new store, or new shards of one that is there.
+
+    A context manager: left without publish(), it keeps what is sealed, and the same command goes on from there. Shards
+    are built by write_shard() in ``folder``, by this or other processes, and handed to add() in order.
+
+    Attributes:
+        plan: the plan; that of the interrupted run where there was one.
+        folder: where the shards are built.
+    """
+
+    def __init__(self, store: Path, plan: CommitPlan, *, base: Index | None) -> None:
+        """Take the lock and agree on a plan.
+
+        Args:
+            store: the store's folder.
+            plan: what is to be written.
+            base: the index of the store that is appended to, None for a new one.
+
+        Raises:
+            BusyError: another process writes the store.
+            StoreError: an interrupted run had another source or other options.
+        """
+        self._store = store
+        self._base = base
+        self._partial = PartialFolder(store)
+        self.folder = self._partial.path
+        try:
+            self.plan = self._agree(plan)
+            generation = 0 if base is None else base.generation + 1
+            self._index = IndexWriter(
+                self.folder / (INDEX_FILE + ".tmp"),
+                store_id=bytes.fromhex(self.plan.store_id),
+                layout=self.plan.layout,
+                generation=generation,
+            )
+        except BaseException:
+            self._partial.close()
+            raise
+        if base is not None:
+            self._index.add_index(base)
+
+    def find_shard(self, header: ShardHeader) -> Path | None:
+        """Return where a shard lies that an earlier run sealed, None where it did not get that far."""
+        for folder in (self.folder, self._store):
+            path = folder / header.file_name
+            if path.exists() and Shard(path).header.shard_id == header.shard_id:
+                return path
+        return None
+
+    def add(self, shard: SealedShard) -> None:
+        """Add a sealed shard to the index; shards come in order."""
+        self._index.add(shard.header, shard.directory, size=shard.size)
+
+    def publish(self) -> None:
+        """Make all shards visible, durably: first they, then the index that names them."""
+        self._index.finish()
+        publish_file(self.folder / (INDEX_FILE + ".tmp"), self.folder / INDEX_FILE)
+        if self._base is None:
+            for file in self.folder.iterdir():
+                if file.suffix == ".json":
+                    file.unlink()
+            self._partial.publish()
+            return
+        for header in self.plan.headers():
+            if (self.folder / header.file_name).exists():
+                publish_file(self.folder / header.file_name, self._store / header.file_name)
+        publish_file(self.folder / INDEX_FILE, self._store / INDEX_FILE)
+        self._partial.remove()
+
+    def __enter__(self) -> Self:
+        """Return self."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Let go of the lock."""
+        self._index.close()
+        self._partial.close()
+
+    def _agree(self, wanted: CommitPlan) -> CommitPlan:
+        """Return the plan of the interrupted run if it is the same, else record the wanted one."""
+        path = self.folder / _PLAN_FILE
+        if path.exists():
+            earlier = _decode_plan(path.read_bytes())
+            if earlier.commit < wanted.commit:  # it was published, and killed before it had cleaned up
+                path.unlink()
+            elif earlier == replace(
+                wanted, store_id=earlier.store_id, shard_ids=earlier.shard_ids, first_shard=earlier.first_shard
+            ):
+                return earlier
+            else:
+                raise StoreError(
+                    f"{self.folder}: an interrupted run had other files in its source or other options; run it again "
+                    "with the same, or remove that folder to start over"
+                )
+        write_file(path, json.dumps(asdict(wanted)).encode())
+        return wanted
+
+
+def write_shard(folder: Path, header: ShardHeader, fill: Callable[[ShardWriter], None]) -> SealedShard:
+    """Build a shard under a temporary name and seal it.
+
+    Args:
+        folder: a commit's folder.
+        header: one of its plan's.
+        fill: adds the images.
+
+    Raises:
+        WriteError: the disk refused it.
+    """
+    temporary = folder / (header.file_name + ".tmp")
+    with ShardWriter(temporary, header) as writer:
+        fill(writer)
+        sealed, directory = writer.seal()
+    publish_file(temporary, folder / header.file_name)
+    return SealedShard(sealed, directory, (folder / header.file_name).stat().st_size)
+
+
+def read_shard(path: Path, *, check_values: bool) -> SealedShard:
+    """Return what the index needs of a shard, found by a walk through it; see Shard.read_directory."""
+    shard = Shard(path)
+    return SealedShard(shard.header, shard.read_directory(check_values=check_values), len(shard.data))
+
+
+def next_shard_number(store: Path, base: Index) -> int:
+    """Return the first number that no shard of a store has, named by its index or not."""
+    number = max(base.shards, default=-1) + 1
+    while (store / shard_file_name(number)).exists():
+        number += 1
+    return number
+
+
+def _decode_plan(data: bytes) -> CommitPlan:
+    fields = json.loads(data)
+    shards = tuple(PlannedShard(*shard) for shard in fields["shards"])
+    return CommitPlan(**fields | {"shards": shards, "shard_ids": tuple(fields["shard_ids"])})

@@ -1,0 +1,299 @@
+"""The key index of a store: all that opening it needs, in one sealed file."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlas_store.errors import DamagedError
+from dlas_store.lmdb_pages import walk
+from dlas_store.lmdb_writer import BATCH_BYTES, LmdbWriter
+from dlas_store.sealed_file import SealedFile, map_file, seal
+from dlas_store.shard import IMAGE_ROW, PATCH_ROW, Directory, Shard, ShardHeader
+from dlas_store.source import Layout
+from dlas_store.tables import RowType, Table, TableWriter
+
+INDEX_FILE = "index.lmdb"
+
+NAME_ROW = RowType("names", np.dtype([("hash", "<u8"), ("image", "<u4")]))
+_ROW_TYPES = (IMAGE_ROW, PATCH_ROW, NAME_ROW)
+
+
+class ImageRow(NamedTuple):
+    """Where an image's values lie; offsets and lengths in bytes of the payload in its shard."""
+
+    metadata_offset: int
+    reference_offset: int
+    first_patch: int
+    metadata_length: int
+    reference_length: int
+    shard: int
+
+
+class PatchRow(NamedTuple):
+    """Where a patch lies; offset and length in bytes of the payload in its shard."""
+
+    offset: int
+    patch_id: int
+    length: int
+    image: int
+    shard: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardEntry:
+    """A shard as the index knows it.
+
+    Attributes:
+        number: its number, which gives its file name.
+        shard_id: what the file must say of itself.
+        size: exact bytes of the file.
+        first_image: number of its first image in the store.
+        first_image_id: id of that image in the shard's keys.
+        images: number of images.
+        patches: number of patches.
+        payload_bytes: bytes of all patches and references.
+        commit: number of the import or append that wrote it.
+    """
+
+    number: int
+    shard_id: bytes
+    size: int
+    first_image: int
+    first_image_id: int
+    images: int
+    patches: int
+    payload_bytes: int
+    commit: int
+
+
+class Index:
+    """The index of a store, or of a single shard.
+
+    Attributes:
+        place: the file it was read from.
+        store_id: 16 bytes.
+        layout: that of the store.
+        generation: how often the index was replaced.
+        shards: the shard table, by shard number.
+        images: rows of ImageRow.
+        patches: rows of PatchRow.
+        names: rows of (hash of the name, image number), sorted.
+    """
+
+    def __init__(
+        self,
+        *,
+        place: Path,
+        store_id: bytes,
+        layout: Layout,
+        generation: int,
+        shards: dict[int, ShardEntry],
+        images: Sequence[Any],
+        patches: Sequence[Any],
+        names: Sequence[Any],
+    ) -> None:
+        self.place = place
+        self.store_id = store_id
+        self.layout: Layout = layout
+        self.generation = generation
+        self.shards = shards
+        self.images = images
+        self.patches = patches
+        self.names = names
+
+    @classmethod
+    def open(cls, path: Path) -> Index:
+        """Open an index file.
+
+        Raises:
+            NotASourceError, DamagedError, FormatVersionError: see SealedFile.
+        """
+        file = SealedFile(path, "index")
+        body = file.body
+        try:
+            tables = {
+                row_type.name: Table(
+                    row_type,
+                    table_id=body["table_id"],
+                    data=file.data,
+                    chunk_offsets=np.frombuffer(body["chunks"][row_type.name], "<u8").tolist(),
+                    count=body["counts"][row_type.name],
+                    place=str(path),
+                )
+                for row_type in _ROW_TYPES
+            }
+            return cls(
+                place=path,
+                store_id=body["store_id"],
+                layout=body["layout"],
+                generation=body["generation"],
+                shards={entry["number"]: ShardEntry(**entry) for entry in body["shards"]},
+                **tables,
+            )
+        except (KeyError, TypeError) as error:
+            raise DamagedError(f"{path}: the trailer lacks fields or has unknown ones ({error!r})") from error
+
+    @classmethod
+    def of_shard(cls, shard: Shard) -> Index:
+        """Return an index of a single shard, made by walking through it."""
+        header = shard.header
+        directory = shard.read_directory()
+        order = np.argsort(directory.name_hashes, kind="stable")
+        return cls(
+            place=shard.path,
+            store_id=header.store_id,
+            layout=header.layout,
+            generation=0,
+            shards={header.number: shard_entry(header, size=len(shard.data), first_image=0)},
+            images=directory.images.tolist(),
+            patches=directory.patches.tolist(),
+            names=list(zip(directory.name_hashes[order].tolist(), order.tolist(), strict=True)),
+        )
+
+    @property
+    def tables(self) -> list[Table]:
+        """The tables that lie in a file; none for an index of a single shard."""
+        return [table for table in (self.images, self.patches, self.names) if isinstance(table, Table)]
+
+    def agrees_with(self, header: ShardHeader, directory: Directory) -> bool:
+        """Return whether the rows of a shard are those that a walk through it gave."""
+        entry = self.shards[header.number]
+        first, end = entry.first_image, entry.first_image + entry.images
+        if (len(directory.images), len(directory.patches)) != (entry.images, entry.patches):
+            return False
+        first_patch = self.images[first][2] if entry.images else 0
+        images, patches = directory.rebased(first_image=first, first_patch=first_patch)
+        own_patches = range(first_patch, first_patch + entry.patches)
+        own_images = [self.images[number] for number in range(first, end)]
+        return bool(own_images == images.tolist() and [self.patches[n] for n in own_patches] == patches.tolist())
+
+    def images_named(self, name_hash: int) -> Iterator[int]:
+        """Yield the numbers of the images whose names have a hash."""
+        low, high = 0, len(self.names)
+        while low < high:
+            middle = (low + high) // 2
+            if self.names[middle][0] < name_hash:
+                low = middle + 1
+            else:
+                high = middle
+        while low < len(self.names) and self.names[low][0] == name_hash:
+            yield self.names[low][1]
+            low += 1
+
+
+def shard_entry(header: ShardHeader, *, size: int, first_image: int) -> ShardEntry:
+    """Return the entry of a sealed shard in the shard table."""
+    return ShardEntry(
+        number=header.number,
+        shard_id=header.shard_id,
+        size=size,
+        first_image=first_image,
+        first_image_id=header.first_image,
+        images=header.images,
+        patches=header.patches,
+        payload_bytes=header.payload_bytes,
+        commit=header.commit,
+    )
+
+
+class IndexWriter:
+    """Writes an index under a temporary name from the directories of its shards, in order.
+
+    Holds 12 bytes an image (its name's hash) and at most 32 MiB of rows.
+    """
+
+    def __init__(self, path: Path, *, store_id: bytes, layout: Layout, generation: int) -> None:
+        path.unlink(missing_ok=True)
+        self._path = path
+        self._body: dict[str, Any] = {
+            "kind": "index",
+            "store_id": store_id,
+            "layout": layout,
+            "generation": generation,
+            "table_id": secrets.token_bytes(16),
+        }
+        self._tables = {row.name: TableWriter(row, table_id=self._body["table_id"]) for row in _ROW_TYPES}
+        self._chunk_counts = dict.fromkeys(self._tables, 0)
+        self._shards: list[ShardEntry] = []
+        self._name_hashes: list[NDArray[np.uint64]] = []
+        self._waiting: list[tuple[bytes, bytes]] = []
+        self._lmdb = LmdbWriter(path)
+
+    def add(self, header: ShardHeader, directory: Directory, *, size: int) -> None:
+        """Add a shard: its images and patches follow those of the shards before."""
+        first_image, first_patch = self._tables["images"].count, self._tables["patches"].count
+        images, patches = directory.rebased(first_image=first_image, first_patch=first_patch)
+        self._shards.append(shard_entry(header, size=size, first_image=first_image))
+        self._name_hashes.append(directory.name_hashes)
+        self._extend("images", images)
+        self._extend("patches", patches)
+
+    def add_index(self, index: Index) -> None:
+        """Add all shards of an index that was opened from a file; comes before any other shard."""
+        assert isinstance(index.images, Table)
+        assert isinstance(index.patches, Table)
+        assert isinstance(index.names, Table)
+        for rows in index.images.arrays():
+            self._extend("images", rows)
+        for rows in index.patches.arrays():
+            self._extend("patches", rows)
+        hashes = np.empty(len(index.names), np.uint64)
+        for rows in index.names.arrays():
+            hashes[rows["image"]] = rows["hash"]
+        self._name_hashes.append(hashes)
+        self._shards.extend(index.shards.values())
+
+    def close(self) -> None:
+        """Close the file; without finish() it is of no use."""
+        self._lmdb.close()
+
+    def finish(self) -> None:
+        """Write the table of names, close and sync the file, and append its trailer."""
+        hashes = np.concatenate([np.empty(0, np.uint64), *self._name_hashes])
+        names = np.empty(len(hashes), NAME_ROW.dtype)
+        names["image"] = order = np.argsort(hashes, kind="stable")
+        names["hash"] = hashes[order]
+        self._extend("names", names)
+        for name, table in self._tables.items():
+            self._put(name, table.finish())
+        self._lmdb.write(self._waiting)
+        self._lmdb.finish()
+        seal(
+            self._path,
+            self._body
+            | {
+                "shards": [asdict(entry) for entry in self._shards],
+                "counts": {name: table.count for name, table in self._tables.items()},
+                "chunks": _chunk_offsets(self._path),
+            },
+        )
+
+    def _extend(self, name: str, rows: NDArray[np.void]) -> None:
+        self._put(name, self._tables[name].extend(rows))
+
+    def _put(self, name: str, chunks: Iterator[bytes]) -> None:
+        for chunk in chunks:
+            self._waiting.append((_chunk_key(name, self._chunk_counts[name]), chunk))
+            self._chunk_counts[name] += 1
+            if sum(len(value) for _, value in self._waiting) >= BATCH_BYTES:
+                self._lmdb.write(self._waiting)
+                self._waiting = []
+
+
+def _chunk_key(name: str, number: int) -> bytes:
+    return b"%s/%08d" % (name.encode(), number)
+
+
+def _chunk_offsets(path: Path) -> dict[str, bytes]:
+    """Return where the chunks of each table lie in a finished LMDB file, little-endian u64 each."""
+    offsets: dict[str, list[int]] = {row_type.name: [] for row_type in _ROW_TYPES}
+    for entry in walk(map_file(path)):
+        offsets[entry.key.decode().partition("/")[0]].append(entry.offset)
+    return {name: np.array(places, "<u8").tobytes() for name, places in offsets.items()}

@@ -1,0 +1,185 @@
+"""Read the B+ tree of an LMDB file from its bytes, without the engine.
+
+The engine trusts the pages it is given: a flipped bit or a missing page can end the process. Here every number read
+from a page is checked before it is used, so a damaged file is a DamagedError. It also tells where a value lies, which
+lets a sealed file be read by plain slices afterwards. Layout: LMDB 0.9, data version 1, little-endian.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from dlas_store.errors import DamagedError
+
+_PAGE = struct.Struct("<QHHHH")  # number, padding, flags, lower, upper; for overflow pages the last two are a count
+_NODE = struct.Struct("<HHHH")  # low and high half of the size or child, flags, key size
+_U64 = struct.Struct("<Q")
+_PAGE_HEADER = 16
+_META_SIZE = 152
+
+_MAGIC = 0xBEEFC0DE
+_DATA_VERSION = 1
+_BRANCH, _LEAF, _OVERFLOW = 0x01, 0x02, 0x04
+_BIG_VALUE = 0x01
+_NO_PAGE = (1 << 64) - 1
+_MAX_DEPTH = 32
+
+
+class Meta(NamedTuple):
+    """The newer of the two meta pages.
+
+    Attributes:
+        page_size: bytes.
+        depth: levels of the tree, 0 for an empty one.
+        entries: number of keys.
+        root: page number of the root, 2^64 - 1 for an empty tree.
+        last_page: number of the last page that the tree may use.
+        transaction: id of the transaction that wrote it.
+    """
+
+    page_size: int
+    depth: int
+    entries: int
+    root: int
+    last_page: int
+    transaction: int
+
+    @property
+    def file_size(self) -> int:
+        """Bytes that the file needs to hold all its pages."""
+        return (self.last_page + 1) * self.page_size
+
+
+class Entry(NamedTuple):
+    """A key and where its value lies in the file, in bytes."""
+
+    key: bytes
+    offset: int
+    length: int
+
+
+def is_lmdb(data: bytes | mmap.mmap) -> bool:
+    """Return whether bytes start like an LMDB file."""
+    return len(data) >= _META_SIZE and struct.unpack_from("<I", data, 16)[0] == _MAGIC
+
+
+def read_meta(data: bytes | mmap.mmap) -> Meta:
+    """Return the newer meta page, after checking that the file holds all the pages it speaks of.
+
+    Raises:
+        DamagedError: no LMDB file, or one cut short.
+    """
+    if not is_lmdb(data):
+        raise DamagedError("not an LMDB file")
+    page_size = struct.unpack_from("<I", data, 40)[0]
+    if not (512 <= page_size <= 65536 and page_size.bit_count() == 1):
+        raise DamagedError(f"page size {page_size} in the LMDB header")
+    pages = [_read_meta_page(data, offset) for offset in (0, page_size) if offset + _META_SIZE <= len(data)]
+    valid = [meta for meta in pages if meta is not None and meta.page_size == page_size]
+    if not valid:
+        raise DamagedError("no valid LMDB meta page")
+    meta = max(valid, key=lambda meta: meta.transaction)
+    if meta.file_size > len(data):
+        raise DamagedError(f"cut short: {len(data)} bytes where LMDB's header needs {meta.file_size}")
+    return meta
+
+
+def _read_meta_page(data: bytes | mmap.mmap, offset: int) -> Meta | None:
+    magic, version = struct.unpack_from("<II", data, offset + 16)
+    if magic != _MAGIC or version != _DATA_VERSION:
+        return None
+    (page_size,) = struct.unpack_from("<I", data, offset + 40)
+    (depth,) = struct.unpack_from("<H", data, offset + 94)
+    entries, root, last_page, transaction = struct.unpack_from("<QQQQ", data, offset + 120)
+    return Meta(page_size, depth, entries, root, last_page, transaction)
+
+
+def walk(data: bytes | mmap.mmap) -> Iterator[Entry]:
+    """Yield every key of the main tree in order, with the place of its value.
+
+    Raises:
+        DamagedError: pages that contradict the format, the header or each other.
+    """
+    meta = read_meta(data)
+    if meta.root == _NO_PAGE:
+        if meta.entries:
+            raise DamagedError(f"LMDB's header counts {meta.entries} keys but names no root page")
+        return
+    if not 1 <= meta.depth <= _MAX_DEPTH:
+        raise DamagedError(f"tree depth {meta.depth} in the LMDB header")
+    count = 0
+    previous = b""
+    for page in _leaves(data, meta):
+        for entry in _leaf_entries(data, meta, page):
+            if entry.key <= previous:
+                raise DamagedError(f"keys out of order on page {page}")
+            previous = entry.key
+            count += 1
+            yield entry
+    if count != meta.entries:
+        raise DamagedError(f"{count} keys in the tree, {meta.entries} in the LMDB header")
+
+
+def _leaves(data: bytes | mmap.mmap, meta: Meta) -> Iterator[int]:
+    """Yield the numbers of the leaf pages in key order."""
+    to_visit = [(meta.root, 1)]
+    visited = 0
+    while to_visit:
+        page, depth = to_visit.pop()
+        visited += 1
+        if visited > meta.last_page:
+            raise DamagedError("the tree's pages form a circle")
+        if depth == meta.depth:
+            yield page
+            continue
+        children = []
+        for node in _nodes(data, meta, page, _BRANCH):
+            low, high, top, _ = _NODE.unpack_from(data, node)
+            children.append((low | high << 16 | top << 32, depth + 1))
+        to_visit.extend(reversed(children))
+
+
+def _leaf_entries(data: bytes | mmap.mmap, meta: Meta, page: int) -> Iterator[Entry]:
+    page_end = (page + 1) * meta.page_size
+    for node in _nodes(data, meta, page, _LEAF):
+        low, high, flags, key_size = _NODE.unpack_from(data, node)
+        length = low | high << 16
+        value = node + _NODE.size + key_size
+        if flags == _BIG_VALUE and value + _U64.size <= page_end:
+            offset = _overflow_value(data, meta, _U64.unpack_from(data, value)[0], length)
+        elif flags == 0 and value + length <= page_end:
+            offset = value
+        else:
+            raise DamagedError(f"a node of page {page} is not one of a plain key and value")
+        yield Entry(data[node + _NODE.size : value], offset, length)
+
+
+def _overflow_value(data: bytes | mmap.mmap, meta: Meta, page: int, length: int) -> int:
+    """Return where a value on overflow pages starts."""
+    needed = -(-(_PAGE_HEADER + length) // meta.page_size)
+    if not 2 <= page <= meta.last_page + 1 - needed:
+        raise DamagedError(f"overflow page {page} is outside the file")
+    start = page * meta.page_size
+    number, _, flags, low, high = _PAGE.unpack_from(data, start)
+    if number != page or flags != _OVERFLOW or low | high << 16 != needed:
+        raise DamagedError(f"page {page} is not the overflow page it should be")
+    return start + _PAGE_HEADER
+
+
+def _nodes(data: bytes | mmap.mmap, meta: Meta, page: int, kind: int) -> list[int]:
+    """Return where the nodes of a branch or leaf page start in the file."""
+    if not 2 <= page <= meta.last_page:
+        raise DamagedError(f"tree page {page} is outside the file")
+    start = page * meta.page_size
+    number, _, flags, lower, upper = _PAGE.unpack_from(data, start)
+    if number != page or flags != kind:
+        raise DamagedError(f"page {page} is not the {'leaf' if kind == _LEAF else 'branch'} page it should be")
+    if not _PAGE_HEADER < lower <= upper <= meta.page_size or lower % 2:
+        raise DamagedError(f"page {page} has a damaged header")
+    offsets = struct.unpack_from(f"<{(lower - _PAGE_HEADER) // 2}H", data, start + _PAGE_HEADER)
+    if min(offsets) < upper or max(offsets) > meta.page_size - _NODE.size:
+        raise DamagedError(f"page {page} points outside itself")
+    return [start + offset for offset in offsets]

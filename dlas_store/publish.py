@@ -1,0 +1,163 @@
+"""How files become visible: built beside their place, synced, renamed; a kill leaves the old or the new state."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from dlas_store.errors import BusyError, TargetExistsError, WriteError
+
+_LOCK_FILE = "lock"
+_LOCK_PATIENCE_SECONDS = 2.0
+"""Workers of a killed import hold its lock until they notice; that takes milliseconds."""
+
+
+class PartialFolder:
+    """The folder ``NAME.partial`` in which a new store or exported folder grows, for one process at a time.
+
+    The lock dies with its process. What is in the folder stays when the process ends early: the next one goes on.
+    """
+
+    def __init__(self, target: Path) -> None:
+        """Create or take over the folder.
+
+        Args:
+            target: what the folder will be renamed to.
+
+        Raises:
+            BusyError: another process has it.
+            WriteError: it cannot be created.
+        """
+        self.target = target
+        self.path = target.with_name(target.name + ".partial")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = _take_lock(self.path / _LOCK_FILE)
+        except BlockingIOError as error:
+            raise BusyError(f"{self.path}: another process is writing {target.name}; wait for it to end") from error
+        except OSError as error:
+            raise write_error(self.path, error) from error
+
+    def publish(self, content: Path | None = None) -> None:
+        """Give the folder, or one in it, the name it was made for, durably.
+
+        Args:
+            content: the folder to rename; the rest is removed. None takes the whole.
+
+        Raises:
+            TargetExistsError: something of that name appeared meanwhile.
+        """
+        if self.target.exists():
+            raise TargetExistsError(f"{self.target}: appeared meanwhile; move it away and run the same command again")
+        if content is None:
+            (self.path / _LOCK_FILE).unlink()
+        sync_folder(content or self.path)
+        (content or self.path).rename(self.target)
+        sync_folder(self.target.parent)
+        if content is not None:
+            self.remove()
+
+    def remove(self) -> None:
+        """Remove the folder with all that is in it."""
+        shutil.rmtree(self.path)
+
+    def remove_if_unused(self) -> None:
+        """Remove the folder unless an interrupted run left work in it."""
+        if [file.name for file in self.path.iterdir()] == [_LOCK_FILE]:
+            self.remove()
+
+    def close(self) -> None:
+        """Let go of the lock and keep the folder."""
+        self._lock.close()
+
+    def __enter__(self) -> Self:
+        """Return self."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Let go of the lock."""
+        self.close()
+
+
+def _take_lock(path: Path) -> IO[bytes]:
+    import fcntl  # noqa: PLC0415 - reading must work where there is none
+
+    end = time.monotonic() + _LOCK_PATIENCE_SECONDS
+    while True:
+        file = path.open("ab")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.05)
+            continue
+        # The holder before us may have removed the file that we now hold the lock of.
+        if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
+            return file
+        file.close()
+
+
+def publish_file(temporary: Path, final: Path) -> None:
+    """Rename a synced file into its place, durably; what was there is replaced in one step."""
+    temporary.replace(final)
+    sync_folder(final.parent)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a small file so that it is there whole or not at all.
+
+    Raises:
+        WriteError: the disk refused it.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        publish_file(temporary, path)
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
+def sync_folder(path: Path) -> None:
+    """Make renames in a folder durable."""
+    if os.name == "nt":
+        return  # Windows cannot open folders; its renames are journalled
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_error(path: Path, error: OSError) -> WriteError:
+    """Return what to raise where the system refused a write."""
+    return WriteError(error.errno, f"{path}: cannot be written ({error.strerror}); make room or choose another place")
+
+
+def check_free_space(folder: Path, needed: int) -> None:
+    """Check that a file system has room.
+
+    Args:
+        folder: a folder on it, or the place of one that is not there yet.
+        needed: bytes.
+
+    Raises:
+        WriteError: there is less room than needed.
+    """
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise WriteError(
+            f"{folder}: {needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB free; make room or choose another disk"
+        )

@@ -1,0 +1,117 @@
+"""A sealed LMDB file: LMDB's own pages, then a trailer that says what the file is, checked when it is opened.
+
+LMDB ignores what follows its last page, so the file stays one for every LMDB tool.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import msgpack
+from xxhash import xxh3_64_intdigest
+
+from dlas_store import lmdb_pages
+from dlas_store.errors import DamagedError, FormatVersionError, NotASourceError
+
+FORMAT_VERSION = 1
+
+_MAGIC = b"dlasseal"
+_FOOTER = struct.Struct("<8sIIQ")  # magic, format version, body bytes, bytes of LMDB's pages
+_CHECKSUM = struct.Struct("<Q")
+_FOOTER_SIZE = _FOOTER.size + _CHECKSUM.size
+_MAX_BODY_BYTES = 1 << 28
+
+
+class SealedFile:
+    """A sealed file, mapped read-only.
+
+    The map needs no lock, survives a fork, and is let go when the last slice of it is.
+
+    Attributes:
+        path: the file.
+        data: its bytes.
+        body: what the trailer says.
+    """
+
+    def __init__(self, path: Path, kind: Literal["shard", "index"]) -> None:
+        """Map a file and check its trailer.
+
+        Raises:
+            NotASourceError: no such file, or not one of ours.
+            DamagedError: empty, cut short or changed.
+            FormatVersionError: written by a later version.
+        """
+        self.path = path
+        self.data = map_file(path)
+        body, self.lmdb_size = _read_trailer(path, self.data)
+        if body.get("kind") != kind:
+            raise DamagedError(f"{path}: is not a store's {kind} but its {body.get('kind')}; was it renamed?")
+        self.body: dict[str, Any] = body
+
+
+def map_file(path: Path) -> mmap.mmap:
+    """Map a whole file read-only.
+
+    Raises:
+        NotASourceError: no such file, or one that may not be read.
+        DamagedError: an empty one.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    except OSError as error:
+        raise NotASourceError(f"{path}: cannot be opened ({error.strerror})") from error
+    try:
+        if os.fstat(descriptor).st_size == 0:
+            raise DamagedError(f"{path}: is empty; restore it from a copy")
+        return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+    finally:
+        os.close(descriptor)
+
+
+def seal(path: Path, body: Mapping[str, Any]) -> int:
+    """Append the trailer to a finished LMDB file, sync it, and return the file's size in bytes."""
+    data = map_file(path)
+    lmdb_size = lmdb_pages.read_meta(data).file_size
+    data.close()
+    packed = msgpack.packb(dict(body), use_bin_type=True)
+    footer = _FOOTER.pack(_MAGIC, FORMAT_VERSION, len(packed), lmdb_size)
+    with path.open("r+b") as file:
+        file.truncate(lmdb_size)
+        file.seek(lmdb_size)
+        file.write(packed + footer + _CHECKSUM.pack(_checksum(packed, footer)))
+        file.flush()
+        os.fsync(file.fileno())
+    return lmdb_size + len(packed) + _FOOTER_SIZE
+
+
+def _read_trailer(path: Path, data: mmap.mmap) -> tuple[dict[str, Any], int]:
+    start = len(data) - _FOOTER_SIZE
+    if start < 0 or data[start : start + len(_MAGIC)] != _MAGIC:
+        if not lmdb_pages.is_lmdb(data):
+            raise NotASourceError(f"{path}: is not a file of a dlas_store store")
+        raise DamagedError(
+            f"{path}: is an LMDB file without the trailer of a dlas_store store: cut short, or written by another "
+            "program; restore it from a copy, or import the original images"
+        )
+    footer = data[start : start + _FOOTER.size]
+    _, version, body_size, lmdb_size = _FOOTER.unpack(footer)
+    if version > FORMAT_VERSION:
+        raise FormatVersionError(
+            f"{path}: is of format version {version}, this version reads up to {FORMAT_VERSION}; upgrade dlas-store"
+        )
+    if body_size > _MAX_BODY_BYTES or lmdb_size + body_size != start:
+        raise DamagedError(f"{path}: {len(data)} bytes are not the size it was sealed with; restore it from a copy")
+    body = data[lmdb_size:start]
+    if _CHECKSUM.unpack_from(data, start + _FOOTER.size)[0] != _checksum(body, footer):
+        raise DamagedError(f"{path}: the trailer's checksum does not match; restore it from a copy")
+    fields: dict[str, Any] = msgpack.unpackb(body, raw=False)
+    return fields, lmdb_size
+
+
+def _checksum(body: bytes, footer: bytes) -> int:
+    return xxh3_64_intdigest(body, xxh3_64_intdigest(footer))

@@ -1,0 +1,318 @@
+"""A store as a source: bytes are slices of mapped shards at the places its index names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from dlas_store.bounded_cache import BoundedCache
+from dlas_store.errors import (
+    ClosedError,
+    DamagedError,
+    ForeignShardError,
+    ImageError,
+    NameNotFoundError,
+    NotASourceError,
+    PatchIndexError,
+)
+from dlas_store.index import INDEX_FILE, ImageRow, Index, PatchRow, ShardEntry
+from dlas_store.keys import Kind, pack_key
+from dlas_store.metadata import Image
+from dlas_store.pixels import MAX_PIXELS, Decoder, as_batch, decode
+from dlas_store.shard import Shard, name_hash, read_image, read_payload, shard_file_name
+from dlas_store.source import Layout, Listing, Pixels, relative_path
+
+_OPEN_SHARDS = 512
+"""Maps held at once; each costs a file descriptor, of which a process usually has 1,024."""
+
+_CACHED_IMAGES = 1024
+
+_RESTORE = "restore it from a copy, or run dlas-store reindex to go on without its images"
+
+
+class _OpenShard(NamedTuple):
+    shard: Shard
+    image_id_offset: int
+    """What to add to an image number to get the id in the shard's keys."""
+
+
+class Store:
+    """A store folder or a single shard, as a Source.
+
+    Opening maps the index and looks at the sizes of the shards; a shard is mapped when it is first read from. Nothing
+    is locked or written, so read-only media are fine, and an append by another process goes unnoticed: an open store
+    stays as it was. What a program maps must not be cut short under it: the system then ends the program (SIGBUS).
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        decoder: Decoder = "simplejpeg",
+        max_pixels: int = MAX_PIXELS,
+        check_shards: bool = True,
+    ) -> None:
+        """Open a store.
+
+        Args:
+            path: the store's folder, its index.lmdb, or a shard file.
+            decoder: see pixels.decode.
+            max_pixels: see pixels.decode.
+            check_shards: look now whether every shard is there in its size, not only when it is first read from.
+
+        Raises:
+            NotASourceError: no store.
+            DamagedError: an index that is damaged, or names shards that are missing or of another size.
+            FormatVersionError: written by a later version.
+        """
+        self._decoder: Decoder = decoder
+        self._max_pixels = max_pixels
+        self._path = path.parent if path.name == INDEX_FILE else path
+        self._index: Index | None = _open_index(self._path)
+        if check_shards and self._path.is_dir():
+            _check_sizes(self._path, self._index)
+        self._shards: BoundedCache[int, _OpenShard] = BoundedCache(_OPEN_SHARDS)
+        self._images: BoundedCache[int, Image] = BoundedCache(_CACHED_IMAGES)
+
+    @property
+    def path(self) -> Path:
+        """The store's folder, or the shard file."""
+        return self._path
+
+    @property
+    def layout(self) -> Layout:
+        """How the store groups patches into images."""
+        return self.index.layout
+
+    @property
+    def index(self) -> Index:
+        """The store's index.
+
+        Raises:
+            ClosedError: the store was closed.
+        """
+        if self._index is None:
+            raise ClosedError(f"{self._path}: the store was closed; open it again with open_source")
+        return self._index
+
+    @property
+    def image_count(self) -> int:
+        """Number of images."""
+        return len(self.index.images)
+
+    def __len__(self) -> int:
+        """Return the number of patches."""
+        return len(self.index.patches)
+
+    def read(self, index: int) -> bytes:
+        """Return the encoded bytes of a patch, checked against its checksum."""
+        offset, patch_id, length, image, shard_number = self._patch_row(index)
+        shard, image_id_offset = self._shard(shard_number)
+        key = pack_key(image + image_id_offset, Kind.PATCH, patch_id)
+        try:
+            return read_payload(shard.data, key, offset, length, shard.path)
+        except DamagedError as error:
+            raise DamagedError(f"{error} (patch {index}, {self._describe(index)}); run dlas-store verify") from error
+
+    def read_pixels(self, indices: Sequence[int], *, alpha: bool = False) -> Pixels | list[Pixels]:
+        """Decode patches; see Source.read_pixels."""
+        return as_batch(self._decode(index, alpha=alpha) for index in indices)
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """Return (image number, position of the patch in its image)."""
+        image = self._patch_row(index).image
+        return image, index - self._image_row(image).first_patch
+
+    def first_patch(self, number: int) -> int:
+        """Return the index of an image's first patch; that of image_count is the number of patches."""
+        return len(self) if number == self.image_count else self._image_row(number).first_patch
+
+    def patch_path(self, index: int) -> str:
+        """Return the path of a patch, as if the store were the folder it was made from."""
+        number, position = self.locate(index)
+        image = self.image(number)
+        return f"{self._path}/{relative_path(self.layout, image.name, image.files[position])}"
+
+    def image_name(self, number: int) -> str:
+        """Return the name of an image."""
+        return self.image(number).name
+
+    def image(self, number: int) -> Image:
+        """Return what is known of an image."""
+        return self._images.get(number, self._read_image)
+
+    def read_reference(self, number: int) -> bytes | None:
+        """Return the encoded bytes of an image's reference, None without one."""
+        row = self._image_row(number)
+        if not row.reference_offset:
+            return None
+        shard, image_id_offset = self._shard(row.shard)
+        key = pack_key(number + image_id_offset, Kind.REFERENCE)
+        return read_payload(shard.data, key, row.reference_offset, row.reference_length, shard.path)
+
+    def find_image(self, name: str) -> int:
+        """Return the number of the image of that name."""
+        for number in self.index.images_named(name_hash(name)):
+            if self.image(number).name == name:
+                return number
+        raise NameNotFoundError(f"{self._path}: holds no image {name!r}")
+
+    def find(self, image: str, file: str) -> int:
+        """Return the index of a patch by image and file name."""
+        number = self.find_image(image)
+        files = self.image(number).files
+        if file not in files:
+            raise NameNotFoundError(f"{self._path}: image {image!r} holds no patch {file!r}")
+        return self.first_patch(number) + files.index(file)
+
+    def listings(self) -> Iterator[Listing]:
+        """Yield the files of every image in order, holding no more than one image's."""
+        for number in range(self.image_count):
+            image = self._read_image(number)
+            sizes = self.patch_sizes(number)
+            row = self._image_row(number)
+            yield Listing(image.name, image.files, sizes, row.reference_length if row.reference_offset else None)
+
+    def patch_sizes(self, number: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        """Return the bytes of each patch of an image, int64."""
+        first, last = self.first_patch(number), self.first_patch(number + 1)
+        lengths = (self._patch_row(index).length for index in range(first, last))
+        return np.fromiter(lengths, np.int64, last - first)
+
+    def patch_count(self, number: int) -> int:
+        """Return the number of patches of an image."""
+        return self.first_patch(number + 1) - self.first_patch(number)
+
+    def payload_bytes(self, number: int) -> int:
+        """Return the bytes of all patches and the reference of an image."""
+        return int(self.patch_sizes(number).sum()) + self._image_row(number).reference_length
+
+    def close(self) -> None:
+        """Let go of all maps."""
+        self._index = None
+        self._shards.clear()
+        self._images.clear()
+
+    def __enter__(self) -> Self:
+        """Return self."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        index = self.index
+        return {
+            "path": self._path,
+            "decoder": self._decoder,
+            "max_pixels": self._max_pixels,
+            "store_id": index.store_id,
+            "patches": len(index.patches),
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        Store.__init__(self, state["path"], decoder=state["decoder"], max_pixels=state["max_pixels"])
+        if self.index.store_id != state["store_id"] or len(self) < state["patches"]:
+            raise DamagedError(f"{self._path}: was replaced by another store since it was opened; open it again")
+
+    def _decode(self, index: int, *, alpha: bool) -> Pixels:
+        try:
+            return decode(self.read(index), alpha=alpha, max_pixels=self._max_pixels, decoder=self._decoder)
+        except ImageError as error:
+            raise ImageError(f"{self._path}: patch {index}, {self._describe(index)}: {error}") from error
+
+    def _describe(self, index: int) -> str:
+        """Return a patch's image and file for an error message, as far as they can be read."""
+        number, position = self.locate(index)
+        try:
+            image = self.image(number)
+        except DamagedError:
+            return f"number {position} of image {number}"
+        return f"{image.files[position]} of image {image.name!r}"
+
+    def _read_image(self, number: int) -> Image:
+        row = self._image_row(number)
+        shard, image_id_offset = self._shard(row.shard)
+        key = pack_key(number + image_id_offset, Kind.METADATA)
+        return read_image(shard.data, key, row.metadata_offset, row.metadata_length, shard.path)
+
+    def _patch_row(self, index: int) -> PatchRow:
+        rows = self.index.patches
+        if not 0 <= index < len(rows):
+            raise PatchIndexError(f"{self._path}: patch {index} is not in 0 .. {len(rows) - 1}")
+        return PatchRow._make(rows[index])
+
+    def _image_row(self, number: int) -> ImageRow:
+        rows = self.index.images
+        if not 0 <= number < len(rows):
+            raise PatchIndexError(f"{self._path}: image {number} is not in 0 .. {len(rows) - 1}")
+        return ImageRow._make(rows[number])
+
+    def shard(self, number: int) -> Shard:
+        """Return a shard, opened and checked to be the one that the index means."""
+        return self._shard(number).shard
+
+    def has_reference(self, number: int) -> bool:
+        """Return whether an image has a reference."""
+        return self._image_row(number).reference_offset != 0
+
+    def _shard(self, number: int) -> _OpenShard:
+        return self._shards.get(number, self._open_shard)
+
+    def _open_shard(self, number: int) -> _OpenShard:
+        entry = self.index.shards.get(number)
+        if entry is None:
+            raise DamagedError(f"{self.index.place}: names no shard {number}; run dlas-store reindex")
+        shard = Shard(self._path if self._path.is_file() else self._path / shard_file_name(number))
+        _check_shard(shard, entry, self.index)
+        return _OpenShard(shard, entry.first_image_id - entry.first_image)
+
+
+def open_store(path: Path, *, decoder: Decoder = "simplejpeg", max_pixels: int = MAX_PIXELS) -> Store:
+    """Open a store folder, its index.lmdb, or a single shard file; see Store."""
+    return Store(path, decoder=decoder, max_pixels=max_pixels)
+
+
+def _open_index(path: Path) -> Index:
+    if path.is_file():
+        return Index.of_shard(Shard(path))
+    if not (path / INDEX_FILE).is_file():
+        if any(path.glob("shard-*.lmdb")):
+            raise NotASourceError(f"{path}: has shards but no {INDEX_FILE}; run dlas-store reindex {path}")
+        raise NotASourceError(f"{path}: is no store, it has no {INDEX_FILE}")
+    return Index.open(path / INDEX_FILE)
+
+
+def _check_sizes(folder: Path, index: Index) -> None:
+    for entry in index.shards.values():
+        file = folder / shard_file_name(entry.number)
+        try:
+            size = file.stat().st_size
+        except OSError as error:
+            raise DamagedError(
+                f"{file}: cannot be opened ({error.strerror}), but {INDEX_FILE} names it; {_RESTORE}"
+            ) from error
+        _check_size(file, size, entry)
+
+
+def _check_size(file: Path, size: int, entry: ShardEntry) -> None:
+    if size != entry.size:
+        raise DamagedError(f"{file}: has {size} bytes where {INDEX_FILE} names {entry.size}; {_RESTORE}")
+
+
+def _check_shard(shard: Shard, entry: ShardEntry, index: Index) -> None:
+    """Check that a file is the shard that the index means."""
+    header = shard.header
+    if header.shard_id != entry.shard_id or header.store_id != index.store_id:
+        whose = "this store" if header.store_id == index.store_id else "another store"
+        raise ForeignShardError(
+            f"{shard.path}: is shard {header.number} of {whose}, not the one that {index.place.name} names; {_RESTORE}"
+        )
+    _check_size(shard.path, len(shard.data), entry)
