@@ -1,0 +1,1 @@
+"""What turns foreign layouts into stores and back; installed as dlas_store.converters."""

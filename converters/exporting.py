@@ -1,0 +1,228 @@
+"""Export: copy a store back into the folder layout, byte for byte."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+from dlas_store.centers import write_centers
+from dlas_store.errors import NotASourceError, StoreError, TargetExistsError
+from dlas_store.extra_fields import EXTRA_FILE, extra_line
+from dlas_store.folder_source import CENTERS_FILE, REFERENCE_FILE
+from dlas_store.metadata import Image
+from dlas_store.processes import available_cores, progress_bar, report_done, run_in_order
+from dlas_store.publish import PartialFolder, check_free_space, write_error, write_file
+from dlas_store.source import Layout
+from dlas_store.store import Store
+
+_IMAGES_A_JOB = 64
+_PLAN_FILE = "plan.json"
+_RESERVED_FILES = frozenset({REFERENCE_FILE, CENTERS_FILE})
+_SEPARATORS = frozenset({"/", "\0", os.sep, os.altsep or os.sep})
+_NAME_ERRORS = frozenset({errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ})
+
+
+class Refused(NamedTuple):
+    """An image that was not written, and why."""
+
+    image: str
+    reason: str
+
+
+@dataclass(kw_only=True)
+class ExportSummary:
+    """What an export came to.
+
+    Attributes:
+        images: number of images that were written.
+        patches: number of patches.
+        payload_bytes: bytes of patches and references.
+        seconds: how long it took.
+        refused: images that were not written, since their names would leave the folder or the disk refuses them.
+    """
+
+    images: int = 0
+    patches: int = 0
+    payload_bytes: int = 0
+    seconds: float = 0.0
+    refused: list[Refused] = field(default_factory=list)
+
+
+class _Job(NamedTuple):
+    store: Path
+    tree: Path
+    building: Path
+    numbers: list[int]
+
+
+def export_store(
+    store: Path | str, folder: Path | str, *, images: str | None = None, workers: int | None = None
+) -> ExportSummary:
+    """Write a store's images as the folder that DL-Art-School reads.
+
+    The folder appears under its name when it is whole; until then it grows in ``NAME.partial``, from where the same
+    call goes on after it was interrupted.
+
+    Args:
+        store: the store.
+        folder: the folder to write.
+        images: shell pattern that image names must match.
+        workers: number of processes; None takes one a core.
+
+    Raises:
+        TargetExistsError: the folder exists.
+        NotASourceError: no store, or no image matches.
+        DamagedError: a value of the store is not what was written.
+        BusyError: another process writes the folder.
+        WriteError: no room.
+    """
+    started = time.monotonic()
+    folder = Path(folder).expanduser()
+    if folder.exists():
+        raise TargetExistsError(f"{folder}: exists; choose another name, or move it away")
+    with Store(Path(store).expanduser()) as source, PartialFolder(folder) as growing:
+        numbers = _select(source, images)
+        check_free_space(growing.path, sum(entry.payload_bytes for entry in source.index.shards.values()))
+        _agree_on_plan(growing.path, source, images)
+        tree = growing.path / "tree"
+        tree.mkdir(exist_ok=True)
+        jobs = [
+            _Job(source.path, tree, growing.path / f"building-{first}", numbers[first : first + _IMAGES_A_JOB])
+            for first in range(0, len(numbers), _IMAGES_A_JOB)
+        ]
+        summary = ExportSummary()
+        with progress_bar(sum(map(source.patch_count, numbers)), "exporting") as bar:
+            for part in run_in_order(_export, jobs, workers=min(workers or available_cores(), len(jobs)), bar=bar):
+                summary.images += part.images
+                summary.patches += part.patches
+                summary.payload_bytes += part.payload_bytes
+                summary.refused += part.refused
+        _write_extra_fields(tree, source, numbers)
+        os.sync()
+        growing.publish(tree)
+    summary.seconds = time.monotonic() - started
+    return summary
+
+
+def _select(store: Store, images: str | None) -> list[int]:
+    numbers = list(range(store.image_count))
+    if images is not None:
+        numbers = [number for number in numbers if fnmatchcase(store.image(number).name, images)]
+    if not numbers:
+        raise NotASourceError(f"{store.path}: holds no image{f' that matches {images!r}' if images else ''}")
+    return numbers
+
+
+def _agree_on_plan(folder: Path, store: Store, images: str | None) -> None:
+    plan = {"store_id": store.index.store_id.hex(), "images": images, "count": store.image_count}
+    path = folder / _PLAN_FILE
+    if not path.exists():
+        write_file(path, json.dumps(plan).encode())
+    elif json.loads(path.read_bytes()) != plan:
+        raise StoreError(
+            f"{folder}: an interrupted export was of another store or other images; run it again with the same, or "
+            "remove that folder to start over"
+        )
+
+
+def _export(job: _Job) -> ExportSummary:
+    part = ExportSummary()
+    with Store(job.store) as store:
+        for number in job.numbers:
+            image = store.image(number)
+            reason = _why_refused(store.layout, image)
+            if reason is None:
+                try:
+                    _write_image(store, number, image, job)
+                except OSError as error:
+                    if isinstance(error, StoreError):
+                        raise
+                    if error.errno not in _NAME_ERRORS:
+                        raise write_error(job.tree / image.name, error) from error
+                    reason = f"the file system refuses a name in it ({error.strerror})"
+            if reason is None:
+                part.images += 1
+                part.patches += len(image.files)
+                part.payload_bytes += store.payload_bytes(number)
+            else:
+                part.refused.append(Refused(image.name, reason))
+            report_done(len(image.files), 0 if reason else store.payload_bytes(number))
+    return part
+
+
+def _write_image(store: Store, number: int, image: Image, job: _Job) -> None:
+    """Write an image's files beside the tree, then rename them into it in one step; keep those of an earlier run."""
+    final = job.tree / image.name
+    files = dict(_files(store, number, image))
+    if all(_is_whole(final / file, read) for file, read in files.items()):
+        return
+    _remove(job.building)
+    _remove(final)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    for file, read in files.items():
+        path = job.building / file
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(read())
+    job.building.rename(final)
+
+
+def _is_whole(path: Path, read: Callable[[], bytes]) -> bool:
+    """Return whether an earlier run wrote a file; it may have lost power before the disk had all of it."""
+    return path.is_file() and path.read_bytes() == read()
+
+
+def _files(store: Store, number: int, image: Image) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    """Yield the files of an image: their paths below it ("" for a picture, which is its own file), and their bytes."""
+    first = store.first_patch(number)
+    for position, file in enumerate(image.files):
+        yield file if store.layout == "chunked" else "", partial(store.read, first + position)
+    if image.has_reference:
+        yield REFERENCE_FILE, partial(_read_reference, store, number)
+    if image.centers is not None:
+        yield CENTERS_FILE, partial(write_centers, image.centers)
+
+
+def _read_reference(store: Store, number: int) -> bytes:
+    reference = store.read_reference(number)
+    assert reference is not None
+    return reference
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _why_refused(layout: Layout, image: Image) -> str | None:
+    """Return why an image's names cannot be written below the folder, None where they can."""
+    parts = image.name.split("/") if layout == "pictures" else [image.name]
+    for name in [*parts, *image.files]:
+        if name in ("", ".", "..") or _SEPARATORS.intersection(name):
+            return f"{name!r} is no file name"
+    if layout == "chunked" and not _RESERVED_FILES.isdisjoint(image.files):
+        return f"a patch has the name of {' or '.join(sorted(_RESERVED_FILES))}"
+    if parts[0] == EXTRA_FILE:
+        return f"{EXTRA_FILE} is the name of the file for further fields"
+    return None
+
+
+def _write_extra_fields(tree: Path, store: Store, numbers: Sequence[int]) -> None:
+    """Write what the layout has no file for, one line for each image that has some."""
+    images = (store.image(number) for number in numbers)
+    lines = (extra_line(image.name, image.extra) for image in images if image.extra)
+    first = next(lines, None)
+    if first is not None:
+        with (tree / EXTRA_FILE).open("w", encoding="utf-8") as file:
+            file.writelines(chain([first], lines))

@@ -1,0 +1,227 @@
+"""Import: copy sources into a new store, or into new shards of one."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dlas_store.commit import Commit, CommitPlan, next_shard_number
+from dlas_store.converters.import_plan import ImportPlan, plan_import
+from dlas_store.converters.import_shards import BuiltShard, Finding, ShardJob, build_shard
+from dlas_store.errors import ConfigError, ImportFailedError, NotASourceError, TargetExistsError
+from dlas_store.folder_source import FolderSource
+from dlas_store.folder_walk import LeftOut
+from dlas_store.index import INDEX_FILE
+from dlas_store.opening import open_source, part_of
+from dlas_store.processes import available_cores, progress_bar, run_in_order
+from dlas_store.publish import check_free_space
+from dlas_store.source import Layout, Source
+from dlas_store.store import Store
+
+_FINDINGS_IN_MESSAGE = 100
+
+
+@dataclass(kw_only=True)
+class ImportSummary:
+    """What an import came to.
+
+    Attributes:
+        images: number of images that were imported.
+        patches: number of patches.
+        payload_bytes: bytes of patches and references.
+        shards: number of shards that were written.
+        seconds: how long it took.
+        left_out: what is no part of a source, and why.
+        findings: bad files that were skipped.
+        notes: what is odd but was kept, the first of each shard.
+        note_count: how many notes there were.
+        changed: images that the store has otherwise; they were not touched.
+        vanished: images that the store has and no source.
+    """
+
+    images: int = 0
+    patches: int = 0
+    payload_bytes: int = 0
+    shards: int = 0
+    seconds: float = 0.0
+    left_out: list[LeftOut] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    note_count: int = 0
+    changed: list[str] = field(default_factory=list)
+    vanished: list[str] = field(default_factory=list)
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether nothing was found that a user should look at."""
+        return not (self.findings or self.changed or self.vanished)
+
+    def count(self, built: BuiltShard) -> None:
+        """Add a shard."""
+        assert built.shard is not None
+        header = built.shard.header
+        self.images += header.images
+        self.patches += header.patches
+        self.payload_bytes += header.payload_bytes
+        self.shards += 1
+        self.findings += built.report.findings
+        self.notes += built.report.notes
+        self.note_count += built.report.note_count
+
+
+def import_store(
+    sources: Sequence[Path | str],
+    store: Path | str,
+    *,
+    layout: Layout | None = None,
+    append: bool = False,
+    shard_size: int | None = None,
+    workers: int | None = None,
+    images: str | None = None,
+    skip_bad: bool = False,
+    decode_all: bool = False,
+    compare_bytes: bool = False,
+) -> ImportSummary:
+    """Import folders or stores into a store.
+
+    The store appears under its name when it is whole; until then it grows in ``NAME.partial``, from where the same
+    call goes on after it was interrupted. The shards are the same for any number of workers.
+
+    Args:
+        sources: chunked folders, folders of pictures, or stores; all of one layout.
+        store: the store's folder, ``NAME.lmdb``.
+        layout: how to read folders; None tells it from their contents.
+        append: add images that the store does not have, in new shards; report those that changed or vanished.
+        shard_size: bytes of files a shard holds at most (an image larger than that gets one of its own). None takes
+            1 GiB, less for a source below 8 GiB, so that several workers have something to do.
+        workers: number of processes; None takes one a core.
+        images: shell pattern that image names must match.
+        skip_bad: leave bad files out and report them; else they are an error that lists those found so far.
+        decode_all: decode every picture to check it.
+        compare_bytes: with append, compare by content, not only by names and sizes.
+
+    Raises:
+        ConfigError: an option that cannot be.
+        NotASourceError: a source that is none, is empty, or of another layout.
+        TargetExistsError: the store exists, and append was not asked for.
+        ImportFailedError: bad files, names that are there twice, or a source that changed meanwhile.
+        BusyError: another process writes the store.
+        WriteError: no room.
+    """
+    started = time.monotonic()
+    store = Path(store).expanduser()
+    _check_options(store, sources, append=append, shard_size=shard_size, workers=workers)
+    opened = [open_source(path, layout) for path in sources]
+    base = Store(store) if append else None
+    common_layout = _common_layout([*opened, *([base] if base else [])])
+    plan = plan_import(
+        opened,
+        base=base,
+        shard_size=shard_size,
+        images=images,
+        compare_bytes=compare_bytes,
+        options=repr((common_layout, skip_bad, decode_all)),
+    )
+    summary = ImportSummary(changed=plan.changed, vanished=plan.vanished)
+    for source in opened:
+        if isinstance(source, FolderSource):
+            summary.left_out += source.left_out
+    if plan.names:
+        workers = workers or available_cores()
+        with Commit(store, _commit_plan(plan, common_layout, store, base), base=base.index if base else None) as commit:
+            jobs = _jobs(commit, plan, opened, skip_bad=skip_bad, decode_all=decode_all)
+            _build(commit, plan, jobs, workers=workers, summary=summary)
+    elif base is None:
+        where = ", ".join(str(source.path) for source in opened)
+        raise NotASourceError(f"{where}: holds no image{f' that matches {images!r}' if images else ''}")
+    summary.seconds = time.monotonic() - started
+    return summary
+
+
+def _build(commit: Commit, plan: ImportPlan, jobs: Sequence[ShardJob], *, workers: int, summary: ImportSummary) -> None:
+    missing = [planned for planned, job in zip(plan.shards, jobs, strict=True) if job.sealed is None]
+    share_missing = sum(shard.payload_bytes for shard in missing) / max(1, sum(s.payload_bytes for s in plan.shards))
+    check_free_space(commit.folder, int(plan.disk_bytes * share_missing))
+    with progress_bar(plan.patches, "importing") as bar:
+        for job, planned, built in zip(
+            jobs, plan.shards, run_in_order(build_shard, jobs, workers=min(workers, len(jobs)), bar=bar), strict=True
+        ):
+            if built.shard is None:
+                raise _bad_files(summary.findings + built.report.findings)
+            skipped = len(built.report.findings)
+            if not planned.patches - skipped <= built.shard.header.patches <= planned.patches:
+                raise ImportFailedError(
+                    f"{job.parts[0].path}: changed while it was imported: {built.shard.header.patches} patches where "
+                    f"{planned.patches} were listed; run the same command again when nothing writes there"
+                )
+            commit.add(built.shard)
+            summary.count(built)
+    if not summary.patches:
+        raise _bad_files(summary.findings)
+    commit.publish()
+
+
+def _jobs(
+    commit: Commit, plan: ImportPlan, sources: Sequence[Source], *, skip_bad: bool, decode_all: bool
+) -> list[ShardJob]:
+    return [
+        ShardJob(
+            folder=commit.folder,
+            header=header,
+            sealed=commit.find_shard(header),
+            parts=[part_of(sources[origin], names) for origin, names in plan.parts(number)],
+            skip_bad=skip_bad,
+            decode_all=decode_all,
+        )
+        for number, header in enumerate(commit.plan.headers())
+    ]
+
+
+def _commit_plan(plan: ImportPlan, layout: Layout, store: Path, base: Store | None) -> CommitPlan:
+    shards = base.index.shards.values() if base else ()
+    return CommitPlan(
+        store_id=base.index.store_id.hex() if base else secrets.token_hex(16),
+        layout=layout,
+        fingerprint=plan.fingerprint,
+        commit=max((shard.commit for shard in shards), default=-1) + 1,
+        first_shard=next_shard_number(store, base.index) if base else 0,
+        first_image=max((shard.first_image_id + shard.images for shard in shards), default=0),
+        shards=tuple(plan.shards),
+        shard_ids=tuple(secrets.token_hex(16) for _ in plan.shards),
+    )
+
+
+def _check_options(
+    store: Path, sources: Sequence[Path | str], *, append: bool, shard_size: int | None, workers: int | None
+) -> None:
+    if store.suffix != ".lmdb":
+        raise ConfigError(f"{store}: a store's name ends in .lmdb; use {store.with_name(store.name + '.lmdb')}")
+    if append and not (store / INDEX_FILE).is_file():
+        raise NotASourceError(f"{store}: is no store to append to; leave --append out to make one")
+    if not append and store.exists():
+        raise TargetExistsError(f"{store}: exists; add new images with --append, or choose another name")
+    if not sources:
+        raise ConfigError("no source to import was given")
+    if shard_size is not None and shard_size < 1:
+        raise ConfigError(f"shard size must be at least 1 byte, got {shard_size}")
+    if workers is not None and workers < 1:
+        raise ConfigError(f"workers must be at least 1, got {workers}")
+
+
+def _common_layout(sources: Sequence[Source]) -> Layout:
+    layouts = {source.layout for source in sources}
+    if len(layouts) > 1:
+        named = ", ".join(f"{source.path} is {source.layout}" for source in sources)
+        raise NotASourceError(f"one store has one layout, but {named}; import them into stores of their own")
+    return layouts.pop()
+
+
+def _bad_files(findings: Sequence[Finding]) -> ImportFailedError:
+    shown = "; ".join(f"{finding.path}: {finding.message}" for finding in findings[:_FINDINGS_IN_MESSAGE])
+    more = f" and {len(findings) - _FINDINGS_IN_MESSAGE} more" if len(findings) > _FINDINGS_IN_MESSAGE else ""
+    return ImportFailedError(
+        f"{len(findings)} bad files so far: {shown}{more}; mend or remove them, or leave them out with --on-error skip"
+    )

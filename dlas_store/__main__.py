@@ -1,0 +1,8 @@
+"""``python -m dlas_store`` is ``dlas-store``."""
+
+import sys
+
+from dlas_store.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

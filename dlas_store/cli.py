@@ -1,0 +1,252 @@
+"""The command ``dlas-store``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import traceback
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from dlas_store import __version__
+from dlas_store.errors import ConfigError, StoreError
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_LINES_SHOWN = 20
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status: 0 fine, 1 a finding or failure, 2 usage, 130 Ctrl-C."""
+    options = _parser().parse_args(arguments)
+    run: Callable[[argparse.Namespace], int] = options.run
+    try:
+        return run(options)
+    except KeyboardInterrupt:
+        print(f"dlas-store: interrupted{options.when_interrupted}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of a pipe has gone; Python would complain once more at exit
+        return 1
+    except (StoreError, OSError) as error:
+        if options.debug:
+            traceback.print_exc()
+        print(f"dlas-store: {_one_line(str(error))}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) and options.command != "read" else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser = argparse.ArgumentParser(prog="dlas-store", description="Image patches in a few memory-mapped LMDB files.")
+    parser.add_argument("--version", action="version", version=f"dlas-store {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, run: Callable[[argparse.Namespace], int], text: str, *, resumes: bool = False) -> Any:
+        command = commands.add_parser(name, help=text, description=text, parents=[shared])
+        when = "; run the same command again to go on from here" if resumes else ""
+        command.set_defaults(run=run, when_interrupted=when)
+        return command
+
+    def add_workers(command: Any) -> None:
+        command.add_argument("--workers", type=_positive, metavar="N", help="processes (default: one a core)")
+
+    command = add("import", _import, "Import folders, or stores, into a store.", resumes=True)
+    command.add_argument(
+        "sources", nargs="+", type=Path, metavar="SRC", help="chunked folder, folder of pictures, store"
+    )
+    command.add_argument("store", type=Path, metavar="STORE", help="the store to write, NAME.lmdb")
+    command.add_argument("--layout", choices=("chunked", "pictures"), help="how to read SRC (default: by its contents)")
+    command.add_argument("--append", action="store_true", help="add images that STORE does not have")
+    command.add_argument(
+        "--checksum", action="store_true", help="with --append: compare by content, not names and sizes"
+    )
+    command.add_argument("--images", metavar="PATTERN", help="only images whose name matches, such as 'cat_*'")
+    command.add_argument(
+        "--on-error", choices=("stop", "skip"), default="stop", help="at a bad file: stop (default), or leave it out"
+    )
+    command.add_argument("--decode", action="store_true", help="decode every picture to check it")
+    command.add_argument(
+        "--shard-size",
+        type=_size,
+        metavar="SIZE",
+        help="bytes of files a shard holds (default: 1GiB, an eighth of all for less than 8GiB)",
+    )
+    add_workers(command)
+
+    command = add("export", _export, "Write a store back as a folder, byte for byte.", resumes=True)
+    command.add_argument("store", type=Path, metavar="STORE")
+    command.add_argument("folder", type=Path, metavar="DST", help="the folder to write")
+    command.add_argument("--images", metavar="PATTERN", help="only images whose name matches, such as 'cat_*'")
+    add_workers(command)
+
+    command = add("info", _info, "Show what is in a store.")
+    command.add_argument("store", type=Path, metavar="STORE")
+    command.add_argument("--json", action="store_true", help="print JSON")
+
+    command = add("verify", _verify, "Check every value of a store; exit status 1 if anything is wrong.")
+    command.add_argument("store", type=Path, metavar="STORE")
+    command.add_argument("--against", type=Path, metavar="SRC", help="compare with this folder or store, file by file")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    add_workers(command)
+
+    command = add("reindex", _reindex, "Rebuild the index of a store from its shards.")
+    command.add_argument("store", type=Path, metavar="STORE")
+    add_workers(command)
+
+    command = add("read", _read, "Read batches of a config, and show what they hold and how fast they come.")
+    command.add_argument("config", type=Path, metavar="CONFIG", help="a DL-Art-School config, YAML")
+    command.add_argument("--phase", default="train", help="which datasets to read (default: train)")
+    command.add_argument("--batches", type=_positive, default=10, metavar="N", help="how many of each (default: 10)")
+    return parser
+
+
+def _import(options: argparse.Namespace) -> int:
+    from dlas_store.converters.importing import import_store
+
+    summary = import_store(
+        options.sources,
+        options.store,
+        layout=options.layout,
+        append=options.append,
+        shard_size=options.shard_size,
+        workers=options.workers,
+        images=options.images,
+        skip_bad=options.on_error == "skip",
+        decode_all=options.decode,
+        compare_bytes=options.checksum,
+    )
+    speed = summary.payload_bytes / 1e6 / max(summary.seconds, 1e-9)
+    print(
+        f"{options.store}: imported {summary.images:,} images, {summary.patches:,} patches, "
+        f"{_megabytes(summary.payload_bytes)} in {summary.seconds:.1f} s ({speed:.0f} MB/s), {summary.shards} shards"
+    )
+    for reason, count in Counter(left_out.reason for left_out in summary.left_out).items():
+        paths = [left_out.path for left_out in summary.left_out if left_out.reason == reason]
+        print(f"left out, {reason}: {count:,} ({_shorten(paths)})")
+    _print_lines("kept as it is", summary.notes, summary.note_count)
+    _print_lines("bad file left out", [f"{path}: {message}" for path, message in summary.findings])
+    _print_lines("changed since it was imported, not touched", summary.changed)
+    _print_lines("in the store, but no longer in the source", summary.vanished)
+    return 0 if summary.is_clean else 1
+
+
+def _export(options: argparse.Namespace) -> int:
+    from dlas_store.converters.exporting import export_store
+
+    summary = export_store(options.store, options.folder, images=options.images, workers=options.workers)
+    print(
+        f"{options.folder}: exported {summary.images:,} images, {summary.patches:,} patches, "
+        f"{_megabytes(summary.payload_bytes)} in {summary.seconds:.1f} s"
+    )
+    _print_lines("not written", [f"{image!r}: {reason}" for image, reason in summary.refused])
+    return 1 if summary.refused else 0
+
+
+def _info(options: argparse.Namespace) -> int:
+    from dlas_store.info import info
+
+    found = info(options.store)
+    if options.json:
+        print(json.dumps(asdict(found), indent=2))
+        return 0
+    overhead = 100 * (found.disk_bytes / max(found.bytes, 1) - 1)
+    rows = {
+        "layout": found.layout,
+        "images": f"{found.images:,} ({found.references:,} with a reference)",
+        "patches": f"{found.patches:,}",
+        "bytes": f"{_megabytes(found.bytes)} of files",
+        "on disk": f"{_megabytes(found.disk_bytes)} in {found.shards} shards and the index ({overhead:+.1f} %)",
+        "format": f"version {found.format_version}, index generation {found.generation}",
+        "store id": found.store_id,
+    }
+    for name, value in rows.items():
+        print(f"{name:10}{value}")
+    sizes = list(found.sizes.items())
+    for row, (size, count) in enumerate(sizes[:_LINES_SHOWN]):
+        share = 100 * count / max(found.patches, 1)
+        print(f"{'' if row else 'pixels':10}{size:>11}  {count:>12,}  {share:5.1f} %  {'#' * round(share / 2)}")
+    if len(sizes) > _LINES_SHOWN:
+        print(f"{'':10}and {len(sizes) - _LINES_SHOWN} more sizes")
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from dlas_store.compare import compare
+    from dlas_store.verify import verify
+
+    report = verify(options.store, workers=options.workers)
+    if options.against is not None and report.ok:
+        against = compare(options.store, options.against, workers=options.workers)
+        report.checked += against.checked
+        report.findings += against.findings
+    if options.json:
+        findings = [finding._asdict() for finding in report.findings]
+        print(json.dumps({"ok": report.ok, "checked": report.checked, "findings": findings}, indent=2))
+    else:
+        for finding in report.findings:
+            place = " ".join(part for part in (finding.shard, finding.image, finding.patch) if part)
+            print(f"{finding.kind}: {place}: {finding.message}")
+        same = f", all as in {options.against}" if options.against is not None else ""
+        print(
+            f"{options.store}: {report.checked:,} values checked, "
+            + (f"no finding{same}" if report.ok else f"{len(report.findings):,} findings")
+        )
+    return 0 if report.ok else 1
+
+
+def _reindex(options: argparse.Namespace) -> int:
+    from dlas_store.reindex import reindex
+
+    summary = reindex(options.store, workers=options.workers)
+    print(f"{options.store}: indexed {summary.shards} shards, {summary.images:,} images, {summary.patches:,} patches")
+    _print_lines("left out", [f"{path.name}: {reason}" for path, reason in summary.left_out])
+    return 1 if summary.left_out else 0
+
+
+def _read(options: argparse.Namespace) -> int:
+    from dlas_store.read_command import describe_batches
+
+    for line in describe_batches(options.config, phase=options.phase, batches=options.batches):
+        print(line, flush=True)
+    return 0
+
+
+def _print_lines(what: str, lines: Sequence[str], count: int | None = None) -> None:
+    """Print what is to be said of some images or files, the first of them only."""
+    count = len(lines) if count is None else count
+    for line in lines[:_LINES_SHOWN]:
+        print(f"{what}: {_one_line(line)}")
+    if count > _LINES_SHOWN:
+        print(f"{what}: and {count - min(len(lines), _LINES_SHOWN):,} more")
+
+
+def _shorten(paths: Sequence[str]) -> str:
+    return ", ".join(map(_one_line, paths[:3])) + (", ..." if len(paths) > 3 else "")
+
+
+def _one_line(text: str) -> str:
+    """Return text with control characters escaped: names may hold newlines."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
+
+
+def _positive(text: str) -> int:
+    value = int(text) if text.isascii() and text.isdigit() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1, got {text!r}")
+    return value
+
+
+def _size(text: str) -> int:
+    match = re.fullmatch(r"([0-9]+)([KMGT]?)(iB|B)?", text)
+    if match is None or int(match[1]) < 1:
+        raise argparse.ArgumentTypeError(f"must be a size such as 512MiB or 1GiB, got {text!r}")
+    return int(match[1]) * _UNITS[match[2]]
