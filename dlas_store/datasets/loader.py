@@ -1,0 +1,125 @@
+"""From a dataset to batches: the PyTorch loader that a config describes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import distributed
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from dlas_store.datasets.options import Options
+
+Collate = Callable[[list[Any]], Any]
+
+
+class Loader(DataLoader[Any]):
+    """A DataLoader whose order follows from a seed and the epoch: ``set_epoch(n)`` gives epoch n's again at any time.
+
+    Where nobody calls set_epoch every pass has another order, and the series of them repeats with the seed.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        *,
+        seed: int,
+        batch_size: int,
+        shuffle: bool,
+        drop_last: bool,
+        sampler: Sampler[int] | Iterable[int] | None = None,
+        collate_fn: Collate | None = None,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        """Take what DataLoader takes, and the seed of the shuffle, from 0."""
+        self._seed = seed
+        super().__init__(
+            dataset,
+            batch_size=batch_size,
+            shuffle=shuffle,
+            drop_last=drop_last,
+            sampler=sampler,
+            collate_fn=collate_fn,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            generator=torch.Generator(),
+            worker_init_fn=_start_worker,
+        )
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Give the next pass the order of an epoch, counted from 0; a sampler with a set_epoch is told as well."""
+        # Mixed rather than added, or epoch 1 of seed 0 would be epoch 0 of seed 1.
+        mixed = np.random.SeedSequence([self._seed, epoch]).generate_state(1, np.uint64)[0]
+        self.generator.manual_seed(int(mixed))
+        set_epoch = getattr(self.sampler, "set_epoch", None)
+        if set_epoch is not None:
+            set_epoch(epoch)
+
+
+def create_dataloader(  # noqa: PLR0917 - DL-Art-School's signature
+    dataset: Dataset[Any],
+    dataset_opt: Mapping[str, Any],
+    opt: Mapping[str, Any] | None = None,
+    sampler: Sampler[int] | Iterable[int] | None = None,
+    collate_fn: Collate | None = None,
+    shuffle: bool = True,
+) -> Loader:
+    """Make the loader of a dataset, as DL-Art-School's function of this name does.
+
+    In phase train (the default) batches are shuffled, unless a sampler gives the order, and an incomplete last one is
+    dropped. In other phases they come in order from this process, one item each where no ``batch_size`` is given.
+
+    Args:
+        dataset: any PyTorch dataset with a length.
+        dataset_opt: its options, of which ``phase``, ``batch_size``, ``n_workers`` (0), ``pin_memory`` (true; it has
+            an effect only where there is a GPU) and ``seed`` (of the shuffle; drawn from PyTorch's own generator
+            where it is not given) are read here.
+        opt: options of the whole training; ``dist`` divides the batch size by the number of processes.
+        sampler: gives the order in place of a shuffle.
+        collate_fn: makes a batch of a list of items; PyTorch's own by default.
+        shuffle: whether to shuffle in phase train.
+
+    Raises:
+        ConfigError: an option is missing or of a wrong value.
+    """
+    options = Options(dataset_opt, mode=type(dataset).__name__)
+    train = dataset_opt.get("phase", "train") == "train"
+    batch_size = options.integer("batch_size", None if train else 1, minimum=1)
+    workers = options.integer("n_workers", 0, minimum=0)
+    pin_memory = options.flag("pin_memory", True)
+    if train and opt is not None and opt.get("dist"):
+        batch_size = _share_of_process(options, batch_size)
+    return Loader(
+        dataset,
+        seed=options.integer("seed", minimum=0) if options.has("seed") else _draw_seed(),
+        batch_size=batch_size,
+        shuffle=train and shuffle and sampler is None,
+        drop_last=train,
+        sampler=sampler,
+        collate_fn=collate_fn,
+        num_workers=workers if train else 0,
+        pin_memory=pin_memory and torch.cuda.is_available(),
+    )
+
+
+def _share_of_process(options: Options, batch_size: int) -> int:
+    if not distributed.is_initialized():
+        raise options.error("dist is set, but torch.distributed.init_process_group has not been called")
+    processes = distributed.get_world_size()
+    if batch_size % processes:
+        raise options.error(f"batch_size must be a multiple of the {processes} processes, got {batch_size}")
+    return batch_size // processes
+
+
+def _draw_seed() -> int:
+    return int(torch.randint(1 << 62, ()).item())
+
+
+def _start_worker(_: int) -> None:
+    # One worker a core is the aim; a pool of OpenCV threads in each would fight over the cores.
+    cv2.setNumThreads(0)

@@ -1,0 +1,73 @@
+"""Mode single_image_extensible: one patch an item."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from dlas_store.datasets.options import Options
+from dlas_store.datasets.patches import make_hq, make_lq, pack, pack_reference, read_patch_options, read_sample
+from dlas_store.datasets.roots import open_roots
+
+
+class SingleImageDataset(Dataset[dict[str, Any]]):
+    """Patches of chunked sources, with the reference of their image.
+
+    An item is a dict; h and w are the sides of HQ, s is ``scale``:
+
+    * ``hq`` float32 (3, h, w) and ``lq`` float32 (3, h/s, w/s): RGB in [0, 1];
+    * ``gt_fullsize_ref`` float32 (4, h, w) and ``lq_fullsize_ref`` float32 (4, h/s, w/s): the reference and, as fourth
+      channel, the mask of the patch in it; 0 without a reference;
+    * ``gt_center`` and ``lq_center`` int64 (2,): row and column of the patch's centre in the reference, in pixels;
+    * ``GT_path`` and ``LQ_path`` str: the patch's path, ending in IMAGE/FILE.
+
+    The same index gives the same item. The dataset may be used from several threads, after a fork, and pickled.
+    """
+
+    def __init__(self, opt: Mapping[str, Any]) -> None:
+        """Open the data that the options name.
+
+        Args:
+            opt: options of the dataset: ``paths`` or ``dataroot``, ``weights``, ``ignore_first``, and those of
+                PatchOptions.
+
+        Raises:
+            ConfigError: an option is missing or of a wrong value.
+            StoreError: a path holds no chunked images.
+        """
+        options = Options(opt, mode="single_image_extensible")
+        self._patch_options = read_patch_options(options)
+        self._roots = open_roots(options, layout="chunked")
+        options.warn_of_unknown()
+
+    def __len__(self) -> int:
+        """Return the number of items in an epoch."""
+        return len(self._roots)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return an item.
+
+        Args:
+            index: 0 <= index < len(self).
+
+        Raises:
+            PatchIndexError: the index is outside of that.
+            MissingMetadataError: the centre is needed and the source has none.
+            StoreError: the patch or its reference cannot be read.
+        """
+        source, position = self._roots.locate(index)
+        hq = make_hq(read_sample(source, position, self._patch_options), self._patch_options)
+        lq = make_lq(hq, self._patch_options)
+        return {
+            "hq": pack(hq.patch),
+            "lq": pack(lq.patch),
+            "gt_fullsize_ref": pack_reference(hq),
+            "lq_fullsize_ref": pack_reference(lq),
+            "gt_center": torch.tensor(hq.center),
+            "lq_center": torch.tensor(lq.center),
+            "GT_path": hq.path,
+            "LQ_path": lq.path,
+        }

@@ -1,0 +1,156 @@
+"""Configs: reading the YAML, and options that name themselves when they are wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dlas_store.config import load_config
+from dlas_store.datasets import OptionWarning
+from dlas_store.datasets.options import Options
+from dlas_store.errors import ConfigError
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "train.yml"
+    path.write_text(text)
+    return path
+
+
+def test_phase_is_the_key_up_to_the_first_underscore(tmp_path: Path) -> None:
+    path = write(tmp_path, "name: run\ndatasets: {train: {mode: a}, val_set_14: {mode: b, phase: train}}")
+    config = load_config(path)
+    assert config["name"] == "run"
+    assert {key: opt["phase"] for key, opt in config["datasets"].items()} == {"train": "train", "val_set_14": "val"}
+
+
+def test_home_is_expanded_wherever_a_dataset_names_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    path = write(
+        tmp_path,
+        """
+        datasets:
+          train:
+            paths: [~/a, /b]
+            path: ~/c
+            dataroot: ~/d
+            dataroot_GT: ~/e
+            dataroot_LQ: [~/f]
+            name: ~/stays
+            inner: {paths: ~/g}
+        """,
+    )
+    train = load_config(path)["datasets"]["train"]
+    assert train == {
+        "paths": ["/home/someone/a", "/b"],
+        "path": "/home/someone/c",
+        "dataroot": "/home/someone/d",
+        "dataroot_GT": "/home/someone/e",
+        "dataroot_LQ": ["/home/someone/f"],
+        "name": "~/stays",
+        "inner": {"paths": "/home/someone/g"},
+        "phase": "train",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("datasets:\n  train: {a: 1\n  val: 2\n", r"train\.yml, line 3: not valid YAML"),
+        ("a: \x07", r"train\.yml: not valid YAML"),
+        ("datasets: !!python/object/apply:os.getcwd []", r"line 1: not valid YAML"),
+        ("- a", "must be a mapping of options, got list"),
+        ("name: run", "'datasets' must be a mapping .* got nothing"),
+        ("datasets: [a]", "'datasets' must be a mapping .* got list"),
+        ("datasets: {}", "'datasets' must be a mapping"),
+        ("datasets: {train: 5}", "dataset 'train' must be a mapping of options, got int 5"),
+    ],
+)
+def test_a_config_that_is_none_says_what_is_wrong_and_where(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(write(tmp_path, text))
+
+
+def test_a_missing_config_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"absent\.yml: cannot be read \(No such file"):
+        load_config(tmp_path / "absent.yml")
+
+
+@pytest.mark.parametrize(
+    ("method", "value", "message"),
+    [
+        ("integer", "abc", "key must be an integer of at least 0, got 'abc'"),
+        ("integer", True, "key must be an integer of at least 0, got True"),
+        ("integer", 2.0, "got 2.0"),
+        ("integer", -1, "got -1"),
+        ("number", "1e-4", "key must be a number of at least 0, got '1e-4'"),
+        ("number", float("nan"), "got nan"),
+        ("number", -0.5, "got -0.5"),
+        ("integers", [1, -1], r"key must be integers of at least 0, got \[1, -1\]"),
+        ("integers", [True], r"got \[True\]"),
+        ("integers", {"a": 1}, "got {'a': 1}"),
+    ],
+)
+def test_a_number_of_the_wrong_kind_or_range_is_refused(method: str, value: Any, message: str) -> None:
+    options = Options({"key": value}, mode="a_mode")
+    with pytest.raises(ConfigError, match=rf"^a_mode: .*{message}$"):
+        getattr(options, method)("key", minimum=0)
+
+
+@pytest.mark.parametrize(
+    ("method", "value"),
+    [("flag", 1), ("flag", "true"), ("texts", 5), ("texts", ["a", None]), ("paths", []), ("paths", 5)],
+)
+def test_a_value_of_the_wrong_kind_is_refused(method: str, value: Any) -> None:
+    options = Options({"key": value, "name": "div2k"}, mode="a_mode")
+    with pytest.raises(ConfigError, match=r"^a_mode 'div2k': key must be "):
+        getattr(options, method)("key")
+
+
+def test_a_required_option_is_missed_by_name_and_null_is_not_given() -> None:
+    options = Options({"key": None}, mode="a_mode")
+    assert options.integer("key", 5, minimum=1) == 5
+    with pytest.raises(ConfigError, match="a_mode: key is missing; it must be a positive integer"):
+        options.integer("key", minimum=1)
+
+
+def test_one_value_is_a_list_of_one() -> None:
+    options = Options({"weights": 3, "names": "noise", "roots": Path("a")}, mode="a_mode")
+    assert options.integers("weights", minimum=0) == [3]
+    assert options.texts("names") == ["noise"]
+    assert options.paths("roots") == [Path("a")]
+
+
+def test_an_unknown_option_is_warned_of_with_the_nearest_known_one() -> None:
+    opt = {"targt_size": 1, "name": "a", "mode": "b", "phase": "train", "n_workers": 1, "batch_size": 1, "key": 1}
+    options = Options(opt, mode="a_mode")
+    options.has("target_size")
+    options.has("key")
+    with pytest.warns(OptionWarning) as caught:
+        options.warn_of_unknown()
+    assert [str(warning.message) for warning in caught] == [
+        "a_mode 'a': option 'targt_size' is not known and has no effect; did you mean 'target_size'?"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("loader", "threads"), ("on_error", "skip"), ("device", "cuda"), ("n_threads", 2), ("shuffle_window", 100)],
+)
+def test_an_option_that_this_version_lacks_is_refused_by_name(key: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=key):
+        Options({key: value}, mode="a_mode")
+
+
+def test_an_option_that_asks_for_what_is_done_anyway_is_accepted() -> None:
+    Options({"loader": "workers", "on_error": "raise", "device": "cpu"}, mode="a_mode").warn_of_unknown()
+
+
+def test_reading_a_config_loads_neither_torch_nor_opencv() -> None:
+    code = "import sys, dlas_store.config; print(sorted({'torch', 'cv2'} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "[]\n"
