@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -40,6 +40,7 @@ class Image:
         centers: number in the file name -> centre, as centers.pt has it (it may name patches that do not exist and
             lack some that do); None where the image has no centers.pt.
         has_reference: whether there is a ref.jpg.
+        patch_ids: what a store's keys name the patches by, uint64 (len(files),); None outside of a store.
         heights: pixels, uint32 (len(files),); None where they are not known without opening the files.
         widths: likewise.
         extra: what else is kept of the image (labels, sizes of the photo); JSON types only.
@@ -49,6 +50,7 @@ class Image:
     files: tuple[str, ...]
     centers: Mapping[int, Center] | None
     has_reference: bool
+    patch_ids: NDArray[np.uint64] | None = None
     heights: NDArray[np.uint32] | None = None
     widths: NDArray[np.uint32] | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -71,7 +73,12 @@ def file_number(file: str) -> int | None:
 
 
 class PatchIds:
-    """Gives the patches of one image their ids, in item order."""
+    """Gives the patches of one image their ids, in item order.
+
+    >>> ids = PatchIds()
+    >>> [ids.assign(file) - (file != "1.jpg") * 2**63 for file in ("1.jpg", "a.jpg", "01.jpg")]
+    [1, 0, 1]
+    """
 
     def __init__(self) -> None:
         self._taken: set[int] = set()
@@ -87,24 +94,15 @@ class PatchIds:
         return number
 
 
-def assign_patch_ids(files: Iterable[str]) -> NDArray[np.uint64]:
-    """Return the patch ids of an image's files in item order, uint64.
-
-    >>> assign_patch_ids(["1.jpg", "a.jpg", "01.jpg"]) - np.array([0, 2**63, 2**63], np.uint64)
-    array([1, 0, 1], dtype=uint64)
-    """
-    ids = PatchIds()
-    return np.array([ids.assign(file) for file in files], np.uint64)
-
-
 def encode_image(image: Image) -> bytes:
     """Return the metadata record of an image; FORMAT.md describes it."""
+    assert image.patch_ids is not None
     assert image.heights is not None
     assert image.widths is not None
     record: dict[str, Any] = {
         "name": image.name,
         "files": list(image.files),
-        "ids": _pack(assign_patch_ids(image.files)),
+        "ids": _pack(image.patch_ids),
         "heights": _pack(image.heights),
         "widths": _pack(image.widths),
         "reference": image.has_reference,
@@ -130,17 +128,19 @@ def decode_image(record: bytes) -> Image:
         raise DamagedError(f"metadata record of {len(record)} bytes, more than {MAX_RECORD_BYTES}")
     try:
         fields = msgpack.unpackb(record, raw=False, strict_map_key=True, ext_hook=_refuse_ext)
+        ids = _unpack(fields["ids"]).astype(np.uint64)
         heights, widths = (_unpack(fields[key]).astype(np.uint32) for key in ("heights", "widths"))
         image = Image(
             name=_expect(str, fields["name"]),
             files=tuple(_expect(str, file) for file in _expect(list, fields["files"])),
             centers=_decode_centers(fields) if "center_ids" in fields else None,
             has_reference=_expect(bool, fields["reference"]),
+            patch_ids=ids,
             heights=heights,
             widths=widths,
             extra=_expect(dict, fields.get("extra", {})),
         )
-        lengths = {len(image.files), len(_unpack(fields["ids"])), len(heights), len(widths)}
+        lengths = {len(image.files), len(ids), len(heights), len(widths)}
     except (msgpack.UnpackException, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DamagedError(f"metadata record cannot be read ({error!r})") from error
     if len(lengths) != 1:

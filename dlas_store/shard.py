@@ -18,7 +18,7 @@ from dlas_store.errors import DamagedError
 from dlas_store.keys import CHECKSUM, Key, Kind, encode_value, pack_key, unpack_key, value_checksum
 from dlas_store.lmdb_pages import Entry, walk
 from dlas_store.lmdb_writer import BATCH_BYTES, LmdbWriter
-from dlas_store.metadata import Image, PatchIds, assign_patch_ids, decode_image, encode_image
+from dlas_store.metadata import Image, PatchIds, decode_image, encode_image
 from dlas_store.pixels import Size
 from dlas_store.sealed_file import SealedFile, seal
 from dlas_store.source import Layout
@@ -120,7 +120,8 @@ class ShardWriter:
 
     def _begin_image(self) -> None:
         self._image_id = self._header.first_image + self._images
-        self._patch_ids = PatchIds()
+        self._assign_id = PatchIds()
+        self._patch_ids: list[int] = []
         self._files: list[str] = []
         self._sizes: list[Size] = []
 
@@ -135,7 +136,9 @@ class ShardWriter:
         Raises:
             WriteError: the disk refused it.
         """
-        self._put(pack_key(self._image_id, Kind.PATCH, self._patch_ids.assign(file)), data)
+        patch_id = self._assign_id.assign(file)
+        self._put(pack_key(self._image_id, Kind.PATCH, patch_id), data)
+        self._patch_ids.append(patch_id)
         self._payload_bytes += len(data)
         self._files.append(file)
         self._sizes.append(size)
@@ -154,7 +157,12 @@ class ShardWriter:
             return
         heights, widths = np.array(self._sizes, np.uint32).T
         image = replace(
-            image, files=tuple(self._files), has_reference=reference is not None, heights=heights, widths=widths
+            image,
+            files=tuple(self._files),
+            has_reference=reference is not None,
+            patch_ids=np.array(self._patch_ids, np.uint64),
+            heights=heights,
+            widths=widths,
         )
         if reference is not None:
             self._put(pack_key(self._image_id, Kind.REFERENCE), reference)
@@ -286,7 +294,8 @@ class _DirectoryBuilder:
         patches = entries[1 if reference is None else 2 :]
         stored = np.array([(key.patch_id, entry.offset, entry.length) for key, entry in patches], np.uint64)
         stored = stored.reshape(-1, 3)
-        ids = assign_patch_ids(image.files)
+        ids = image.patch_ids
+        assert ids is not None
         order = np.argsort(ids)
         if not np.array_equal(ids[order], stored[:, 0]) or image.has_reference != (reference is not None):
             raise self._damaged(f"the values of image {image.name!r} are not those its metadata names")

@@ -285,6 +285,8 @@ def _open_index(path: Path) -> Index:
         return Index.of_shard(Shard(path))
     if not (path / INDEX_FILE).is_file():
         if any(path.glob("shard-*.lmdb")):
+            if path.suffix == ".partial":
+                raise NotASourceError(f"{path}: is an import that did not end; run the same import again")
             raise NotASourceError(f"{path}: has shards but no {INDEX_FILE}; run dlas-store reindex {path}")
         raise NotASourceError(f"{path}: is no store, it has no {INDEX_FILE}")
     return Index.open(path / INDEX_FILE)

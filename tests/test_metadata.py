@@ -14,7 +14,7 @@ from dlas_store.metadata import (
     MAX_RECORD_BYTES,
     Center,
     Image,
-    assign_patch_ids,
+    PatchIds,
     decode_image,
     encode_image,
     file_number,
@@ -33,6 +33,7 @@ def image(**changes: object) -> Image:
         "files": ("1.jpg", "x.jpg"),
         "centers": {1: Center(2, 3, 4)},
         "has_reference": True,
+        "patch_ids": np.array([1, FIRST_UNNUMBERED_ID], np.uint64),
         "heights": np.array([5, 6], np.uint32),
         "widths": np.array([7, 70_000], np.uint32),
         "extra": {"label": 1},
@@ -56,6 +57,7 @@ def images(draw: st.DrawFn) -> Image:
         files=tuple(files),
         centers=draw(st.none() | st.dictionaries(INT64, st.builds(Center, INT64, INT64, INT64), max_size=5)),
         has_reference=draw(st.booleans()),
+        patch_ids=np.array(draw(sizes), np.uint64),
         heights=np.array(draw(sizes), np.uint32),
         widths=np.array(draw(sizes), np.uint32),
         extra=draw(EXTRA),
@@ -68,8 +70,8 @@ def test_a_record_gives_back_the_image(original: Image) -> None:
     for name in ("name", "files", "centers", "has_reference", "extra"):
         assert getattr(copy, name) == getattr(original, name)
     assert copy.centers is None or list(copy.centers) == list(original.centers or ())
-    for name in ("heights", "widths"):
-        assert getattr(copy, name).dtype == np.uint32
+    for name in ("patch_ids", "heights", "widths"):
+        assert getattr(copy, name).dtype == getattr(original, name).dtype
         np.testing.assert_array_equal(getattr(copy, name), getattr(original, name))
 
 
@@ -149,7 +151,8 @@ def test_the_number_of_a_file_is_its_whole_stem(file: str, number: int | None) -
 
 @given(st.lists(st.sampled_from(["1.jpg", "01.jpg", "001.png", "a.jpg", "b.jpg", "2.jpg"]), unique=True))
 def test_patch_ids_are_the_numbers_or_above_and_never_twice(files: list[str]) -> None:
-    ids = assign_patch_ids(files).tolist()
+    assigned = PatchIds()
+    ids = [assigned.assign(file) for file in files]
     assert len(set(ids)) == len(files)
     unnumbered = [patch_id for patch_id in ids if patch_id >= FIRST_UNNUMBERED_ID]
     assert unnumbered == list(range(FIRST_UNNUMBERED_ID, FIRST_UNNUMBERED_ID + len(unnumbered)))
