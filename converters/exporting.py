@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dlas_store.centers import write_centers
-from dlas_store.errors import NotASourceError, StoreError, TargetExistsError
+from dlas_store.errors import NotASourceError, StoreError, TargetExistsError, WriteError, write_errors
 from dlas_store.extra_fields import EXTRA_FILE, extra_line
 from dlas_store.folder_source import CENTERS_FILE, REFERENCE_FILE
 from dlas_store.metadata import Image
 from dlas_store.processes import available_cores, progress_bar, report_done, run_in_order
-from dlas_store.publish import PartialFolder, check_free_space, write_error, write_file
+from dlas_store.publish import PartialFolder, check_free_space, write_file
 from dlas_store.source import Layout
 from dlas_store.store import Store
 
@@ -143,13 +143,12 @@ def _export(job: _Job) -> ExportSummary:
             reason = _why_refused(store.layout, image)
             if reason is None:
                 try:
-                    _write_image(store, number, image, job)
-                except OSError as error:
-                    if isinstance(error, StoreError):
-                        raise
+                    with write_errors(job.tree / image.name):
+                        _write_image(store, number, image, job)
+                except WriteError as error:
                     if error.errno not in _NAME_ERRORS:
-                        raise write_error(job.tree / image.name, error) from error
-                    reason = f"the file system refuses a name in it ({error.strerror})"
+                        raise
+                    reason = f"the file system refuses a name in it ({os.strerror(error.errno)})"
             if reason is None:
                 part.images += 1
                 part.patches += len(image.files)

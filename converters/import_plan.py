@@ -8,16 +8,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from xxhash import xxh3_128
+from xxhash import xxh3_64_intdigest, xxh3_128_hexdigest
 
 from dlas_store.commit import PlannedShard
 from dlas_store.compare import differences
 from dlas_store.errors import ImportFailedError, NameNotFoundError
 from dlas_store.source import Listing, Source
 from dlas_store.store import Store
+
+if TYPE_CHECKING:
+    from dlas_store.processes import ProgressBar
 
 MIN_SHARD_SIZE = 16 << 20
 MAX_SHARD_SIZE = 1 << 30
@@ -31,7 +35,7 @@ _NAMES_IN_MESSAGE = 20
 class ImportPlan:
     """The images to import, in order, cut into shards.
 
-    Holds about 100 bytes an image and nothing a patch.
+    Making one holds about 120 bytes an image and nothing a patch.
 
     Attributes:
         names: image names.
@@ -40,7 +44,6 @@ class ImportPlan:
         disk_bytes: about what the shards will take.
         changed: names of images that the store has otherwise.
         vanished: names of images that the store has and no source.
-        fingerprint: of names, sizes and options.
     """
 
     names: list[str] = field(default_factory=list)
@@ -49,7 +52,6 @@ class ImportPlan:
     disk_bytes: int = 0
     changed: list[str] = field(default_factory=list)
     vanished: list[str] = field(default_factory=list)
-    fingerprint: str = ""
 
     @property
     def patches(self) -> int:
@@ -72,6 +74,7 @@ def plan_import(
     images: str | None,
     compare_bytes: bool,
     options: str,
+    bar: ProgressBar | None = None,
 ) -> ImportPlan:
     """List all sources and plan the import.
 
@@ -83,54 +86,59 @@ def plan_import(
         images: shell pattern that an image's name must match, None for all.
         compare_bytes: compare images with those of the base byte by byte, else by file names and sizes.
         options: whatever else a rerun must have in common.
+        bar: where progress is shown, in images.
 
     Raises:
         ImportFailedError: several sources have images of one name.
     """
     plan = ImportPlan()
-    digest = xxh3_128(repr((options, shard_size, images)).encode())
-    patches, sizes = array("Q"), array("Q")
+    patches, sizes, digests = array("Q"), array("Q"), array("Q")
     seen_in_base = bytearray(base.image_count if base else 0)
-    for origin, source, listing in _select(sources, images):
+    for origin, source, listing in _select(sources, images, bar):
         number = _find(base, listing.name)
         if base and number is not None:
             seen_in_base[number] = 1
             if not _same(source, listing, base, number, compare_bytes=compare_bytes):
                 plan.changed.append(listing.name)
             continue
-        digest.update(repr((listing.name, len(listing.files), listing.total_bytes)).encode())
         plan.names.append(listing.name)
         plan.origins.append(origin)
         plan.disk_bytes += _disk_bytes(listing)
         patches.append(len(listing.files))
         sizes.append(listing.total_bytes)
-    plan.shards.extend(_cut(patches, sizes, shard_size or _balanced_shard_size(sum(sizes))))
+        digests.append(xxh3_64_intdigest(repr((listing.name, listing.files, listing.sizes.tobytes())).encode()))
+    for start, end in _cut(sizes, shard_size or _balanced_shard_size(sum(sizes))):
+        fingerprint = xxh3_128_hexdigest(digests[start:end].tobytes() + options.encode())
+        plan.shards.append(PlannedShard(end - start, sum(patches[start:end]), sum(sizes[start:end]), fingerprint))
     if len(sources) > 1:
         _check_unique(plan.names)
     if base:
         names = (base.image(number).name for number, seen in enumerate(seen_in_base) if not seen)
         plan.vanished.extend(name for name in names if images is None or fnmatchcase(name, images))
-    plan.fingerprint = digest.hexdigest()
     return plan
 
 
-def _select(sources: Sequence[Source], images: str | None) -> Iterator[tuple[int, Source, Listing]]:
+def _select(
+    sources: Sequence[Source], images: str | None, bar: ProgressBar | None
+) -> Iterator[tuple[int, Source, Listing]]:
     for origin, source in enumerate(sources):
         for listing in source.listings():
+            if bar is not None:
+                bar.update()
             if images is None or fnmatchcase(listing.name, images):
                 yield origin, source, listing
 
 
-def _cut(patches: Sequence[int], sizes: Sequence[int], shard_size: int) -> Iterator[PlannedShard]:
-    """Yield shards that take the images in order, each as many as fit."""
-    shard = PlannedShard(0, 0, 0)
-    for patch_count, size in zip(patches, sizes, strict=True):
-        if shard.images and shard.payload_bytes + size > shard_size:
-            yield shard
-            shard = PlannedShard(0, 0, 0)
-        shard = PlannedShard(shard.images + 1, shard.patches + patch_count, shard.payload_bytes + size)
-    if shard.images:
-        yield shard
+def _cut(sizes: Sequence[int], shard_size: int) -> Iterator[tuple[int, int]]:
+    """Yield first image and end of each shard: images in order, as many as fit."""
+    start, filled = 0, 0
+    for position, size in enumerate(sizes):
+        if position > start and filled + size > shard_size:
+            yield start, position
+            start, filled = position, 0
+        filled += size
+    if sizes:
+        yield start, len(sizes)
 
 
 def _balanced_shard_size(total: int) -> int:

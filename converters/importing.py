@@ -117,14 +117,16 @@ def import_store(
     opened = [open_source(path, layout) for path in sources]
     base = Store(store) if append else None
     common_layout = _common_layout([*opened, *([base] if base else [])])
-    plan = plan_import(
-        opened,
-        base=base,
-        shard_size=shard_size,
-        images=images,
-        compare_bytes=compare_bytes,
-        options=repr((common_layout, skip_bad, decode_all)),
-    )
+    with progress_bar(None, "listing", unit="images") as bar:
+        plan = plan_import(
+            opened,
+            base=base,
+            shard_size=shard_size,
+            images=images,
+            compare_bytes=compare_bytes,
+            options=repr((common_layout, skip_bad, decode_all)),
+            bar=bar,
+        )
     summary = ImportSummary(changed=plan.changed, vanished=plan.vanished)
     for source in opened:
         if isinstance(source, FolderSource):
@@ -185,7 +187,6 @@ def _commit_plan(plan: ImportPlan, layout: Layout, store: Path, base: Store | No
     return CommitPlan(
         store_id=base.index.store_id.hex() if base else secrets.token_hex(16),
         layout=layout,
-        fingerprint=plan.fingerprint,
         commit=max((shard.commit for shard in shards), default=-1) + 1,
         first_shard=next_shard_number(store, base.index) if base else 0,
         first_image=max((shard.first_image_id + shard.images for shard in shards), default=0),

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from dlas_store.errors import StoreError
+from dlas_store.errors import BusyError, StoreError
 from dlas_store.index import INDEX_FILE, Index, IndexWriter
 from dlas_store.publish import PartialFolder, publish_file, write_file
 from dlas_store.shard import Directory, Shard, ShardHeader, ShardWriter, shard_file_name
@@ -19,11 +19,19 @@ _PLAN_FILE = "plan.json"
 
 
 class PlannedShard(NamedTuple):
-    """What one shard is to hold; bytes are those of its files."""
+    """What one shard is to hold.
+
+    Attributes:
+        images: number of images.
+        patches: number of patches.
+        payload_bytes: bytes of their files.
+        fingerprint: what its names, sizes and the options came to, as the converter computed it.
+    """
 
     images: int
     patches: int
     payload_bytes: int
+    fingerprint: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,7 +41,6 @@ class CommitPlan:
     Attributes:
         store_id: of the store that is written or appended to, hex.
         layout: that of the store.
-        fingerprint: what the source and the options came to, as the converter computed it.
         commit: its number, from 0.
         first_shard: number of its first shard.
         first_image: id of its first image.
@@ -43,7 +50,6 @@ class CommitPlan:
 
     store_id: str
     layout: Layout
-    fingerprint: str
     commit: int
     first_shard: int
     first_image: int
@@ -86,7 +92,7 @@ class Commit:
     are built by write_shard() in ``folder``, by this or other processes, and handed to add() in order.
 
     Attributes:
-        plan: the plan; that of the interrupted run where there was one.
+        plan: the plan, with the ids that an interrupted run gave the shards that are the same.
         folder: where the shards are built.
     """
 
@@ -99,7 +105,7 @@ class Commit:
             base: the index of the store that is appended to, None for a new one.
 
         Raises:
-            BusyError: another process writes the store.
+            BusyError: another process writes the store, or did since its index was read.
             StoreError: an interrupted run had another source or other options.
         """
         self._store = store
@@ -107,6 +113,7 @@ class Commit:
         self._partial = PartialFolder(store)
         self.folder = self._partial.path
         try:
+            _check_unchanged(store, base)
             self.plan = self._agree(plan)
             generation = 0 if base is None else base.generation + 1
             self._index = IndexWriter(
@@ -161,23 +168,40 @@ class Commit:
         self._partial.close()
 
     def _agree(self, wanted: CommitPlan) -> CommitPlan:
-        """Return the plan of the interrupted run if it is the same, else record the wanted one."""
+        """Return the wanted plan with the ids of those shards that an interrupted run may have sealed, and record it.
+
+        So a file that was mended costs its own shard only.
+        """
         path = self.folder / _PLAN_FILE
         if path.exists():
             earlier = _decode_plan(path.read_bytes())
-            if earlier.commit < wanted.commit:  # it was published, and killed before it had cleaned up
-                path.unlink()
-            elif earlier == replace(
-                wanted, store_id=earlier.store_id, shard_ids=earlier.shard_ids, first_shard=earlier.first_shard
-            ):
-                return earlier
-            else:
-                raise StoreError(
-                    f"{self.folder}: an interrupted run had other files in its source or other options; run it again "
-                    "with the same, or remove that folder to start over"
-                )
+            # An append of an earlier number was published, and killed before it had cleaned up.
+            if earlier.commit == wanted.commit:
+                sealed = [header for header in earlier.headers() if self.find_shard(header)]
+                wanted = _with_ids_of(earlier, wanted)
+                if sealed and not set(wanted.shard_ids).intersection(header.shard_id.hex() for header in sealed):
+                    raise StoreError(
+                        f"{self.folder}: holds shards of an interrupted run with other files or options; run it again "
+                        "with those, or remove that folder to start over"
+                    )
         write_file(path, json.dumps(asdict(wanted)).encode())
         return wanted
+
+
+def _check_unchanged(store: Path, base: Index | None) -> None:
+    if base is not None and Index.open(base.place).generation != base.generation:
+        raise BusyError(f"{store}: another process changed it meanwhile; run the same command again")
+
+
+def _with_ids_of(earlier: CommitPlan, wanted: CommitPlan) -> CommitPlan:
+    """Return the wanted plan with the store and shard ids of an earlier one, wherever the shards are the same."""
+    wanted = replace(wanted, store_id=earlier.store_id, first_shard=earlier.first_shard)
+    pairs = zip(earlier.headers(), earlier.shards, wanted.headers(), wanted.shards, strict=False)
+    ids = list(wanted.shard_ids)
+    for position, (old_header, old_shard, header, shard) in enumerate(pairs):
+        if old_shard == shard and replace(old_header, shard_id=header.shard_id) == header:
+            ids[position] = earlier.shard_ids[position]
+    return replace(wanted, shard_ids=tuple(ids))
 
 
 def write_shard(folder: Path, header: ShardHeader, fill: Callable[[ShardWriter], None]) -> SealedShard:

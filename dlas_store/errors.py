@@ -20,6 +20,12 @@
 Messages are one line: what is wrong, where, and what to do.
 """
 
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class StoreError(Exception):
     """What every error of this library derives from."""
@@ -87,3 +93,15 @@ class WriteError(StoreError, OSError):
 
 class ImportFailedError(StoreError, ValueError):
     """A conversion stopped at what it found in its source."""
+
+
+@contextmanager
+def write_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Raise WriteError, naming a path, for what the system refuses inside the block."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except OSError as error:
+        message = f"{os.fspath(path)}: cannot be written ({error.strerror}); make room or choose another place"
+        raise WriteError(error.errno, message) from error

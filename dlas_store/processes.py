@@ -143,13 +143,19 @@ def _show(bar: ProgressBar | None, done: SynchronizedArray[int]) -> None:
 
 
 @contextmanager
-def progress_bar(total: int, description: str) -> Iterator[ProgressBar | None]:
-    """Show a bar in patches on a terminal; give None where there is none."""
+def progress_bar(total: int | None, description: str, *, unit: str = "patches") -> Iterator[ProgressBar | None]:
+    """Show a bar on a terminal; give None where there is none.
+
+    Args:
+        total: how much there is to do; None where that is not known.
+        description: what is done.
+        unit: what is counted.
+    """
     if not sys.stderr.isatty():
         yield None
         return
     from tqdm import tqdm  # noqa: PLC0415 - a tenth of the start of a command
 
     tqdm.monitor_interval = 0  # its thread would be there when workers are forked
-    with tqdm(total=total, desc=description, unit=" patches", unit_scale=True) as bar:
+    with tqdm(total=total, desc=description, unit=f" {unit}", unit_scale=True) as bar:
         yield bar

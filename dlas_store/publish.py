@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-from dlas_store.errors import BusyError, TargetExistsError, WriteError
+from dlas_store.errors import BusyError, TargetExistsError, WriteError, write_errors
 
 _LOCK_FILE = "lock"
 _LOCK_PATIENCE_SECONDS = 2.0
@@ -34,13 +34,9 @@ class PartialFolder:
         """
         self.target = target
         self.path = target.with_name(target.name + ".partial")
-        try:
+        with write_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = _take_lock(self.path / _LOCK_FILE)
-        except BlockingIOError as error:
-            raise BusyError(f"{self.path}: another process is writing {target.name}; wait for it to end") from error
-        except OSError as error:
-            raise write_error(self.path, error) from error
 
     def publish(self, content: Path | None = None) -> None:
         """Give the folder, or one in it, the name it was made for, durably.
@@ -96,7 +92,7 @@ def _take_lock(path: Path) -> IO[bytes]:
         except BlockingIOError:
             file.close()
             if time.monotonic() > end:
-                raise
+                raise BusyError(f"{path.parent}: another process is writing there; wait for it to end") from None
             time.sleep(0.05)
             continue
         # The holder before us may have removed the file that we now hold the lock of.
@@ -107,8 +103,9 @@ def _take_lock(path: Path) -> IO[bytes]:
 
 def publish_file(temporary: Path, final: Path) -> None:
     """Rename a synced file into its place, durably; what was there is replaced in one step."""
-    temporary.replace(final)
-    sync_folder(final.parent)
+    with write_errors(final):
+        temporary.replace(final)
+        sync_folder(final.parent)
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -118,14 +115,11 @@ def write_file(path: Path, data: bytes) -> None:
         WriteError: the disk refused it.
     """
     temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        publish_file(temporary, path)
-    except OSError as error:
-        raise write_error(path, error) from error
+    with write_errors(path), temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    publish_file(temporary, path)
 
 
 def sync_folder(path: Path) -> None:
@@ -137,11 +131,6 @@ def sync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def write_error(path: Path, error: OSError) -> WriteError:
-    """Return what to raise where the system refused a write."""
-    return WriteError(error.errno, f"{path}: cannot be written ({error.strerror}); make room or choose another place")
 
 
 def check_free_space(folder: Path, needed: int) -> None:

@@ -16,7 +16,7 @@ import msgpack
 from xxhash import xxh3_64_intdigest
 
 from dlas_store import lmdb_pages
-from dlas_store.errors import DamagedError, FormatVersionError, NotASourceError
+from dlas_store.errors import DamagedError, FormatVersionError, NotASourceError, write_errors
 
 FORMAT_VERSION = 1
 
@@ -80,7 +80,7 @@ def seal(path: Path, body: Mapping[str, Any]) -> int:
     data.close()
     packed = msgpack.packb(dict(body), use_bin_type=True)
     footer = _FOOTER.pack(_MAGIC, FORMAT_VERSION, len(packed), lmdb_size)
-    with path.open("r+b") as file:
+    with write_errors(path), path.open("r+b") as file:
         file.truncate(lmdb_size)
         file.seek(lmdb_size)
         file.write(packed + footer + _CHECKSUM.pack(_checksum(packed, footer)))
