@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import cv2
-import numpy as np
 import torch
 from torch import distributed
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from dlas_store.datasets.draws import draw_seed
+from dlas_store.datasets.item_dataset import ItemDataset
 from dlas_store.datasets.options import Options
+from dlas_store.datasets.samplers import EpochSampler, PlainIndices
+
+_LOG = logging.getLogger(__name__)
 
 Collate = Callable[[list[Any]], Any]
 
 
 class Loader(DataLoader[Any]):
-    """A DataLoader whose order follows from a seed and the epoch: ``set_epoch(n)`` gives epoch n's again at any time.
+    """A DataLoader whose order and random numbers follow from a seed and the epoch.
 
-    Where nobody calls set_epoch every pass has another order, and the series of them repeats with the seed.
+    Passes count as epochs 0, 1, 2, ... unless set_epoch() says otherwise; ``set_epoch(n)`` gives epoch n's again at any
+    time. Samples that were skipped are reported at the end of a pass.
     """
 
     def __init__(
@@ -36,29 +42,35 @@ class Loader(DataLoader[Any]):
         pin_memory: bool = False,
     ) -> None:
         """Take what DataLoader takes, and the seed of the shuffle, from 0."""
-        self._seed = seed
+        if sampler is None:
+            own = EpochSampler(len(dataset), seed=seed, shuffle=shuffle)  # type: ignore[arg-type]
+            sampler = own if isinstance(dataset, ItemDataset) else PlainIndices(own)
         super().__init__(
             dataset,
             batch_size=batch_size,
-            shuffle=shuffle,
             drop_last=drop_last,
             sampler=sampler,
             collate_fn=collate_fn,
             num_workers=num_workers,
             pin_memory=pin_memory,
-            generator=torch.Generator(),
             worker_init_fn=_start_worker,
         )
-        self.set_epoch(0)
+        self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Give the next pass the order of an epoch, counted from 0; a sampler with a set_epoch is told as well."""
-        # Mixed rather than added, or epoch 1 of seed 0 would be epoch 0 of seed 1.
-        mixed = np.random.SeedSequence([self._seed, epoch]).generate_state(1, np.uint64)[0]
-        self.generator.manual_seed(int(mixed))
-        set_epoch = getattr(self.sampler, "set_epoch", None)
-        if set_epoch is not None:
-            set_epoch(epoch)
+        self._epoch = epoch
+        if hasattr(self.sampler, "set_epoch"):
+            self.sampler.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        """Give the batches of an epoch."""
+        if isinstance(self.dataset, ItemDataset):
+            self.dataset.set_epoch(self._epoch)
+        self._epoch += 1
+        yield from super().__iter__()
+        if isinstance(self.dataset, ItemDataset) and (skipped := self.dataset.take_skipped()):
+            _LOG.warning("%d samples of this epoch could not be read and were replaced", skipped)
 
 
 def create_dataloader(  # noqa: PLR0917 - DL-Art-School's signature
@@ -96,7 +108,7 @@ def create_dataloader(  # noqa: PLR0917 - DL-Art-School's signature
         batch_size = _share_of_process(options, batch_size)
     return Loader(
         dataset,
-        seed=options.integer("seed", minimum=0) if options.has("seed") else _draw_seed(),
+        seed=options.integer("seed", minimum=0) if options.has("seed") else draw_seed(),
         batch_size=batch_size,
         shuffle=train and shuffle and sampler is None,
         drop_last=train,
@@ -114,10 +126,6 @@ def _share_of_process(options: Options, batch_size: int) -> int:
     if batch_size % processes:
         raise options.error(f"batch_size must be a multiple of the {processes} processes, got {batch_size}")
     return batch_size // processes
-
-
-def _draw_seed() -> int:
-    return int(torch.randint(1 << 62, ()).item())
 
 
 def _start_worker(_: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from os import PathLike
 from pathlib import Path
@@ -18,7 +18,7 @@ LOADER_KEYS = frozenset({"batch_size", "n_workers", "pin_memory", "seed"})
 PASSIVE_KEYS = frozenset({"name", "mode", "phase", "data_type", "use_shuffle", "needs_collate"})
 """What else DL-Art-School keeps beside a dataset's own options."""
 
-ONLY_VALUES = {"loader": "workers", "on_error": "raise", "device": "cpu"}
+ONLY_VALUES = {"loader": "workers", "device": "cpu"}
 """Options that can say only what this version does anyway."""
 
 NOT_BUILT = frozenset({"n_threads", "shuffle_window"})
@@ -86,6 +86,10 @@ class Options:
     def flag(self, key: str, default: bool | None = None) -> bool:
         """Return True or False; numbers and texts are none."""
         return bool(self._get(key, default, "true or false", lambda value: isinstance(value, bool)))
+
+    def choice(self, key: str, default: str | None, choices: Sequence[str]) -> str:
+        """Return one of several texts."""
+        return str(self._get(key, default, f"one of {', '.join(choices)}", lambda value: value in choices))
 
     def texts(self, key: str, default: list[str] | None = None) -> list[str]:
         """Return a list of texts; a single text is a list of one."""

@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset
 
+from dlas_store.datasets.draws import ItemRandom
+from dlas_store.datasets.item_dataset import ItemDataset
 from dlas_store.datasets.options import Options
 from dlas_store.datasets.patches import make_hq, make_lq, pack, pack_reference, read_patch_options, read_sample
 from dlas_store.datasets.roots import open_roots
 
 
-class SingleImageDataset(Dataset[dict[str, Any]]):
+class SingleImageDataset(ItemDataset):
     """Patches of chunked sources, with the reference of their image.
 
     An item is a dict; h and w are the sides of HQ, s is ``scale``:
@@ -39,6 +40,7 @@ class SingleImageDataset(Dataset[dict[str, Any]]):
             StoreError: a path holds no chunked images.
         """
         options = Options(opt, mode="single_image_extensible")
+        super().__init__(options)
         self._patch_options = read_patch_options(options)
         self._roots = open_roots(options, layout="chunked")
         options.warn_of_unknown()
@@ -47,11 +49,17 @@ class SingleImageDataset(Dataset[dict[str, Any]]):
         """Return the number of items in an epoch."""
         return len(self._roots)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def image_of(self, index: int) -> str:
+        """Return the path of the image that an item belongs to."""
+        source, position = self._roots.locate(index)
+        return f"{source.path}/{source.image_name(source.locate(position)[0])}"
+
+    def make_item(self, index: int, random: ItemRandom) -> dict[str, Any]:  # noqa: ARG002 - no corruption draws yet
         """Return an item.
 
         Args:
             index: 0 <= index < len(self).
+            random: where its random choices come from.
 
         Raises:
             PatchIndexError: the index is outside of that.

@@ -1,0 +1,44 @@
+"""Where the random numbers of an item come from: the same in any worker, others when the item comes again."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+
+class Draw(NamedTuple):
+    """An item asked for by a sampler.
+
+    Attributes:
+        index: of the item in its dataset.
+        repetition: how often it came before: epoch times the sampler's ratio, plus the repetitions in this epoch.
+    """
+
+    index: int
+    repetition: int
+
+
+class ItemRandom:
+    """The random numbers of one item, a function of (seed, index, repetition) alone.
+
+    Attributes:
+        index: of the item in its dataset.
+    """
+
+    def __init__(self, seed: int, draw: Draw) -> None:
+        """Take the config's seed, from 0, and what was asked for."""
+        self.index = draw.index
+        self._key = (seed, *draw)
+
+    @cached_property
+    def generator(self) -> np.random.Generator:
+        """The generator of every choice but corruption strengths under ``random_seed``; made when first used."""
+        return np.random.default_rng(self._key)
+
+
+def draw_seed() -> int:
+    """Return a seed drawn from PyTorch's own generator, 0 <= seed < 2^62."""
+    return int(torch.randint(1 << 62, ()).item())

@@ -1,0 +1,100 @@
+"""What every dataset has in common: repeatable random numbers, epochs, and what becomes of bad samples."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset, get_worker_info
+
+from dlas_store.datasets.draws import Draw, ItemRandom, draw_seed
+from dlas_store.datasets.options import Options
+from dlas_store.errors import PatchIndexError, StoreError
+
+_LOG = logging.getLogger(__name__)
+
+_EPOCH, _SKIPPED = 0, 1
+_NO_EPOCH = -1
+
+
+class ItemDataset(Dataset[dict[str, Any]], ABC):
+    """A dataset of dicts, each made by ``make_item`` from its index and its own random numbers.
+
+    An index may be an int or a Draw. With an int, the repetition is the epoch that set_epoch() told last, also to
+    workers that already run; before any set_epoch() it follows PyTorch's base seed, so that it differs from pass to
+    pass under any DataLoader.
+
+    ``on_error: raise`` lets a sample that cannot be read raise its error; ``skip`` logs it, once an image, counts it,
+    and gives the next sample that can be read in its place.
+    """
+
+    def __init__(self, options: Options) -> None:
+        """Read ``seed`` (drawn from PyTorch's own generator where it is not given) and ``on_error`` (raise)."""
+        self._seed = options.integer("seed", minimum=0) if options.has("seed") else draw_seed()
+        self._skips_bad = options.choice("on_error", "raise", ("raise", "skip")) == "skip"
+        self._bad_images: set[str] = set()
+        # In shared memory, so that workers see the epoch and the parent the count.
+        self._shared = torch.tensor([_NO_EPOCH, 0], dtype=torch.int64).share_memory_()
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return the number of items in an epoch."""
+
+    @abstractmethod
+    def make_item(self, index: int, random: ItemRandom) -> dict[str, Any]:
+        """Return the item at 0 <= index < len(self), all its random choices taken from ``random``."""
+
+    @abstractmethod
+    def image_of(self, index: int) -> str:
+        """Return the path of the image that an item belongs to."""
+
+    def __getitem__(self, item: int | Draw) -> dict[str, Any]:
+        """Return an item.
+
+        Args:
+            item: 0 <= index < len(self), with or without its repetition.
+
+        Raises:
+            PatchIndexError: the index is outside of that.
+            StoreError: it cannot be read, and ``on_error`` is raise, or nothing else can be read either.
+        """
+        draw = item if isinstance(item, Draw) else Draw(int(item), self._repetition())
+        if not 0 <= draw.index < len(self):
+            raise PatchIndexError(f"no item {draw.index}: the dataset has {len(self)}")
+        if not self._skips_bad:
+            return self._make(draw)
+        for step in range(len(self)):
+            try:
+                return self._make(draw._replace(index=(draw.index + step) % len(self)) if step else draw)
+            except StoreError as error:
+                self._note_bad((draw.index + step) % len(self), error)
+        raise StoreError(f"{type(self).__name__}: none of the {len(self)} items can be read; run dlas-store verify")
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the epoch, counted from 0, to this process and to all workers that share the dataset with it."""
+        self._shared[_EPOCH] = epoch
+
+    def take_skipped(self) -> int:
+        """Return how many samples were replaced since this was last asked, in all workers."""
+        skipped = int(self._shared[_SKIPPED])
+        self._shared[_SKIPPED] -= skipped
+        return skipped
+
+    def _make(self, draw: Draw) -> dict[str, Any]:
+        return self.make_item(draw.index, ItemRandom(self._seed, draw))
+
+    def _repetition(self) -> int:
+        epoch = int(self._shared[_EPOCH])
+        if epoch != _NO_EPOCH:
+            return epoch
+        worker = get_worker_info()
+        return draw_seed() if worker is None else worker.seed - worker.id
+
+    def _note_bad(self, index: int, error: StoreError) -> None:
+        self._shared[_SKIPPED] += 1
+        image = self.image_of(index)
+        if image not in self._bad_images:
+            self._bad_images.add(image)
+            _LOG.warning("skipped a bad sample of %s: %s", image, error)
