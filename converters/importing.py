@@ -73,7 +73,7 @@ class ImportSummary:
 
 
 def import_store(
-    sources: Sequence[Path | str],
+    sources: Sequence[Path | str | Source],
     store: Path | str,
     *,
     layout: Layout | None = None,
@@ -91,7 +91,7 @@ def import_store(
     call goes on after it was interrupted. The shards are the same for any number of workers.
 
     Args:
-        sources: chunked folders, folders of pictures, or stores; all of one layout.
+        sources: chunked folders, folders of pictures, or stores, or opened sources; all of one layout.
         store: the store's folder, ``NAME.lmdb``.
         layout: how to read folders; None tells it from their contents.
         append: add images that the store does not have, in new shards; report those that changed or vanished.
@@ -114,7 +114,7 @@ def import_store(
     started = time.monotonic()
     store = Path(store).expanduser()
     _check_options(store, sources, append=append, shard_size=shard_size, workers=workers)
-    opened = [open_source(path, layout) for path in sources]
+    opened = [open_source(source, layout) if isinstance(source, str | Path) else source for source in sources]
     base = Store(store) if append else None
     common_layout = _common_layout([*opened, *([base] if base else [])])
     with progress_bar(None, "listing", unit="images") as bar:
@@ -196,7 +196,7 @@ def _commit_plan(plan: ImportPlan, layout: Layout, store: Path, base: Store | No
 
 
 def _check_options(
-    store: Path, sources: Sequence[Path | str], *, append: bool, shard_size: int | None, workers: int | None
+    store: Path, sources: Sequence[Path | str | Source], *, append: bool, shard_size: int | None, workers: int | None
 ) -> None:
     if store.suffix != ".lmdb":
         raise ConfigError(f"{store}: a store's name ends in .lmdb; use {store.with_name(store.name + '.lmdb')}")

@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from dlas_store.centers_pickle import CENTERS_RULES, Tensor
 from dlas_store.errors import CentersError
-from dlas_store.inert_pickle import InertUnpickler, RefusedError, Tensor
+from dlas_store.inert_pickle import InertUnpickler, RefusedError
 from dlas_store.metadata import Center
 from dlas_store.plain_pickle import is_plain, load_plain
 
@@ -110,7 +111,7 @@ def _load_zip(data: bytes) -> dict[int, Center]:
         pickled = archive.read(f"{root}data.pkl")
         if is_plain(pickled):
             return {number: Center(row, col, width) for number, ((row, col), width) in load_plain(pickled).items()}
-        unpickler = InertUnpickler(io.BytesIO(pickled))
+        unpickler = InertUnpickler(io.BytesIO(pickled), CENTERS_RULES)
         value = unpickler.load()
         storages = {key: archive.read(f"{root}data/{key}") for key in unpickler.storages}
         big_endian = f"{root}byteorder" in names and archive.read(f"{root}byteorder") == b"big"
@@ -119,13 +120,13 @@ def _load_zip(data: bytes) -> dict[int, Center]:
 
 def _load_legacy(data: bytes) -> dict[int, Center]:
     file = io.BytesIO(data)
-    magic, version, system = (InertUnpickler(file).load() for _ in range(3))
+    magic, version, system = (InertUnpickler(file, CENTERS_RULES).load() for _ in range(3))
     if magic != _LEGACY_MAGIC or version != _LEGACY_VERSION:
         raise ValueError("not the start of a torch file")
-    unpickler = InertUnpickler(file)
+    unpickler = InertUnpickler(file, CENTERS_RULES)
     value = unpickler.load()
     storages = {}
-    for key in InertUnpickler(file).load():
+    for key in InertUnpickler(file, CENTERS_RULES).load():
         (count,) = struct.unpack("<Q", file.read(8))
         storages[key] = file.read(count * struct.calcsize(f"<{unpickler.storages[key]}"))
     return _to_centers(value, storages, "<" if system["little_endian"] else ">")

@@ -57,10 +57,12 @@ def _parser() -> argparse.ArgumentParser:
 
     command = add("import", _import, "Import folders, or stores, into a store.", resumes=True)
     command.add_argument(
-        "sources", nargs="+", type=Path, metavar="SRC", help="chunked folder, folder of pictures, store"
+        "sources", nargs="+", metavar="SRC", help="chunked folder, folder of pictures, store; torch:NAME with --root"
     )
     command.add_argument("store", type=Path, metavar="STORE", help="the store to write, NAME.lmdb")
     command.add_argument("--layout", choices=("chunked", "pictures"), help="how to read SRC (default: by its contents)")
+    command.add_argument("--root", type=Path, metavar="R", help="where the published files of torch:NAME lie")
+    command.add_argument("--split", help="train (default) or test of torch:NAME")
     command.add_argument("--append", action="store_true", help="add images that STORE does not have")
     command.add_argument(
         "--checksum", action="store_true", help="with --append: compare by content, not names and sizes"
@@ -109,7 +111,7 @@ def _import(options: argparse.Namespace) -> int:
     from dlas_store.converters.importing import import_store
 
     summary = import_store(
-        options.sources,
+        _sources(options),
         options.store,
         layout=options.layout,
         append=options.append,
@@ -133,6 +135,21 @@ def _import(options: argparse.Namespace) -> int:
     _print_lines("changed since it was imported, not touched", summary.changed)
     _print_lines("in the store, but no longer in the source", summary.vanished)
     return 0 if summary.is_clean else 1
+
+
+def _sources(options: argparse.Namespace) -> list[Any]:
+    """Return the paths to import, and opened what torch:NAME stands for; ./torch:NAME is a folder."""
+    from dlas_store.published import open_published
+
+    names = {source: source.removeprefix("torch:") for source in options.sources if source.startswith("torch:")}
+    if names and options.root is None:
+        raise ConfigError(f"{next(iter(names))}: give the folder that holds its files with --root")
+    if not names and (options.root or options.split):
+        raise ConfigError("--root and --split are for torch:NAME, such as torch:cifar100")
+    return [
+        open_published(names[source], options.root.expanduser(), split=options.split) if source in names else source
+        for source in options.sources
+    ]
 
 
 def _export(options: argparse.Namespace) -> int:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, get_args
 
+from dlas_store.array_pictures import ArrayPictures, LabelledPictures
 from dlas_store.chunked_folder import ChunkedFolder
 from dlas_store.errors import ConfigError, NotASourceError
 from dlas_store.folder_source import CENTERS_FILE, REFERENCE_FILE, FolderSource
@@ -65,21 +68,43 @@ def open_source(
 
 
 class SourcePart(NamedTuple):
-    """Some images of a source, by name, in a form that another process can open."""
+    """Some images of a source, by name, in a form that another process can open.
+
+    Attributes:
+        path: where the source lies.
+        open_at: opens it there; a folder is listed for these images only.
+        names: the images.
+    """
 
     path: Path
-    kind: type[FolderSource] | type[Store]
+    open_at: Callable[[Path, Sequence[str]], Source]
     names: list[str]
 
-    def open(self) -> FolderSource | Store:
-        """Open the source; a folder is listed for these images only."""
-        return Store(self.path) if issubclass(self.kind, Store) else self.kind(self.path, images=self.names)
+    def open(self) -> Source:
+        """Open the source."""
+        return self.open_at(self.path, self.names)
 
 
 def part_of(source: Source, names: list[str]) -> SourcePart:
     """Return some images of an open source as a part."""
-    assert isinstance(source, FolderSource | Store)
-    return SourcePart(source.path, type(source), names)
+    if isinstance(source, FolderSource):
+        return SourcePart(source.path, partial(_open_folder, type(source)), names)
+    if isinstance(source, ArrayPictures):
+        return SourcePart(source.path, partial(_open_arrays, source.load), names)
+    assert isinstance(source, Store)
+    return SourcePart(source.path, _open_store, names)
+
+
+def _open_folder(kind: type[FolderSource], path: Path, names: Sequence[str]) -> FolderSource:
+    return kind(path, images=names)
+
+
+def _open_arrays(load: Callable[[], LabelledPictures], path: Path, _: Sequence[str]) -> ArrayPictures:
+    return ArrayPictures(path, load)
+
+
+def _open_store(path: Path, _: Sequence[str]) -> Store:
+    return Store(path)
 
 
 def _is_store(place: Path, *, is_folder: bool) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -25,16 +25,25 @@ class MakeImage(Protocol):
 
 
 @pytest.fixture(scope="session", params=["folder", "store"])
-def chunked_source_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sample chunked folder, and a store made of it."""
-    folder = DATA / "chunked"
-    if request.param == "folder":
-        return folder
+def sample_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Returns one of the sample chunked folders by its name, and in a second run a store made of it."""
     from dlas_store.converters.importing import import_store
 
-    store = tmp_path_factory.mktemp("stores") / "chunked.lmdb"
-    import_store([folder], store)
-    return store
+    def path(name: str) -> Path:
+        folder = DATA / name
+        store: Path = stores / f"{name}.lmdb"
+        if request.param == "store" and not store.exists():
+            import_store([folder], store)
+        return folder if request.param == "folder" else store
+
+    stores = tmp_path_factory.mktemp("stores")
+    return path
+
+
+@pytest.fixture(scope="session")
+def chunked_source_path(sample_path: Callable[[str], Path]) -> Path:
+    """The sample chunked folder, and a store made of it."""
+    return sample_path("chunked")
 
 
 @pytest.fixture

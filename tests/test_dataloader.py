@@ -21,8 +21,8 @@ from dlas_store.datasets import (
     SingleImageDataset,
     create_dataloader,
     create_dataset,
-    modes,
     register_dataset,
+    registry,
     take_over,
 )
 from dlas_store.errors import ConfigError, MissingMetadataError
@@ -65,7 +65,7 @@ class Countdown:
 
 @pytest.fixture(autouse=True)
 def registered_modes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(modes, "_MODES", dict(modes._MODES))
+    monkeypatch.setattr(registry, "_MODES", dict(registry._MODES))
 
 
 def order(loader: Any) -> list[int]:
@@ -233,7 +233,7 @@ def test_create_dataset_picks_the_class_by_mode() -> None:
     ("opt", "message"),
     [
         ({"mode": "single"}, "mode: no mode 'single'; known are .*single_image_extensible"),
-        ({"mode": "fullimage"}, "mode: this version does not have mode 'fullimage' yet; known are"),
+        ({"mode": "fullimages"}, "mode: no mode 'fullimages'; known are .*fullimage"),
         ({}, "mode: no mode None; known are"),
         ([], "mode: no mode None; known are"),
     ],
@@ -270,7 +270,7 @@ def test_a_dlas_checkout_takes_known_modes_from_here_and_keeps_the_others() -> N
         return "their loader"
 
     dataset_of, loader_of = take_over(dlas_create_dataset, dlas_create_dataloader)
-    theirs = {"mode": "fullimage"}
+    theirs = {"mode": "byol_dataset"}
     assert dataset_of(theirs, return_collate=True) == "their dataset"
     assert loader_of("their dataset", theirs, {"dist": False}, shuffle=False) == "their loader"
     assert calls == [(theirs, True), ("their dataset", theirs, {"dist": False}, None, None, False)]
@@ -278,7 +278,7 @@ def test_a_dlas_checkout_takes_known_modes_from_here_and_keeps_the_others() -> N
     dataset, collate = dataset_of(sample_options(), return_collate=True)
     assert isinstance(dataset, SingleImageDataset)
     assert loader_of(dataset, sample_options(), {"dist": False}, collate_fn=collate).dataset is dataset
-    register_dataset("fullimage", Numbers)
+    register_dataset("byol_dataset", Numbers)
     assert isinstance(dataset_of(theirs), Numbers)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,26 +11,48 @@ import numpy as np
 import pytest
 from samples import DATA, Array
 
-from dlas_store.datasets import SingleImageDataset
+from dlas_store.datasets import MultiFrameDataset, SingleImageDataset
 
 MANIFEST = json.loads((DATA / "golden" / "manifest.json").read_text())
 
 MAX_DIFFERENCE = 1.5 / 255
 MEAN_DIFFERENCE = 0.5 / 255
+MIN_PSNR = 40
+
+CLASSES: dict[str, type[SingleImageDataset | MultiFrameDataset]] = {
+    cls.__name__: cls for cls in (SingleImageDataset, MultiFrameDataset)
+}
 
 
-@pytest.mark.parametrize("name", ["single_plain", "single_ref_meta", "single_eval"])
-def test_single_image_gives_the_items_of_the_original(name: str, chunked_source_path: Path) -> None:
+@pytest.mark.parametrize("name", ["single_plain", "single_ref_meta", "single_eval", "multi_frame_start"])
+def test_patch_datasets_give_the_items_of_the_original(name: str, sample_path: Callable[[str], Path]) -> None:
     case = MANIFEST[name]
-    dataset = SingleImageDataset({**case["options"], "paths": str(chunked_source_path)})
+    dataset = CLASSES[case["dataset"]]({**case["options"], "paths": str(sample_path(case["source"]))})
     assert len(dataset) == case["len"]
-    expected = np.load(DATA / "golden" / f"{name}.npz")
     for index in case["items"]:
-        item = dataset[index]
-        keys = {key.removeprefix(f"{index}/") for key in expected.files if key.startswith(f"{index}/")}
-        assert item.keys() == keys
-        for key in keys:
-            assert_agrees(item[key], expected[f"{index}/{key}"])
+        item, expected = dataset[index], expected_item(name, index)
+        assert item.keys() == expected.keys()
+        for key, value in expected.items():
+            assert_agrees(item[key], value)
+
+
+def test_seeded_jpeg_gives_the_pictures_of_the_original(sample_path: Callable[[str], Path]) -> None:
+    case = MANIFEST["single_jpeg_seeded"]
+    for index in case["items"]:
+        # Each item of the original was made with a generator of the seed itself, where ours takes seed + index.
+        seed = case["options"]["random_seed"] - index
+        dataset = SingleImageDataset({**case["options"], "random_seed": seed, "paths": sample_path(case["source"])})
+        item, expected = dataset[index], expected_item("single_jpeg_seeded", index)
+        assert item.keys() == expected.keys()
+        error = float(np.square(item["lq"].numpy() - expected.pop("lq")).mean())
+        assert error == 0 or -10 * np.log10(error) >= MIN_PSNR
+        for key, value in expected.items():
+            assert_agrees(item[key], value)
+
+
+def expected_item(name: str, index: int) -> dict[str, Array]:
+    with np.load(DATA / "golden" / f"{name}.npz") as arrays:
+        return {key.removeprefix(f"{index}/"): arrays[key] for key in arrays if key.startswith(f"{index}/")}
 
 
 def assert_agrees(ours: Any, theirs: Array) -> None:

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import MakeImage
+from corrupting import expected_strengths
 from samples import DATA, Array, noise, png
 
 from dlas_store.converters.importing import import_store
 from dlas_store.datasets import OptionWarning, SingleImageDataset
+from dlas_store.datasets.draws import Draw
 from dlas_store.datasets.patches import rescale_center, square_mask
 from dlas_store.errors import ConfigError, ImageError, MissingMetadataError, NotASourceError, PatchIndexError
 from dlas_store.metadata import Center
@@ -305,8 +307,8 @@ def test_an_index_outside_is_an_index_error(make_image: MakeImage, index: int) -
         ({"paths": ["/absent/div2k"]}, "paths names '/absent/div2k', which does not exist"),
         ({"paths": None, "dataroot": "/absent/div2k"}, "dataroot names '/absent/div2k', which does not exist"),
         ({"dataroot": "/absent/div2k"}, "paths and dataroot are both given"),
-        ({"fixed_corruptions": ["jpeg"]}, "this version cannot corrupt images; leave out fixed_corruptions: jpeg"),
-        ({"random_corruptions": ["noise"], "num_corrupts_per_image": 1}, "leave out random_corruptions: noise"),
+        ({"fixed_corruptions": ["jpg"]}, "fixed_corruptions names 'jpg'; known corruptions are .*jpeg-broad"),
+        ({"fixed_corruptions": ["jpg"], "eval": True}, "fixed_corruptions names 'jpg'"),
         ({"corruption_blur_scale": "x"}, "corruption_blur_scale must be a number"),
         ({"random_seed": 1.5}, "random_seed must be an integer, got 1.5"),
         ({"corrupt_before_downsize": 2}, "corrupt_before_downsize must be true or false"),
@@ -318,6 +320,61 @@ def test_a_wrong_option_is_refused_at_construction_by_name(
     folder = make_image("a", {"1.jpg": noise(64, 64)})
     with pytest.raises(ConfigError, match=f"^single_image_extensible 'div2k': .*{message}"):
         item(folder, name="div2k", **options)
+
+
+CORRUPTED: dict[str, Any] = {"fixed_corruptions": ["greyscale", "saturation"], "random_seed": 5}
+
+
+def grey_and_bright(frame: Array, *, seed: int = 5) -> Array:
+    """Corrupt a frame by CORRUPTED's, with the strengths of item 0."""
+    return np.clip(np.stack([frame.mean(0)] * 3) + 0.3 * expected_strengths(seed, 2)[1], 0, 1)
+
+
+def test_lq_alone_is_corrupted(make_image: MakeImage) -> None:
+    pixels = noise(64, 64)
+    folder = make_image("a", {"1.jpg": pixels}, reference=pixels, centers={1: ((20, 40), 16)})
+    made, clean = (item(folder, need_ref=True, strict=True, **options) for options in (CORRUPTED, {}))
+    np.testing.assert_allclose(made["lq"], grey_and_bright(halved(planes(pixels))), atol=1e-5)
+    assert made["lq"].dtype == torch.float32
+    for key in ("hq", "gt_fullsize_ref", "lq_fullsize_ref", "gt_center", "lq_center"):
+        assert torch.equal(made[key], clean[key]), key
+
+
+def test_before_downsize_the_copy_of_hq_that_lq_is_made_from_is_corrupted(make_image: MakeImage) -> None:
+    pixels = noise(64, 64)
+    folder = make_image("a", {"1.jpg": pixels})
+    made = item(folder, corrupt_before_downsize=True, **CORRUPTED)
+    np.testing.assert_allclose(made["lq"], halved(grey_and_bright(planes(pixels))), atol=1e-5)
+    np.testing.assert_array_equal(made["hq"], planes(pixels))
+    assert not np.allclose(made["lq"], item(folder, **CORRUPTED)["lq"], atol=1e-3)  # it clips before it averages
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_with_scale_1_a_corruption_that_does_nothing_still_gives_lq_memory_of_its_own(
+    make_image: MakeImage, before: bool
+) -> None:
+    folder = make_image("a", {"1.jpg": noise(64, 64)})
+    made = item(folder, scale=1, fixed_corruptions=["none"], corrupt_before_downsize=before)
+    assert torch.equal(made["hq"], made["lq"])
+    assert made["hq"].data_ptr() != made["lq"].data_ptr()
+
+
+def test_strengths_go_by_the_item_in_an_epoch_and_fresh_noise_by_the_repetition(make_image: MakeImage) -> None:
+    pixels = noise(64, 64)
+    folder = make_image("a", {"1.jpg": pixels})
+    dataset = SingleImageDataset(
+        {"paths": [folder], "weights": [2], "target_size": 64, "scale": 2, "seed": 1, **CORRUPTED}
+    )
+    for index in range(2):
+        expected = grey_and_bright(halved(planes(pixels)), seed=5 + index)
+        np.testing.assert_allclose(dataset[Draw(index, 3)]["lq"], expected, atol=1e-5)
+
+    noisy = SingleImageDataset(
+        {"paths": folder, "target_size": 64, "scale": 2, "seed": 1, "fixed_corruptions": ["noise"], "random_seed": 5}
+    )
+    first, again, second = (noisy[Draw(0, repetition)]["lq"] for repetition in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, second)
 
 
 def test_corruption_options_without_a_corruption_are_accepted(make_image: MakeImage) -> None:

@@ -14,10 +14,10 @@ class Draw(NamedTuple):
 
     Attributes:
         index: of the item in its dataset.
-        repetition: how often it came before: epoch times the sampler's ratio, plus the repetitions in this epoch.
+        repetition: how often it came before: in earlier epochs and in this one.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody asks a draw for
     repetition: int
 
 
@@ -26,11 +26,13 @@ class ItemRandom:
 
     Attributes:
         index: of the item in its dataset.
+        repetition: how often it came before.
     """
 
     def __init__(self, seed: int, draw: Draw) -> None:
         """Take the config's seed, from 0, and what was asked for."""
         self.index = draw.index
+        self.repetition = draw.repetition
         self._key = (seed, *draw)
 
     @cached_property

@@ -15,16 +15,18 @@ from dlas_store.errors import PatchIndexError, StoreError
 
 _LOG = logging.getLogger(__name__)
 
-_EPOCH, _SKIPPED = 0, 1
 _NO_EPOCH = -1
+
+_COUNTERS = 64
+"""Counts of bad samples are kept apart for this many workers, for no two processes may add to the same number."""
 
 
 class ItemDataset(Dataset[dict[str, Any]], ABC):
     """A dataset of dicts, each made by ``make_item`` from its index and its own random numbers.
 
     An index may be an int or a Draw. With an int, the repetition is the epoch that set_epoch() told last, also to
-    workers that already run; before any set_epoch() it follows PyTorch's base seed, so that it differs from pass to
-    pass under any DataLoader.
+    workers that already run; before any set_epoch() it is drawn from PyTorch's own generator, that of the worker in a
+    worker, so that it differs from pass to pass under any DataLoader and follows torch.manual_seed().
 
     ``on_error: raise`` lets a sample that cannot be read raise its error; ``skip`` logs it, once an image, counts it,
     and gives the next sample that can be read in its place.
@@ -35,8 +37,10 @@ class ItemDataset(Dataset[dict[str, Any]], ABC):
         self._seed = options.integer("seed", minimum=0) if options.has("seed") else draw_seed()
         self._skips_bad = options.choice("on_error", "raise", ("raise", "skip")) == "skip"
         self._bad_images: set[str] = set()
-        # In shared memory, so that workers see the epoch and the parent the count.
-        self._shared = torch.tensor([_NO_EPOCH, 0], dtype=torch.int64).share_memory_()
+        # In shared memory, so that workers see the epoch and the parent the counts.
+        self._epoch = _share([_NO_EPOCH])
+        self._skipped = _share([0] * (1 + _COUNTERS))
+        self._reported = 0
 
     @abstractmethod
     def __len__(self) -> int:
@@ -74,27 +78,32 @@ class ItemDataset(Dataset[dict[str, Any]], ABC):
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the epoch, counted from 0, to this process and to all workers that share the dataset with it."""
-        self._shared[_EPOCH] = epoch
+        self._epoch[0] = epoch
 
     def take_skipped(self) -> int:
         """Return how many samples were replaced since this was last asked, in all workers."""
-        skipped = int(self._shared[_SKIPPED])
-        self._shared[_SKIPPED] -= skipped
-        return skipped
+        before, self._reported = self._reported, int(self._skipped.sum())
+        return self._reported - before
 
     def _make(self, draw: Draw) -> dict[str, Any]:
         return self.make_item(draw.index, ItemRandom(self._seed, draw))
 
     def _repetition(self) -> int:
-        epoch = int(self._shared[_EPOCH])
-        if epoch != _NO_EPOCH:
-            return epoch
-        worker = get_worker_info()
-        return draw_seed() if worker is None else worker.seed - worker.id
+        epoch = int(self._epoch[0])
+        return draw_seed() if epoch == _NO_EPOCH else epoch
 
     def _note_bad(self, index: int, error: StoreError) -> None:
-        self._shared[_SKIPPED] += 1
-        image = self.image_of(index)
+        worker = get_worker_info()
+        self._skipped[0 if worker is None else 1 + worker.id % _COUNTERS] += 1
+        try:
+            image = self.image_of(index)
+        except StoreError:  # what is damaged may be the name
+            image = f"item {index}"
         if image not in self._bad_images:
             self._bad_images.add(image)
             _LOG.warning("skipped a bad sample of %s: %s", image, error)
+
+
+def _share(numbers: list[int]) -> torch.Tensor:
+    """Return int64 numbers in memory that worker processes share, however they are started."""
+    return torch.tensor(numbers, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call, no-any-return]

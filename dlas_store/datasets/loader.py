@@ -11,10 +11,11 @@ import torch
 from torch import distributed
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from dlas_store.datasets.collate import zero_pad
 from dlas_store.datasets.draws import draw_seed
 from dlas_store.datasets.item_dataset import ItemDataset
 from dlas_store.datasets.options import Options
-from dlas_store.datasets.samplers import EpochSampler, PlainIndices
+from dlas_store.datasets.samplers import DistIterSampler, EpochSampler, PlainIndices
 
 _LOG = logging.getLogger(__name__)
 
@@ -36,15 +37,16 @@ class Loader(DataLoader[Any]):
         batch_size: int,
         shuffle: bool,
         drop_last: bool,
-        sampler: Sampler[int] | Iterable[int] | None = None,
+        sampler: Sampler[Any] | Iterable[Any] | None = None,
         collate_fn: Collate | None = None,
         num_workers: int = 0,
         pin_memory: bool = False,
     ) -> None:
         """Take what DataLoader takes, and the seed of the shuffle, from 0."""
         if sampler is None:
-            own = EpochSampler(len(dataset), seed=seed, shuffle=shuffle)  # type: ignore[arg-type]
-            sampler = own if isinstance(dataset, ItemDataset) else PlainIndices(own)
+            sampler = EpochSampler(len(dataset), seed=seed, shuffle=shuffle)  # type: ignore[arg-type]
+        if isinstance(sampler, EpochSampler | DistIterSampler) and not isinstance(dataset, ItemDataset):
+            sampler = PlainIndices(sampler)
         super().__init__(
             dataset,
             batch_size=batch_size,
@@ -89,11 +91,11 @@ def create_dataloader(  # noqa: PLR0917 - DL-Art-School's signature
     Args:
         dataset: any PyTorch dataset with a length.
         dataset_opt: its options, of which ``phase``, ``batch_size``, ``n_workers`` (0), ``pin_memory`` (true; it has
-            an effect only where there is a GPU) and ``seed`` (of the shuffle; drawn from PyTorch's own generator
-            where it is not given) are read here.
+            an effect only where there is a GPU), ``needs_collate`` (false) and ``seed`` (of the shuffle; drawn from
+            PyTorch's own generator where it is not given) are read here.
         opt: options of the whole training; ``dist`` divides the batch size by the number of processes.
         sampler: gives the order in place of a shuffle.
-        collate_fn: makes a batch of a list of items; PyTorch's own by default.
+        collate_fn: makes a batch of a list of items; by default zero_pad with ``needs_collate``, else PyTorch's own.
         shuffle: whether to shuffle in phase train.
 
     Raises:
@@ -104,6 +106,8 @@ def create_dataloader(  # noqa: PLR0917 - DL-Art-School's signature
     batch_size = options.integer("batch_size", None if train else 1, minimum=1)
     workers = options.integer("n_workers", 0, minimum=0)
     pin_memory = options.flag("pin_memory", True)
+    if options.flag("needs_collate", False) and collate_fn is None:
+        collate_fn = zero_pad
     if train and opt is not None and opt.get("dist"):
         batch_size = _share_of_process(options, batch_size)
     return Loader(

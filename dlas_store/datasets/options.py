@@ -15,7 +15,7 @@ from dlas_store.errors import ConfigError
 LOADER_KEYS = frozenset({"batch_size", "n_workers", "pin_memory", "seed"})
 """Options that create_dataloader reads."""
 
-PASSIVE_KEYS = frozenset({"name", "mode", "phase", "data_type", "use_shuffle", "needs_collate"})
+PASSIVE_KEYS = frozenset({"name", "mode", "phase", "scale", "data_type", "use_shuffle", "needs_collate"})
 """What else DL-Art-School keeps beside a dataset's own options."""
 
 ONLY_VALUES = {"loader": "workers", "device": "cpu"}
@@ -78,10 +78,16 @@ class Options:
         allowed = "a positive integer" if minimum == 1 else _at_least("an integer", minimum)
         return int(self._get(key, default, allowed, lambda value: _is_integer(value) and _reaches(value, minimum)))
 
-    def number(self, key: str, default: float | None = None, *, minimum: float | None = None) -> float:
+    def number(
+        self, key: str, default: float | None = None, *, minimum: float | None = None, maximum: float | None = None
+    ) -> float:
         """Return a number; True and False are none."""
-        allowed = _at_least("a number", minimum)
-        return float(self._get(key, default, allowed, lambda value: _is_number(value) and _reaches(value, minimum)))
+        allowed = (
+            _at_least("a number", minimum) if maximum is None else f"a number from {minimum or 0:g} to {maximum:g}"
+        )
+        return float(
+            self._get(key, default, allowed, lambda value: _is_number(value) and _reaches(value, minimum, maximum))
+        )
 
     def flag(self, key: str, default: bool | None = None) -> bool:
         """Return True or False; numbers and texts are none."""
@@ -112,6 +118,15 @@ class Options:
         )
         return [int(item) for item in _as_list(value)]
 
+    def mapping(self, key: str, default: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+        """Return a mapping, such as constants by name."""
+        value: Mapping[str, Any] = self._get(key, default, "a mapping", lambda value: isinstance(value, Mapping))
+        return value
+
+    def section(self, key: str) -> Options:
+        """Return the options under a key, to be read and warned of on their own."""
+        return Options(self.mapping(key), mode=f"{self._where}: {key}")
+
     def warn_of_unknown(self) -> None:
         """Warn of each option that was never asked for, naming the nearest that was."""
         for key in sorted(str(key) for key in self._opt if key not in self._known):
@@ -131,6 +146,20 @@ class Options:
         return value
 
 
+def check_lq_size(options: Options, *, target_size: int, scale: int, force_multiple: int) -> None:
+    """Check that the side of LQ divides by ``force_multiple``.
+
+    Raises:
+        ConfigError: it does not, or is 0.
+    """
+    lq_size = target_size // scale
+    if lq_size == 0 or lq_size % force_multiple:
+        raise options.error(
+            f"target_size // scale must be a multiple of force_multiple, got {target_size} // {scale} = {lq_size} and "
+            f"force_multiple {force_multiple}"
+        )
+
+
 def _is_integer(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
@@ -143,8 +172,8 @@ def _is_each(kind: Any, value: object) -> bool:
     return all(isinstance(item, kind) for item in _as_list(value))
 
 
-def _reaches(value: Any, minimum: float | None) -> bool:
-    return minimum is None or bool(value >= minimum)
+def _reaches(value: Any, minimum: float | None, maximum: float | None = None) -> bool:
+    return (minimum is None or bool(value >= minimum)) and (maximum is None or bool(value <= maximum))
 
 
 def _at_least(kind: str, minimum: float | None) -> str:

@@ -1,23 +1,23 @@
-"""What single image, multi frame and paired frame do with a patch: read it, bring it to HQ, make LQ of it."""
+"""What single image, multi frame and paired frame do with a patch: read it, make HQ and LQ of it, pack both."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dlas_store.datasets.options import Options
+from dlas_store.datasets.corruptions import Corruptions
+from dlas_store.datasets.draws import ItemRandom
+from dlas_store.datasets.options import Options, check_lq_size
+from dlas_store.datasets.planes import Planes, area_resize, pack, to_planes
 from dlas_store.errors import ImageError, MissingMetadataError
 from dlas_store.metadata import Center
 from dlas_store.pixels import decode
 from dlas_store.source import Pixels, Source
-
-Planes = NDArray[np.float32]
-"""Channels first: float32 (C, H, W), RGB first, [0, 1]."""
 
 MASK_OUTSIDE = np.float32(0.1)
 """Mask of the reference outside of the patch's square."""
@@ -36,6 +36,8 @@ class PatchOptions:
         force_multiple: what the sides of LQ divide by.
         need_ref: read the reference; without it reference and mask are 0.
         need_metadata: with a reference, a patch without a centre is an error.
+        corruptions: what makes LQ worse; none when ``eval`` is set.
+        corrupt_before_downsize: corrupt the copy of HQ that LQ is made from, in place of LQ.
     """
 
     target_size: int
@@ -43,6 +45,8 @@ class PatchOptions:
     force_multiple: int
     need_ref: bool
     need_metadata: bool
+    corruptions: Corruptions
+    corrupt_before_downsize: bool
 
 
 class Sample(NamedTuple):
@@ -70,26 +74,25 @@ def read_patch_options(options: Options) -> PatchOptions:
     """Check the options that the three datasets share.
 
     Raises:
-        ConfigError: one is missing or of a wrong value, ``target_size // scale`` does not divide by
-            ``force_multiple``, or a corruption is asked for, which this version does not have.
+        ConfigError: one is missing or of a wrong value, or ``target_size // scale`` does not divide by
+            ``force_multiple``.
     """
     evaluate = options.flag("eval", False)
     strict, needs_metadata = (options.flag(key, False) for key in ("strict", "needs_metadata"))
     scale = options.integer("scale", 1 if evaluate else None, minimum=1)
+    corruptions = Corruptions.read(options)
     checked = PatchOptions(
         target_size=options.integer("target_size", minimum=1),
         scale=1 if evaluate else scale,
         force_multiple=options.integer("force_multiple", 1, minimum=1),
         need_ref=options.flag("need_ref", False),
         need_metadata=strict or needs_metadata,
+        corruptions=Corruptions() if evaluate else corruptions,
+        corrupt_before_downsize=options.flag("corrupt_before_downsize", False),
     )
-    lq_size = checked.target_size // checked.scale
-    if lq_size == 0 or lq_size % checked.force_multiple:
-        raise options.error(
-            f"target_size // scale must be a multiple of force_multiple, got {checked.target_size} // "
-            f"{checked.scale} = {lq_size} and force_multiple {checked.force_multiple}"
-        )
-    _check_corruptions(options, evaluate=evaluate)
+    check_lq_size(
+        options, target_size=checked.target_size, scale=checked.scale, force_multiple=checked.force_multiple
+    )
     return checked
 
 
@@ -132,30 +135,15 @@ def make_hq(sample: Sample, opt: PatchOptions) -> Sample:
     return sample._replace(patch=sample.patch[:, :height, :width], reference=reference)
 
 
-def make_lq(hq: Sample, opt: PatchOptions) -> Sample:
-    """Return HQ brought down by ``scale``; its arrays are new ones also where the scale is 1."""
-    height, width = hq.size
-    return _resized(hq, (height // opt.scale, width // opt.scale))
+def make_lq(frames: Sequence[Sample], opt: PatchOptions, random: ItemRandom) -> list[Sample]:
+    """Return the HQ frames of an item brought down by ``scale`` and corrupted.
 
-
-def to_planes(pixels: Pixels) -> Planes:
-    """Return uint8 (H, W, C) pixels as float32 (C, H, W) in [0, 1].
-
-    OpenCV's split and then a division a plane takes 54 us for 256 x 256 x 3, one division of the transposed array 66.
+    References and masks are not corrupted. The arrays are new ones also where the scale is 1 and nothing is corrupted.
     """
-    planes = np.empty((pixels.shape[2], *pixels.shape[:2]), np.float32)
-    for plane, channel in zip(planes, cv2.split(pixels), strict=True):
-        np.divide(channel, np.float32(255), out=plane)
-    return planes
-
-
-def area_resize(planes: Planes, size: tuple[int, ...]) -> Planes:
-    """Return a new array (C, *size), resized by area averaging as DL-Art-School does it, in float32.
-
-    A plane at a time: OpenCV halves a plane five times as fast as interleaved channels, with the same result.
-    """
-    height, width = size
-    return np.stack([cv2.resize(plane, (width, height), interpolation=cv2.INTER_AREA) for plane in planes])
+    if opt.corrupt_before_downsize:
+        frames = _corrupted(frames, opt, random)
+    lq = [_resized(frame, (frame.size[0] // opt.scale, frame.size[1] // opt.scale)) for frame in frames]
+    return lq if opt.corrupt_before_downsize else _corrupted(lq, opt, random)
 
 
 def rescale_center(center: tuple[int, int], old_size: tuple[int, ...], size: tuple[int, ...]) -> tuple[int, int]:
@@ -185,14 +173,34 @@ def square_mask(center: Center, size: tuple[int, ...]) -> NDArray[np.float32]:
     return mask
 
 
-def pack_reference(sample: Sample) -> torch.Tensor:
-    """Return the reference and its mask, float32 (4, H, W), 0 where there is none."""
+def pack_frame(hq: Sample, lq: Sample) -> dict[str, Any]:
+    """Return a frame as the trainer takes it; SingleImageDataset says what is in it."""
+    return {
+        "hq": pack(hq.patch),
+        "lq": pack(lq.patch),
+        "gt_fullsize_ref": _pack_reference(hq),
+        "lq_fullsize_ref": _pack_reference(lq),
+        "gt_center": torch.tensor(hq.center),
+        "lq_center": torch.tensor(lq.center),
+        "GT_path": hq.path,
+        "LQ_path": lq.path,
+    }
+
+
+def stack_frames(frames: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return packed frames as one item: tensors get a leading frame dimension, ``GT_path`` is that of the last."""
+    last = frames[-1]
+    tensors = [key for key, value in last.items() if isinstance(value, torch.Tensor)]
+    return {key: torch.stack([frame[key] for frame in frames]) for key in tensors} | {"GT_path": last["GT_path"]}
+
+
+def _pack_reference(sample: Sample) -> torch.Tensor:
     return torch.zeros(4, *sample.size) if sample.reference is None else pack(sample.reference)
 
 
-def pack(planes: Planes) -> torch.Tensor:
-    """Return planes as a contiguous tensor, without a copy where they are so already."""
-    return torch.from_numpy(np.ascontiguousarray(planes))
+def _corrupted(frames: Sequence[Sample], opt: PatchOptions, random: ItemRandom) -> list[Sample]:
+    patches, _ = opt.corruptions.apply([frame.patch for frame in frames], random)
+    return [frame._replace(patch=patch) for frame, patch in zip(frames, patches, strict=True)]
 
 
 def _resized(sample: Sample, size: tuple[int, int]) -> Sample:
@@ -231,18 +239,3 @@ def _decode_reference(encoded: bytes, source: Source, number: int) -> Pixels:
         return decode(encoded)
     except ImageError as error:
         raise ImageError(f"{source.path}: reference of image {source.image_name(number)}: {error}") from error
-
-
-def _check_corruptions(options: Options, *, evaluate: bool) -> None:
-    """Check the corruption options, of which this version takes those that change nothing."""
-    options.flag("corrupt_before_downsize", False)
-    options.flag("cosine_bias", True)
-    options.number("corruption_blur_scale", 1, minimum=0)
-    if options.has("random_seed"):
-        options.integer("random_seed")
-    drawn = options.integer("num_corrupts_per_image", 0, minimum=0)
-    fixed_names = options.texts("fixed_corruptions", [])
-    random_names = options.texts("random_corruptions", [])
-    for key, asked in (("fixed_corruptions", fixed_names), ("random_corruptions", random_names if drawn else [])):
-        if asked and not evaluate:
-            raise options.error(f"this version cannot corrupt images; leave out {key}: {', '.join(asked)}")

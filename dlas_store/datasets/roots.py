@@ -5,14 +5,13 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dlas_store.datasets.options import Options
+from dlas_store.datasets.shared_stores import open_shared
 from dlas_store.errors import PatchIndexError
-from dlas_store.opening import open_source
 from dlas_store.source import Layout, Source
 
 
@@ -38,6 +37,13 @@ class Roots:
         repeated = (length * weight for length, weight in zip(self._lengths, weights, strict=True))
         self._ends = list(accumulate(repeated))
 
+    @property
+    def sources(self) -> list[Source]:
+        """The sources that give patches, each once."""
+        starts = [0, *self._ends]
+        given = (source for number, source in enumerate(self._sources) if starts[number] < starts[number + 1])
+        return list({id(source): source for source in given}.values())
+
     def __len__(self) -> int:
         """Return the number of patches in an epoch."""
         return self._ends[-1] if self._ends else 0
@@ -51,11 +57,7 @@ class Roots:
         Raises:
             PatchIndexError: the index is outside of that.
         """
-        if not 0 <= index < len(self):
-            raise PatchIndexError(f"no item {index}: the dataset has {len(self)}")
-        root = bisect_right(self._ends, index)
-        start = self._ends[root - 1] if root else 0
-        position = (index - start) % self._lengths[root]
+        root, position = self._place(index)
         source = self._sources[root]
         if not self._ignore_first:
             return source, position
@@ -63,30 +65,100 @@ class Roots:
         number = int(np.searchsorted(kept, position, side="right")) - 1
         return source, source.first_patch(number) + self._ignore_first + position - int(kept[number])
 
+    @property
+    def unweighted_count(self) -> int:
+        """The number of patches of all sources, each taken once."""
+        return sum(self._lengths)
+
+    def unweighted(self, index: int) -> int:
+        """Return the number of a patch among those of all sources, each taken once.
+
+        Args:
+            index: 0 <= index < len(self).
+
+        Raises:
+            PatchIndexError: the index is outside of that.
+        """
+        root, position = self._place(index)
+        return sum(self._lengths[:root]) + position
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """Return which source a patch is of, and its number among those that the source gives."""
+        if not 0 <= index < len(self):
+            raise PatchIndexError(f"no item {index}: the dataset has {len(self)}")
+        root = bisect_right(self._ends, index)
+        start = self._ends[root - 1] if root else 0
+        return root, (index - start) % self._lengths[root]
+
 
 def open_roots(options: Options, *, layout: Layout) -> Roots:
-    """Open what ``paths`` (or ``dataroot``) and ``weights`` name, a path named twice only once.
+    """Open what ``paths`` (or ``dataroot``) and ``weights`` name, without the ``ignore_first`` patches of each image.
 
     Raises:
         ConfigError: neither or both are given, a path does not exist, the weights do not fit, or no patch is left.
         StoreError: a path holds nothing to read, or what is damaged.
     """
-    if options.has("paths") and options.has("dataroot"):
-        raise options.error("paths and dataroot are both given; leave one out")
-    key = "dataroot" if options.has("dataroot") else "paths"
+    sources, weights = open_weighted(options, layout=layout)
+    roots = Roots(sources, weights, ignore_first=options.integer("ignore_first", 0, minimum=0))
+    if not len(roots):
+        raise options.error(f"no patches in {data_key(options, 'paths')}: {', '.join(str(s.path) for s in sources)}")
+    return roots
+
+
+def open_weighted(
+    options: Options, *, layout: Layout, key: str = "paths", weights_key: str | None = "weights"
+) -> tuple[list[Source], list[int]]:
+    """Open what an option (or ``dataroot``) names, a path named twice only once.
+
+    Args:
+        options: of the dataset.
+        layout: see open_source.
+        key: names one path or more.
+        weights_key: names how often each is repeated, 1 by default; None where the dataset has no weights.
+
+    Returns:
+        The sources, and for each its weight from 0.
+
+    Raises:
+        ConfigError: neither or both are given, a path does not exist, or the weights do not fit.
+        StoreError: a path holds nothing to read, or what is damaged.
+    """
+    key = data_key(options, key)
     paths = options.paths(key)
-    weights = options.integers("weights", [1] * len(paths), minimum=0)
-    ignore_first = options.integer("ignore_first", 0, minimum=0)
-    if len(weights) != len(paths):
-        raise options.error(f"weights must be one for each of {key}: {len(paths)}, got {len(weights)}")
+    weights = [1] * len(paths)
+    if weights_key is not None:
+        weights = options.integers(weights_key, weights, minimum=0)
+        if len(weights) != len(paths):
+            raise options.error(f"{weights_key} must be one for each of {key}: {len(paths)}, got {len(weights)}")
+    return open_paths(options, layout=layout, key=key), weights
+
+
+def open_paths(options: Options, *, layout: Layout, key: str) -> list[Source]:
+    """Open the paths that an option names, a path named twice only once.
+
+    Raises:
+        ConfigError: the option is missing, or a path does not exist.
+        StoreError: a path holds nothing to read, or what is damaged.
+    """
+    paths = options.paths(key)
     for path in paths:
         if not path.exists():
             raise options.error(f"{key} names '{path}', which does not exist")
-    opened: dict[Path, Source] = {path: open_source(path, layout=layout) for path in dict.fromkeys(paths)}
-    roots = Roots([opened[path] for path in paths], weights, ignore_first=ignore_first)
-    if not len(roots):
-        raise options.error(f"no patches in {key}: {', '.join(map(str, paths))}")
-    return roots
+    opened = {path: open_shared(path, layout=layout) for path in dict.fromkeys(paths)}
+    return [opened[path] for path in paths]
+
+
+def data_key(options: Options, key: str) -> str:
+    """Return which option names the data, a mode's own or ``dataroot``.
+
+    Raises:
+        ConfigError: both are given.
+    """
+    if not options.has("dataroot"):
+        return key
+    if options.has(key):
+        raise options.error(f"{key} and dataroot are both given; leave one out")
+    return "dataroot"
 
 
 def _kept_before(source: Source, ignored: int) -> NDArray[np.int64]:

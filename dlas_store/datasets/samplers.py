@@ -38,9 +38,9 @@ class EpochSampler(Sampler[Draw]):
 
 
 class PlainIndices(Sampler[int]):
-    """The order of an EpochSampler for a dataset that knows ints only."""
+    """The order of a sampler of draws for a dataset that knows ints only."""
 
-    def __init__(self, draws: EpochSampler) -> None:
+    def __init__(self, draws: EpochSampler | DistIterSampler) -> None:
         """Take the sampler that gives the order."""
         self._draws = draws
 
@@ -94,10 +94,12 @@ class DistIterSampler(Sampler[Draw]):
 
     def __iter__(self) -> Iterator[Draw]:
         epoch, self._epoch = self._epoch, self._epoch + 1
-        order = _permutation(len(self) * self._replicas, self._seed, epoch)
-        for position in order[self._rank :: self._replicas]:
+        total = len(self) * self._replicas
+        # One more than the ratio where the total is rounded up, or two epochs would share a repetition.
+        repetitions = math.ceil(total / self._length)
+        for position in _permutation(total, self._seed, epoch)[self._rank :: self._replicas]:
             repetition, index = divmod(int(position), self._length)
-            yield Draw(index, epoch * self._ratio + repetition)
+            yield Draw(index, epoch * repetitions + repetition)
 
     def set_epoch(self, epoch: int) -> None:
         """Give the next pass the order of an epoch, counted from 0."""

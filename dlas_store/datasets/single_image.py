@@ -5,27 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from dlas_store.datasets.draws import ItemRandom
-from dlas_store.datasets.item_dataset import ItemDataset
 from dlas_store.datasets.options import Options
-from dlas_store.datasets.patches import make_hq, make_lq, pack, pack_reference, read_patch_options, read_sample
-from dlas_store.datasets.roots import open_roots
+from dlas_store.datasets.patch_dataset import PatchDataset
 
 
-class SingleImageDataset(ItemDataset):
+class SingleImageDataset(PatchDataset):
     """Patches of chunked sources, with the reference of their image.
 
     An item is a dict; h and w are the sides of HQ, s is ``scale``:
 
-    * ``hq`` float32 (3, h, w) and ``lq`` float32 (3, h/s, w/s): RGB in [0, 1];
+    * ``hq`` float32 (3, h, w) and ``lq`` float32 (3, h/s, w/s): RGB in [0, 1] (noise leaves it);
     * ``gt_fullsize_ref`` float32 (4, h, w) and ``lq_fullsize_ref`` float32 (4, h/s, w/s): the reference and, as fourth
       channel, the mask of the patch in it; 0 without a reference;
     * ``gt_center`` and ``lq_center`` int64 (2,): row and column of the patch's centre in the reference, in pixels;
     * ``GT_path`` and ``LQ_path`` str: the patch's path, ending in IMAGE/FILE.
 
-    The same index gives the same item. The dataset may be used from several threads, after a fork, and pickled.
+    The dataset may be used from several threads, after a fork, and pickled.
     """
 
     def __init__(self, opt: Mapping[str, Any]) -> None:
@@ -41,20 +37,9 @@ class SingleImageDataset(ItemDataset):
         """
         options = Options(opt, mode="single_image_extensible")
         super().__init__(options)
-        self._patch_options = read_patch_options(options)
-        self._roots = open_roots(options, layout="chunked")
         options.warn_of_unknown()
 
-    def __len__(self) -> int:
-        """Return the number of items in an epoch."""
-        return len(self._roots)
-
-    def image_of(self, index: int) -> str:
-        """Return the path of the image that an item belongs to."""
-        source, position = self._roots.locate(index)
-        return f"{source.path}/{source.image_name(source.locate(position)[0])}"
-
-    def make_item(self, index: int, random: ItemRandom) -> dict[str, Any]:  # noqa: ARG002 - no corruption draws yet
+    def make_item(self, index: int, random: ItemRandom) -> dict[str, Any]:
         """Return an item.
 
         Args:
@@ -66,16 +51,5 @@ class SingleImageDataset(ItemDataset):
             MissingMetadataError: the centre is needed and the source has none.
             StoreError: the patch or its reference cannot be read.
         """
-        source, position = self._roots.locate(index)
-        hq = make_hq(read_sample(source, position, self._patch_options), self._patch_options)
-        lq = make_lq(hq, self._patch_options)
-        return {
-            "hq": pack(hq.patch),
-            "lq": pack(lq.patch),
-            "gt_fullsize_ref": pack_reference(hq),
-            "lq_fullsize_ref": pack_reference(lq),
-            "gt_center": torch.tensor(hq.center),
-            "lq_center": torch.tensor(lq.center),
-            "GT_path": hq.path,
-            "LQ_path": lq.path,
-        }
+        source, patch = self._roots.locate(index)
+        return self._make_frames(source, [patch], random)[0]

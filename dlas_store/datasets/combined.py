@@ -1,0 +1,112 @@
+"""Mode combined: several datasets side by side, an item of each in every item."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from torch.utils.data import Dataset
+from xxhash import xxh3_64_intdigest
+
+from dlas_store.datasets.draws import Draw, ItemRandom
+from dlas_store.datasets.item_dataset import ItemDataset
+from dlas_store.datasets.options import Options, OptionWarning
+from dlas_store.datasets.registry import create_dataset
+
+_UNPREFIXED = "default"
+_INHERITED = ("scale", "phase")
+
+
+class CombinedDataset(ItemDataset):
+    """Several datasets, the members, as one.
+
+    Item i holds what item i modulo its length of each member holds; the keys are prefixed with the member's name and
+    ``_``, but for the member named ``default``. There are as many items as the longest member has. Where an item of a
+    shorter member comes again in an epoch, its random choices are others.
+
+    Stores that several members read are open once. The dataset may be used from several threads, after a fork, and
+    pickled, where its members may be.
+    """
+
+    def __init__(self, opt: Mapping[str, Any]) -> None:
+        """Make the members.
+
+        Args:
+            opt: options of the dataset. Each that is a mapping is a member of that name, and holds its ``mode`` and
+                options. Members take ``scale`` and ``phase`` from here, as in DL-Art-School, and where they have no
+                ``seed`` one that follows from the seed here and their name.
+
+        Raises:
+            ConfigError: there is no member, or an option of one is missing or of a wrong value.
+            StoreError: the data of a member cannot be opened.
+        """
+        options = Options(opt, mode="combined")
+        super().__init__(options)
+        for key in _INHERITED:
+            options.has(key)
+        members = {str(name): options.mapping(name) for name, value in opt.items() if isinstance(value, Mapping)}
+        if not members:
+            raise options.error("holds no dataset; each option that is a mapping is one")
+        self._members: dict[str, Dataset[dict[str, Any]]] = {
+            name: create_dataset(self._member_options(name, member, opt)) for name, member in members.items()
+        }
+        self._lengths = {name: len(member) for name, member in self._members.items()}  # type: ignore[arg-type]
+        options.warn_of_unknown()
+
+    def __len__(self) -> int:
+        """Return the number of items in an epoch: that of the longest member."""
+        return max(self._lengths.values())
+
+    def image_of(self, index: int) -> str:
+        """Return the paths of the images that an item belongs to."""
+        items = ((member, index % self._lengths[name]) for name, member in self._members.items())
+        return ", ".join(member.image_of(item) for member, item in items if isinstance(member, ItemDataset))
+
+    def take_skipped(self) -> int:
+        """Return how many samples were replaced since this was last asked, here and in members, in all workers."""
+        members = (member for member in self._members.values() if isinstance(member, ItemDataset))
+        return super().take_skipped() + sum(member.take_skipped() for member in members)
+
+    def make_item(self, index: int, random: ItemRandom) -> dict[str, Any]:
+        """Return an item.
+
+        Args:
+            index: 0 <= index < len(self).
+            random: where the repetition is from; members draw from random numbers of their own.
+
+        Raises:
+            PatchIndexError: the index is outside of that.
+            StoreError: a member cannot read its part.
+        """
+        combined: dict[str, Any] = {}
+        for name, member in self._members.items():
+            item = member[self._draw(name, index, random.repetition)]
+            prefix = "" if name == _UNPREFIXED else f"{name}_"
+            combined |= {f"{prefix}{key}": value for key, value in item.items()}
+        return combined
+
+    def _draw(self, name: str, index: int, repetition: int) -> Any:
+        """Return what to ask a member for; members registered by others know plain indices only."""
+        length = self._lengths[name]
+        if not isinstance(self._members[name], ItemDataset):
+            return index % length
+        passes = -(-len(self) // length)
+        return Draw(index % length, repetition * passes + index // length)
+
+    def _member_options(self, name: str, member: Mapping[str, Any], opt: Mapping[str, Any]) -> dict[str, Any]:
+        inherited = {key: opt[key] for key in _INHERITED if opt.get(key) is not None}
+        for key, value in inherited.items():
+            if member.get(key) not in (None, value):
+                message = f"combined: {name} has {key} {member[key]!r}, and takes {value!r} from here all the same"
+                warnings.warn(message, OptionWarning, stacklevel=3)
+        seed = xxh3_64_intdigest(name.encode(), self._seed & _SEED_BITS) >> 1
+        return {"name": name, "seed": seed, **_given(member), **inherited}
+
+
+_SEED_BITS = (1 << 64) - 1
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options without those that are null, which count as not given."""
+    return {key: value for key, value in options.items() if value is not None}

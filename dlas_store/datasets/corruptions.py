@@ -1,0 +1,209 @@
+"""The corruptions that make LQ worse than a downsized HQ: which ones, in which order, and how strong."""
+
+from __future__ import annotations
+
+import math
+import random as python_random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from dlas_store.datasets import effects
+from dlas_store.datasets.draws import ItemRandom
+from dlas_store.datasets.options import Options
+from dlas_store.datasets.planes import Planes, resize
+
+
+class _Application(NamedTuple):
+    """What one application of a corruption is made by: strength in [0, 1], blur_scale from 0."""
+
+    strength: float
+    blur_scale: float
+    generator: np.random.Generator
+
+
+_Effect = Callable[[Planes, _Application], Planes]
+
+_INTERPOLATIONS = (cv2.INTER_NEAREST, cv2.INTER_CUBIC, cv2.INTER_LINEAR, cv2.INTER_LANCZOS4)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Corruptions:
+    """The corruptions of a dataset.
+
+    Attributes:
+        fixed: names of those applied always, in order, after the random ones.
+        random: names to draw from, with replacement.
+        random_count: how many to draw for an item.
+        blur_scale: multiplies the strength of both blurs, from 0.
+        cosine_bias: whether weak corruptions are more likely than strong ones.
+        random_seed: fixes the strengths of every item; None leaves them to the item's own random numbers.
+    """
+
+    fixed: tuple[str, ...] = ()
+    random: tuple[str, ...] = ()
+    random_count: int = 0
+    blur_scale: float = 1
+    cosine_bias: bool = True
+    random_seed: int | None = None
+
+    @classmethod
+    def read(cls, options: Options) -> Corruptions:
+        """Take the corruption options of a dataset.
+
+        Raises:
+            ConfigError: one is of a wrong value, names no corruption, or asks to draw from an empty list.
+        """
+        corruptions = cls(
+            fixed=_read_names(options, "fixed_corruptions"),
+            random=_read_names(options, "random_corruptions"),
+            random_count=options.integer("num_corrupts_per_image", 0, minimum=0),
+            blur_scale=options.number("corruption_blur_scale", 1, minimum=0),
+            cosine_bias=options.flag("cosine_bias", True),
+            random_seed=options.integer("random_seed") if options.has("random_seed") else None,
+        )
+        if corruptions.random_count and not corruptions.random:
+            raise options.error("num_corrupts_per_image asks for random corruptions, but random_corruptions names none")
+        return corruptions
+
+    def apply(self, frames: Sequence[Planes], random: ItemRandom) -> tuple[list[Planes], list[float]]:
+        """Corrupt the frames of an item: all by the same list of corruptions, each by strengths of its own.
+
+        Args:
+            frames: float32 (3, H, W) RGB in [0, 1], of any sizes; never written to.
+            random: the item's.
+
+        Returns:
+            The corrupted frames, float32 of their own sizes in [0, 1] (noise leaves it), and the strengths of the fixed
+            corruptions in [0, 1], in order of application: those of the first frame, of the second, and so on. A frame
+            that nothing changes is returned as it is.
+        """
+        if not self.fixed and not self.random_count:
+            return list(frames), []
+        drawn = random.generator.integers(len(self.random), size=self.random_count) if self.random_count else ()
+        names = [self.random[number] for number in drawn] + list(self.fixed)
+        draw_strength = self._strengths(random)
+        corrupted: list[Planes] = []
+        fixed_strengths: list[float] = []
+        for frame in frames:
+            strengths = [draw_strength() for _ in names]
+            corrupted.append(self._corrupt(frame, names, strengths, random.generator))
+            fixed_strengths += strengths[self.random_count :]
+        return corrupted, fixed_strengths
+
+    def _strengths(self, random: ItemRandom) -> Callable[[], float]:
+        uniform: Callable[[], float] = random.generator.random
+        if self.random_seed is not None:
+            # Python's generator, for the strengths that DL-Art-School draws from the same seed.
+            uniform = python_random.Random(self.random_seed + random.index).random  # noqa: S311
+        return (lambda: 1 - math.cos(uniform() * math.pi / 2)) if self.cosine_bias else uniform
+
+    def _corrupt(
+        self, frame: Planes, names: list[str], strengths: list[float], generator: np.random.Generator
+    ) -> Planes:
+        # Compressing noise would leave little of it.
+        skipped = _JPEG.keys() if _NOISE.keys() & set(names) else frozenset[str]()
+        larger: list[tuple[int, ...]] = []
+        for name, strength in zip(names, strengths, strict=True):
+            if name in skipped:
+                continue
+            size = frame.shape[1:]
+            frame = _EFFECTS[name](frame, _Application(strength, self.blur_scale, generator))
+            if frame.shape[1:] != size:
+                larger.append(size)
+        for size in reversed(larger):
+            frame = resize(frame, size, cv2.INTER_LINEAR)
+        return frame
+
+
+def _read_names(options: Options, key: str) -> tuple[str, ...]:
+    names = options.texts(key, [])
+    for name in names:
+        if name not in _EFFECTS:
+            raise options.error(f"{key} names {name!r}; known corruptions are {', '.join(sorted(_EFFECTS))}")
+    return tuple(names)
+
+
+def _quantize(planes: Planes, how: _Application) -> Planes:
+    return effects.quantize(planes, 2 ** (int(how.strength * 10 / 3) + 2))
+
+
+def _jitter_color(planes: Planes, how: _Application) -> Planes:
+    spread = 0.2 * how.strength
+    return effects.jitter_color(planes, spread, how.generator) if 255 * spread > 1 else planes
+
+
+def _blur(planes: Planes, how: _Application) -> Planes:
+    return effects.blur(planes, 1.5 * how.strength * how.blur_scale)
+
+
+def _motion_blur(planes: Planes, how: _Application) -> Planes:
+    angle = float(how.generator.uniform(0, 360))
+    return effects.motion_blur(planes, int(3 * how.strength * how.blur_scale) + 1, angle)
+
+
+def _resample(planes: Planes, how: _Application) -> Planes:
+    return _reduce(planes, 1 if how.strength < 0.3 else 2 if how.strength < 0.7 else 4, how.generator)
+
+
+def _resample4x(planes: Planes, how: _Application) -> Planes:
+    return _reduce(planes, 4, how.generator)
+
+
+def _reduce(planes: Planes, factor: int, generator: np.random.Generator) -> Planes:
+    return effects.reduce(planes, factor, _INTERPOLATIONS[generator.integers(len(_INTERPOLATIONS))])
+
+
+def _noise(planes: Planes, how: _Application) -> Planes:
+    return effects.add_noise(planes, 6 * how.strength / 255, how.generator)
+
+
+def _noise5(planes: Planes, how: _Application) -> Planes:
+    return effects.add_noise(planes, 5 / 255, how.generator)
+
+
+def _jpeg(low: int, span: int) -> _Effect:
+    return lambda planes, how: effects.compress(planes, int((1 - how.strength) * span) + low)
+
+
+def _lighten(planes: Planes, how: _Application) -> Planes:
+    return effects.lighten(planes, 0.3 * how.strength)
+
+
+def _grey(planes: Planes, _: _Application) -> Planes:
+    return effects.grey(planes)
+
+
+def _nothing(planes: Planes, _: _Application) -> Planes:
+    return planes
+
+
+_NOISE = {"noise": _noise, "noise-5": _noise5}
+_JPEG = {
+    "jpeg": _jpeg(10, 20),
+    "jpeg-low": _jpeg(15, 10),
+    "jpeg-medium": _jpeg(23, 25),
+    "jpeg-broad": _jpeg(15, 60),
+    "jpeg-normal": _jpeg(47, 35),
+}
+_PLACEHOLDERS = ("none", "block_noise", "color_shift", "interlacing", "chromatic_aberration")
+
+_EFFECTS: Mapping[str, _Effect] = MappingProxyType(
+    {
+        "color_quantization": _quantize,
+        "color_jitter": _jitter_color,
+        "gaussian_blur": _blur,
+        "motion_blur": _motion_blur,
+        "lq_resampling": _resample,
+        "lq_resampling4x": _resample4x,
+        "saturation": _lighten,
+        "greyscale": _grey,
+        **_NOISE,
+        **_JPEG,
+        **dict.fromkeys(_PLACEHOLDERS, _nothing),
+    }
+)

@@ -1,0 +1,219 @@
+"""Mode fullimage: whole pictures to validate on, tiles of them to train on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+
+from dlas_store.datasets.draws import ItemRandom
+from dlas_store.datasets.item_dataset import ItemDataset
+from dlas_store.datasets.least_size import check_least_side, check_least_sides
+from dlas_store.datasets.matlab_resize import matlab_reduce
+from dlas_store.datasets.options import Options
+from dlas_store.datasets.patches import Sample, pack_frame, rescale_center
+from dlas_store.datasets.pictures import Pictures, open_pictures
+from dlas_store.datasets.planes import Planes, resize, to_planes
+from dlas_store.datasets.roots import open_paths
+from dlas_store.datasets.tiles import TileOptions, cut_tile, draw_tile, read_tile_options, resize_sample, worsen
+from dlas_store.errors import ImageError
+
+
+class FullImageDataset(ItemDataset):
+    """Pictures, or in phase train a random square tile of each.
+
+    An item is a dict; s is ``scale``, h and w the sides of HQ: those of the picture, ``target_size`` in phase train:
+
+    * ``hq`` float32 (3, h, w) and ``lq`` float32 (3, h/s, w/s): RGB in [0, 1]; LQ leaves it a little where it is a
+      bicubic reduction or has noise;
+    * ``gt_fullsize_ref`` float32 (4, h, w) and ``lq_fullsize_ref`` float32 (4, h/s, w/s): the whole picture (in phase
+      train the square that the tile lies in), and the mask of the tile as fourth channel;
+    * ``gt_center`` and ``lq_center`` int64 (2,): row and column of the tile's centre in the reference, in pixels;
+    * ``HQ_path`` and ``LQ_path`` str: the picture's path; the same one without ``dataroot_LQ``.
+
+    LQ is HQ brought down bicubically, or comes from ``dataroot_LQ``, whose pictures pair with those of HQ in order.
+    The dataset may be used from several threads, after a fork, and pickled.
+    """
+
+    def __init__(self, opt: Mapping[str, Any]) -> None:
+        """Open the data that the options name.
+
+        Args:
+            opt: options of the dataset: ``dataroot_GT`` or ``dataroot``, ``dataroot_GT_weights``, ``dataroot_LQ``,
+                ``scale``, ``force_multiple``, and in phase train those of TileOptions.
+
+        Raises:
+            ConfigError: an option is missing or of a wrong value, HQ and LQ differ in the number of pictures, or a
+                picture of a store is too small.
+            StoreError: a path holds no pictures.
+        """
+        options = Options(opt, mode="fullimage")
+        super().__init__(options)
+        self._scale = options.integer("scale", minimum=1)
+        self._multiple = options.integer("force_multiple", 1, minimum=1)
+        self._tile = None
+        if (opt.get("phase") or "train") == "train":
+            self._tile = read_tile_options(options, scale=self._scale)
+        else:
+            for field in fields(TileOptions):
+                options.has(field.name)  # known, but of no effect
+        self._hq = open_pictures(options, key="dataroot_GT", weights_key="dataroot_GT_weights")
+        self._lq = _open_lq(options, self._hq)
+        self._least = _least_side(self._tile, self._scale, self._multiple)
+        if not self._skips_bad:
+            check_least_sides(options, self._hq.sources, self._least.side, reason=self._least.reason)
+        options.warn_of_unknown()
+
+    def __len__(self) -> int:
+        """Return the number of items in an epoch."""
+        return len(self._hq)
+
+    def image_of(self, index: int) -> str:
+        """Return the path of the picture that an item is made of."""
+        source, patch = self._hq.locate(index)
+        return source.patch_path(patch)
+
+    def make_item(self, index: int, random: ItemRandom) -> dict[str, Any]:
+        """Return an item.
+
+        Args:
+            index: 0 <= index < len(self).
+            random: where its random choices come from.
+
+        Raises:
+            PatchIndexError: the index is outside of that.
+            ImageError: a picture cannot be decoded, is too small, or LQ is not of the same shape as its HQ.
+            StoreError: a picture cannot be read.
+        """
+        hq_picture = _read(self._hq, index)
+        check_least_side(hq_picture.path, hq_picture.size, self._least.side, reason=self._least.reason)
+        lq_picture = None
+        if self._lq:
+            root = self._lq[int(random.generator.integers(len(self._lq)))]
+            lq_picture = _read(root, self._hq.unweighted(index))
+        if self._tile is None:
+            hq = _whole(hq_picture)
+            lq = self._reduced(hq) if lq_picture is None else _whole(lq_picture)
+            hq, lq = self._to_multiple(hq, lq)
+        else:
+            hq, lq = self._cut(hq_picture, lq_picture, self._tile, random.generator)
+        item = pack_frame(hq, lq)
+        item["HQ_path"] = item.pop("GT_path")
+        return item
+
+    def _cut(
+        self, hq_picture: _Picture, lq_picture: _Picture | None, opt: TileOptions, generator: np.random.Generator
+    ) -> tuple[Sample, Sample]:
+        """Return a tile as HQ and LQ."""
+        if lq_picture is None:
+            tile = draw_tile(generator, hq_picture.size, opt.min_tile_size, opt)
+            hq = cut_tile(hq_picture.planes, hq_picture.path, tile, opt.min_tile_size)
+            lq = self._reduced(hq)
+        else:
+            # Drawn in LQ's pixels, the coarser ones, so that both pictures are cut along the same lines.
+            factor, (height, width) = _common_size(hq_picture, lq_picture)
+            hq_planes = hq_picture.planes[:, : height * factor, : width * factor]
+            least = min(-(-opt.min_tile_size // factor), height, width)
+            tile = draw_tile(generator, (height, width), least, opt)
+            hq = cut_tile(hq_planes, hq_picture.path, tile.enlarged(factor), opt.min_tile_size)
+            lq_planes = lq_picture.planes[:, :height, :width]
+            lq = cut_tile(lq_planes, lq_picture.path, tile, opt.min_tile_size // self._scale)
+        hq, lq = self._to_multiple(hq, lq)
+        lq = resize_sample(lq, opt.target_size // self._scale)
+        return resize_sample(hq, opt.target_size), worsen(lq, opt, generator)
+
+    def _reduced(self, hq: Sample) -> Sample:
+        """Return a sample brought down by ``scale``: pictures bicubically, the mask bilinearly."""
+        assert hq.reference is not None
+        patch = matlab_reduce(hq.patch, self._scale)
+        mask = resize(hq.reference[-1:], patch.shape[1:], cv2.INTER_LINEAR)
+        reference = np.concatenate([matlab_reduce(hq.reference[:-1], self._scale), mask])
+        return Sample(patch, reference, rescale_center(hq.center, hq.size, patch.shape[1:]), hq.path)
+
+    def _to_multiple(self, hq: Sample, lq: Sample) -> tuple[Sample, Sample]:
+        """Return both cropped at the bottom and right, where a side of LQ does not divide by ``force_multiple``."""
+        height, width = (side - side % self._multiple for side in lq.size)
+        if (height, width) == lq.size:
+            return hq, lq
+        if not height or not width:
+            sides = f"{lq.size[1]} x {lq.size[0]}"
+            raise ImageError(f"{lq.path}: LQ of {sides} pixels is smaller than force_multiple {self._multiple}")
+        return _cropped(hq, height * self._scale, width * self._scale), _cropped(lq, height, width)
+
+
+class _Picture(NamedTuple):
+    planes: Planes
+    path: str
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.planes.shape[1], self.planes.shape[2]
+
+
+class _Least(NamedTuple):
+    """How small a picture may be.
+
+    Attributes:
+        side: pixels that both sides must have.
+        reason: what asks for them.
+    """
+
+    side: int
+    reason: str
+
+
+def _least_side(tile: TileOptions | None, scale: int, multiple: int) -> _Least:
+    if tile is None:
+        return _Least(scale * (multiple - 1) + 1, f"scale {scale} with force_multiple {multiple}")
+    return _Least(tile.min_tile_size, f"min_tile_size {tile.min_tile_size}")
+
+
+def _open_lq(options: Options, hq: Pictures) -> list[Pictures]:
+    """Open each path of ``dataroot_LQ``; every one holds a picture for each of HQ."""
+    if not options.has("dataroot_LQ"):
+        return []
+    roots = [Pictures([source], [1]) for source in open_paths(options, layout="pictures", key="dataroot_LQ")]
+    for root in roots:
+        if len(root) != hq.unweighted_count:
+            raise options.error(
+                f"dataroot_LQ must hold a picture for each of HQ: {root.sources[0].path} holds {len(root)}, "
+                f"and HQ {hq.unweighted_count}"
+            )
+    return roots
+
+
+def _read(pictures: Pictures, index: int) -> _Picture:
+    source, patch = pictures.locate(index)
+    return _Picture(to_planes(source.read_pixels([patch])[0]), source.patch_path(patch))
+
+
+def _whole(picture: _Picture) -> Sample:
+    """Return a picture as its own reference, with a mask of 1."""
+    height, width = picture.size
+    reference = np.concatenate([picture.planes, np.ones((1, height, width), np.float32)])
+    return Sample(picture.planes, reference, (height // 2, width // 2), picture.path)
+
+
+def _cropped(sample: Sample, height: int, width: int) -> Sample:
+    assert sample.reference is not None
+    patch = sample.patch[:, :height, :width]
+    # DL-Art-School moves the centre as if the sample were resized.
+    center = rescale_center(sample.center, sample.size, patch.shape[1:])
+    return Sample(patch, sample.reference[:, :height, :width], center, sample.path)
+
+
+def _common_size(hq: _Picture, lq: _Picture) -> tuple[int, tuple[int, int]]:
+    """Return by how much HQ is larger than LQ, and the size of what both show in pixels of LQ.
+
+    Raises:
+        ImageError: HQ is not LQ's size times a whole number, give or take the remainder of a division.
+    """
+    factor = max(round(hq.size[0] / lq.size[0]), 1)
+    if any(abs(ours - theirs * factor) >= factor for ours, theirs in zip(hq.size, lq.size, strict=True)):
+        sizes = [f"{picture.size[1]} x {picture.size[0]}" for picture in (lq, hq)]
+        raise ImageError(f"{lq.path}: {sizes[0]} pixels, no whole part of the {sizes[1]} pixels of {hq.path}")
+    height, width = (min(theirs, ours // factor) for ours, theirs in zip(hq.size, lq.size, strict=True))
+    return factor, (height, width)

@@ -1,0 +1,117 @@
+"""Mode multi_frame_extensible: the same patch of consecutive frames of a clip."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlas_store.datasets.draws import ItemRandom
+from dlas_store.datasets.options import Options
+from dlas_store.datasets.patch_dataset import PatchDataset
+from dlas_store.datasets.patches import stack_frames
+from dlas_store.source import Source
+
+COUNTER_LENGTH = 12
+"""Characters at the end of an image's name that count its clip's frames; what stands before them names the clip."""
+
+
+class MultiFrameDataset(PatchDataset):
+    """The patch at one position of ``num_frames`` consecutive frames of a clip, in order.
+
+    The window ends at the item's own frame; near the clip's start it is the clip's first ``num_frames`` frames.
+
+    An item has the keys of SingleImageDataset's, its tensors with a leading dimension for the frames, but for the
+    paths: ``GT_path`` is that of the window's last frame, and there is no ``LQ_path``. There are as many items as
+    patches. The dataset may be used from several threads, after a fork, and pickled.
+    """
+
+    def __init__(self, opt: Mapping[str, Any]) -> None:
+        """Open the data that the options name, and find its clips.
+
+        Args:
+            opt: options of the dataset: ``num_frames``, and those of SingleImageDataset.
+
+        Raises:
+            ConfigError: an option is missing or of a wrong value, an image's name has no frame counter, a clip has
+                fewer than ``num_frames`` frames, or frames of different patch counts.
+            StoreError: a path holds no chunked images.
+        """
+        options = Options(opt, mode="multi_frame_extensible")
+        super().__init__(options)
+        self._num_frames = options.integer("num_frames", minimum=1)
+        self._clips = {source.path: _find_clips(source, self._num_frames, options) for source in self._roots.sources}
+        options.warn_of_unknown()
+
+    def make_item(self, index: int, random: ItemRandom) -> dict[str, Any]:
+        """Return an item.
+
+        Args:
+            index: 0 <= index < len(self).
+            random: where its random choices come from.
+
+        Raises:
+            PatchIndexError: the index is outside of that.
+            MissingMetadataError: a centre is needed and the source has none.
+            StoreError: a patch or its reference cannot be read.
+        """
+        source, patch = self._roots.locate(index)
+        number, position = source.locate(patch)
+        frames = self._clips[source.path].window(number, self._num_frames)
+        patches = [source.first_patch(int(frame)) + position for frame in frames]
+        return stack_frames(self._make_frames(source, patches, random))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Clips:
+    """The clips of a source, at 24 bytes an image.
+
+    Attributes:
+        order: image numbers, clip by clip and within one frame by frame, int64 (image_count,).
+        places: where each image stands in ``order``, int64 (image_count,).
+        starts: where the first frame of each image's clip stands in ``order``, int64 (image_count,).
+    """
+
+    order: NDArray[np.int64]
+    places: NDArray[np.int64]
+    starts: NDArray[np.int64]
+
+    def window(self, number: int, length: int) -> NDArray[np.int64]:
+        """Return the image numbers of the frames up to an image, its clip's first ones where there are too few."""
+        first = max(int(self.places[number]) - length + 1, int(self.starts[number]))
+        return self.order[first : first + length]
+
+
+def _find_clips(source: Source, num_frames: int, options: Options) -> _Clips:
+    names = [source.image_name(number) for number in range(source.image_count)]
+    for name in names:
+        if len(name) < COUNTER_LENGTH:
+            raise options.error(f"{source.path}: image {name} has no frame counter of {COUNTER_LENGTH} characters")
+
+    def split(number: int) -> tuple[str, str]:
+        return names[number][:-COUNTER_LENGTH], names[number][-COUNTER_LENGTH:]
+
+    # Images that were appended to a store stand behind the others, so a clip's frames need not be neighbours.
+    order = np.array(sorted(range(len(names)), key=split), np.int64)
+    places = np.empty_like(order)
+    places[order] = np.arange(len(order))
+    starts = np.empty_like(order)
+    for clip, numbers in groupby(order.tolist(), lambda number: split(number)[0]):
+        frames = list(numbers)
+        _check_clip(source, clip, frames, num_frames, options)
+        starts[frames] = places[frames[0]]
+    return _Clips(order, places, starts)
+
+
+def _check_clip(source: Source, clip: str, frames: list[int], num_frames: int, options: Options) -> None:
+    if len(frames) < num_frames:
+        found = f"{len(frames)} for num_frames {num_frames}"
+        raise options.error(f"{source.path}: clip {clip!r} has too few frames, {found}")
+    counts = {source.first_patch(frame + 1) - source.first_patch(frame): frame for frame in frames}
+    if len(counts) > 1:
+        found = ", ".join(f"{source.image_name(frame)} has {count}" for count, frame in sorted(counts.items())[:2])
+        raise options.error(f"{source.path}: the frames of clip {clip!r} differ in their number of patches: {found}")

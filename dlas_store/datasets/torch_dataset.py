@@ -1,0 +1,160 @@
+"""Mode torch_dataset: labelled pictures for classification, of a store or of the files of a published dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image as PillowImage
+
+from dlas_store.datasets.draws import ItemRandom
+from dlas_store.datasets.item_dataset import ItemDataset
+from dlas_store.datasets.options import Options
+from dlas_store.datasets.pictures import Pictures, open_pictures, path_below
+from dlas_store.datasets.planes import Planes, pack, to_planes
+from dlas_store.datasets.random_crop import draw_crop
+from dlas_store.errors import MissingMetadataError
+from dlas_store.published import NAMES, SPLITS, open_published
+from dlas_store.source import Pixels, Source
+
+_MEAN = np.array([0.485, 0.456, 0.406], np.float32).reshape(3, 1, 1)
+_STDDEV = np.array([0.229, 0.224, 0.225], np.float32).reshape(3, 1, 1)
+"""Of ImageNet, by which torchvision's models are trained."""
+
+_CROP_AREAS = (0.08, 1.0)
+_CROP_RATIOS = (3 / 4, 4 / 3)
+"""Those of torchvision's RandomResizedCrop."""
+
+
+class TorchDataset(ItemDataset):
+    """Labelled pictures, cropped to one size, mirrored at random, normalized.
+
+    An item is a dict; t is ``image_size``:
+
+    * ``lq`` and ``hq`` float32 (3, t, t): the same tensor, RGB less ImageNet's mean over its standard deviation;
+    * ``labels`` int, and ``coarse_labels`` int where the pictures have them, as those of CIFAR-100 do;
+    * ``GT_path`` and ``LQ_path`` str: the picture's name, its path below the source.
+
+    The dataset may be used from several threads, after a fork, and pickled.
+    """
+
+    def __init__(self, opt: Mapping[str, Any]) -> None:
+        """Open the data that the options name.
+
+        Args:
+            opt: options of the dataset: ``paths`` or ``dataroot``, of stores that ``dlas-store import torch:NAME``
+                made, or folders with a metadata.jsonl; without them ``dataset``, one of published.NAMES, and
+                ``kwargs`` with ``root`` and ``train`` or ``split``. Then ``image_size``, ``random_crop``,
+                ``fixed_len`` and ``offset``.
+
+        Raises:
+            ConfigError: an option is missing or of a wrong value, or too few pictures are there.
+            MissingMetadataError: the first picture has no label.
+            StoreError: the data cannot be opened.
+        """
+        options = Options(opt, mode="torch_dataset")
+        super().__init__(options)
+        self._size = options.integer("image_size", minimum=1)
+        self._random_crop = options.flag("random_crop", False)
+        self._pictures = _open(options)
+        self._offset = options.integer("offset", 0, minimum=0)
+        self._end = options.integer("fixed_len", len(self._pictures), minimum=1)
+        if not self._offset < self._end <= len(self._pictures):
+            raise options.error(
+                f"offset must be below fixed_len, and that at most {len(self._pictures)}, the number of pictures; "
+                f"got {self._offset} and {self._end}"
+            )
+        _labels(*self._pictures.locate(self._offset))
+        options.warn_of_unknown()
+
+    def __len__(self) -> int:
+        """Return the number of items in an epoch."""
+        return self._end - self._offset
+
+    def image_of(self, index: int) -> str:
+        """Return the path of the picture that an item is made of."""
+        source, patch = self._pictures.locate(index + self._offset)
+        return source.patch_path(patch)
+
+    def make_item(self, index: int, random: ItemRandom) -> dict[str, Any]:
+        """Return an item.
+
+        Args:
+            index: 0 <= index < len(self).
+            random: where its random choices come from.
+
+        Raises:
+            PatchIndexError: the index is outside of that.
+            MissingMetadataError: the picture has no label.
+            StoreError: it cannot be read.
+        """
+        source, patch = self._pictures.locate(index + self._offset)
+        labels = _labels(source, patch)
+        pixels = source.read_pixels([patch])[0]
+        cropped = self._crop_at_random(pixels, random.generator) if self._random_crop else self._crop(pixels)
+        if random.generator.random() < 0.5:
+            cropped = cropped[:, ::-1]
+        tensor = pack(_normalize(np.ascontiguousarray(cropped)))
+        name = path_below(source, patch)
+        return {"lq": tensor, "hq": tensor, **labels, "LQ_path": name, "GT_path": name}
+
+    def _crop(self, pixels: Pixels) -> Pixels:
+        """Return the square from the middle of a picture whose shorter side was brought to ``image_size``."""
+        height, width = pixels.shape[:2]
+        shorter = min(height, width)
+        resized = _resize(pixels, int(self._size * height / shorter), int(self._size * width / shorter))
+        top, left = (round((side - self._size) / 2) for side in resized.shape[:2])
+        return resized[top : top + self._size, left : left + self._size]
+
+    def _crop_at_random(self, pixels: Pixels, generator: np.random.Generator) -> Pixels:
+        height, width = pixels.shape[:2]
+        crop = draw_crop((height, width), areas=_CROP_AREAS, ratios=_CROP_RATIOS, generator=generator)
+        cut = pixels[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
+        return _resize(np.ascontiguousarray(cut), self._size, self._size)
+
+
+def _open(options: Options) -> Pictures:
+    if options.has("dataset"):
+        options.choice("dataset", None, NAMES)
+    kwargs = options.section("kwargs") if options.has("kwargs") else None
+    if options.has("paths") or options.has("dataroot"):
+        return open_pictures(options)
+    name = options.choice("dataset", None, NAMES)
+    if kwargs is None:
+        raise options.error("paths is missing, or dataset with kwargs: {root: ...}")
+    root: Path = kwargs.paths("root")[0]
+    train = kwargs.flag("train", True)
+    split = kwargs.choice("split", "train", SPLITS) if kwargs.has("split") else None
+    if kwargs.flag("download", False) and not root.exists():
+        raise kwargs.error(f"root '{root}' does not exist, and nothing is downloaded; put the publisher's files there")
+    kwargs.warn_of_unknown()
+    if split is None and name != "imagefolder":
+        split = "train" if train else "test"
+    return Pictures([open_published(name, root, split=split)], [1])
+
+
+def _labels(source: Source, patch: int) -> dict[str, int]:
+    """Return the labels of a picture, by their keys in an item."""
+    image = source.image(source.locate(patch)[0])
+    if not isinstance(image.extra.get("label"), int):
+        raise MissingMetadataError(
+            f"{source.patch_path(patch)}: has no label; import with dlas-store import torch:NAME, or name it in a "
+            "metadata.jsonl"
+        )
+    labels = {"labels": image.extra["label"]}
+    if isinstance(image.extra.get("coarse_label"), int):
+        labels["coarse_labels"] = image.extra["coarse_label"]
+    return labels
+
+
+def _resize(pixels: Pixels, height: int, width: int) -> Pixels:
+    """Resize as torchvision does it: bilinearly, antialiased, in bytes."""
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    return np.asarray(PillowImage.fromarray(pixels).resize((width, height), PillowImage.Resampling.BILINEAR))
+
+
+def _normalize(pixels: Pixels) -> Planes:
+    return (to_planes(pixels) - _MEAN) / _STDDEV
