@@ -43,6 +43,10 @@ PATCH_ROW = RowType(
 )
 
 
+_BYTES_A_VALUE = 256
+"""What a value that waits takes beside its payload: key, checksum and Python objects."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardHeader:
     """What a shard says of itself in its trailer.
@@ -184,7 +188,7 @@ class ShardWriter:
 
     def _put(self, key: bytes, payload: bytes) -> None:
         self._waiting.append((key, encode_value(key, payload)))
-        self._waiting_bytes += len(payload)
+        self._waiting_bytes += len(payload) + _BYTES_A_VALUE
         if self._waiting_bytes >= BATCH_BYTES:
             self._flush()
 

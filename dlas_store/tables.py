@@ -89,7 +89,9 @@ class Table(Sequence[tuple[Any, ...]]):
         return self._count
 
     def __getitem__(self, index: Any) -> Any:
-        """Return a row as a tuple of ints; the index must lie in 0 .. len - 1."""
+        """Return a row as a tuple of ints, 0 <= index < len(self)."""
+        if not 0 <= index < self._count:
+            raise IndexError(index)
         block, row = divmod(index, self._rows_a_block)
         start = self._chunk_offsets[block // BLOCKS_A_CHUNK] + block % BLOCKS_A_CHUNK * BLOCK_BYTES
         if not self._checked[block]:

@@ -74,6 +74,7 @@ def verify(path: Path, *, workers: int | None = None) -> VerifyReport:
 
     Raises:
         NotASourceError: no store at all. What is wrong with one is a finding, not an error.
+        FormatVersionError: written by a later version.
     """
     report = VerifyReport()
     try:
@@ -102,7 +103,7 @@ def _verify_index(store: Store) -> Iterator[Finding]:
 def _parts(store: Store) -> Iterator[_Part]:
     for entry in store.index.shards.values():
         end = entry.first_image + entry.images
-        for first in range(entry.first_image, end, _IMAGES_A_JOB):
+        for first in range(entry.first_image, max(end, entry.first_image + 1), _IMAGES_A_JOB):
             last = min(first + _IMAGES_A_JOB, end)
             yield _Part(store.path, entry.number, first, last, is_first=first == entry.first_image)
 
@@ -160,4 +161,4 @@ def _verify_image(store: Store, number: int, shard: str, report: VerifyReport) -
         except DamagedError as error:
             report.findings.append(Finding(shard, name, file, "damaged", str(error)))
     report.checked += 1 + end - first + store.has_reference(number)
-    report_done(end - first, 0)
+    report_done(end - first, store.payload_bytes(number))
