@@ -11,7 +11,8 @@ from dlas_store.commit import Commit, CommitPlan, PlannedShard, SealedShard, wri
 from dlas_store.metadata import Image
 from dlas_store.pixels import Size
 from dlas_store.processes import available_cores, progress_bar, report_done, run_in_order
-from dlas_store.shard import ShardHeader, ShardWriter
+from dlas_store.shard import ShardHeader
+from dlas_store.shard_writer import ShardWriter
 
 _PATCHES_AN_IMAGE = 1000
 _PATCHES_A_SHARD = 85_000

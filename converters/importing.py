@@ -124,7 +124,7 @@ def import_store(
             shard_size=shard_size,
             images=images,
             compare_bytes=compare_bytes,
-            options=repr((common_layout, skip_bad, decode_all)),
+            options=repr((common_layout, decode_all)),
             bar=bar,
         )
     summary = ImportSummary(changed=plan.changed, vanished=plan.vanished)

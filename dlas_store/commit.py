@@ -12,7 +12,9 @@ from typing import NamedTuple, Self
 from dlas_store.errors import BusyError, StoreError, TargetExistsError
 from dlas_store.index import INDEX_FILE, Index, IndexWriter
 from dlas_store.publish import PartialFolder, publish_file, write_file
-from dlas_store.shard import Directory, Shard, ShardHeader, ShardWriter, shard_file_name
+from dlas_store.shard import Shard, ShardHeader, shard_file_name
+from dlas_store.shard_directory import Directory, read_directory
+from dlas_store.shard_writer import ShardWriter
 from dlas_store.source import Layout
 
 _PLAN_FILE = "plan.json"
@@ -238,9 +240,9 @@ def write_shard(folder: Path, header: ShardHeader, fill: Callable[[ShardWriter],
 
 
 def read_shard(path: Path, *, check_values: bool) -> SealedShard:
-    """Return what the index needs of a shard, found by a walk through it; see Shard.read_directory."""
+    """Return what the index needs of a shard, found by a walk through it; see read_directory."""
     shard = Shard(path)
-    return SealedShard(shard.header, shard.read_directory(check_values=check_values), len(shard.data))
+    return SealedShard(shard.header, read_directory(shard, check_values=check_values), len(shard.data))
 
 
 def next_shard_number(store: Path, base: Index) -> int:

@@ -24,7 +24,7 @@ from dlas_store.index import INDEX_FILE, ImageRow, Index, PatchRow, ShardEntry
 from dlas_store.keys import Kind, pack_key
 from dlas_store.metadata import Image
 from dlas_store.pixels import MAX_PIXELS, Decoder, as_batch, decode
-from dlas_store.shard import Shard, name_hash, read_image, read_payload, shard_file_name
+from dlas_store.shard import Shard, has_shards, name_hash, read_image, read_payload, shard_file_name
 from dlas_store.source import Layout, Listing, Pixels, relative_path
 
 _OPEN_SHARDS = 512
@@ -307,7 +307,7 @@ def _open_index(path: Path) -> Index:
     if path.is_file():
         return Index.of_shard(Shard(path))
     if not (path / INDEX_FILE).is_file():
-        if any(path.glob("shard-*.lmdb")):
+        if path.is_dir() and has_shards(path):
             if path.suffix == ".partial":
                 raise NotASourceError(f"{path}: is an import that did not end; run the same import again")
             raise NotASourceError(f"{path}: has shards but no {INDEX_FILE}; run dlas-store reindex {path}")

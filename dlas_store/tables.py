@@ -2,7 +2,7 @@
 
 A block is 4,096 bytes: as many whole rows as fit before its last eight, zeros, and the XXH3-64 checksum of all that,
 seeded by table and block number. So a flipped bit, or a block in the place of another, is found when the block is first
-touched, and nothing needs to be read before. Blocks lie in chunks of 1,024, one LMDB value each.
+touched, and nothing needs to be read before. Blocks lie in chunks of 64, one LMDB value each.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from xxhash import xxh3_64_intdigest
 from dlas_store.errors import DamagedError
 
 BLOCK_BYTES = 4096
-BLOCKS_A_CHUNK = 1024
+BLOCKS_A_CHUNK = 64
 _DATA_BYTES = BLOCK_BYTES - 8
 
 

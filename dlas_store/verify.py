@@ -13,6 +13,7 @@ from dlas_store.folder_source import REFERENCE_FILE
 from dlas_store.index import INDEX_FILE
 from dlas_store.processes import available_cores, progress_bar, report_done, run_in_order
 from dlas_store.shard import Shard, shard_file_name
+from dlas_store.shard_directory import read_directory
 from dlas_store.store import Store
 
 _IMAGES_A_JOB = 256
@@ -134,7 +135,7 @@ def _kind(error: StoreError) -> str:
 def _verify_structure(store: Store, shard: Shard) -> Iterator[Finding]:
     """Compare what a walk through the shard's tree finds with what the index says."""
     try:
-        directory = shard.read_directory()
+        directory = read_directory(shard)
     except DamagedError as error:
         yield Finding(shard.path.name, "", "", "damaged", str(error))
         return

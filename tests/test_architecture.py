@@ -25,7 +25,9 @@ LAYERS = {
         "metadata", "names", "plain_pickle", "processes", "publish", "tables",
     ],
     "the storage API and encodings": ["centers", "pixels", "pyturbojpeg", "sealed_file", "source"],
-    "shard, index, folder": ["chunked_folder", "folder_source", "index", "picture_folder", "shard"],
+    "shard, index, folder": [
+        "chunked_folder", "folder_source", "index", "picture_folder", "shard", "shard_directory", "shard_writer",
+    ],
     "store and writer": ["commit", "opening", "store", "dlas_store"],
     "what works on whole stores": ["compare", "info", "reindex", "verify"],
     "datasets": ["datasets", "datasets.*"],

@@ -14,7 +14,8 @@ from small_stores import append, damage_table, flip, make_store, shards_of, smal
 from dlas_store.errors import DamagedError
 from dlas_store.index import INDEX_FILE, NAME_ROW, Index, IndexWriter
 from dlas_store.sealed_file import SealedFile, seal
-from dlas_store.shard import IMAGE_ROW, PATCH_ROW, Directory, Shard, ShardHeader, name_hash
+from dlas_store.shard import Shard, ShardHeader, name_hash
+from dlas_store.shard_directory import IMAGE_ROW, PATCH_ROW, Directory, read_directory
 from dlas_store.tables import BLOCK_BYTES
 
 
@@ -159,7 +160,7 @@ def test_an_index_agrees_with_its_shards_and_no_other_places(store: Path) -> Non
     index = Index.open(store / INDEX_FILE)
     for path in shards_of(store):
         shard = Shard(path)
-        walked = shard.read_directory()
+        walked = read_directory(shard)
         assert index.agrees_with(shard.header, walked)
         for table, column in [(walked.images, "metadata_offset"), (walked.patches, "length")]:
             table[column][0] += 1

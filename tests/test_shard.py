@@ -18,7 +18,9 @@ from dlas_store.lmdb_writer import BATCH_BYTES
 from dlas_store.metadata import FIRST_UNNUMBERED_ID, Center, Image
 from dlas_store.pixels import Size
 from dlas_store.sealed_file import SealedFile, seal
-from dlas_store.shard import Directory, Shard, ShardHeader, ShardWriter, name_hash, read_image, read_payload
+from dlas_store.shard import Shard, ShardHeader, name_hash, read_image, read_payload
+from dlas_store.shard_directory import Directory, read_directory
+from dlas_store.shard_writer import ShardWriter
 
 HEADER = ShardHeader(
     store_id=b"s" * 16,
@@ -120,7 +122,7 @@ def test_what_is_written_is_read_by_slice_and_by_key(name: str, references: File
     payload += sum(map(len, references.values()))
     assert header == replace(HEADER, images=len(images), patches=sum(map(len, images.values())), payload_bytes=payload)
     assert Shard(path).header == header
-    assert np.array_equal(Shard(path).read_directory(check_values=True).patches, directory.patches)
+    assert np.array_equal(read_directory(Shard(path), check_values=True).patches, directory.patches)
 
 
 def test_patches_without_a_free_number_get_ids_from_2_to_the_63_up(tmp_path: Path) -> None:
@@ -136,7 +138,7 @@ def test_an_image_without_patches_is_left_out(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("batch", [1, 1000, 10_000])
 def test_an_image_may_span_several_transactions(batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dlas_store.shard.BATCH_BYTES", batch)
+    monkeypatch.setattr("dlas_store.shard_writer.BATCH_BYTES", batch)
     images = {name: {f"{n:05d}.jpg": random_bytes(300 + n * 50, seed=n) for n in range(60)} for name in ("a", "b", "c")}
     references = {"a": random_bytes(3000), "c": b"r"}
     _, directory = build(tmp_path / "shard", images, references=references)
@@ -184,15 +186,15 @@ def shard(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("part", [b"patch one of a", b"reference of a", random_bytes(9000)])
 def test_a_changed_payload_is_found_by_a_full_check_only(shard: Path, part: bytes) -> None:
     flip_in(shard, part)
-    Shard(shard).read_directory()
+    read_directory(Shard(shard))
     with pytest.raises(DamagedError, match="checksum"):
-        Shard(shard).read_directory(check_values=True)
+        read_directory(Shard(shard), check_values=True)
 
 
 def test_changed_metadata_is_found_by_every_walk(shard: Path) -> None:
     flip_in(shard, b"\xa5label\xa1a")
     with pytest.raises(DamagedError, match=r"shard: .*checksum"):
-        Shard(shard).read_directory()
+        read_directory(Shard(shard))
 
 
 def test_payloads_in_each_others_place_are_found(shard: Path) -> None:
@@ -201,7 +203,7 @@ def test_payloads_in_each_others_place_are_found(shard: Path) -> None:
     data = shard.read_bytes().replace(values[one], b"-hold-").replace(values[other], values[one])
     shard.write_bytes(data.replace(b"-hold-", values[other]))
     with pytest.raises(DamagedError, match="checksum"):
-        Shard(shard).read_directory(check_values=True)
+        read_directory(Shard(shard), check_values=True)
 
 
 def test_a_payload_is_refused_at_places_outside_the_file(shard: Path) -> None:
@@ -242,10 +244,10 @@ def rewritten(path: Path, change: Mapping[bytes, bytes | None]) -> None:
 )
 def test_values_that_do_not_agree_are_named(shard: Path, change: Mapping[bytes, bytes | None], message: str) -> None:
     rewritten(shard, {})
-    Shard(shard).read_directory(check_values=True)
+    read_directory(Shard(shard), check_values=True)
     rewritten(shard, change)
     with pytest.raises(DamagedError, match=f"shard: .*{message}"):
-        Shard(shard).read_directory()
+        read_directory(Shard(shard))
 
 
 @pytest.mark.parametrize("change", [{"number": None}, {"new": 1}])
