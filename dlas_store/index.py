@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,8 +49,7 @@ class PatchRow(NamedTuple):
     shard: int
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ShardEntry:
+class ShardEntry(NamedTuple):
     """A shard as the index knows it.
 
     Attributes:
@@ -276,7 +274,7 @@ class IndexWriter:
             self._path,
             self._body
             | {
-                "shards": [asdict(entry) for entry in self._shards],
+                "shards": [entry._asdict() for entry in self._shards],
                 "counts": {name: table.count for name, table in self._tables.items()},
                 "chunks": _chunk_offsets(self._path),
             },
