@@ -27,6 +27,7 @@ from dlas_store.store import Store
 
 _IMAGES_A_JOB = 64
 _PLAN_FILE = "plan.json"
+_TREE = "tree"
 _RESERVED_FILES = frozenset({REFERENCE_FILE, CENTERS_FILE})
 _SEPARATORS = frozenset({"/", "\0", os.sep, os.altsep or os.sep})
 _NAME_ERRORS = frozenset({errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ})
@@ -89,12 +90,13 @@ def export_store(
     started = time.monotonic()
     folder = Path(folder).expanduser()
     if folder.exists():
+        _remove_published_leftovers(folder)
         raise TargetExistsError(f"{folder}: exists; choose another name, or move it away")
     with Store(Path(store).expanduser()) as source, PartialFolder(folder) as growing:
         numbers = _select(source, images)
         check_free_space(growing.path, sum(entry.payload_bytes for entry in source.index.shards.values()))
         _agree_on_plan(growing.path, source, images)
-        tree = growing.path / "tree"
+        tree = growing.path / _TREE
         tree.mkdir(exist_ok=True)
         jobs = [
             _Job(source.path, tree, growing.path / f"building-{first}", numbers[first : first + _IMAGES_A_JOB])
@@ -112,6 +114,14 @@ def export_store(
         growing.publish(tree)
     summary.seconds = time.monotonic() - started
     return summary
+
+
+def _remove_published_leftovers(folder: Path) -> None:
+    """Remove what an export leaves that was killed after its folder had got its name."""
+    if folder.with_name(folder.name + ".partial").is_dir():
+        with PartialFolder(folder) as growing:
+            if not (growing.path / _TREE).exists():
+                growing.remove()
 
 
 def _select(store: Store, images: str | None) -> list[int]:

@@ -16,7 +16,8 @@ from dlas_store.opening import SourcePart
 from dlas_store.pixels import check_picture
 from dlas_store.processes import report_done
 from dlas_store.publish import write_file
-from dlas_store.shard import ShardHeader, ShardWriter
+from dlas_store.shard import ShardHeader
+from dlas_store.shard_writer import ShardWriter
 from dlas_store.source import Source, relative_path
 
 _NOTES_KEPT = 100
@@ -80,15 +81,19 @@ class BuiltShard(NamedTuple):
 def build_shard(job: ShardJob) -> BuiltShard:
     """Build a shard, or read the one that an earlier run sealed."""
     report_file = job.folder / f"{job.header.file_name}.json"
-    if job.sealed is not None:
+    report = _read_report(report_file)
+    if job.sealed is not None and (job.skip_bad or not report.findings):
         shard = read_shard(job.sealed, check_values=True)
         report_done(shard.header.patches, shard.header.payload_bytes)
-        return BuiltShard(shard, _read_report(report_file))
+        return BuiltShard(shard, report)
     report = ShardReport()
 
     def fill(writer: ShardWriter) -> None:
+        # To the end of the shard, so that all its bad files are found at once.
         for source, number in _images(job):
             _copy_image(source, number, writer, job, report)
+        if report.findings and not job.skip_bad:
+            raise ImportFailedError("bad files")
         write_file(report_file, json.dumps(asdict(report)).encode())
 
     try:
@@ -112,11 +117,7 @@ def _images(job: ShardJob) -> Iterator[tuple[Source, int]]:
 
 
 def _copy_image(source: Source, number: int, writer: ShardWriter, job: ShardJob, report: ShardReport) -> None:
-    """Add an image to the shard, less what is bad; holds one file at a time.
-
-    Raises:
-        ImportFailedError: it has bad files, and they are not to be skipped.
-    """
+    """Add an image to the shard, less what is bad; holds one file at a time."""
     findings: list[Finding] = []
     image = _read_image(source, number, findings)
     first = source.first_patch(number)
@@ -131,8 +132,6 @@ def _copy_image(source: Source, number: int, writer: ShardWriter, job: ShardJob,
             report_done(1, len(data))
     reference = _read_reference(source, number, findings, job)
     report.findings.extend(findings)
-    if findings and not job.skip_bad:
-        raise ImportFailedError("bad files")
     _note_centers(image, report)
     writer.end_image(image, reference)
 

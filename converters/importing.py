@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dlas_store.commit import Commit, CommitPlan, next_shard_number
+from dlas_store.commit import Commit, CommitPlan, next_shard_number, remove_published_leftovers
 from dlas_store.converters.import_plan import ImportPlan, plan_import
 from dlas_store.converters.import_shards import BuiltShard, Finding, ShardJob, build_shard
 from dlas_store.errors import ConfigError, ImportFailedError, NotASourceError, TargetExistsError
@@ -124,7 +124,7 @@ def import_store(
             shard_size=shard_size,
             images=images,
             compare_bytes=compare_bytes,
-            options=repr((common_layout, skip_bad, decode_all)),
+            options=repr((common_layout, decode_all)),
             bar=bar,
         )
     summary = ImportSummary(changed=plan.changed, vanished=plan.vanished)
@@ -136,7 +136,9 @@ def import_store(
         with Commit(store, _commit_plan(plan, common_layout, store, base), base=base.index if base else None) as commit:
             jobs = _jobs(commit, plan, opened, skip_bad=skip_bad, decode_all=decode_all)
             _build(commit, plan, jobs, workers=workers, summary=summary)
-    elif base is None:
+    elif base:
+        remove_published_leftovers(store, base.index)
+    else:
         where = ", ".join(str(source.path) for source in opened)
         raise NotASourceError(f"{where}: holds no image{f' that matches {images!r}' if images else ''}")
     summary.seconds = time.monotonic() - started

@@ -35,12 +35,14 @@ class ChunkedFolder(FolderSource):
 
     def _image_folders(self, walk: FolderWalk) -> list[str]:
         files, folders = walk.entries("")
-        for file in sorted(files):
+        files.sort()
+        folders.sort()
+        for file in files:
             if file == _CACHE_FILE:
                 walk.leave_out([file], "the scan that DL-Art-School keeps, made anew from the folder")
             elif file != EXTRA_FILE:
                 walk.leave_out([file], "not an image folder")
-        return sorted(folders)
+        return folders
 
 
 def _find_image(walk: FolderWalk, name: str) -> FoundImage | None:

@@ -110,6 +110,8 @@ def _parser() -> argparse.ArgumentParser:
 def _import(options: argparse.Namespace) -> int:
     from dlas_store.converters.importing import import_store
 
+    if options.checksum and not options.append:
+        raise ConfigError("--checksum compares what is in the store already: it goes with --append")
     summary = import_store(
         _sources(options),
         options.store,

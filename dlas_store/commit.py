@@ -9,10 +9,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from dlas_store.errors import BusyError, StoreError
+from dlas_store.errors import BusyError, StoreError, TargetExistsError
 from dlas_store.index import INDEX_FILE, Index, IndexWriter
 from dlas_store.publish import PartialFolder, publish_file, write_file
-from dlas_store.shard import Directory, Shard, ShardHeader, ShardWriter, shard_file_name
+from dlas_store.shard import Shard, ShardHeader, shard_file_name
+from dlas_store.shard_directory import Directory, read_directory
+from dlas_store.shard_writer import ShardWriter
 from dlas_store.source import Layout
 
 _PLAN_FILE = "plan.json"
@@ -188,7 +190,21 @@ class Commit:
         return wanted
 
 
+def remove_published_leftovers(store: Path, base: Index) -> None:
+    """Remove what an append leaves that was killed after it was published."""
+    path = store.with_name(store.name + ".partial")
+    if not path.is_dir():
+        return
+    with PartialFolder(store) as partial:
+        if (path / _PLAN_FILE).exists():
+            plan = _decode_plan((path / _PLAN_FILE).read_bytes())
+            if plan.commit in {shard.commit for shard in base.shards.values()}:
+                partial.remove()
+
+
 def _check_unchanged(store: Path, base: Index | None) -> None:
+    if base is None and store.exists():
+        raise TargetExistsError(f"{store}: appeared meanwhile; move it away and run the same command again")
     if base is not None and Index.open(base.place).generation != base.generation:
         raise BusyError(f"{store}: another process changed it meanwhile; run the same command again")
 
@@ -224,9 +240,9 @@ def write_shard(folder: Path, header: ShardHeader, fill: Callable[[ShardWriter],
 
 
 def read_shard(path: Path, *, check_values: bool) -> SealedShard:
-    """Return what the index needs of a shard, found by a walk through it; see Shard.read_directory."""
+    """Return what the index needs of a shard, found by a walk through it; see read_directory."""
     shard = Shard(path)
-    return SealedShard(shard.header, shard.read_directory(check_values=check_values), len(shard.data))
+    return SealedShard(shard.header, read_directory(shard, check_values=check_values), len(shard.data))
 
 
 def next_shard_number(store: Path, base: Index) -> int:

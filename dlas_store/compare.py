@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from dlas_store.errors import StoreError
+from dlas_store.errors import DamagedError, StoreError
 from dlas_store.folder_source import CENTERS_FILE, REFERENCE_FILE
 from dlas_store.opening import SourcePart, open_source, part_of
 from dlas_store.processes import available_cores, progress_bar, report_done, run_in_order
@@ -37,7 +37,7 @@ def compare(path: Path, against: Path, *, workers: int | None = None) -> VerifyR
     report = VerifyReport()
     with Store(path) as store, open_source(against, store.layout) as source:
         source_names = list(map(source.image_name, range(source.image_count)))
-        store_names = list(map(store.image_name, range(store.image_count)))
+        store_names = list(_readable_names(store, report))
         for name in sorted(set(store_names).difference(source_names)):
             report.findings.append(Finding("", name, "", "not in source", f"{against} has no such image"))
         for name in sorted(set(source_names).difference(store_names)):
@@ -52,6 +52,14 @@ def compare(path: Path, against: Path, *, workers: int | None = None) -> VerifyR
     return report
 
 
+def _readable_names(store: Store, report: VerifyReport) -> Iterator[str]:
+    for number in range(store.image_count):
+        try:
+            yield store.image_name(number)
+        except DamagedError as error:
+            report.findings.append(Finding("", "", "", "damaged", str(error)))
+
+
 def _compare(job: _Job) -> VerifyReport:
     report = VerifyReport()
     with Store(job.store) as store, job.against.open() as source:
@@ -64,7 +72,7 @@ def _compare(job: _Job) -> VerifyReport:
                 report.findings.append(Finding("", name, "", "damaged", str(error)))
             patches = store.patch_count(number)
             report.checked += patches + store.has_reference(number) + (store.image(number).centers is not None)
-            report_done(patches, 0)
+            report_done(patches, store.payload_bytes(number))
     return report
 
 

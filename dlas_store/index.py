@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import secrets
+from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from dlas_store.errors import DamagedError
 from dlas_store.lmdb_pages import walk
-from dlas_store.lmdb_writer import BATCH_BYTES, LmdbWriter
+from dlas_store.lmdb_writer import LmdbWriter
 from dlas_store.sealed_file import SealedFile, map_file, seal
-from dlas_store.shard import IMAGE_ROW, PATCH_ROW, Directory, Shard, ShardHeader
+from dlas_store.shard import Shard, ShardHeader
+from dlas_store.shard_directory import IMAGE_ROW, PATCH_ROW, Directory, read_directory, shifted
 from dlas_store.source import Layout
 from dlas_store.tables import RowType, Table, TableWriter
 
@@ -23,6 +24,8 @@ INDEX_FILE = "index.lmdb"
 
 NAME_ROW = RowType("names", np.dtype([("hash", "<u8"), ("image", "<u4")]))
 _ROW_TYPES = (IMAGE_ROW, PATCH_ROW, NAME_ROW)
+_CHUNKS_A_BATCH = 4
+_ROWS_AT_ONCE = 1 << 12
 
 
 class ImageRow(NamedTuple):
@@ -46,8 +49,7 @@ class PatchRow(NamedTuple):
     shard: int
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ShardEntry:
+class ShardEntry(NamedTuple):
     """A shard as the index knows it.
 
     Attributes:
@@ -144,7 +146,7 @@ class Index:
     def of_shard(cls, shard: Shard) -> Index:
         """Return an index of a single shard, made by walking through it."""
         header = shard.header
-        directory = shard.read_directory()
+        directory = read_directory(shard)
         order = np.argsort(directory.name_hashes, kind="stable")
         return cls(
             place=shard.path,
@@ -169,10 +171,11 @@ class Index:
         if (len(directory.images), len(directory.patches)) != (entry.images, entry.patches):
             return False
         first_patch = self.images[first][2] if entry.images else 0
-        images, patches = directory.rebased(first_image=first, first_patch=first_patch)
-        own_patches = range(first_patch, first_patch + entry.patches)
         own_images = [self.images[number] for number in range(first, end)]
-        return bool(own_images == images.tolist() and [self.patches[n] for n in own_patches] == patches.tolist())
+        own_patches = [self.patches[number] for number in range(first_patch, first_patch + entry.patches)]
+        images = shifted(directory.images, "first_patch", first_patch)
+        patches = shifted(directory.patches, "image", first)
+        return bool(own_images == images.tolist() and own_patches == patches.tolist())
 
     def images_named(self, name_hash: int) -> Iterator[int]:
         """Yield the numbers of the images whose names have a hash."""
@@ -206,7 +209,7 @@ def shard_entry(header: ShardHeader, *, size: int, first_image: int) -> ShardEnt
 class IndexWriter:
     """Writes an index under a temporary name from the directories of its shards, in order.
 
-    Holds 12 bytes an image (its name's hash) and at most 32 MiB of rows.
+    Holds 8 bytes an image (its name's hash; 16 more while the table of names is made) and some MiB of rows.
     """
 
     def __init__(self, path: Path, *, store_id: bytes, layout: Layout, generation: int) -> None:
@@ -222,18 +225,19 @@ class IndexWriter:
         self._tables = {row.name: TableWriter(row, table_id=self._body["table_id"]) for row in _ROW_TYPES}
         self._chunk_counts = dict.fromkeys(self._tables, 0)
         self._shards: list[ShardEntry] = []
-        self._name_hashes: list[NDArray[np.uint64]] = []
+        self._name_hashes = array("Q")
         self._waiting: list[tuple[bytes, bytes]] = []
         self._lmdb = LmdbWriter(path)
 
     def add(self, header: ShardHeader, directory: Directory, *, size: int) -> None:
         """Add a shard: its images and patches follow those of the shards before."""
         first_image, first_patch = self._tables["images"].count, self._tables["patches"].count
-        images, patches = directory.rebased(first_image=first_image, first_patch=first_patch)
         self._shards.append(shard_entry(header, size=size, first_image=first_image))
-        self._name_hashes.append(directory.name_hashes)
-        self._extend("images", images)
-        self._extend("patches", patches)
+        self._name_hashes.frombytes(directory.name_hashes.tobytes())
+        for rows in _slices(directory.images):
+            self._extend("images", shifted(rows, "first_patch", first_patch))
+        for rows in _slices(directory.patches):
+            self._extend("patches", shifted(rows, "image", first_image))
 
     def add_index(self, index: Index) -> None:
         """Add all shards of an index that was opened from a file; comes before any other shard."""
@@ -247,7 +251,7 @@ class IndexWriter:
         hashes = np.empty(len(index.names), np.uint64)
         for rows in index.names.arrays():
             hashes[rows["image"]] = rows["hash"]
-        self._name_hashes.append(hashes)
+        self._name_hashes.frombytes(hashes.tobytes())
         self._shards.extend(index.shards.values())
 
     def close(self) -> None:
@@ -256,11 +260,12 @@ class IndexWriter:
 
     def finish(self) -> None:
         """Write the table of names, close and sync the file, and append its trailer."""
-        hashes = np.concatenate([np.empty(0, np.uint64), *self._name_hashes])
-        names = np.empty(len(hashes), NAME_ROW.dtype)
-        names["image"] = order = np.argsort(hashes, kind="stable")
-        names["hash"] = hashes[order]
-        self._extend("names", names)
+        hashes = np.frombuffer(self._name_hashes, np.uint64)
+        order = np.argsort(hashes, kind="stable")
+        for numbers in _slices(order):
+            names = np.empty(len(numbers), NAME_ROW.dtype)
+            names["image"], names["hash"] = numbers, hashes[numbers]
+            self._extend("names", names)
         for name, table in self._tables.items():
             self._put(name, table.finish())
         self._lmdb.write(self._waiting)
@@ -269,7 +274,7 @@ class IndexWriter:
             self._path,
             self._body
             | {
-                "shards": [asdict(entry) for entry in self._shards],
+                "shards": [entry._asdict() for entry in self._shards],
                 "counts": {name: table.count for name, table in self._tables.items()},
                 "chunks": _chunk_offsets(self._path),
             },
@@ -282,9 +287,15 @@ class IndexWriter:
         for chunk in chunks:
             self._waiting.append((_chunk_key(name, self._chunk_counts[name]), chunk))
             self._chunk_counts[name] += 1
-            if sum(len(value) for _, value in self._waiting) >= BATCH_BYTES:
+            if len(self._waiting) == _CHUNKS_A_BATCH:
                 self._lmdb.write(self._waiting)
                 self._waiting = []
+
+
+def _slices(rows: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """Yield rows some at a time, so that what is made of them stays small."""
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        yield rows[start : start + _ROWS_AT_ONCE]
 
 
 def _chunk_key(name: str, number: int) -> bytes:

@@ -16,6 +16,7 @@ from dlas_store.folder_source import CENTERS_FILE, REFERENCE_FILE, FolderSource
 from dlas_store.index import INDEX_FILE
 from dlas_store.picture_folder import PictureFolder
 from dlas_store.pixels import IMAGE_ENDINGS, MAX_PIXELS, Decoder
+from dlas_store.shard import has_shards
 from dlas_store.source import Layout, Source
 from dlas_store.store import Store, open_store
 
@@ -114,7 +115,7 @@ def _is_store(place: Path, *, is_folder: bool) -> bool:
             return True
         _refuse_other_lmdb(place.parent, place)
         raise NotASourceError(f"{place}: is no store; give a store's folder, its {INDEX_FILE}, a shard, or a folder")
-    if (place / INDEX_FILE).exists() or any(place.glob("shard-*.lmdb")):
+    if (place / INDEX_FILE).exists() or has_shards(place):
         return True
     _refuse_other_lmdb(place, place / "data.mdb")
     return place.suffix == ".lmdb"

@@ -53,9 +53,11 @@ class PictureFolder(FolderSource):
 
 
 def _sorted_entries(walk: FolderWalk, folder: str) -> Iterator[str]:
-    files, folders = walk.entries(folder)
+    entries, folders = walk.entries(folder)
     # With its "/" a folder sorts among the files where the paths below it do: "a-b/1.jpg", "a.jpg", "a/1.jpg".
-    return iter(sorted([*files, *(f"{path}/" for path in folders)]))
+    entries.extend(f"{path}/" for path in folders)
+    entries.sort()
+    return iter(entries)
 
 
 def _why_no_picture(path: str) -> str | None:

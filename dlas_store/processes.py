@@ -100,7 +100,8 @@ def run_in_order(
     waiting: deque[Future[R]] = deque()
     executor = ProcessPoolExecutor(workers, context, _start_worker, (done, stopping))
     try:
-        waiting.extend(executor.submit(_run_job, function, job) for job in islice(remaining, 2 * workers))
+        with _interrupt_delayed():
+            waiting.extend(executor.submit(_run_job, function, job) for job in islice(remaining, 2 * workers))
         while waiting:
             while not wait(list(islice(waiting, 1)), _POLL_SECONDS).done:
                 _show(bar, done)
@@ -114,6 +115,22 @@ def run_in_order(
     finally:
         stopping.value = 1
         executor.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _interrupt_delayed() -> Iterator[None]:
+    """Let Ctrl-C wait until the block is over: a pool that is interrupted while it starts cannot be shut down."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread is interrupted
+        return
+    interrupted: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, _: interrupted.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if interrupted:
+        raise KeyboardInterrupt
 
 
 def _start_worker(done: SynchronizedArray[int], stopping: Synchronized[int]) -> None:

@@ -35,7 +35,6 @@ class PartialFolder:
         self.target = target
         self.path = target.with_name(target.name + ".partial")
         with write_errors(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
             self._lock = _take_lock(self.path / _LOCK_FILE)
 
     def publish(self, content: Path | None = None) -> None:
@@ -49,25 +48,24 @@ class PartialFolder:
         """
         if self.target.exists():
             raise TargetExistsError(f"{self.target}: appeared meanwhile; move it away and run the same command again")
-        if content is None:
-            (self.path / _LOCK_FILE).unlink()
         sync_folder(content or self.path)
         (content or self.path).rename(self.target)
-        sync_folder(self.target.parent)
-        if content is not None:
+        if content is None:
+            # Not before: who waits for the lock would make a new one, and leave it in what is published.
+            (self.target / _LOCK_FILE).unlink()
+            sync_folder(self.target)
+        else:
             self.remove()
+        sync_folder(self.target.parent)
 
     def remove(self) -> None:
         """Remove the folder with all that is in it."""
         shutil.rmtree(self.path)
 
-    def remove_if_unused(self) -> None:
-        """Remove the folder unless an interrupted run left work in it."""
-        if [file.name for file in self.path.iterdir()] == [_LOCK_FILE]:
-            self.remove()
-
     def close(self) -> None:
-        """Let go of the lock and keep the folder."""
+        """Let go of the lock; keep the folder if there is work in it."""
+        if _is_file(self.path / _LOCK_FILE, self._lock) and len(list(self.path.iterdir())) == 1:
+            self.remove()
         self._lock.close()
 
     def __enter__(self) -> Self:
@@ -86,6 +84,7 @@ def _take_lock(path: Path) -> IO[bytes]:
 
     end = time.monotonic() + _LOCK_PATIENCE_SECONDS
     while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("ab")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -96,9 +95,17 @@ def _take_lock(path: Path) -> IO[bytes]:
             time.sleep(0.05)
             continue
         # The holder before us may have removed the file that we now hold the lock of.
-        if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
+        if _is_file(path, file):
             return file
         file.close()
+
+
+def _is_file(path: Path, file: IO[bytes]) -> bool:
+    """Return whether an open file still is the one of that name."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def publish_file(temporary: Path, final: Path) -> None:

@@ -58,13 +58,12 @@ def reindex(store: Path, *, workers: int | None = None) -> ReindexSummary:
     """
     if not store.is_dir():
         raise NotASourceError(f"{store}: is no folder of shards")
-    with PartialFolder(store) as partial:
+    with PartialFolder(store):
         summary = ReindexSummary()
         old = _old_index(store)
         shards = _select(_open_shards(store, summary), old, summary)
         if shards:
             _write_index(store, shards, old, workers or available_cores(), summary)
-        partial.remove_if_unused()
     if not summary.shards:
         reasons = "; ".join(f"{path.name}: {reason}" for path, reason in summary.left_out)
         raise NotASourceError(f"{store}: holds no shard that can be used{f' ({reasons})' if reasons else ''}")
@@ -132,6 +131,8 @@ def _open_shards(store: Path, summary: ReindexSummary) -> list[Shard]:
 def _select(shards: Sequence[Shard], old: Index | None, summary: ReindexSummary) -> list[Shard]:
     """Return the shards that were published, as far as can be told."""
     counts = Counter(shard.header.store_id for shard in shards)
+    if old and old.store_id not in counts:
+        old = None  # that of another store, copied here by mistake
     store_id = old.store_id if old else next((store_id for store_id, _ in counts.most_common(1)), b"")
     published = {entry.shard_id for entry in old.shards.values()} if old else set()
     commits: dict[tuple[int, int], list[Shard]] = defaultdict(list)
@@ -141,11 +142,13 @@ def _select(shards: Sequence[Shard], old: Index | None, summary: ReindexSummary)
         else:
             summary.left_out.append(LeftOutShard(shard.path, "is a shard of another store"))
     selected: dict[int, list[Shard]] = {}
+    newest = max((commit for commit, _ in commits), default=0)
     # An append that was given up, and done again under higher numbers, comes first here; the published one stays.
     for (commit, _), members in sorted(commits.items(), key=lambda item: (_is_published(item[1], published), item[0])):
-        # A first import becomes visible as a whole: if some of its shards are missing, they were lost later.
-        whole = commit == 0 or _is_published(members, published) or len(members) == members[0].header.commit_shards
-        if whole:
+        # A first import becomes visible as a whole, and no append follows one that was not published: if some of their
+        # shards are missing, they were lost later.
+        was_published = commit in range(newest) or commit == 0 or _is_published(members, published)
+        if was_published or len(members) == members[0].header.commit_shards:
             selected, replaced = selected | {commit: members}, selected.get(commit, [])
             summary.left_out.extend(LeftOutShard(shard.path, "is of an append done again later") for shard in replaced)
         else:

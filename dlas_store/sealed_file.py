@@ -69,6 +69,8 @@ def map_file(path: Path) -> mmap.mmap:
         if os.fstat(descriptor).st_size == 0:
             raise DamagedError(f"{path}: is empty; restore it from a copy")
         return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise NotASourceError(f"{path}: cannot be mapped ({error.strerror})") from error
     finally:
         os.close(descriptor)
 
@@ -109,7 +111,12 @@ def _read_trailer(path: Path, data: mmap.mmap) -> tuple[dict[str, Any], int]:
     body = data[lmdb_size:start]
     if _CHECKSUM.unpack_from(data, start + _FOOTER.size)[0] != _checksum(body, footer):
         raise DamagedError(f"{path}: the trailer's checksum does not match; restore it from a copy")
-    fields: dict[str, Any] = msgpack.unpackb(body, raw=False)
+    try:
+        fields = msgpack.unpackb(body, raw=False)
+    except (ValueError, msgpack.UnpackException) as error:
+        raise DamagedError(f"{path}: the trailer cannot be read ({error!r}); restore it from a copy") from error
+    if not isinstance(fields, dict):
+        raise DamagedError(f"{path}: the trailer is no map of fields; restore it from a copy")
     return fields, lmdb_size
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import operator
+import os
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from dlas_store.bounded_cache import BoundedCache
 from dlas_store.errors import (
     ClosedError,
     DamagedError,
@@ -23,7 +25,7 @@ from dlas_store.index import INDEX_FILE, ImageRow, Index, PatchRow, ShardEntry
 from dlas_store.keys import Kind, pack_key
 from dlas_store.metadata import Image
 from dlas_store.pixels import MAX_PIXELS, Decoder, as_batch, decode
-from dlas_store.shard import Shard, name_hash, read_image, read_payload, shard_file_name
+from dlas_store.shard import Shard, has_shards, name_hash, read_image, read_payload, shard_file_name
 from dlas_store.source import Layout, Listing, Pixels, relative_path
 
 _OPEN_SHARDS = 512
@@ -31,6 +33,7 @@ _OPEN_SHARDS = 512
 
 _CACHED_IMAGES = 1024
 
+_VERIFY = "run dlas-store verify, which lists all that is damaged"
 _RESTORE = "restore it from a copy, or run dlas-store reindex to go on without its images"
 
 
@@ -75,8 +78,9 @@ class Store:
         self._index: Index | None = _open_index(self._path)
         if check_shards and self._path.is_dir():
             _check_sizes(self._path, self._index)
-        self._shards: BoundedCache[int, _OpenShard] = BoundedCache(_OPEN_SHARDS)
-        self._images: BoundedCache[int, Image] = BoundedCache(_CACHED_IMAGES)
+        # lru_cache holds no lock that a fork beside another thread could leave locked in the child.
+        self._shard = lru_cache(_OPEN_SHARDS)(self._open_shard)
+        self._cached_image = lru_cache(_CACHED_IMAGES)(self._read_image)
 
     @property
     def path(self) -> Path:
@@ -95,9 +99,7 @@ class Store:
         Raises:
             ClosedError: the store was closed.
         """
-        if self._index is None:
-            raise ClosedError(f"{self._path}: the store was closed; open it again with open_source")
-        return self._index
+        return self._check_open()
 
     @property
     def image_count(self) -> int:
@@ -116,7 +118,7 @@ class Store:
         try:
             return read_payload(shard.data, key, offset, length, shard.path)
         except DamagedError as error:
-            raise DamagedError(f"{error} (patch {index}, {self._describe(index)}); run dlas-store verify") from error
+            raise DamagedError(f"{error} ({self._label_patch(index)}); {_VERIFY}") from error
 
     def read_pixels(self, indices: Sequence[int], *, alpha: bool = False) -> Pixels | list[Pixels]:
         """Decode patches; see Source.read_pixels."""
@@ -125,7 +127,7 @@ class Store:
     def locate(self, index: int) -> tuple[int, int]:
         """Return (image number, position of the patch in its image)."""
         image = self._patch_row(index).image
-        return image, index - self._image_row(image).first_patch
+        return image, operator.index(index) - self._image_row(image).first_patch
 
     def first_patch(self, number: int) -> int:
         """Return the index of an image's first patch; that of image_count is the number of patches."""
@@ -143,7 +145,7 @@ class Store:
 
     def image(self, number: int) -> Image:
         """Return what is known of an image."""
-        return self._images.get(number, self._read_image)
+        return self._cached_image(number)
 
     def read_reference(self, number: int) -> bytes | None:
         """Return the encoded bytes of an image's reference, None without one."""
@@ -152,7 +154,10 @@ class Store:
             return None
         shard, image_id_offset = self._shard(row.shard)
         key = pack_key(number + image_id_offset, Kind.REFERENCE)
-        return read_payload(shard.data, key, row.reference_offset, row.reference_length, shard.path)
+        try:
+            return read_payload(shard.data, key, row.reference_offset, row.reference_length, shard.path)
+        except DamagedError as error:
+            raise DamagedError(f"{error} (ref.jpg of {self._label(number)}); {_VERIFY}") from error
 
     def find_image(self, name: str) -> int:
         """Return the number of the image of that name."""
@@ -194,11 +199,12 @@ class Store:
     def close(self) -> None:
         """Let go of all maps."""
         self._index = None
-        self._shards.clear()
-        self._images.clear()
+        self._shard.cache_clear()
+        self._cached_image.cache_clear()
 
     def __enter__(self) -> Self:
         """Return self."""
+        self._check_open()
         return self
 
     def __exit__(
@@ -226,31 +232,47 @@ class Store:
         try:
             return decode(self.read(index), alpha=alpha, max_pixels=self._max_pixels, decoder=self._decoder)
         except ImageError as error:
-            raise ImageError(f"{self._path}: patch {index}, {self._describe(index)}: {error}") from error
+            raise ImageError(f"{self._path}: {self._label_patch(index)}: {error}") from error
 
-    def _describe(self, index: int) -> str:
-        """Return a patch's image and file for an error message, as far as they can be read."""
+    def _label(self, number: int) -> str:
+        """Return what an error message calls an image whose name may be damaged too."""
+        try:
+            return f"image {self.image(number).name!r}"
+        except DamagedError:
+            return f"image {number}"
+
+    def _label_patch(self, index: int) -> str:
         number, position = self.locate(index)
         try:
-            image = self.image(number)
+            file = self.image(number).files[position]
         except DamagedError:
-            return f"number {position} of image {number}"
-        return f"{image.files[position]} of image {image.name!r}"
+            file = f"number {position}"
+        return f"patch {index}, {file} of {self._label(number)}"
 
     def _read_image(self, number: int) -> Image:
         row = self._image_row(number)
         shard, image_id_offset = self._shard(row.shard)
         key = pack_key(number + image_id_offset, Kind.METADATA)
-        return read_image(shard.data, key, row.metadata_offset, row.metadata_length, shard.path)
+        try:
+            return read_image(shard.data, key, row.metadata_offset, row.metadata_length, shard.path)
+        except DamagedError as error:
+            raise DamagedError(f"{error} (metadata of image {number}); {_VERIFY}") from error
+
+    def _check_open(self) -> Index:
+        if self._index is None:
+            raise ClosedError(f"{self._path}: the store was closed; open it again with open_source")
+        return self._index
 
     def _patch_row(self, index: int) -> PatchRow:
         rows = self.index.patches
+        index = operator.index(index)  # numpy's narrow integers would overflow below
         if not 0 <= index < len(rows):
             raise PatchIndexError(f"{self._path}: patch {index} is not in 0 .. {len(rows) - 1}")
         return PatchRow._make(rows[index])
 
     def _image_row(self, number: int) -> ImageRow:
         rows = self.index.images
+        number = operator.index(number)
         if not 0 <= number < len(rows):
             raise PatchIndexError(f"{self._path}: image {number} is not in 0 .. {len(rows) - 1}")
         return ImageRow._make(rows[number])
@@ -263,14 +285,16 @@ class Store:
         """Return whether an image has a reference."""
         return self._image_row(number).reference_offset != 0
 
-    def _shard(self, number: int) -> _OpenShard:
-        return self._shards.get(number, self._open_shard)
-
     def _open_shard(self, number: int) -> _OpenShard:
         entry = self.index.shards.get(number)
         if entry is None:
             raise DamagedError(f"{self.index.place}: names no shard {number}; run dlas-store reindex")
-        shard = Shard(self._path if self._path.is_file() else self._path / shard_file_name(number))
+        path = self._path if self._path.is_file() else self._path / shard_file_name(number)
+        try:
+            shard = Shard(path)
+        except (DamagedError, NotASourceError) as error:
+            kind = DamagedError if path.exists() else NotASourceError
+            raise kind(f"{error}; {_RESTORE}") from error
         _check_shard(shard, entry, self.index)
         return _OpenShard(shard, entry.first_image_id - entry.first_image)
 
@@ -284,19 +308,23 @@ def _open_index(path: Path) -> Index:
     if path.is_file():
         return Index.of_shard(Shard(path))
     if not (path / INDEX_FILE).is_file():
-        if any(path.glob("shard-*.lmdb")):
+        if path.is_dir() and has_shards(path):
             if path.suffix == ".partial":
                 raise NotASourceError(f"{path}: is an import that did not end; run the same import again")
             raise NotASourceError(f"{path}: has shards but no {INDEX_FILE}; run dlas-store reindex {path}")
-        raise NotASourceError(f"{path}: is no store, it has no {INDEX_FILE}")
-    return Index.open(path / INDEX_FILE)
+        reason = f"is no store, it has no {INDEX_FILE}" if path.exists() else "does not exist"
+        raise NotASourceError(f"{path}: {reason}")
+    try:
+        return Index.open(path / INDEX_FILE)
+    except (DamagedError, NotASourceError) as error:
+        raise DamagedError(f"{error}; or run dlas-store reindex {path}, which rebuilds it from the shards") from error
 
 
 def _check_sizes(folder: Path, index: Index) -> None:
     for entry in index.shards.values():
-        file = folder / shard_file_name(entry.number)
+        file = f"{folder}/{shard_file_name(entry.number)}"  # Path would take most of the time of opening
         try:
-            size = file.stat().st_size
+            size = os.stat(file).st_size  # noqa: PTH116
         except OSError as error:
             raise DamagedError(
                 f"{file}: cannot be opened ({error.strerror}), but {INDEX_FILE} names it; {_RESTORE}"
@@ -304,7 +332,7 @@ def _check_sizes(folder: Path, index: Index) -> None:
         _check_size(file, size, entry)
 
 
-def _check_size(file: Path, size: int, entry: ShardEntry) -> None:
+def _check_size(file: Path | str, size: int, entry: ShardEntry) -> None:
     if size != entry.size:
         raise DamagedError(f"{file}: has {size} bytes where {INDEX_FILE} names {entry.size}; {_RESTORE}")
 

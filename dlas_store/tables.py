@@ -2,7 +2,7 @@
 
 A block is 4,096 bytes: as many whole rows as fit before its last eight, zeros, and the XXH3-64 checksum of all that,
 seeded by table and block number. So a flipped bit, or a block in the place of another, is found when the block is first
-touched, and nothing needs to be read before. Blocks lie in chunks of 1,024, one LMDB value each.
+touched, and nothing needs to be read before. Blocks lie in chunks of 64, one LMDB value each.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from xxhash import xxh3_64_intdigest
 from dlas_store.errors import DamagedError
 
 BLOCK_BYTES = 4096
-BLOCKS_A_CHUNK = 1024
+BLOCKS_A_CHUNK = 64
 _DATA_BYTES = BLOCK_BYTES - 8
 
 
@@ -89,7 +89,9 @@ class Table(Sequence[tuple[Any, ...]]):
         return self._count
 
     def __getitem__(self, index: Any) -> Any:
-        """Return a row as a tuple of ints; the index must lie in 0 .. len - 1."""
+        """Return a row as a tuple of ints, 0 <= index < len(self)."""
+        if not 0 <= index < self._count:
+            raise IndexError(index)
         block, row = divmod(index, self._rows_a_block)
         start = self._chunk_offsets[block // BLOCKS_A_CHUNK] + block % BLOCKS_A_CHUNK * BLOCK_BYTES
         if not self._checked[block]:

@@ -13,6 +13,7 @@ from dlas_store.folder_source import REFERENCE_FILE
 from dlas_store.index import INDEX_FILE
 from dlas_store.processes import available_cores, progress_bar, report_done, run_in_order
 from dlas_store.shard import Shard, shard_file_name
+from dlas_store.shard_directory import read_directory
 from dlas_store.store import Store
 
 _IMAGES_A_JOB = 256
@@ -74,6 +75,7 @@ def verify(path: Path, *, workers: int | None = None) -> VerifyReport:
 
     Raises:
         NotASourceError: no store at all. What is wrong with one is a finding, not an error.
+        FormatVersionError: written by a later version.
     """
     report = VerifyReport()
     try:
@@ -102,7 +104,7 @@ def _verify_index(store: Store) -> Iterator[Finding]:
 def _parts(store: Store) -> Iterator[_Part]:
     for entry in store.index.shards.values():
         end = entry.first_image + entry.images
-        for first in range(entry.first_image, end, _IMAGES_A_JOB):
+        for first in range(entry.first_image, max(end, entry.first_image + 1), _IMAGES_A_JOB):
             last = min(first + _IMAGES_A_JOB, end)
             yield _Part(store.path, entry.number, first, last, is_first=first == entry.first_image)
 
@@ -133,7 +135,7 @@ def _kind(error: StoreError) -> str:
 def _verify_structure(store: Store, shard: Shard) -> Iterator[Finding]:
     """Compare what a walk through the shard's tree finds with what the index says."""
     try:
-        directory = shard.read_directory()
+        directory = read_directory(shard)
     except DamagedError as error:
         yield Finding(shard.path.name, "", "", "damaged", str(error))
         return
@@ -160,4 +162,4 @@ def _verify_image(store: Store, number: int, shard: str, report: VerifyReport) -
         except DamagedError as error:
             report.findings.append(Finding(shard, name, file, "damaged", str(error)))
     report.checked += 1 + end - first + store.has_reference(number)
-    report_done(end - first, 0)
+    report_done(end - first, store.payload_bytes(number))

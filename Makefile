@@ -1,0 +1,59 @@
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+
+# 3.11 is what is tested; a name on the PATH may be a shim that does not run.
+PYTHON ?= $(shell for name in python3.11 python3; do \
+	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
+
+STEP := @printf '\n==> %s\n'
+
+.PHONY: help demo test check clean
+
+help:
+	@echo 'make demo    cut sample photos, import, verify, export, compare, read and measure them'
+	@echo 'make test    run all tests'
+	@echo 'make check   lint, format and types'
+	@echo 'make clean   remove everything that make has made'
+	@echo 'Each sets up $(VENV) first where that is missing; PYTHON=... chooses the Python to use (3.11 or later).'
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(STEP) 'Install into $(VENV) (some minutes the first time: PyTorch is large)'
+	@test -n '$(PYTHON)' || { echo 'Python 3.11 or later is needed: none of python3.11 and python3 is one.' \
+		'Install it, or run: make PYTHON=/path/to/python' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt setuptools
+	$(PIP) install -c constraints.txt --no-build-isolation -e '.[demo,test,check]'
+	@touch $@
+
+demo: $(INSTALLED)
+	@rm -rf demo
+	$(STEP) '1. Cut sample photos into a chunked folder, as DL-Art-School reads it'
+	$(BIN)/python examples/cut_photos.py demo/photos
+	$(STEP) '2. Import the folder into a store'
+	$(BIN)/dlas-store import demo/photos demo/photos.lmdb
+	$(BIN)/dlas-store info demo/photos.lmdb
+	$(STEP) '3. Verify every value of the store, and compare it with the folder'
+	$(BIN)/dlas-store verify demo/photos.lmdb --against demo/photos
+	$(STEP) '4. Export the store: the same folder comes back, byte for byte'
+	$(BIN)/dlas-store export demo/photos.lmdb demo/exported
+	diff -r demo/photos demo/exported && echo 'no difference'
+	$(STEP) '5. Read batches through a DL-Art-School config'
+	$(BIN)/dlas-store read examples/train.yml
+	$(STEP) '6. Measure the folder against the store'
+	$(BIN)/python -m benchmarks read --folder demo/photos --store demo/photos.lmdb --patches 2000 --rounds 3
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+# mypy sees the converters under the name that they are installed by, dlas_store.converters; not in an editable checkout.
+check: $(INSTALLED)
+	@rm -rf build
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(PIP) install --no-deps --no-build-isolation --target build/typecheck .
+	$(BIN)/mypy build/typecheck/dlas_store benchmarks examples
+
+clean:
+	rm -rf $(VENV) build dist demo *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,42 @@
+"""``python -m benchmarks read|open|import``: measure, print a table, and keep every round as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+
+from benchmarks import importing, opening, read
+from benchmarks.options import at_least_one
+from benchmarks.report import print_report, write_json
+from dlas_store import StoreError
+
+SUBJECTS = {"read": read, "open": opening, "import": importing}
+
+
+def main() -> int:
+    """Run one benchmark and return the exit status: 0 fine, 1 failure, 2 usage, 130 Ctrl-C."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure stores against folders.")
+    subjects = parser.add_subparsers(dest="benchmark", required=True, metavar="SUBJECT")
+    for name, module in SUBJECTS.items():
+        summary = (module.__doc__ or "").partition("\n")[0]
+        subject = subjects.add_parser(name, help=summary, description=summary)
+        module.add_options(subject)
+        subject.add_argument("--rounds", type=at_least_one, default=5, metavar="N", help="rounds (default: 5)")
+        subject.add_argument("--json", metavar="FILE", help="write every round there")
+    options = parser.parse_args()
+    try:
+        report = SUBJECTS[options.benchmark].run(options)
+        print_report(report)
+        if options.json is not None:
+            write_json(options.json, report, options)
+    except KeyboardInterrupt:
+        return 130
+    except (StoreError, OSError, subprocess.CalledProcessError) as error:
+        print(f"benchmarks: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""Interleaved rounds: every contender once a round, so that what else the machine does meets all of them alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Literal, NamedTuple, TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+
+
+class Summary(NamedTuple):
+    """What one contender came to.
+
+    Attributes:
+        median: of its rounds.
+        low: the lowest.
+        high: the highest.
+        relative: median of the ratios to the reference in the same round, or of the differences from it.
+    """
+
+    median: float
+    low: float
+    high: float
+    relative: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Contenders that were measured in the same rounds.
+
+    Attributes:
+        title: what was measured.
+        unit: of the values.
+        reference: the contender that the others are compared with.
+        rounds: contender -> one value a round.
+        relation: how they are compared.
+    """
+
+    title: str
+    unit: str
+    reference: str
+    rounds: Mapping[str, Sequence[float]]
+    relation: Literal["ratio", "difference"] = "ratio"
+
+    def summary(self, name: str) -> Summary:
+        """Return what a contender came to."""
+        values = self.rounds[name]
+        pairs = zip(values, self.rounds[self.reference], strict=True)
+        if self.relation == "ratio":
+            relative = median(value / reference for value, reference in pairs)
+        else:
+            relative = median(value - reference for value, reference in pairs)
+        return Summary(median(values), min(values), max(values), relative)
+
+
+def run_rounds(contenders: Mapping[str, Callable[[], T]], *, rounds: int) -> dict[str, list[T]]:
+    """Run every contender once a round, each round starting with the next one.
+
+    Returns:
+        Contender -> what it returned, one item a round.
+    """
+    names = list(contenders)
+    results: dict[str, list[T]] = {name: [] for name in names}
+    tqdm.monitor_interval = 0  # its thread would be there when loaders fork their workers
+    with tqdm(total=rounds * len(names), unit=" runs", leave=False, disable=None) as bar:
+        for number in range(rounds):
+            first = number % len(names)
+            for name in names[first:] + names[:first]:
+                bar.set_description(name)
+                results[name].append(contenders[name]())
+                bar.update()
+    return results

@@ -1,0 +1,33 @@
+"""Options that several subjects have."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def at_least_one(text: str) -> int:
+    """Return the whole number from 1 that an option says."""
+    value = int(text) if text.isascii() and text.isdigit() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1, got {text!r}")
+    return value
+
+
+def add_picture_options(parser: argparse.ArgumentParser, *, patches: int) -> None:
+    """Add what the synthetic patches are like."""
+    parser.add_argument(
+        "--patches", type=at_least_one, default=patches, metavar="N", help=f"number of patches (default: {patches:,})"
+    )
+    parser.add_argument("--size", type=at_least_one, default=256, help="side in pixels (default: 256)")
+    parser.add_argument("--quality", type=at_least_one, default=95, help="JPEG quality (default: 95)")
+
+
+def add_scratch_option(parser: argparse.ArgumentParser) -> None:
+    """Add where a benchmark writes."""
+    parser.add_argument(
+        "--scratch",
+        type=Path,
+        metavar="DIR",
+        help="where data is written and removed again (default: the system's folder for temporary files)",
+    )

@@ -1,0 +1,139 @@
+"""Writing a shard: images one after another, then sealed."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from dlas_store.keys import Kind, encode_value, pack_key
+from dlas_store.lmdb_writer import BATCH_BYTES, LmdbWriter
+from dlas_store.metadata import Image, PatchIds, encode_image
+from dlas_store.pixels import Size
+from dlas_store.sealed_file import seal
+from dlas_store.shard import Shard, ShardHeader
+from dlas_store.shard_directory import Directory, read_directory
+
+_BYTES_A_VALUE = 256
+"""What a value that waits takes beside its payload: key, checksum and Python objects."""
+
+
+class ShardWriter:
+    """Writes one shard under a temporary name.
+
+    A thread writes one batch while the next is gathered, so memory is that of two or three batches.
+
+    Args:
+        path: the temporary name; its folder must exist.
+        header: what the shard says of itself; the counts are filled in by seal().
+    """
+
+    def __init__(self, path: Path, header: ShardHeader) -> None:
+        self._path = path
+        self._header = header
+        self._images = 0
+        self._patches = 0
+        self._payload_bytes = 0
+        self._waiting: list[tuple[bytes, bytes]] = []
+        self._waiting_bytes = 0
+        path.unlink(missing_ok=True)
+        self._lmdb = LmdbWriter(path)
+        self._writer = ThreadPoolExecutor(1)
+        self._writing: Future[None] | None = None
+        self._begin_image()
+
+    def _begin_image(self) -> None:
+        self._image_id = self._header.first_image + self._images
+        self._assign_id = PatchIds()
+        self._patch_ids: list[int] = []
+        self._files: list[str] = []
+        self._sizes: list[Size] = []
+
+    def add_patch(self, file: str, data: bytes, size: Size) -> None:
+        """Add the next patch of the image that is being written.
+
+        Args:
+            file: its file name; an image's patches come in order of names.
+            data: its encoded bytes.
+            size: its pixels.
+
+        Raises:
+            WriteError: the disk refused it.
+        """
+        patch_id = self._assign_id.assign(file)
+        self._put(pack_key(self._image_id, Kind.PATCH, patch_id), data)
+        self._patch_ids.append(patch_id)
+        self._payload_bytes += len(data)
+        self._files.append(file)
+        self._sizes.append(size)
+
+    def end_image(self, image: Image, reference: bytes | None) -> None:
+        """End the image that is being written; one without patches is left out.
+
+        Args:
+            image: what is known of it; its files and sizes are those of the patches that were added.
+            reference: encoded bytes, None without one.
+
+        Raises:
+            WriteError: the disk refused it.
+        """
+        if not self._files:
+            return
+        heights, widths = np.array(self._sizes, np.uint32).T
+        image = replace(
+            image,
+            files=tuple(self._files),
+            has_reference=reference is not None,
+            patch_ids=np.array(self._patch_ids, np.uint64),
+            heights=heights,
+            widths=widths,
+        )
+        if reference is not None:
+            self._put(pack_key(self._image_id, Kind.REFERENCE), reference)
+            self._payload_bytes += len(reference)
+        # Last, since it needs all of the image. Batches are sorted, so it comes first on disk where the image fits one.
+        self._put(pack_key(self._image_id, Kind.METADATA), encode_image(image))
+        self._images += 1
+        self._patches += len(self._files)
+        self._begin_image()
+
+    def seal(self) -> tuple[ShardHeader, Directory]:
+        """Sync the shard, read it back and check every value, and append its trailer."""
+        self._flush()
+        self._wait_for_write()
+        self._lmdb.finish()
+        header = replace(self._header, images=self._images, patches=self._patches, payload_bytes=self._payload_bytes)
+        seal(self._path, {"kind": "shard"} | asdict(header))
+        return header, read_directory(Shard(self._path), check_values=True)
+
+    def _put(self, key: bytes, payload: bytes) -> None:
+        self._waiting.append((key, encode_value(key, payload)))
+        self._waiting_bytes += len(payload) + _BYTES_A_VALUE
+        if self._waiting_bytes >= BATCH_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Hand what waits to the thread that writes, once it is done with the batch before."""
+        self._wait_for_write()
+        self._writing = self._writer.submit(self._lmdb.write, self._waiting)
+        self._waiting = []
+        self._waiting_bytes = 0
+
+    def _wait_for_write(self) -> None:
+        if self._writing is not None:
+            self._writing.result()
+
+    def __enter__(self) -> Self:
+        """Return self."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close the file; without seal() it is of no use."""
+        self._writer.shutdown()
+        self._lmdb.close()

@@ -1,0 +1,125 @@
+"""Imports run one way, heavy libraries stay out where they are not needed, and README.md maps what is there."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from fnmatch import fnmatchcase
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+from samples import DATA
+
+import dlas_store
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = {"dlas_store": "dlas_store", "converters": "dlas_store.converters", "benchmarks": "benchmarks"}
+
+LAYERS = {
+    "errors": ["errors"],
+    "what needs nothing of ours but errors": [
+        "config", "extra_fields", "folder_walk", "inert_pickle", "keys", "lmdb_pages", "lmdb_writer",
+        "metadata", "names", "plain_pickle", "processes", "publish", "tables",
+    ],
+    "the storage API and encodings": ["centers", "pixels", "pyturbojpeg", "sealed_file", "source"],
+    "shard, index, folder": [
+        "chunked_folder", "folder_source", "index", "picture_folder", "shard", "shard_directory", "shard_writer",
+    ],
+    "store and writer": ["commit", "opening", "store", "dlas_store"],
+    "what works on whole stores": ["compare", "info", "reindex", "verify"],
+    "datasets": ["datasets", "datasets.*"],
+    "converters": ["converters", "converters.*"],
+    "benchmarks and the command line": ["__main__", "benchmarks", "benchmarks.*", "cli", "read_command"],
+}  # fmt: skip
+"""A module may import from its own layer and those before it."""
+
+
+def module_name(path: Path) -> str:
+    folder, *parts = path.relative_to(ROOT).with_suffix("").parts
+    name = ".".join([PACKAGES[folder], *parts]).removesuffix(".__init__")
+    return name.removeprefix("dlas_store.")
+
+
+MODULES = {module_name(path): path for folder in PACKAGES for path in (ROOT / folder).rglob("*.py")}
+
+
+def imported_names(path: Path) -> set[str]:
+    """Every module or name that a file imports anywhere, in full."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return names
+
+
+def own_imports(module: str) -> set[str]:
+    """The modules of ours that a module imports."""
+    found = set()
+    for name in imported_names(MODULES[module]):
+        candidates = (name.removeprefix("dlas_store."), name.rpartition(".")[0].removeprefix("dlas_store."))
+        found.update([candidate for candidate in candidates if candidate in MODULES][:1])
+    return found
+
+
+def layers_of(module: str) -> list[int]:
+    return [
+        number
+        for number, patterns in enumerate(LAYERS.values())
+        if any(fnmatchcase(module, pattern) for pattern in patterns)
+    ]
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_imports_run_one_way(module: str) -> None:
+    (layer,) = layers_of(module)
+    against = {name for name in own_imports(module) if layers_of(name)[0] > layer}
+    assert not against, f"{module} is of layer {list(LAYERS)[layer]!r}"
+
+
+def test_imports_have_no_cycle() -> None:
+    TopologicalSorter({module: own_imports(module) for module in MODULES}).prepare()
+
+
+def test_every_layer_names_modules_that_exist() -> None:
+    patterns = [pattern for patterns in LAYERS.values() for pattern in patterns]
+    assert [pattern for pattern in patterns if not any(fnmatchcase(module, pattern) for module in MODULES)] == []
+
+
+def test_one_module_uses_the_engine() -> None:
+    users = {module for module, path in MODULES.items() if {"lmdb"} & {n.split(".")[0] for n in imported_names(path)}}
+    assert users == {"lmdb_writer"}
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import dlas_store",
+        "import dlas_store.converters.importing",
+        "from dlas_store.cli import main; assert main(['import', sys.argv[1], sys.argv[2]]) == 0",
+    ],
+)
+def test_importing_loads_neither_torch_nor_opencv(program: str, tmp_path: Path) -> None:
+    program = f"import sys; {program}; assert not {{'torch', 'cv2'}} & set(sys.modules)"
+    command = [sys.executable, "-c", program, str(DATA / "chunked"), str(tmp_path / "new.lmdb")]
+    subprocess.run(command, cwd=ROOT, check=True)
+
+
+def test_the_readme_maps_every_module() -> None:
+    """A file stands for itself, a folder for all in it, a package's __init__.py for no module of its own."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = readme.split("\n## Module map\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `([^`]+)`", section, re.MULTILINE)
+    named = [path for row in rows for path in ([ROOT / row] if row.endswith(".py") else (ROOT / row).rglob("*.py"))]
+    mapped = sorted(str(path.relative_to(ROOT)) for path in named if path.name != "__init__.py")
+    assert mapped == sorted(str(path.relative_to(ROOT)) for path in MODULES.values() if path.name != "__init__.py")
+
+
+def test_the_facade_is_sorted_and_whole() -> None:
+    assert dlas_store.__all__ == sorted(dlas_store.__all__)
+    assert all(hasattr(dlas_store, name) for name in dlas_store.__all__)

@@ -1,0 +1,198 @@
+"""Tables of rows in checked blocks."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pytest
+from samples import Array
+
+from dlas_store.errors import DamagedError
+from dlas_store.tables import BLOCK_BYTES, BLOCKS_A_CHUNK, RowType, Table, TableWriter
+
+ROW = RowType("rows", np.dtype([("number", "<u8"), ("half", "<u4")]))
+A_BLOCK = ROW.rows_a_block
+A_CHUNK = A_BLOCK * BLOCKS_A_CHUNK
+TABLE_ID = b"0123456789abcdef"
+
+
+def rows(count: int) -> Array:
+    made = np.empty(count, ROW.dtype)
+    made["number"] = np.arange(count, dtype=np.uint64) * 7 + (1 << 60)
+    made["half"] = np.arange(count) // 2
+    return made
+
+
+def cut(content: Array, parts: Sequence[int]) -> list[bytes]:
+    """Return the chunks that a writer makes of rows handed over in several parts."""
+    writer = TableWriter(ROW, table_id=TABLE_ID)
+    chunks = []
+    for start, stop in zip([0, *parts], [*parts, len(content)], strict=True):
+        chunks += list(writer.extend(content[start:stop]))
+    chunks += list(writer.finish())
+    assert writer.count == len(content)
+    return chunks
+
+
+def lay_out(chunks: Sequence[bytes], *, gap: int = 13) -> tuple[mmap.mmap, list[int]]:
+    """Put chunks into a map, as LMDB does, with something between them."""
+    data = mmap.mmap(-1, sum(map(len, chunks)) + gap * (len(chunks) + 1))
+    offsets = []
+    place = gap
+    for chunk in chunks:
+        data[place : place + len(chunk)] = chunk
+        offsets.append(place)
+        place += len(chunk) + gap
+    return data, offsets
+
+
+def open_table(
+    data: mmap.mmap, offsets: Sequence[int], count: int, *, row_type: RowType = ROW, table_id: bytes = TABLE_ID
+) -> Table:
+    return Table(row_type, table_id=table_id, data=data, chunk_offsets=offsets, count=count, place="here/index.lmdb")
+
+
+def check_all(table: Table) -> list[str]:
+    return list(table.damaged_blocks())
+
+
+COUNTS = [
+    0,
+    1,
+    A_BLOCK - 1,
+    A_BLOCK,
+    A_BLOCK + 1,
+    3 * A_BLOCK,
+    A_CHUNK - 1,
+    A_CHUNK,
+    A_CHUNK + 1,
+    2 * A_CHUNK + A_BLOCK,
+]
+
+
+@pytest.mark.parametrize("parts", [[], [1, 2, 500, 5000]], ids=["at once", "in parts"])
+@pytest.mark.parametrize("count", COUNTS)
+def test_rows_come_back(count: int, parts: list[int]) -> None:
+    content = rows(count)
+    chunks = cut(content, [part for part in parts if part < count])
+    assert [len(chunk) for chunk in chunks[:-1]] == [BLOCK_BYTES * BLOCKS_A_CHUNK] * (len(chunks) - 1)
+    table = open_table(*lay_out(chunks), count)
+    assert len(table) == count
+    edges = {0, 1, A_BLOCK - 1, A_BLOCK, A_CHUNK - 1, A_CHUNK, count // 2, count - 1}
+    for row in edges & set(range(count)):
+        assert table[row] == content[row].item()
+    assert np.array_equal(np.concatenate([rows(0), *table.arrays()]), content)
+    assert check_all(table) == []
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 1), (A_BLOCK - 1, A_BLOCK + 1), (5, 5), (A_CHUNK - 3, A_CHUNK + 3)])
+def test_a_range_of_rows_comes_as_arrays(start: int, stop: int) -> None:
+    content = rows(A_CHUNK + 10)
+    table = open_table(*lay_out(cut(content, [])), len(content))
+    assert np.array_equal(np.concatenate([rows(0), *table.arrays(start, stop)]), content[start:stop])
+
+
+def test_a_table_is_a_sequence_of_its_rows_and_nothing_more() -> None:
+    content = rows(A_BLOCK + 3)
+    table = open_table(*lay_out(cut(content, [])), len(content))
+    assert list(table) == content.tolist()
+    with pytest.raises(IndexError):
+        table[len(content)]
+
+
+def test_the_bytes_of_a_block_never_change() -> None:
+    from xxhash import xxh3_64_intdigest
+
+    (chunk,) = cut(rows(2), [])
+    content = rows(2).tobytes().ljust(BLOCK_BYTES - 8, b"\0")
+    seed = xxh3_64_intdigest(TABLE_ID + b":rows:0")
+    assert chunk == content + xxh3_64_intdigest(content, seed).to_bytes(8, "little")
+
+
+@pytest.fixture(scope="module")
+def three_blocks() -> tuple[bytes, int]:
+    count = 2 * A_BLOCK + 7
+    (chunk,) = cut(rows(count), [])
+    return chunk, count
+
+
+def test_a_flipped_bit_anywhere_is_found(three_blocks: tuple[bytes, int]) -> None:
+    chunk, count = three_blocks
+    data, offsets = lay_out([chunk])
+    for position in range(len(chunk)):
+        place = offsets[0] + position
+        data[place] ^= 1 << position % 8
+        with pytest.raises(DamagedError, match=f"block {position // BLOCK_BYTES} of rows"):
+            open_table(data, offsets, count)[position // BLOCK_BYTES * A_BLOCK]
+        data[place] ^= 1 << position % 8
+
+
+def test_damage_is_found_when_the_block_is_touched_and_each_time(three_blocks: tuple[bytes, int]) -> None:
+    chunk, count = three_blocks
+    data, offsets = lay_out([chunk])
+    data[offsets[0] + BLOCK_BYTES] ^= 1
+    table = open_table(data, offsets, count)
+    assert table[0] == rows(1)[0].item()
+    assert table[2 * A_BLOCK] == rows(count)[2 * A_BLOCK].item()
+    for _ in range(2):
+        with pytest.raises(DamagedError, match=r"here/index\.lmdb: block 1 of rows.*dlas-store reindex"):
+            table[A_BLOCK + 1]
+    with pytest.raises(DamagedError):
+        list(table.arrays())
+    assert len(check_all(table)) == 1
+
+
+def swapped_blocks(chunks: list[bytes]) -> list[bytes]:
+    chunk = chunks[0]
+    return [chunk[BLOCK_BYTES : 2 * BLOCK_BYTES] + chunk[:BLOCK_BYTES] + chunk[2 * BLOCK_BYTES :], *chunks[1:]]
+
+
+def swapped_chunks(chunks: list[bytes]) -> list[bytes]:
+    return [chunks[1], chunks[0], *chunks[2:]]
+
+
+@pytest.mark.parametrize(
+    ("swap", "damaged"), [(swapped_blocks, 2), (swapped_chunks, 2 * BLOCKS_A_CHUNK)], ids=["blocks", "chunks"]
+)
+def test_a_block_in_the_place_of_another_is_found(swap: object, damaged: int) -> None:
+    count = 2 * A_CHUNK
+    data, offsets = lay_out(swap(cut(rows(count), [])))  # type: ignore[operator]
+    assert len(check_all(open_table(data, offsets, count))) == damaged
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"table_id": b"another id......"}, {"row_type": RowType("other", ROW.dtype)}],
+    ids=["of another index", "of another table"],
+)
+def test_a_block_of_another_table_is_found(three_blocks: tuple[bytes, int], other: dict[str, object]) -> None:
+    chunk, count = three_blocks
+    data, offsets = lay_out([chunk])
+    assert len(check_all(open_table(data, offsets, count, **other))) == 3  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("offsets", "count", "message"),
+    [
+        ([], 1, "0 chunks do not hold the 1 rows"),
+        ([0, 0], 1, "2 chunks do not hold the 1 rows"),
+        ([0], 0, "1 chunks do not hold the 0 rows"),
+        ([0], A_CHUNK + 1, "1 chunks do not hold"),
+        ([1], A_BLOCK + 1, "beyond the end of the file"),
+        ([1 << 60], 1, "beyond the end of the file"),
+        ([0, 0], A_CHUNK + 1, "beyond the end of the file"),
+    ],
+)
+def test_places_that_cannot_be_are_an_error_when_opened(offsets: list[int], count: int, message: str) -> None:
+    with pytest.raises(DamagedError, match=message):
+        open_table(mmap.mmap(-1, 2 * BLOCK_BYTES), offsets, count)
+
+
+def test_rows_of_arrays_are_views_that_outlive_the_table(three_blocks: tuple[bytes, int]) -> None:
+    def views() -> Iterator[Array]:
+        chunk, count = three_blocks
+        yield from open_table(*lay_out([chunk]), count).arrays()
+
+    assert np.array_equal(np.concatenate(list(views())), rows(three_blocks[1]))

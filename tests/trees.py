@@ -1,0 +1,112 @@
+"""Folders of tiny pictures, and what is in folders and stores, as plain dictionaries to compare."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+
+import lmdb
+import torch
+from PIL import Image
+
+from dlas_store import open_source
+
+Tree = dict[str, bytes]
+Centers = dict[int, tuple[tuple[int, int], int]]
+
+
+def ppm(shade: int) -> bytes:
+    """Return a picture of one pixel in 14 bytes; shades are below 2^24."""
+    return b"P6 1 1 255\n" + shade.to_bytes(3, "big")
+
+
+def picture(kind: str, *, side: int = 16, shade: int = 128) -> bytes:
+    """Return a picture of a kind that Pillow knows."""
+    file = io.BytesIO()
+    Image.linear_gradient("L").resize((side, side)).point(lambda value: (value + shade) % 256).convert("RGB").save(
+        file, kind
+    )
+    return file.getvalue()
+
+
+def centers_file(centers: object) -> bytes:
+    """Return what torch.save writes."""
+    file = io.BytesIO()
+    torch.save(centers, file)
+    return file.getvalue()
+
+
+def write(root: Path, files: Mapping[str, bytes]) -> Path:
+    """Write files by their paths under a folder, and return the folder."""
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return root
+
+
+def read(root: Path) -> Tree:
+    """Return all files under a folder by their paths."""
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def parted(root: Path) -> tuple[Tree, dict[str, object]]:
+    """Return a chunked folder's patches and references by their paths, and what torch loads from its centers.pt."""
+    files = read(root)
+    centers = {
+        name: torch.load(io.BytesIO(files.pop(name)), weights_only=True)
+        for name in sorted(files)
+        if name.rpartition("/")[2] == "centers.pt"
+    }
+    return files, centers
+
+
+def numbered_images(root: Path, images: int, patches: int, *, first: int = 0) -> Path:
+    """Write a chunked folder of one-pixel patches, no two alike."""
+    for number in range(first, first + images):
+        folder = root / f"image_{number:05d}"
+        folder.mkdir(parents=True)
+        for patch in range(patches):
+            (folder / f"{patch:08d}.ppm").write_bytes(ppm(number * 1000 + patch))
+        (folder / "ref.jpg").write_bytes(ppm(0xFF0000 + number))
+    return root
+
+
+def numbered_pictures(root: Path, count: int) -> Path:
+    """Write a folder of one-pixel pictures, no two alike."""
+    root.mkdir(parents=True)
+    for number in range(count):
+        (root / f"{number:06d}.ppm").write_bytes(ppm(number))
+    return root
+
+
+def patches(path: Path) -> dict[tuple[str, str], bytes]:
+    """Return the patches of a source by image and file name, in its order."""
+    with open_source(path) as source:
+        found = {}
+        for index in range(len(source)):
+            number, position = source.locate(index)
+            image = source.image(number)
+            found[image.name, image.files[position]] = source.read(index)
+    return found
+
+
+def shard_contents(store: Path) -> dict[str, dict[bytes, bytes]]:
+    """Return the keys and values of every shard, as any LMDB tool reads them."""
+    contents = {}
+    for shard in sorted(store.glob("shard-*.lmdb")):
+        with (
+            lmdb.open(str(shard), subdir=False, readonly=True, lock=False, lib_version=0) as environment,
+            environment.begin() as transaction,
+        ):
+            contents[shard.name] = {bytes(key): bytes(value) for key, value in transaction.cursor()}
+    return contents
+
+
+def states(store: Path) -> dict[str, tuple[int, int, bytes]]:
+    """Return inode, time of change and bytes of every shard."""
+    return {
+        shard.name: (shard.stat().st_ino, shard.stat().st_mtime_ns, shard.read_bytes())
+        for shard in sorted(store.glob("shard-*.lmdb"))
+    }
