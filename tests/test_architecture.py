@@ -21,18 +21,19 @@ PACKAGES = {"dlas_store": "dlas_store", "converters": "dlas_store.converters", "
 LAYERS = {
     "errors": ["errors"],
     "what needs nothing of ours but errors": [
-        "config", "extra_fields", "folder_walk", "inert_pickle", "keys", "lmdb_pages", "lmdb_writer",
-        "metadata", "names", "plain_pickle", "processes", "publish", "tables",
+        "centers_pickle", "config", "extra_fields", "folder_walk", "inert_pickle", "keys", "lmdb_pages", "lmdb_writer",
+        "metadata", "names", "numpy_pickle", "plain_pickle", "processes", "publish", "tables",
     ],
     "the storage API and encodings": ["centers", "pixels", "pyturbojpeg", "sealed_file", "source"],
     "shard, index, folder": [
-        "chunked_folder", "folder_source", "index", "picture_folder", "shard", "shard_directory", "shard_writer",
+        "array_pictures", "chunked_folder", "cifar_batches", "class_folders", "folder_source", "idx_files", "index",
+        "picture_folder", "published", "shard", "shard_directory", "shard_writer",
     ],
     "store and writer": ["commit", "opening", "store", "dlas_store"],
     "what works on whole stores": ["compare", "info", "reindex", "verify"],
     "datasets": ["datasets", "datasets.*"],
     "converters": ["converters", "converters.*"],
-    "benchmarks and the command line": ["__main__", "benchmarks", "benchmarks.*", "cli", "read_command"],
+    "benchmarks and the command line": ["__main__", "benchmarks", "benchmarks.*", "cli", "preview", "read_command"],
 }  # fmt: skip
 """A module may import from its own layer and those before it."""
 

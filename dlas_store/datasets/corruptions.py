@@ -70,6 +70,11 @@ class Corruptions:
             raise options.error("num_corrupts_per_image asks for random corruptions, but random_corruptions names none")
         return corruptions
 
+    @property
+    def is_active(self) -> bool:
+        """Whether anything is corrupted at all."""
+        return bool(self.fixed or self.random_count)
+
     def apply(self, frames: Sequence[Planes], random: ItemRandom) -> tuple[list[Planes], list[float]]:
         """Corrupt the frames of an item: all by the same list of corruptions, each by strengths of its own.
 
@@ -82,7 +87,7 @@ class Corruptions:
             corruptions in [0, 1], in order of application: those of the first frame, of the second, and so on. A frame
             that nothing changes is returned as it is.
         """
-        if not self.fixed and not self.random_count:
+        if not self.is_active:
             return list(frames), []
         drawn = random.generator.integers(len(self.random), size=self.random_count) if self.random_count else ()
         names = [self.random[number] for number in drawn] + list(self.fixed)

@@ -147,7 +147,7 @@ class ImageFolderDataset(ItemDataset):
     def _make_hq(self, planes: Planes, path: str) -> Planes:
         size = self._resized(planes.shape[1:])
         if size != planes.shape[1:]:
-            planes = area_resize(planes, size)
+            planes = area_resize(planes, size, interleaved=self._opt.corruptions.is_active)
         multiple = self._opt.force_multiple * self._opt.scale
         check_least_side(path, size, multiple, reason="force_multiple times scale")
         height, width = (side - side % multiple for side in size)
@@ -161,10 +161,15 @@ class ImageFolderDataset(ItemDataset):
     def _make_lqs(self, frames: Sequence[Planes], random: ItemRandom) -> tuple[list[Planes], list[float]]:
         opt = self._opt
         if not opt.corrupt_before_downsize:
-            return opt.corruptions.apply([_reduced(frame, opt.scale) for frame in frames], random)
-        frames = [_reduced(frame, opt.downsize_before) for frame in frames]
+            return opt.corruptions.apply([self._reduced(frame, opt.scale) for frame in frames], random)
+        frames = [self._reduced(frame, opt.downsize_before) for frame in frames]
         frames, strengths = opt.corruptions.apply(frames, random)
-        return [_reduced(frame, opt.scale // opt.downsize_before) for frame in frames], strengths
+        return [self._reduced(frame, opt.scale // opt.downsize_before) for frame in frames], strengths
+
+    def _reduced(self, planes: Planes, factor: int) -> Planes:
+        height, width = planes.shape[1:]
+        size = (height // factor, width // factor)
+        return area_resize(planes, size, interleaved=self._opt.corruptions.is_active)
 
     def _pack(self, planes: Planes) -> torch.Tensor:
         if self._opt.normalization:
@@ -192,8 +197,3 @@ class _Picture(NamedTuple):
         # OpenCV takes a fortieth of the time of copying a reversed view.
         mirrored = np.asarray(cv2.flip(self.pixels, 1), np.uint8)
         return _Picture(mirrored, [box.flipped(width) for box in self.boxes])
-
-
-def _reduced(planes: Planes, factor: int) -> Planes:
-    height, width = planes.shape[1:]
-    return area_resize(planes, (height // factor, width // factor))

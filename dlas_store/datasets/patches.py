@@ -90,9 +90,7 @@ def read_patch_options(options: Options) -> PatchOptions:
         corruptions=Corruptions() if evaluate else corruptions,
         corrupt_before_downsize=options.flag("corrupt_before_downsize", False),
     )
-    check_lq_size(
-        options, target_size=checked.target_size, scale=checked.scale, force_multiple=checked.force_multiple
-    )
+    check_lq_size(options, target_size=checked.target_size, scale=checked.scale, force_multiple=checked.force_multiple)
     return checked
 
 
@@ -126,7 +124,7 @@ def make_hq(sample: Sample, opt: PatchOptions) -> Sample:
     """Return a sample resized to ``target_size`` and cropped at the bottom and right to the multiple LQ needs."""
     target = (opt.target_size, opt.target_size)
     if sample.size != target:
-        sample = _resized(sample, target)
+        sample = _resized(sample, target, opt)
     multiple = opt.force_multiple * opt.scale
     height, width = (side - side % multiple for side in sample.size)
     if (height, width) == sample.size:
@@ -142,7 +140,7 @@ def make_lq(frames: Sequence[Sample], opt: PatchOptions, random: ItemRandom) -> 
     """
     if opt.corrupt_before_downsize:
         frames = _corrupted(frames, opt, random)
-    lq = [_resized(frame, (frame.size[0] // opt.scale, frame.size[1] // opt.scale)) for frame in frames]
+    lq = [_resized(frame, (frame.size[0] // opt.scale, frame.size[1] // opt.scale), opt) for frame in frames]
     return lq if opt.corrupt_before_downsize else _corrupted(lq, opt, random)
 
 
@@ -203,9 +201,9 @@ def _corrupted(frames: Sequence[Sample], opt: PatchOptions, random: ItemRandom) 
     return [frame._replace(patch=patch) for frame, patch in zip(frames, patches, strict=True)]
 
 
-def _resized(sample: Sample, size: tuple[int, int]) -> Sample:
+def _resized(sample: Sample, size: tuple[int, int], opt: PatchOptions) -> Sample:
     return Sample(
-        area_resize(sample.patch, size),
+        area_resize(sample.patch, size, interleaved=opt.corruptions.is_active),
         None if sample.reference is None else area_resize(sample.reference, size),
         rescale_center(sample.center, sample.size, size),
         sample.path,
