@@ -21,7 +21,7 @@ PACKAGES = {"dlas_store": "dlas_store", "converters": "dlas_store.converters", "
 LAYERS = {
     "errors": ["errors"],
     "what needs nothing of ours but errors": [
-        "config", "extra_fields", "folder_walk", "inert_pickle", "keys", "lmdb_pages", "lmdb_writer",
+        "bounded_cache", "config", "extra_fields", "folder_walk", "inert_pickle", "keys", "lmdb_pages", "lmdb_writer",
         "metadata", "names", "plain_pickle", "processes", "publish", "tables",
     ],
     "the storage API and encodings": ["centers", "pixels", "pyturbojpeg", "sealed_file", "source"],
