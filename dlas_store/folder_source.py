@@ -8,13 +8,14 @@ from abc import ABC, abstractmethod
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 
+from dlas_store.bounded_cache import cached
 from dlas_store.errors import ClosedError, DamagedError, ImageError, NameNotFoundError, NotASourceError, PatchIndexError
 from dlas_store.extra_fields import EXTRA_FILE, ExtraFields
 from dlas_store.folder_walk import FolderWalk, LeftOut
@@ -77,7 +78,7 @@ class FolderSource(ABC):
         self._index: _Index | None = None
         # A lock for each process: one that another thread holds during a fork stays locked in the child.
         self._locks: dict[int, threading.Lock] = {}
-        self._cached_image = lru_cache(_CACHED_IMAGES)(self._read_image)
+        self._cached_images: dict[int, Image] = {}
         if not self.path.is_dir():
             raise NotASourceError(f"{self.path}: not a folder")
 
@@ -138,7 +139,7 @@ class FolderSource(ABC):
     def image(self, number: int) -> Image:
         """Return what is known of an image; the latest are kept."""
         self._check_image_number(number)
-        return self._cached_image(number)
+        return cached(self._cached_images, _CACHED_IMAGES, number, self._read_image)
 
     def image_without_centers(self, number: int) -> Image:
         """Return what is known of an image whose centers.pt cannot be read."""
@@ -184,7 +185,7 @@ class FolderSource(ABC):
         """Forget what was listed."""
         self._closed = True
         self._index = None
-        self._cached_image.cache_clear()
+        self._cached_images.clear()
 
     def __enter__(self) -> Self:
         self._check_open()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 
+from dlas_store.bounded_cache import cached
 from dlas_store.errors import (
     ClosedError,
     DamagedError,
@@ -78,9 +78,8 @@ class Store:
         self._index: Index | None = _open_index(self._path)
         if check_shards and self._path.is_dir():
             _check_sizes(self._path, self._index)
-        # lru_cache holds no lock that a fork beside another thread could leave locked in the child.
-        self._shard = lru_cache(_OPEN_SHARDS)(self._open_shard)
-        self._cached_image = lru_cache(_CACHED_IMAGES)(self._read_image)
+        self._shards: dict[int, _OpenShard] = {}
+        self._images: dict[int, Image] = {}
 
     @property
     def path(self) -> Path:
@@ -145,7 +144,7 @@ class Store:
 
     def image(self, number: int) -> Image:
         """Return what is known of an image."""
-        return self._cached_image(number)
+        return cached(self._images, _CACHED_IMAGES, number, self._read_image)
 
     def read_reference(self, number: int) -> bytes | None:
         """Return the encoded bytes of an image's reference, None without one."""
@@ -199,8 +198,8 @@ class Store:
     def close(self) -> None:
         """Let go of all maps."""
         self._index = None
-        self._shard.cache_clear()
-        self._cached_image.cache_clear()
+        self._shards.clear()
+        self._images.clear()
 
     def __enter__(self) -> Self:
         """Return self."""
@@ -284,6 +283,9 @@ class Store:
     def has_reference(self, number: int) -> bool:
         """Return whether an image has a reference."""
         return self._image_row(number).reference_offset != 0
+
+    def _shard(self, number: int) -> _OpenShard:
+        return cached(self._shards, _OPEN_SHARDS, number, self._open_shard)
 
     def _open_shard(self, number: int) -> _OpenShard:
         entry = self.index.shards.get(number)

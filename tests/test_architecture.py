@@ -21,8 +21,8 @@ PACKAGES = {"dlas_store": "dlas_store", "converters": "dlas_store.converters", "
 LAYERS = {
     "errors": ["errors"],
     "what needs nothing of ours but errors": [
-        "centers_pickle", "config", "extra_fields", "folder_walk", "inert_pickle", "keys", "lmdb_pages", "lmdb_writer",
-        "metadata", "names", "numpy_pickle", "plain_pickle", "processes", "publish", "tables",
+        "bounded_cache", "centers_pickle", "config", "extra_fields", "folder_walk", "inert_pickle", "keys", "lmdb_pages",
+        "lmdb_writer", "metadata", "names", "numpy_pickle", "plain_pickle", "processes", "publish", "tables",
     ],
     "the storage API and encodings": ["centers", "pixels", "pyturbojpeg", "sealed_file", "source"],
     "shard, index, folder": [
