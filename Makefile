@@ -12,7 +12,7 @@ STEP := @printf '\n==> %s\n'
 .PHONY: help demo test check clean
 
 help:
-	@echo 'make demo    cut sample photos, import, verify, export, compare, read and measure them'
+	@echo 'make demo    cut sample photos, import, verify, export, compare, measure them, and read them in every mode'
 	@echo 'make test    run all tests'
 	@echo 'make check   lint, format and types'
 	@echo 'make clean   remove everything that make has made'
@@ -27,11 +27,13 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PIP) install -c constraints.txt --no-build-isolation -e '.[demo,test,check]'
 	@touch $@
 
+MODES := single_image multi_frame paired_frame imagefolder stylegan2 multiscale fullimage torch_dataset combined
+
 demo: $(INSTALLED)
 	@rm -rf demo
-	$(STEP) '1. Cut sample photos into a chunked folder, as DL-Art-School reads it'
-	$(BIN)/python examples/cut_photos.py demo/photos
-	$(STEP) '2. Import the folder into a store'
+	$(STEP) '1. Cut sample photos into chunked folders, as DL-Art-School reads them, and other data'
+	$(BIN)/python examples/cut_photos.py demo
+	$(STEP) '2. Import a folder into a store'
 	$(BIN)/dlas-store import demo/photos demo/photos.lmdb
 	$(BIN)/dlas-store info demo/photos.lmdb
 	$(STEP) '3. Verify every value of the store, and compare it with the folder'
@@ -43,6 +45,16 @@ demo: $(INSTALLED)
 	$(BIN)/dlas-store read examples/train.yml
 	$(STEP) '6. Measure the folder against the store'
 	$(BIN)/python -m benchmarks read --folder demo/photos --store demo/photos.lmdb --patches 2000 --rounds 3
+	$(STEP) '7. Import data for the other modes: clips, a stereo pair, whole pictures, labelled pictures'
+	$(BIN)/dlas-store import demo/video demo/video.lmdb
+	$(BIN)/dlas-store import demo/stereo demo/stereo.lmdb
+	$(BIN)/dlas-store import demo/pictures demo/pictures.lmdb
+	$(BIN)/dlas-store import torch:imagefolder --root demo/classes demo/classes.lmdb
+	$(STEP) '8. Read a batch in every mode'
+	@for mode in $(MODES); do \
+		printf '\n%s\n' "dlas-store read examples/$$mode.yml --batches 1"; \
+		$(BIN)/dlas-store read examples/$$mode.yml --batches 1 || exit 1; done
+	$(STEP) 'Now train on it for a minute: $(BIN)/python examples/train_sr.py'
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest

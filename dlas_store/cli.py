@@ -100,10 +100,16 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("store", type=Path, metavar="STORE")
     add_workers(command)
 
+    command = add("preview", _preview, "Draw images of a store or folder, with the squares of their patches.")
+    command.add_argument("store", type=Path, metavar="STORE", help="a store, chunked folder, or folder of pictures")
+    command.add_argument("images", nargs="*", metavar="IMAGE", help="names of images (default: the first few)")
+    command.add_argument("-o", "--output", type=_png, required=True, metavar="FILE.png", help="the file to write")
+
     command = add("read", _read, "Read batches of a config, and show what they hold and how fast they come.")
     command.add_argument("config", type=Path, metavar="CONFIG", help="a DL-Art-School config, YAML")
     command.add_argument("--phase", default="train", help="which datasets to read (default: train)")
     command.add_argument("--batches", type=_positive, default=10, metavar="N", help="how many of each (default: 10)")
+    command.add_argument("--picture", type=_png, metavar="FILE.png", help="also draw the first items into this file")
     return parser
 
 
@@ -227,11 +233,28 @@ def _reindex(options: argparse.Namespace) -> int:
     return 1 if summary.left_out else 0
 
 
+def _preview(options: argparse.Namespace) -> int:
+    from dlas_store.preview import preview
+
+    count = preview(options.store, options.images, options.output)
+    print(f"{options.output}: shows {count:,} images of {options.store}")
+    return 0
+
+
 def _read(options: argparse.Namespace) -> int:
     from dlas_store.read_command import describe_batches
 
+    if options.picture is not None:
+        from dlas_store.picture_sheet import check_target
+
+        check_target(options.picture)
     for line in describe_batches(options.config, phase=options.phase, batches=options.batches):
         print(line, flush=True)
+    if options.picture is not None:
+        from dlas_store.read_picture import draw_items
+
+        count = draw_items(options.config, options.picture, phase=options.phase)
+        print(f"{options.picture}: shows {count:,} items")
     return 0
 
 
@@ -262,6 +285,13 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number from 1, got {text!r}")
     return value
+
+
+def _png(text: str) -> Path:
+    path = Path(text).expanduser()
+    if path.suffix.lower() != ".png":
+        raise argparse.ArgumentTypeError(f"must be a file name that ends in .png, got {text!r}")
+    return path
 
 
 def _size(text: str) -> int:

@@ -31,6 +31,8 @@ class _Values:
         """Describe the value of one batch: a tensor, or a list."""
         if isinstance(value, torch.Tensor):
             dtype = str(value.dtype).removeprefix("torch.")
+            if not value.numel():
+                return cls(dtype, tuple(value.shape), example="empty")
             return cls(dtype, tuple(value.shape), value.min().item(), value.max().item())
         return cls(type(value[0]).__name__, (len(value),), example=str(value[0]))
 
@@ -57,13 +59,22 @@ def describe_batches(config_path: str | Path, *, phase: str = "train", batches: 
         ConfigError: the config is wrong, or has no dataset of the phase.
         StoreError: a patch cannot be read.
     """
+    for key, opt in datasets_of_phase(config_path, phase).items():
+        yield from _describe_dataset(key, opt, batches)
+
+
+def datasets_of_phase(config_path: str | Path, phase: str) -> dict[str, dict[str, Any]]:
+    """Return the options of every dataset of a phase by their keys.
+
+    Raises:
+        ConfigError: the config is wrong, or has no dataset of the phase.
+    """
     datasets = load_config(config_path)["datasets"]
     chosen = {key: opt for key, opt in datasets.items() if opt["phase"] == phase}
     if not chosen:
         phases = ", ".join(sorted({opt["phase"] for opt in datasets.values()}))
         raise ConfigError(f"{config_path}: no dataset of phase '{phase}'; there are {phases}")
-    for key, opt in chosen.items():
-        yield from _describe_dataset(key, opt, batches)
+    return chosen
 
 
 def _describe_dataset(key: str, opt: Mapping[str, Any], batches: int) -> Iterator[str]:

@@ -21,8 +21,8 @@ PACKAGES = {"dlas_store": "dlas_store", "converters": "dlas_store.converters", "
 LAYERS = {
     "errors": ["errors"],
     "what needs nothing of ours but errors": [
-        "bounded_cache", "centers_pickle", "config", "extra_fields", "folder_walk", "inert_pickle", "keys", "lmdb_pages",
-        "lmdb_writer", "metadata", "names", "numpy_pickle", "plain_pickle", "processes", "publish", "tables",
+        "bounded_cache", "centers_pickle", "config", "extra_fields", "folder_walk", "inert_pickle", "keys",
+        "lmdb_pages", "lmdb_writer", "metadata", "names", "numpy_pickle", "plain_pickle", "processes", "publish", "tables",
     ],
     "the storage API and encodings": ["centers", "pixels", "pyturbojpeg", "sealed_file", "source"],
     "shard, index, folder": [
@@ -33,7 +33,10 @@ LAYERS = {
     "what works on whole stores": ["compare", "info", "reindex", "verify"],
     "datasets": ["datasets", "datasets.*"],
     "converters": ["converters", "converters.*"],
-    "benchmarks and the command line": ["__main__", "benchmarks", "benchmarks.*", "cli", "preview", "read_command"],
+    "benchmarks and the command line": [
+        "__main__", "benchmarks", "benchmarks.*", "cli", "picture_sheet", "preview", "read_command",
+        "read_picture",
+    ],
 }  # fmt: skip
 """A module may import from its own layer and those before it."""
 

@@ -21,7 +21,7 @@ from cli import PROGRAM, await_while_running, done, end, error_line, findings, i
 from samples import DATA
 from trees import numbered_pictures, parted, patches, read, write
 
-COMMANDS = ("import", "export", "info", "verify", "reindex")
+COMMANDS = ("import", "export", "info", "verify", "reindex", "preview", "read")
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +105,7 @@ NO_STORE: dict[str, tuple[str, ...]] = {
     "reindex": ("reindex", "{}"),
     "export": ("export", "{}", "back"),
     "import": ("import", "{}", "t.lmdb"),
+    "preview": ("preview", "{}", "-o", "p.png"),
 }
 
 

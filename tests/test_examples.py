@@ -2,35 +2,60 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from math import isfinite
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
-from samples import DATA
+from PIL import Image
 
 from dlas_store import open_source
-from dlas_store.config import DATA_KEYS
+from dlas_store.config import load_config
 from dlas_store.converters.importing import import_store
+from dlas_store.datasets.modes import MODES
+from dlas_store.published import open_published
 from dlas_store.read_command import describe_batches
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+pytest.importorskip("skimage", reason="the sample photos are scikit-image's")
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+CONFIGS = sorted(EXAMPLES.glob("*.yml"))
 
 
-def cut_photos(folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(EXAMPLES / "cut_photos.py"), str(folder)]
+def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(EXAMPLES / script), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_cut_photos_makes_a_chunked_folder(tmp_path: Path) -> None:
-    folder = tmp_path / "demo" / "photos"
-    done = cut_photos(folder)
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that ``make demo`` makes, with all of its stores."""
+    folder = tmp_path_factory.mktemp("examples") / "demo"
+    done = run("cut_photos.py", folder)
     assert done.returncode == 0, done.stderr
-    with open_source(folder) as source:
+    (folder / "cut_photos.txt").write_text(done.stdout)
+    for kind in ("photos", "video", "stereo", "pictures"):
+        import_store([folder / kind], folder / f"{kind}.lmdb")
+    import_store([open_published("imagefolder", folder / "classes")], folder / "classes.lmdb")
+    return folder
+
+
+def in_demo(config: Path, demo: Path, folder: Path) -> Path:
+    """Return a copy of a config in a folder, whose data is in another folder than ``demo``."""
+    changed = folder / config.name
+    changed.write_text(config.read_text(encoding="utf-8").replace(" demo/", f" {demo}/"), encoding="utf-8")
+    return changed
+
+
+@pytest.mark.parametrize("kind", ["photos", "video", "stereo"])
+def test_cut_photos_makes_chunked_folders(demo: Path, kind: str) -> None:
+    with open_source(demo / kind) as source:
         assert source.layout == "chunked"
-        assert f"{len(source)} patches" in done.stdout
+        assert f"{demo / kind}: {len(source)} pictures" in (demo / "cut_photos.txt").read_text()
         for number in range(source.image_count):
             image = source.image(number)
             assert image.has_reference
@@ -39,32 +64,45 @@ def test_cut_photos_makes_a_chunked_folder(tmp_path: Path) -> None:
             assert source.read_pixels(range(first, first + len(image.files))).shape[1:] == (256, 256, 3)
 
 
+@pytest.mark.parametrize("kind", ["pictures", "classes"])
+def test_cut_photos_makes_folders_of_pictures(demo: Path, kind: str) -> None:
+    with open_source(demo / kind, layout="pictures") as source:
+        assert f"{demo / kind}: {len(source)} pictures" in (demo / "cut_photos.txt").read_text()
+
+
 def test_cut_photos_leaves_a_folder_that_is_there_alone(tmp_path: Path) -> None:
-    done = cut_photos(tmp_path)
+    (tmp_path / "photos").mkdir()
+    done = run("cut_photos.py", tmp_path)
     assert done.returncode == 1
     assert "FileExistsError" in done.stderr
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.rglob("*")] == ["photos"]
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("examples") / "sample.lmdb"
-    import_store([DATA / "chunked"], path)
-    return path
-
-
-def with_path(options: Any, path: Path) -> Any:
-    """Return options, dicts in dicts included, whose data is at a path."""
-    if not isinstance(options, dict):
-        return options
-    return {key: str(path) if key in DATA_KEYS else with_path(value, path) for key, value in options.items()}
-
-
-@pytest.mark.parametrize("example", sorted(EXAMPLES.glob("*.yml")), ids=lambda path: path.name)
-def test_every_config_gives_batches(example: Path, store: Path, tmp_path: Path) -> None:
-    config = with_path(yaml.safe_load(example.read_text(encoding="utf-8")), store)
-    changed = tmp_path / example.name
-    changed.write_text(yaml.safe_dump(config), encoding="utf-8")
-    for phase in {key.split("_")[0] for key in config["datasets"]}:
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.name)
+def test_every_config_gives_batches(config: Path, demo: Path, tmp_path: Path) -> None:
+    changed = in_demo(config, demo, tmp_path)
+    for phase in {opt["phase"] for opt in load_config(changed)["datasets"].values()}:
         lines = list(describe_batches(changed, phase=phase, batches=2))
         assert "2 batches read" in lines[-1]
+
+
+def test_every_mode_has_a_config_that_says_what_it_shows() -> None:
+    shown = set()
+    for config in CONFIGS:
+        text = config.read_text(encoding="utf-8")
+        assert text.startswith("# ")
+        shown |= {opt["mode"] for opt in yaml.safe_load(text)["datasets"].values()}
+    assert shown == set(MODES)
+
+
+@pytest.mark.parametrize("config", ["train.yml", "multi_frame.yml"])
+def test_train_sr_trains_and_shows_samples(config: str, demo: Path, tmp_path: Path) -> None:
+    out = tmp_path / "sr"
+    done = run("train_sr.py", in_demo(EXAMPLES / config, demo, tmp_path), "--seconds", 2, "--out", out)
+    assert done.returncode == 0, done.stderr
+    losses = [float(loss) for loss in re.findall(r"loss (\S+)", done.stdout)]
+    assert losses
+    assert all(map(isfinite, losses))
+    with Image.open(out / "samples.png") as sheet:
+        assert sheet.size[0] == 4 * 128
+        assert sheet.size[1] % 128 == 0

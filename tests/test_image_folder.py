@@ -18,6 +18,7 @@ from samples import DATA, Array, noise
 from dlas_store.datasets import ImageFolderDataset, OptionWarning, create_dataloader, create_dataset
 from dlas_store.datasets.draws import Draw
 from dlas_store.errors import ConfigError, ImageError, NotASourceError
+from dlas_store.read_command import describe_batches
 
 PLAIN = {"scale": 2, "disable_flip": True}
 
@@ -464,3 +465,12 @@ def test_a_bad_picture_is_named_and_skipped_on_request(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"photos/a\.png"):
         item(folder)
     assert item(folder, on_error="skip")["HQ_path"].endswith("b.png")
+
+
+def test_read_shows_a_tensor_without_numbers(tmp_path: Path) -> None:
+    config = tmp_path / "config.yml"
+    config.write_text(
+        f"datasets: {{train: {{mode: imagefolder, paths: {DATA / 'photos'}, target_size: 64, scale: 2, batch_size: 2}}}}"
+    )
+    lines = list(describe_batches(config, batches=1))
+    assert any(line.split() == ["corruption_entropy", "float32", "2", "x", "0", "empty"] for line in lines)
