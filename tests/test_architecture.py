@@ -22,7 +22,8 @@ LAYERS = {
     "errors": ["errors"],
     "what needs nothing of ours but errors": [
         "bounded_cache", "centers_pickle", "config", "extra_fields", "folder_walk", "inert_pickle", "keys",
-        "lmdb_pages", "lmdb_writer", "metadata", "names", "numpy_pickle", "plain_pickle", "processes", "publish", "tables",
+        "lmdb_pages", "lmdb_writer", "metadata", "names", "numpy_pickle", "plain_pickle", "processes", "publish",
+        "tables",
     ],
     "the storage API and encodings": ["centers", "pixels", "pyturbojpeg", "sealed_file", "source"],
     "shard, index, folder": [

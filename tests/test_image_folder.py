@@ -469,8 +469,7 @@ def test_a_bad_picture_is_named_and_skipped_on_request(tmp_path: Path) -> None:
 
 def test_read_shows_a_tensor_without_numbers(tmp_path: Path) -> None:
     config = tmp_path / "config.yml"
-    config.write_text(
-        f"datasets: {{train: {{mode: imagefolder, paths: {DATA / 'photos'}, target_size: 64, scale: 2, batch_size: 2}}}}"
-    )
+    options = f"mode: imagefolder, paths: {DATA / 'photos'}, target_size: 64, scale: 2, batch_size: 2"
+    config.write_text(f"datasets: {{train: {{{options}}}}}")
     lines = list(describe_batches(config, batches=1))
     assert any(line.split() == ["corruption_entropy", "float32", "2", "x", "0", "empty"] for line in lines)
