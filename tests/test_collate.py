@@ -31,7 +31,7 @@ def test_tensors_of_one_size_and_scalars_are_stacked_and_the_rest_listed() -> No
     assert torch.equal(batch["n"], torch.tensor([0, 1]))
     assert batch["name"] == ["0", "1"]
     assert batch["pair"] == [(0, 0), (1, 1)]
-    assert batch["is"] == [False, True]
+    assert torch.equal(batch["is"], torch.tensor([False, True]))
 
 
 def test_an_empty_tensor_is_padded_too() -> None:

@@ -25,7 +25,7 @@ from dlas_store.datasets import (
     registry,
     take_over,
 )
-from dlas_store.errors import ConfigError, MissingMetadataError
+from dlas_store.errors import ConfigError, MissingMetadataError, NotASourceError
 from dlas_store.read_command import describe_batches
 
 
@@ -315,3 +315,14 @@ def test_the_read_command_shows_keys_types_shapes_and_ranges(chunked_source_path
     ]
     with pytest.raises(ConfigError, match="no dataset of phase 'test'; there are train, val"):
         list(describe_batches(config, phase="test"))
+
+
+def test_a_phase_of_null_is_train() -> None:
+    loader = create_dataloader(Numbers({}), {"phase": None, "batch_size": 8})
+    assert len(loader) == 2
+    assert loader.drop_last
+
+
+def test_a_path_that_holds_no_data_is_named_with_its_option() -> None:
+    with pytest.raises(NotASourceError, match=r"single_image_extensible: paths: .*README\.md: is no store"):
+        create_dataset(sample_options(DATA / "README.md"))

@@ -447,3 +447,12 @@ def test_an_option_of_no_effect_is_warned_of(tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "a", {"1.png": noise(64, 64)})
     with pytest.warns(OptionWarning, match="'use_flips' is not known and has no effect; did you mean 'use_flip'"):
         train(folder, use_flips=True)
+
+
+def test_the_centre_of_lq_is_that_of_hq_also_where_lq_comes_from_a_root(tmp_path: Path) -> None:
+    hq = write_pictures(tmp_path / "hq", {"a.png": noise(101, 150)})
+    lq = write_pictures(tmp_path / "lq", {"a.png": noise(26, 38)})
+    for options in ({}, {"dataroot_LQ": lq}):
+        item = validate(hq, scale=4, **options)[0]
+        assert item["gt_center"].tolist() == [50, 75]
+        assert item["lq_center"].tolist() == [int(26 / 101 * 50), int(38 / 150 * 75)]

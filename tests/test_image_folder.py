@@ -199,6 +199,7 @@ def grey_and_bright(frame: Array, strength: float) -> Array:
         ({"corrupt_before_downsize": True, "corrupt_before_downsize_factor": 2}, 2, 2),
         ({"corrupt_before_downsize": True, "corrupt_before_downsize_factor": 4}, 4, 1),
         ({"corrupt_before_downsize_factor": 2}, 4, 1),
+        ({"corrupt_before_downsize_factor": 3}, 4, 1),
     ],
 )
 def test_corruption_comes_after_the_downsizing_before_it_or_in_between(
@@ -422,7 +423,10 @@ def test_a_pickled_dataset_and_workers_give_the_same_items(chunked_source_path: 
         ({"skip_lq": "no"}, "skip_lq must be true or false"),
         ({"corrupt_before_downsize": 2}, "corrupt_before_downsize must be true or false"),
         ({"corrupt_before_downsize_factor": 0}, "corrupt_before_downsize_factor must be a positive integer"),
-        ({"corrupt_before_downsize_factor": 3}, "corrupt_before_downsize_factor must divide scale, got 3 and scale 2"),
+        (
+            {"corrupt_before_downsize": True, "corrupt_before_downsize_factor": 3},
+            "corrupt_before_downsize_factor must divide scale, got 3 and scale 2",
+        ),
         ({"normalize": "cifar"}, "normalize must be one of imagenet, stylegan2_norm, got 'cifar'"),
         ({"rgb_n1_to_1": 1}, "rgb_n1_to_1 must be true or false"),
         ({"all_image_color_jitter": 1.5}, "all_image_color_jitter must be a number from 0 to 1, got 1.5"),

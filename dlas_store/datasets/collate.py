@@ -19,7 +19,7 @@ def zero_pad(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     Returns:
         For each key the tensors of all items, padded with zeros at the end of each dimension to the largest, and
-        stacked; a list of the values where they are no tensors.
+        stacked; numbers as a tensor (n,); a list of the values where they are neither.
 
     Raises:
         StoreError: items differ in their keys, or their tensors in the number of dimensions.
@@ -32,6 +32,8 @@ def zero_pad(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _batch(key: str, values: list[Any]) -> Any:
+    if all(isinstance(value, int | float) for value in values):
+        return torch.tensor(values)
     if not all(isinstance(value, torch.Tensor) for value in values):
         return values
     if len({value.dim() for value in values}) > 1:

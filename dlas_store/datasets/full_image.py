@@ -96,7 +96,11 @@ class FullImageDataset(ItemDataset):
             lq_picture = _read(root, self._hq.unweighted(index))
         if self._tile is None:
             hq = _whole(hq_picture)
-            lq = self._reduced(hq) if lq_picture is None else _whole(lq_picture)
+            if lq_picture is None:
+                lq = self._reduced(hq)
+            else:
+                lq = _whole(lq_picture)
+                lq = lq._replace(center=rescale_center(hq.center, hq.size, lq.size))
             hq, lq = self._to_multiple(hq, lq)
         else:
             hq, lq = self._cut(hq_picture, lq_picture, self._tile, random.generator)

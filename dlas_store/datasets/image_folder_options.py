@@ -87,7 +87,7 @@ def read_image_folder_options(options: Options) -> ImageFolderOptions:
         check_lq_size(
             options, target_size=checked.target_size, scale=checked.scale, force_multiple=checked.force_multiple
         )
-    if checked.scale % checked.downsize_before:
+    if checked.corrupt_before_downsize and checked.scale % checked.downsize_before:
         raise options.error(
             f"corrupt_before_downsize_factor must divide scale, got {checked.downsize_before} and scale {checked.scale}"
         )

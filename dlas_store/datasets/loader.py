@@ -102,7 +102,7 @@ def create_dataloader(  # noqa: PLR0917 - DL-Art-School's signature
         ConfigError: an option is missing or of a wrong value.
     """
     options = Options(dataset_opt, mode=type(dataset).__name__)
-    train = dataset_opt.get("phase", "train") == "train"
+    train = (dataset_opt.get("phase") or "train") == "train"
     batch_size = options.integer("batch_size", None if train else 1, minimum=1)
     workers = options.integer("n_workers", 0, minimum=0)
     pin_memory = options.flag("pin_memory", True)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dlas_store.datasets.options import Options
 from dlas_store.datasets.shared_stores import open_shared
-from dlas_store.errors import PatchIndexError
+from dlas_store.errors import PatchIndexError, StoreError
 from dlas_store.source import Layout, Source
 
 
@@ -144,8 +145,15 @@ def open_paths(options: Options, *, layout: Layout, key: str) -> list[Source]:
     for path in paths:
         if not path.exists():
             raise options.error(f"{key} names '{path}', which does not exist")
-    opened = {path: open_shared(path, layout=layout) for path in dict.fromkeys(paths)}
+    opened = {path: _open(options, key, path, layout) for path in dict.fromkeys(paths)}
     return [opened[path] for path in paths]
+
+
+def _open(options: Options, key: str, path: Path, layout: Layout) -> Source:
+    try:
+        return open_shared(path, layout=layout)
+    except StoreError as error:
+        raise type(error)(str(options.error(f"{key}: {error}"))) from error
 
 
 def data_key(options: Options, key: str) -> str:
