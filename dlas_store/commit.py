@@ -10,7 +10,8 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from dlas_store.errors import BusyError, StoreError, TargetExistsError
-from dlas_store.index import INDEX_FILE, Index, IndexWriter
+from dlas_store.index import INDEX_FILE, Index
+from dlas_store.index_writer import IndexWriter
 from dlas_store.publish import PartialFolder, publish_file, write_file
 from dlas_store.shard import Shard, ShardHeader, shard_file_name
 from dlas_store.shard_directory import Directory, read_directory

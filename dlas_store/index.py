@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import secrets
-from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dlas_store.errors import DamagedError
-from dlas_store.lmdb_pages import walk
-from dlas_store.lmdb_writer import LmdbWriter
-from dlas_store.sealed_file import SealedFile, map_file, seal
+from dlas_store.sealed_file import SealedFile
 from dlas_store.shard import Shard, ShardHeader
 from dlas_store.shard_directory import IMAGE_ROW, PATCH_ROW, Directory, read_directory, shifted
 from dlas_store.source import Layout
-from dlas_store.tables import RowType, Table, TableWriter
+from dlas_store.tables import RowType, Table
 
 INDEX_FILE = "index.lmdb"
 
 NAME_ROW = RowType("names", np.dtype([("hash", "<u8"), ("image", "<u4")]))
-_ROW_TYPES = (IMAGE_ROW, PATCH_ROW, NAME_ROW)
-_CHUNKS_A_BATCH = 4
-_ROWS_AT_ONCE = 1 << 12
+ROW_TYPES = (IMAGE_ROW, PATCH_ROW, NAME_ROW)
 
 
 class ImageRow(NamedTuple):
@@ -129,7 +122,7 @@ class Index:
                     count=body["counts"][row_type.name],
                     place=str(path),
                 )
-                for row_type in _ROW_TYPES
+                for row_type in ROW_TYPES
             }
             return cls(
                 place=path,
@@ -204,107 +197,3 @@ def shard_entry(header: ShardHeader, *, size: int, first_image: int) -> ShardEnt
         payload_bytes=header.payload_bytes,
         commit=header.commit,
     )
-
-
-class IndexWriter:
-    """Writes an index under a temporary name from the directories of its shards, in order.
-
-    Holds 8 bytes an image (its name's hash; 16 more while the table of names is made) and some MiB of rows.
-    """
-
-    def __init__(self, path: Path, *, store_id: bytes, layout: Layout, generation: int) -> None:
-        path.unlink(missing_ok=True)
-        self._path = path
-        self._body: dict[str, Any] = {
-            "kind": "index",
-            "store_id": store_id,
-            "layout": layout,
-            "generation": generation,
-            "table_id": secrets.token_bytes(16),
-        }
-        self._tables = {row.name: TableWriter(row, table_id=self._body["table_id"]) for row in _ROW_TYPES}
-        self._chunk_counts = dict.fromkeys(self._tables, 0)
-        self._shards: list[ShardEntry] = []
-        self._name_hashes = array("Q")
-        self._waiting: list[tuple[bytes, bytes]] = []
-        self._lmdb = LmdbWriter(path)
-
-    def add(self, header: ShardHeader, directory: Directory, *, size: int) -> None:
-        """Add a shard: its images and patches follow those of the shards before."""
-        first_image, first_patch = self._tables["images"].count, self._tables["patches"].count
-        self._shards.append(shard_entry(header, size=size, first_image=first_image))
-        self._name_hashes.frombytes(directory.name_hashes.tobytes())
-        for rows in _slices(directory.images):
-            self._extend("images", shifted(rows, "first_patch", first_patch))
-        for rows in _slices(directory.patches):
-            self._extend("patches", shifted(rows, "image", first_image))
-
-    def add_index(self, index: Index) -> None:
-        """Add all shards of an index that was opened from a file; comes before any other shard."""
-        assert isinstance(index.images, Table)
-        assert isinstance(index.patches, Table)
-        assert isinstance(index.names, Table)
-        for rows in index.images.arrays():
-            self._extend("images", rows)
-        for rows in index.patches.arrays():
-            self._extend("patches", rows)
-        hashes = np.empty(len(index.names), np.uint64)
-        for rows in index.names.arrays():
-            hashes[rows["image"]] = rows["hash"]
-        self._name_hashes.frombytes(hashes.tobytes())
-        self._shards.extend(index.shards.values())
-
-    def close(self) -> None:
-        """Close the file; without finish() it is of no use."""
-        self._lmdb.close()
-
-    def finish(self) -> None:
-        """Write the table of names, close and sync the file, and append its trailer."""
-        hashes = np.frombuffer(self._name_hashes, np.uint64)
-        order = np.argsort(hashes, kind="stable")
-        for numbers in _slices(order):
-            names = np.empty(len(numbers), NAME_ROW.dtype)
-            names["image"], names["hash"] = numbers, hashes[numbers]
-            self._extend("names", names)
-        for name, table in self._tables.items():
-            self._put(name, table.finish())
-        self._lmdb.write(self._waiting)
-        self._lmdb.finish()
-        seal(
-            self._path,
-            self._body
-            | {
-                "shards": [entry._asdict() for entry in self._shards],
-                "counts": {name: table.count for name, table in self._tables.items()},
-                "chunks": _chunk_offsets(self._path),
-            },
-        )
-
-    def _extend(self, name: str, rows: NDArray[np.void]) -> None:
-        self._put(name, self._tables[name].extend(rows))
-
-    def _put(self, name: str, chunks: Iterator[bytes]) -> None:
-        for chunk in chunks:
-            self._waiting.append((_chunk_key(name, self._chunk_counts[name]), chunk))
-            self._chunk_counts[name] += 1
-            if len(self._waiting) == _CHUNKS_A_BATCH:
-                self._lmdb.write(self._waiting)
-                self._waiting = []
-
-
-def _slices(rows: NDArray[Any]) -> Iterator[NDArray[Any]]:
-    """Yield rows some at a time, so that what is made of them stays small."""
-    for start in range(0, len(rows), _ROWS_AT_ONCE):
-        yield rows[start : start + _ROWS_AT_ONCE]
-
-
-def _chunk_key(name: str, number: int) -> bytes:
-    return b"%s/%08d" % (name.encode(), number)
-
-
-def _chunk_offsets(path: Path) -> dict[str, bytes]:
-    """Return where the chunks of each table lie in a finished LMDB file, little-endian u64 each."""
-    offsets: dict[str, list[int]] = {row_type.name: [] for row_type in _ROW_TYPES}
-    for entry in walk(map_file(path)):
-        offsets[entry.key.decode().partition("/")[0]].append(entry.offset)
-    return {name: np.array(places, "<u8").tobytes() for name, places in offsets.items()}

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from dlas_store.commit import SealedShard, read_shard
 from dlas_store.errors import NotASourceError, StoreError
-from dlas_store.index import INDEX_FILE, Index, IndexWriter
+from dlas_store.index import INDEX_FILE, Index
+from dlas_store.index_writer import IndexWriter
 from dlas_store.processes import available_cores, progress_bar, report_done, run_in_order
 from dlas_store.publish import PartialFolder, publish_file
 from dlas_store.shard import Shard

@@ -12,7 +12,8 @@ from samples import Array
 from small_stores import append, damage_table, flip, make_store, shards_of, small_folder
 
 from dlas_store.errors import DamagedError
-from dlas_store.index import INDEX_FILE, NAME_ROW, Index, IndexWriter
+from dlas_store.index import INDEX_FILE, NAME_ROW, Index
+from dlas_store.index_writer import IndexWriter
 from dlas_store.sealed_file import SealedFile, seal
 from dlas_store.shard import Shard, ShardHeader, name_hash
 from dlas_store.shard_directory import IMAGE_ROW, PATCH_ROW, Directory, read_directory

@@ -170,7 +170,7 @@ class TestVerify:
         self, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         from dlas_store.commit import read_shard
-        from dlas_store.index import IndexWriter
+        from dlas_store.index_writer import IndexWriter
 
         writer = IndexWriter(tmp_path / INDEX_FILE, store_id=self.store_id(store), layout="chunked", generation=0)
         for path in shards_of(store):
