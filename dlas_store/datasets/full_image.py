@@ -72,9 +72,8 @@ class FullImageDataset(ItemDataset):
         return len(self._hq)
 
     def image_of(self, index: int) -> str:
-        """Return the path of the picture that an item is made of."""
-        source, patch = self._hq.locate(index)
-        return source.patch_path(patch)
+        """Return the path of the image that an item belongs to."""
+        return self._hq.image_of(index)
 
     def make_item(self, index: int, random: ItemRandom) -> dict[str, Any]:
         """Return an item.

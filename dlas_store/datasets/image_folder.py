@@ -17,8 +17,9 @@ from dlas_store.datasets.item_dataset import ItemDataset
 from dlas_store.datasets.least_size import check_least_side, check_least_sides
 from dlas_store.datasets.options import Options
 from dlas_store.datasets.patch_labels import Box, PatchLabels, draw_boxes
-from dlas_store.datasets.pictures import image_path, open_pictures, path_below
+from dlas_store.datasets.pictures import open_pictures, path_below
 from dlas_store.datasets.planes import Planes, area_resize, pack, to_planes
+from dlas_store.datasets.roots import image_path
 from dlas_store.source import Pixels, Source
 
 _CENTER_CROP = "center_crop_hq_sz"

@@ -56,9 +56,8 @@ class MultiScaleDataset(ItemDataset):
         return len(self._pictures)
 
     def image_of(self, index: int) -> str:
-        """Return the path of the picture that an item is made of."""
-        source, patch = self._pictures.locate(index)
-        return source.patch_path(patch)
+        """Return the path of the image that an item belongs to."""
+        return self._pictures.image_of(index)
 
     def make_item(self, index: int, random: ItemRandom) -> dict[str, Any]:
         """Return an item.

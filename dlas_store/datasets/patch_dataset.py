@@ -9,7 +9,7 @@ from dlas_store.datasets.draws import ItemRandom
 from dlas_store.datasets.item_dataset import ItemDataset
 from dlas_store.datasets.options import Options
 from dlas_store.datasets.patches import make_hq, make_lq, pack_frame, read_patch_options, read_sample
-from dlas_store.datasets.roots import open_roots
+from dlas_store.datasets.roots import image_path, open_roots
 from dlas_store.source import Source
 
 
@@ -33,8 +33,7 @@ class PatchDataset(ItemDataset):
 
     def image_of(self, index: int) -> str:
         """Return the path of the image that an item belongs to."""
-        source, patch = self._roots.locate(index)
-        return f"{source.path}/{source.image_name(source.locate(patch)[0])}"
+        return image_path(*self._roots.locate(index))
 
     def _make_frames(self, source: Source, patches: Sequence[int], random: ItemRandom) -> list[dict[str, Any]]:
         """Return patches of a source, packed, all corrupted alike.

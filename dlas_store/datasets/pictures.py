@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlas_store.datasets.options import Options
-from dlas_store.datasets.roots import Roots, data_key, open_weighted
+from dlas_store.datasets.roots import Roots, data_key, image_path, open_weighted
 from dlas_store.source import Source, relative_path
 
 
@@ -101,11 +101,6 @@ def open_pictures(options: Options, *, key: str = "paths", weights_key: str | No
         named = ", ".join(str(source.path) for source in sources)
         raise options.error(f"no pictures in {data_key(options, key)}: {named}")
     return pictures
-
-
-def image_path(source: Source, index: int) -> str:
-    """Return the path of the image that a patch belongs to."""
-    return f"{source.path}/{source.image_name(source.locate(index)[0])}"
 
 
 def path_below(source: Source, index: int) -> str:

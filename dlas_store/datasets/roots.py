@@ -92,6 +92,11 @@ class Roots:
         return root, (index - start) % self._lengths[root]
 
 
+def image_path(source: Source, index: int) -> str:
+    """Return the path of the image that a patch belongs to."""
+    return f"{source.path}/{source.image_name(source.locate(index)[0])}"
+
+
 def open_roots(options: Options, *, layout: Layout) -> Roots:
     """Open what ``paths`` (or ``dataroot``) and ``weights`` name, without the ``ignore_first`` patches of each image.
 

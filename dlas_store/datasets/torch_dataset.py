@@ -74,9 +74,8 @@ class TorchDataset(ItemDataset):
         return self._end - self._offset
 
     def image_of(self, index: int) -> str:
-        """Return the path of the picture that an item is made of."""
-        source, patch = self._pictures.locate(index + self._offset)
-        return source.patch_path(patch)
+        """Return the path of the image that an item belongs to."""
+        return self._pictures.image_of(index + self._offset)
 
     def make_item(self, index: int, random: ItemRandom) -> dict[str, Any]:
         """Return an item.
