@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 MIN_SHARD_SIZE = 16 << 20
 MAX_SHARD_SIZE = 1 << 30
+MAX_IMAGES_A_SHARD = 1 << 13
+"""So that what a worker holds of its shard is bounded for tiny pictures as well, some MB."""
 
 _SHARDS_AT_LEAST = 8
 _PAGE_BYTES = 4096
@@ -57,6 +59,11 @@ class ImportPlan:
     def patches(self) -> int:
         """Number of patches to import."""
         return sum(shard.patches for shard in self.shards)
+
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes of the files to import."""
+        return sum(shard.payload_bytes for shard in self.shards)
 
     def parts(self, shard: int) -> list[tuple[int, list[str]]]:
         """Return what goes into a shard: image names by the position of their source, in order."""
@@ -130,10 +137,10 @@ def _select(
 
 
 def _cut(sizes: Sequence[int], shard_size: int) -> Iterator[tuple[int, int]]:
-    """Yield first image and end of each shard: images in order, as many as fit."""
+    """Yield first image and end of each shard: images in order, as many as fit, at most MAX_IMAGES_A_SHARD."""
     start, filled = 0, 0
     for position, size in enumerate(sizes):
-        if position > start and filled + size > shard_size:
+        if position > start and (filled + size > shard_size or position - start == MAX_IMAGES_A_SHARD):
             yield start, position
             start, filled = position, 0
         filled += size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -95,8 +95,9 @@ def import_store(
         store: the store's folder, ``NAME.lmdb``.
         layout: how to read folders; None tells it from their contents.
         append: add images that the store does not have, in new shards; report those that changed or vanished.
-        shard_size: bytes of files a shard holds at most (an image larger than that gets one of its own). None takes
-            1 GiB, less for a source below 8 GiB, so that several workers have something to do.
+        shard_size: bytes of files a shard holds at most (an image larger than that gets one of its own; no shard
+            holds more than 8,192 images). None takes 1 GiB, less for a source below 8 GiB, so that several workers
+            have something to do.
         workers: number of processes; None takes one a core.
         images: shell pattern that image names must match.
         skip_bad: leave bad files out and report them; else they are an error that lists those found so far.
@@ -134,8 +135,12 @@ def import_store(
     if plan.names:
         workers = workers or available_cores()
         with Commit(store, _commit_plan(plan, common_layout, store, base), base=base.index if base else None) as commit:
-            jobs = _jobs(commit, plan, opened, skip_bad=skip_bad, decode_all=decode_all)
-            _build(commit, plan, jobs, workers=workers, summary=summary)
+            sealed = [commit.find_shard(header) for header in commit.plan.headers()]
+            missing = [planned for planned, path in zip(plan.shards, sealed, strict=True) if path is None]
+            missing_share = sum(shard.payload_bytes for shard in missing) / max(1, plan.payload_bytes)
+            check_free_space(commit.folder, int(plan.disk_bytes * missing_share))
+            jobs = _jobs(commit, plan, opened, sealed, skip_bad=skip_bad, decode_all=decode_all)
+            _build(commit, plan, jobs, workers=min(workers, len(sealed)), summary=summary)
     elif base:
         remove_published_leftovers(store, base.index)
     else:
@@ -145,43 +150,39 @@ def import_store(
     return summary
 
 
-def _build(commit: Commit, plan: ImportPlan, jobs: Sequence[ShardJob], *, workers: int, summary: ImportSummary) -> None:
-    missing = [planned for planned, job in zip(plan.shards, jobs, strict=True) if job.sealed is None]
-    share_missing = sum(shard.payload_bytes for shard in missing) / max(1, sum(s.payload_bytes for s in plan.shards))
-    check_free_space(commit.folder, int(plan.disk_bytes * share_missing))
+def _build(commit: Commit, plan: ImportPlan, jobs: Iterator[ShardJob], *, workers: int, summary: ImportSummary) -> None:
     with progress_bar(plan.patches, "importing") as bar:
-        for job, planned, built in zip(
-            jobs, plan.shards, run_in_order(build_shard, jobs, workers=min(workers, len(jobs)), bar=bar), strict=True
-        ):
+        for planned, built in zip(plan.shards, run_in_order(build_shard, jobs, workers=workers, bar=bar), strict=True):
             if built.shard is None:
                 raise _bad_files(summary.findings + built.report.findings)
             skipped = len(built.report.findings)
             if not planned.patches - skipped <= built.shard.header.patches <= planned.patches:
                 raise ImportFailedError(
-                    f"{job.parts[0].path}: changed while it was imported: {built.shard.header.patches} patches where "
-                    f"{planned.patches} were listed; run the same command again when nothing writes there"
+                    f"{built.shard.header.file_name}: the source changed while it was imported, "
+                    f"{built.shard.header.patches} patches where {planned.patches} were listed; run the same command "
+                    "again when nothing writes there"
                 )
             commit.add(built.shard)
             summary.count(built)
     if not summary.patches:
         raise _bad_files(summary.findings)
+    plan.names.clear()  # most of the plan's memory, which the table of names can use
     commit.publish()
 
 
 def _jobs(
-    commit: Commit, plan: ImportPlan, sources: Sequence[Source], *, skip_bad: bool, decode_all: bool
-) -> list[ShardJob]:
-    return [
-        ShardJob(
-            folder=commit.folder,
-            header=header,
-            sealed=commit.find_shard(header),
-            parts=[part_of(sources[origin], names) for origin, names in plan.parts(number)],
-            skip_bad=skip_bad,
-            decode_all=decode_all,
-        )
-        for number, header in enumerate(commit.plan.headers())
-    ]
+    commit: Commit,
+    plan: ImportPlan,
+    sources: Sequence[Source],
+    sealed: Sequence[Path | None],
+    *,
+    skip_bad: bool,
+    decode_all: bool,
+) -> Iterator[ShardJob]:
+    """Yield the jobs; made when they are asked for, since each lists its images' names."""
+    for number, (header, path) in enumerate(zip(commit.plan.headers(), sealed, strict=True)):
+        parts = [part_of(sources[origin], names) for origin, names in plan.parts(number)]
+        yield ShardJob(commit.folder, header, path, parts, skip_bad=skip_bad, decode_all=decode_all)
 
 
 def _commit_plan(plan: ImportPlan, layout: Layout, store: Path, base: Store | None) -> CommitPlan:

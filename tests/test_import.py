@@ -684,14 +684,25 @@ def _peak_bytes(*arguments: str | Path) -> int:
 _ALLOCATOR_SLACK = 2 << 20
 
 
-def test_memory_grows_by_at_most_200_bytes_an_image(tmp_path: Path) -> None:
-    # Small shards, so that the fixed amount that a worker holds of its shard is the same for both.
-    few = numbered_pictures(tmp_path / "few", 2_000)
-    many = numbered_pictures(tmp_path / "many", 20_000)
-    options = ("--workers", "1", "--shard-size", "16KiB")
+@pytest.mark.parametrize(
+    ("shard_size", "few_pictures", "many_pictures"),
+    # What a worker holds of its shard is part of its fixed amount, so that both sizes must fill a shard.
+    [("16KiB", 2_000, 20_000), ("1GiB", 20_000, 80_000)],
+)
+def test_memory_grows_by_at_most_200_bytes_an_image(
+    tmp_path: Path, shard_size: str, few_pictures: int, many_pictures: int
+) -> None:
+    few = numbered_pictures(tmp_path / "few", few_pictures)
+    many = numbered_pictures(tmp_path / "many", many_pictures)
+    options = ("--workers", "1", "--shard-size", shard_size)
     less = _peak_bytes("import", *options, few, tmp_path / "few.lmdb")
     more = _peak_bytes("import", *options, many, tmp_path / "many.lmdb")
-    assert (more - less - _ALLOCATOR_SLACK) / 18_000 <= 200
+    assert (more - less - _ALLOCATOR_SLACK) / (many_pictures - few_pictures) <= 200
+
+
+def test_a_shard_holds_at_most_8192_images_however_small(tmp_path: Path) -> None:
+    done("import", "--shard-size", "1GiB", numbered_pictures(tmp_path / "tiny", 8_193), tmp_path / "s.lmdb")
+    assert info(tmp_path / "s.lmdb")["shards"] == 2
 
 
 def test_memory_does_not_grow_with_patches(tmp_path: Path) -> None:
