@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -115,21 +116,20 @@ class Commit:
         self._base = base
         self._partial = PartialFolder(store)
         self.folder = self._partial.path
-        try:
+        with ExitStack() as on_failure:
+            on_failure.callback(self._partial.close)
             _check_unchanged(store, base)
             self.plan = self._agree(plan)
-            generation = 0 if base is None else base.generation + 1
             self._index = IndexWriter(
                 self.folder / (INDEX_FILE + ".tmp"),
                 store_id=bytes.fromhex(self.plan.store_id),
                 layout=self.plan.layout,
-                generation=generation,
+                generation=0 if base is None else base.generation + 1,
             )
-        except BaseException:
-            self._partial.close()
-            raise
-        if base is not None:
-            self._index.add_index(base)
+            on_failure.callback(self._index.close)
+            if base is not None:
+                self._index.add_index(base)
+            on_failure.pop_all()
 
     def find_shard(self, header: ShardHeader) -> Path | None:
         """Return where a shard lies that an earlier run sealed, None where it did not get that far."""

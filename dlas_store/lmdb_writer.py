@@ -11,7 +11,7 @@ import lmdb
 from dlas_store.errors import WriteError
 
 BATCH_BYTES = 32 << 20
-"""A transaction holds what it writes in memory: 32 MiB took a seventh of the time of one of 500 MB, in 49 MB."""
+"""A transaction holds what it writes in memory, so that large ones are slow as well as large."""
 
 _FIRST_MAP_SIZE = 1 << 30
 

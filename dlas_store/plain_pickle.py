@@ -22,7 +22,7 @@ def is_plain(pickled: bytes) -> bool:
 
 
 def load_plain(pickled: bytes) -> dict[int, tuple[tuple[int, int], int]]:
-    """Load a pickle for which is_plain() holds; twenty times as fast as InertUnpickler.
+    """Load a pickle for which is_plain() holds; a centers.pt of 130 entries took 0.12 ms so, 0.51 ms by InertUnpickler.
 
     Raises:
         RefusedError: it holds a key twice.

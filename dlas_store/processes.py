@@ -30,7 +30,7 @@ R = TypeVar("R")
 _POLL_SECONDS = 0.1
 
 _PATCHES_A_REPORT = 64
-"""Locking what all workers share costs as much as copying a patch."""
+"""The workers lock what they share once for so many patches."""
 
 # A worker's share in what the processes have in common; set when the worker starts.
 _done: SynchronizedArray[int]
@@ -171,7 +171,7 @@ def progress_bar(total: int | None, description: str, *, unit: str = "patches") 
     if not sys.stderr.isatty():
         yield None
         return
-    from tqdm import tqdm  # noqa: PLC0415 - a tenth of the start of a command
+    from tqdm import tqdm  # noqa: PLC0415 - slow to load, and not needed in a pipe
 
     tqdm.monitor_interval = 0  # its thread would be there when workers are forked
     with tqdm(total=total, desc=description, unit=f" {unit}", unit_scale=True) as bar:

@@ -324,7 +324,7 @@ def _open_index(path: Path) -> Index:
 
 def _check_sizes(folder: Path, index: Index) -> None:
     for entry in index.shards.values():
-        file = f"{folder}/{shard_file_name(entry.number)}"  # Path would take most of the time of opening
+        file = f"{folder}/{shard_file_name(entry.number)}"  # a store may have many; Path is slow
         try:
             size = os.stat(file).st_size  # noqa: PTH116
         except OSError as error:
