@@ -197,7 +197,7 @@ def _look(
     wanted = options.wanted_crops(path)
     expected = Expected() if problem else expectation(header, options, wanted, mask)
     if expected.tiles:
-        return _Seen((state.st_size, state.st_mtime_ns, mask.digest if mask else 0), expected)
+        return _Seen((state.st_size, state.st_mtime_ns % (1 << 64), mask.digest if mask else 0), expected)
     plan.skipped.append(Skipped(path, *(problem or why_no_tile(header, options, wanted))))
     return None
 
