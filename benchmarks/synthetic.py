@@ -88,4 +88,5 @@ def synthetic_picture(rng: np.random.Generator, size: int, *, grain: float = 1.0
     noise = np.fft.irfft2(spectrum, (size, size))
     noise /= noise.std(axis=(1, 2), keepdims=True)
     brightness, colour = noise[3, :, :, None], np.moveaxis(noise[:3], 0, 2)
-    return np.clip(picture + grain * (15 * brightness + 3 * colour), 0, 255).astype(np.uint8)
+    pixels = np.clip(picture + grain * (15 * brightness + 3 * colour), 0, 255)
+    return np.ascontiguousarray(pixels, np.uint8)
