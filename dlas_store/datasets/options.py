@@ -12,17 +12,24 @@ from typing import Any
 
 from dlas_store.errors import ConfigError
 
-LOADER_KEYS = frozenset({"batch_size", "n_workers", "pin_memory", "seed"})
+LOADER_KEYS = frozenset(
+    {
+        "batch_size",
+        "device",
+        "loader",
+        "n_threads",
+        "n_workers",
+        "pin_memory",
+        "seed",
+        "shuffle_window",
+        "start_method",
+        "uneven_ranks",
+    }
+)
 """Options that create_dataloader reads."""
 
 PASSIVE_KEYS = frozenset({"name", "mode", "phase", "scale", "data_type", "use_shuffle", "needs_collate"})
 """What else DL-Art-School keeps beside a dataset's own options."""
-
-ONLY_VALUES = {"loader": "workers", "device": "cpu"}
-"""Options that can say only what this version does anyway."""
-
-NOT_BUILT = frozenset({"n_threads", "shuffle_window"})
-"""Options that this version refuses."""
 
 
 class OptionWarning(UserWarning):
@@ -57,12 +64,6 @@ class Options:
             self._where = f"{mode} '{opt['name']}'"
         self._opt = opt
         self._known = set(LOADER_KEYS | PASSIVE_KEYS)
-        for key, only in ONLY_VALUES.items():
-            if self.has(key) and opt[key] != only:
-                raise self.error(f"{key} can only be '{only}' in this version, got {opt[key]!r}")
-        for key in sorted(NOT_BUILT):
-            if self.has(key):
-                raise self.error(f"this version does not have the option {key}; leave it out")
 
     def error(self, message: str) -> ConfigError:
         """Return an error whose message starts with the dataset's mode and name."""
@@ -96,6 +97,10 @@ class Options:
     def choice(self, key: str, default: str | None, choices: Sequence[str]) -> str:
         """Return one of several texts."""
         return str(self._get(key, default, f"one of {', '.join(choices)}", lambda value: value in choices))
+
+    def text(self, key: str, default: str | None = None) -> str:
+        """Return a text."""
+        return str(self._get(key, default, "a text", lambda value: isinstance(value, str)))
 
     def texts(self, key: str, default: list[str] | None = None) -> list[str]:
         """Return a list of texts; a single text is a list of one."""

@@ -1,0 +1,116 @@
+"""The batches of a loader's passes, and how far the pass that runs has come."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+from torch.utils.data import Dataset, Sampler
+
+from dlas_store.datasets.item_dataset import ItemDataset
+from dlas_store.datasets.samplers import DistIterSampler, EpochSampler, PlainIndices
+from dlas_store.errors import ConfigError
+
+_LOG = logging.getLogger(__name__)
+
+Batch = list[Any]
+"""What the sampler gives for one batch: draws, or plain indices for a dataset that does not know draws."""
+
+
+class BatchOrder:
+    """Which items make up each batch of a pass.
+
+    Passes count as epochs 0, 1, 2, ... unless set_epoch() says otherwise.
+
+    Attributes:
+        dataset: what is read.
+        sampler: gives the order.
+        batch_size: items a batch, of this process.
+        drop_last: whether an incomplete last batch is left out.
+    """
+
+    def __init__(
+        self, dataset: Dataset[Any], sampler: Sampler[Any] | Iterable[Any], *, batch_size: int, drop_last: bool
+    ) -> None:
+        self.dataset = dataset
+        self.sampler = sampler
+        self.batch_size = batch_size
+        self.drop_last = drop_last
+        self._makes_batches = isinstance(sampler, EpochSampler)
+        if isinstance(sampler, EpochSampler | DistIterSampler) and not isinstance(dataset, ItemDataset):
+            self._given: Any = PlainIndices(sampler)
+        else:
+            self._given = sampler
+        self._epoch = 0
+        self._delivered = 0
+
+    def __len__(self) -> int:
+        """Return the number of batches in an epoch."""
+        items = len(self.sampler)  # type: ignore[arg-type]
+        return items // self.batch_size if self.drop_last else -(-items // self.batch_size)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next pass be of an epoch, counted from 0; a sampler with a set_epoch is told as well."""
+        self._epoch = epoch
+        if hasattr(self.sampler, "set_epoch"):
+            self.sampler.set_epoch(epoch)
+
+    def begin(self) -> Iterator[Batch]:
+        """Begin a pass and return its batches."""
+        batches: Iterator[Batch]
+        if self._makes_batches:
+            batches = self._given.batches()
+            self._epoch = self._given_state()["epoch"]
+        else:
+            batches = self._grouped(iter(self._given))
+        if isinstance(self.dataset, ItemDataset):
+            self.dataset.set_epoch(self._epoch)
+        self._epoch += 1
+        self._delivered = 0
+        return batches
+
+    def deliver(self) -> None:
+        """Note that whoever reads the pass has got its next batch."""
+        self._delivered += 1
+
+    def end(self) -> None:
+        """Note that the pass came to its end, and report what was skipped in it."""
+        if isinstance(self.dataset, ItemDataset) and (skipped := self.dataset.take_skipped()):
+            _LOG.warning("%d samples of this epoch could not be read and were replaced", skipped)
+
+    def state_dict(self) -> dict[str, int]:
+        """Return where the pass is, after the batches that were delivered: seed, epoch, position, length.
+
+        Raises:
+            ConfigError: the sampler keeps no state.
+        """
+        if not isinstance(self.sampler, EpochSampler | DistIterSampler):
+            raise ConfigError(
+                f"the sampler {type(self.sampler).__name__} keeps no state; keep its own beside the loader's"
+            )
+        if self._makes_batches:
+            return self.sampler.state_at(self._delivered)
+        return self.sampler.state_at(min(self._delivered * self.batch_size, len(self.sampler)))
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Let the next pass go on where a state says.
+
+        Raises:
+            ConfigError: the state is none, or of data with another number of items; or the sampler keeps none.
+        """
+        if not isinstance(self.sampler, EpochSampler | DistIterSampler):
+            raise ConfigError(f"the sampler {type(self.sampler).__name__} keeps no state")
+        self.sampler.load_state_dict(state)
+        self._epoch = state["epoch"]
+        self._delivered = 0
+
+    def _given_state(self) -> dict[str, int]:
+        state: dict[str, int] = self._given.state_at(0)
+        return state
+
+    def _grouped(self, items: Iterator[Any]) -> Iterator[Batch]:
+        while batch := list(islice(items, self.batch_size)):
+            if len(batch) == self.batch_size or not self.drop_last:
+                yield batch

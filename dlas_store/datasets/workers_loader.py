@@ -1,0 +1,120 @@
+"""The loader that decodes in worker processes: PyTorch's DataLoader, given whole batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+
+from dlas_store.datasets.batch_order import Batch, BatchOrder
+from dlas_store.datasets.batch_threads import submit_batch
+from dlas_store.datasets.device_patches import DevicePatches
+from dlas_store.datasets.passes import Loader
+from dlas_store.datasets.shared_batches import SharedBatches
+from dlas_store.datasets.threads_loader import Collate, begin_batch
+
+
+class WorkersLoader(Loader):
+    """Gives the batches of a dataset, made by worker processes, each with threads of its own."""
+
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        *,
+        sampler: Sampler[Any] | Iterable[Any],
+        batch_size: int,
+        drop_last: bool,
+        workers: int,
+        threads: int,
+        collate_fn: Collate | None = None,
+        pin_memory: bool = False,
+        start_method: str | None = None,
+        to_device: DevicePatches | None = None,
+    ) -> None:
+        """Take what to read.
+
+        Args:
+            dataset: with a length; picklable where processes are not forked.
+            sampler: gives draws, or indices; a batch sampler where it has ``batches``.
+            batch_size: items a batch, of this process.
+            drop_last: leave out an incomplete last batch.
+            workers: number of processes; 0 makes batches in this one, while it waits for them.
+            threads: of each of them.
+            collate_fn: makes a batch of a list of items; by default PyTorch's own, or what equals it.
+            pin_memory: put batches into page-locked memory.
+            start_method: of the processes: fork, forkserver or spawn; None takes the system's.
+            to_device: makes batches on a device; None makes them in the workers.
+        """
+        order = BatchOrder(dataset, sampler, batch_size=batch_size, drop_last=drop_last)
+        super().__init__(order, num_workers=workers, num_threads=threads)
+        self._to_device = to_device
+        self._loader = DataLoader(
+            _WholeBatches(dataset, threads, collate_fn, raw=to_device is not None),
+            batch_sampler=_Batches(order),
+            collate_fn=_as_it_is,
+            num_workers=workers,
+            pin_memory=pin_memory,
+            worker_init_fn=_start_worker,
+            multiprocessing_context=start_method if workers else None,
+        )
+
+    def __iter__(self) -> Iterator[Any]:
+        """Give the batches of an epoch."""
+        for made in self._loader:
+            self._order.deliver()
+            yield made if self._to_device is None else self._to_device.make(made)
+        self._order.end()
+
+
+class _Batches(Sampler[Batch]):
+    """The batches of an order, as DataLoader takes them."""
+
+    def __init__(self, order: BatchOrder) -> None:
+        self._order = order
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __iter__(self) -> Iterator[Batch]:
+        # A generator: DataLoader asks for two iterators a pass, and uses one.
+        yield from self._order.begin()
+
+
+class _WholeBatches(Dataset[Any]):
+    """A dataset whose items are asked for a batch at a time; in a worker they lie in memory shared with its parent."""
+
+    def __init__(self, dataset: Dataset[Any], threads: int, collate_fn: Collate | None, *, raw: bool) -> None:
+        self._dataset = dataset
+        self._threads = threads
+        self._collate_fn = collate_fn
+        self._raw = raw
+        self._pool: ThreadPoolExecutor | None = None
+
+    def __getitems__(self, batch: Sequence[Any]) -> Any:
+        if get_worker_info() is None:
+            work = begin_batch(self._dataset, batch, np.empty, self._collate_fn, raw=self._raw)
+            work.fill(0, len(work))
+            return work.finish()
+        shared = SharedBatches()
+        work = begin_batch(self._dataset, batch, shared.allocate, self._collate_fn, raw=self._raw)
+        if self._threads == 1:
+            work.fill(0, len(work))
+            return shared.send(work.finish())
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self._threads)
+        return shared.send(submit_batch(self._pool, lambda: work, parts=self._threads).result())
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _start_worker(_: int) -> None:
+    # One thread a core is the aim; OpenCV's own pool in each would fight over the cores.
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
