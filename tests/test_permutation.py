@@ -19,7 +19,7 @@ def order(length: int, seed: int = 0, epoch: int = 0, window: int | None = None)
 
 
 def excess(observed: Indices, kinds: int) -> float:
-    """By how many standard deviations the chi-square of frequencies that should be equal lies above what is expected."""
+    """By how many standard deviations the chi-square of frequencies that should be equal lies above its mean."""
     counts = np.bincount(observed, minlength=kinds)
     assert len(counts) == kinds
     expected = len(observed) / kinds

@@ -215,11 +215,8 @@ def test_a_pass_resumes_at_every_item(shuffle: bool) -> None:
 
 
 def test_inside_a_batch_the_position_is_as_if_all_ranks_were_as_far() -> None:
-    positions = []
     sampler = EpochSampler(13, seed=0, shuffle=False, batch_size=6, rank=1, ranks=2, uneven=True)
-    for _ in sampler:
-        positions.append(sampler.position)
-    assert positions == [2, 4, 6, 8, 10, 12]
+    assert [sampler.position for _ in sampler] == [2, 4, 6, 8, 10, 12]
     assert sampler.state_dict()["epoch"] == 1
 
 
@@ -335,10 +332,13 @@ def test_the_start_of_a_huge_epoch_takes_no_memory_and_its_middle_no_time(window
     tracemalloc.stop()
     assert len(set(draws)) == 1000
     assert peak < 4_000_000
-    sampler.load_state_dict({"seed": 0, "epoch": 3, "position": 10_000_000, "length": length})
-    begin = time.perf_counter()
-    assert next(iter(sampler)).repetition == 3
-    assert time.perf_counter() - begin < 0.1
+    spent = []
+    for _ in range(3):  # a busy machine, or a garbage collection, may hit one
+        sampler.load_state_dict({"seed": 0, "epoch": 3, "position": 10_000_000, "length": length})
+        begin = time.process_time()
+        assert next(iter(sampler)).repetition == 3
+        spent.append(time.process_time() - begin)
+    assert min(spent) < 0.1
     assert sampler.position == 10_000_001
 
 

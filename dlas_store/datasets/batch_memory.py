@@ -33,7 +33,7 @@ class BatchMemory:
         with self._lock:
             held = self._held.setdefault(key, [])
             for position in range(len(held)):
-                if _references(held, position) == _FREE:
+                if is_free(held, position):
                     return held[position]
             array = np.empty(shape, dtype)
             if array.nbytes >= _SMALL_BYTES:
@@ -53,9 +53,11 @@ def pinned(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
     return array
 
 
-def _references(held: list[NDArray[Any]], position: int) -> int:
-    return sys.getrefcount(held[position])
+def is_free(held: list[NDArray[Any]], position: int) -> bool:
+    """Return whether nothing but a list refers to an array in it: no variable, no view, no tensor."""
+    return sys.getrefcount(held[position]) == _FREE
 
 
-_FREE = _references([np.empty(0)], 0)
+_PROBE = [np.empty(0)]
+_FREE = sys.getrefcount(_PROBE[0])
 """The count of an array that only its list refers to; measured, for it is a detail of the interpreter."""

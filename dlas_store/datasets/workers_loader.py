@@ -13,9 +13,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from dlas_store.datasets.batch_order import Batch, BatchOrder
 from dlas_store.datasets.batch_threads import submit_batch
+from dlas_store.datasets.batches import Allocate, BatchWork
 from dlas_store.datasets.device_patches import DevicePatches
 from dlas_store.datasets.passes import Loader
-from dlas_store.datasets.shared_batches import SharedBatches
+from dlas_store.datasets.shared_batches import Receiver, SharedMemory, new_slots
 from dlas_store.datasets.threads_loader import Collate, begin_batch
 
 
@@ -52,22 +53,27 @@ class WorkersLoader(Loader):
         """
         order = BatchOrder(dataset, sampler, batch_size=batch_size, drop_last=drop_last)
         super().__init__(order, num_workers=workers, num_threads=threads)
+        self.pin_memory = pin_memory
         self._to_device = to_device
+        self._slots = new_slots(workers)
         self._loader = DataLoader(
-            _WholeBatches(dataset, threads, collate_fn, raw=to_device is not None),
+            _WholeBatches(dataset, threads, collate_fn, self._slots, raw=to_device is not None),
             batch_sampler=_Batches(order),
             collate_fn=_as_it_is,
             num_workers=workers,
-            pin_memory=pin_memory,
             worker_init_fn=_start_worker,
             multiprocessing_context=start_method if workers else None,
         )
 
     def __iter__(self) -> Iterator[Any]:
         """Give the batches of an epoch."""
-        for made in self._loader:
+        self._slots.zero_()
+        receiver = Receiver(self._slots, pin_memory=self.pin_memory)
+        for sent in self._loader:
+            made = receiver.receive(sent)
             self._order.deliver()
             yield made if self._to_device is None else self._to_device.make(made)
+            del made, sent  # their memory is free as soon as the reader lets go of it
         self._order.end()
 
 
@@ -88,26 +94,34 @@ class _Batches(Sampler[Batch]):
 class _WholeBatches(Dataset[Any]):
     """A dataset whose items are asked for a batch at a time; in a worker they lie in memory shared with its parent."""
 
-    def __init__(self, dataset: Dataset[Any], threads: int, collate_fn: Collate | None, *, raw: bool) -> None:
+    def __init__(
+        self, dataset: Dataset[Any], threads: int, collate_fn: Collate | None, slots: torch.Tensor, *, raw: bool
+    ) -> None:
         self._dataset = dataset
         self._threads = threads
         self._collate_fn = collate_fn
+        self._slots = slots
         self._raw = raw
+        self._memory: SharedMemory | None = None
         self._pool: ThreadPoolExecutor | None = None
 
     def __getitems__(self, batch: Sequence[Any]) -> Any:
-        if get_worker_info() is None:
-            work = begin_batch(self._dataset, batch, np.empty, self._collate_fn, raw=self._raw)
+        worker = get_worker_info()
+        if worker is None:
+            work = self._begin(batch, np.empty)
             work.fill(0, len(work))
             return work.finish()
-        shared = SharedBatches()
-        work = begin_batch(self._dataset, batch, shared.allocate, self._collate_fn, raw=self._raw)
-        if self._threads == 1:
-            work.fill(0, len(work))
-            return shared.send(work.finish())
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self._threads)
-        return shared.send(submit_batch(self._pool, lambda: work, parts=self._threads).result())
+        if self._memory is None:
+            self._memory = SharedMemory(self._slots, worker.id)
+            self._pool = ThreadPoolExecutor(self._threads) if self._threads > 1 else None
+        work = self._begin(batch, self._memory.allocate)
+        if self._pool is not None:
+            return self._memory.send(submit_batch(self._pool, lambda: work, parts=self._threads).result())
+        work.fill(0, len(work))
+        return self._memory.send(work.finish())
+
+    def _begin(self, batch: Sequence[Any], allocate: Allocate) -> BatchWork:
+        return begin_batch(self._dataset, batch, allocate, self._collate_fn, raw=self._raw)
 
 
 def _as_it_is(batch: Any) -> Any:
