@@ -10,7 +10,8 @@ from typing import Any
 from torch.utils.data import Dataset, Sampler
 
 from dlas_store.datasets.item_dataset import ItemDataset
-from dlas_store.datasets.samplers import DistIterSampler, EpochSampler, PlainIndices
+from dlas_store.datasets.samplers import EpochSampler, PlainIndices
+from dlas_store.datasets.shared_order import OrderSampler
 from dlas_store.errors import ConfigError
 
 _LOG = logging.getLogger(__name__)
@@ -38,13 +39,15 @@ class BatchOrder:
         self.sampler = sampler
         self.batch_size = batch_size
         self.drop_last = drop_last
+        self._given: Any = sampler
+        if isinstance(sampler, OrderSampler) and not isinstance(dataset, ItemDataset):
+            self._given = PlainIndices(sampler)
         self._makes_batches = isinstance(sampler, EpochSampler)
-        if isinstance(sampler, EpochSampler | DistIterSampler) and not isinstance(dataset, ItemDataset):
-            self._given: Any = PlainIndices(sampler)
-        else:
-            self._given = sampler
+        if isinstance(sampler, EpochSampler) and sampler.share != batch_size:
+            raise ConfigError(f"batch_size is {batch_size}, but the sampler makes batches of {sampler.share} items")
         self._epoch = 0
         self._delivered = 0
+        self._is_within_pass = False
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
@@ -54,6 +57,7 @@ class BatchOrder:
     def set_epoch(self, epoch: int) -> None:
         """Let the next pass be of an epoch, counted from 0; a sampler with a set_epoch is told as well."""
         self._epoch = epoch
+        self._is_within_pass = False
         if hasattr(self.sampler, "set_epoch"):
             self.sampler.set_epoch(epoch)
 
@@ -62,13 +66,14 @@ class BatchOrder:
         batches: Iterator[Batch]
         if self._makes_batches:
             batches = self._given.batches()
-            self._epoch = self._given_state()["epoch"]
+            self._epoch = self._given.state_at(0)["epoch"]
         else:
             batches = self._grouped(iter(self._given))
         if isinstance(self.dataset, ItemDataset):
             self.dataset.set_epoch(self._epoch)
         self._epoch += 1
         self._delivered = 0
+        self._is_within_pass = True
         return batches
 
     def deliver(self) -> None:
@@ -77,6 +82,7 @@ class BatchOrder:
 
     def end(self) -> None:
         """Note that the pass came to its end, and report what was skipped in it."""
+        self._is_within_pass = False
         if isinstance(self.dataset, ItemDataset) and (skipped := self.dataset.take_skipped()):
             _LOG.warning("%d samples of this epoch could not be read and were replaced", skipped)
 
@@ -86,13 +92,10 @@ class BatchOrder:
         Raises:
             ConfigError: the sampler keeps no state.
         """
-        if not isinstance(self.sampler, EpochSampler | DistIterSampler):
-            raise ConfigError(
-                f"the sampler {type(self.sampler).__name__} keeps no state; keep its own beside the loader's"
-            )
-        if self._makes_batches:
-            return self.sampler.state_at(self._delivered)
-        return self.sampler.state_at(min(self._delivered * self.batch_size, len(self.sampler)))
+        sampler = self._sampler_with_state()
+        if not self._is_within_pass:
+            return sampler.state_dict()
+        return sampler.state_at(self._delivered * self.batch_size // sampler.share)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Let the next pass go on where a state says.
@@ -100,15 +103,16 @@ class BatchOrder:
         Raises:
             ConfigError: the state is none, or of data with another number of items; or the sampler keeps none.
         """
-        if not isinstance(self.sampler, EpochSampler | DistIterSampler):
-            raise ConfigError(f"the sampler {type(self.sampler).__name__} keeps no state")
-        self.sampler.load_state_dict(state)
+        self._sampler_with_state().load_state_dict(state)
         self._epoch = state["epoch"]
-        self._delivered = 0
+        self._is_within_pass = False
 
-    def _given_state(self) -> dict[str, int]:
-        state: dict[str, int] = self._given.state_at(0)
-        return state
+    def _sampler_with_state(self) -> OrderSampler:
+        if not isinstance(self.sampler, OrderSampler):
+            raise ConfigError(
+                f"the sampler {type(self.sampler).__name__} keeps no state; use EpochSampler or DistIterSampler"
+            )
+        return self.sampler
 
     def _grouped(self, items: Iterator[Any]) -> Iterator[Batch]:
         while batch := list(islice(items, self.batch_size)):
