@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from typing import Any
@@ -25,12 +26,13 @@ class BatchMemory:
         """Take how many arrays of each shape and type to hold on to, beyond those in use."""
         self._batches = batches
         self._held: dict[tuple[tuple[int, ...], str], list[NDArray[Any]]] = {}
-        self._lock = threading.Lock()
+        # A lock for each process: one that another thread holds during a fork stays locked in the child.
+        self._locks: dict[int, threading.Lock] = {}
 
     def allocate(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         """Return an array, contiguous, its content undefined."""
         key = (shape, np.dtype(dtype).str)
-        with self._lock:
+        with self._locks.setdefault(os.getpid(), threading.Lock()):
             held = self._held.setdefault(key, [])
             for position in range(len(held)):
                 if is_free(held, position):

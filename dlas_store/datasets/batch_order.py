@@ -20,6 +20,21 @@ Batch = list[Any]
 """What the sampler gives for one batch: draws, or plain indices for a dataset that does not know draws."""
 
 
+class Pass:
+    """One way through an epoch.
+
+    Attributes:
+        batches: those of the epoch, or of the rest of it.
+        delivered: how many of them whoever reads the pass has got.
+        has_ended: whether the pass came to its end.
+    """
+
+    def __init__(self, batches: Iterator[Batch]) -> None:
+        self.batches = batches
+        self.delivered = 0
+        self.has_ended = False
+
+
 class BatchOrder:
     """Which items make up each batch of a pass.
 
@@ -46,8 +61,7 @@ class BatchOrder:
         if isinstance(sampler, EpochSampler) and sampler.share != batch_size:
             raise ConfigError(f"batch_size is {batch_size}, but the sampler makes batches of {sampler.share} items")
         self._epoch = 0
-        self._delivered = 0
-        self._is_within_pass = False
+        self._pass: Pass | None = None
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
@@ -57,12 +71,12 @@ class BatchOrder:
     def set_epoch(self, epoch: int) -> None:
         """Let the next pass be of an epoch, counted from 0; a sampler with a set_epoch is told as well."""
         self._epoch = epoch
-        self._is_within_pass = False
+        self._pass = None
         if hasattr(self.sampler, "set_epoch"):
             self.sampler.set_epoch(epoch)
 
-    def begin(self) -> Iterator[Batch]:
-        """Begin a pass and return its batches."""
+    def begin(self) -> Pass:
+        """Begin a pass, of which the state tells from now on."""
         batches: Iterator[Batch]
         if self._makes_batches:
             batches = self._given.batches()
@@ -72,17 +86,12 @@ class BatchOrder:
         if isinstance(self.dataset, ItemDataset):
             self.dataset.set_epoch(self._epoch)
         self._epoch += 1
-        self._delivered = 0
-        self._is_within_pass = True
-        return batches
+        self._pass = Pass(self._as_draws(batches) if isinstance(self.dataset, ItemDataset) else batches)
+        return self._pass
 
-    def deliver(self) -> None:
-        """Note that whoever reads the pass has got its next batch."""
-        self._delivered += 1
-
-    def end(self) -> None:
-        """Note that the pass came to its end, and report what was skipped in it."""
-        self._is_within_pass = False
+    def end(self, this: Pass) -> None:
+        """Note that a pass came to its end, and report what was skipped in it."""
+        this.has_ended = True
         if isinstance(self.dataset, ItemDataset) and (skipped := self.dataset.take_skipped()):
             _LOG.warning("%d samples of this epoch could not be read and were replaced", skipped)
 
@@ -93,9 +102,12 @@ class BatchOrder:
             ConfigError: the sampler keeps no state.
         """
         sampler = self._sampler_with_state()
-        if not self._is_within_pass:
+        if self._pass is None or self._pass.has_ended:
             return sampler.state_dict()
-        return sampler.state_at(self._delivered * self.batch_size // sampler.share)
+        state = sampler.state_at(self._pass.delivered * self.batch_size // sampler.share)
+        if state == sampler.state_at(len(sampler)):
+            return state | {"epoch": state["epoch"] + 1, "position": 0}
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Let the next pass go on where a state says.
@@ -105,7 +117,7 @@ class BatchOrder:
         """
         self._sampler_with_state().load_state_dict(state)
         self._epoch = state["epoch"]
-        self._is_within_pass = False
+        self._pass = None
 
     def _sampler_with_state(self) -> OrderSampler:
         if not isinstance(self.sampler, OrderSampler):
@@ -113,6 +125,11 @@ class BatchOrder:
                 f"the sampler {type(self.sampler).__name__} keeps no state; use EpochSampler or DistIterSampler"
             )
         return self.sampler
+
+    def _as_draws(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        assert isinstance(self.dataset, ItemDataset)
+        for batch in batches:
+            yield [self.dataset.as_draw(item) for item in batch]
 
     def _grouped(self, items: Iterator[Any]) -> Iterator[Batch]:
         while batch := list(islice(items, self.batch_size)):

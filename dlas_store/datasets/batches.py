@@ -86,7 +86,29 @@ def stack_items(items: Sequence[Mapping[str, Any]], *, allocate: Allocate) -> di
 
 def _stack(values: list[Any], allocate: Allocate) -> Any:
     first = values[0]
-    if not isinstance(first, torch.Tensor) or any(value.shape != first.shape for value in values):
+    if not all(is_plain(value) and value.shape == first.shape and value.dtype == first.dtype for value in values):
         return default_collate(values)  # which says what is wrong with tensors of several sizes
     dtype = first.numpy().dtype
     return torch.stack(values, out=torch.from_numpy(allocate((len(values), *first.shape), dtype)))
+
+
+def is_plain(value: Any) -> bool:
+    """Return whether a value is a tensor whose memory numpy can share."""
+    if type(value) is not torch.Tensor or value.layout != torch.strided or value.requires_grad:
+        return False
+    return value.device.type == "cpu" and value.dtype in _NUMPY_TYPES and not (value.is_conj() or value.is_neg())
+
+
+_NUMPY_TYPES = frozenset(
+    {
+        torch.bool,
+        torch.uint8,
+        torch.int8,
+        torch.int16,
+        torch.int32,
+        torch.int64,
+        torch.float16,
+        torch.float32,
+        torch.float64,
+    }
+)

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
-from dlas_store.datasets.batches import Allocate, BatchOfItems, BatchWork, ItemsWork, stack_items
+from dlas_store.datasets.batches import Allocate, BatchWork, ItemsWork, stack_items
 from dlas_store.datasets.draws import Draw, ItemRandom, draw_seed
 from dlas_store.datasets.options import Options
 from dlas_store.errors import PatchIndexError, StoreError
@@ -78,11 +77,9 @@ class ItemDataset(Dataset[dict[str, Any]], ABC):
                 self._note_bad((draw.index + step) % len(self), error)
         raise StoreError(f"{type(self).__name__}: none of the {len(self)} items can be read; run dlas-store verify")
 
-    def __getitems__(self, items: Sequence[int | Draw]) -> BatchOfItems:
-        """Return items, made as a batch; PyTorch's DataLoader asks for them so. See __getitem__."""
-        work = self.begin_batch([self.as_draw(item) for item in items], np.empty)
-        work.fill(0, len(work))
-        return BatchOfItems(work.finish(), len(work))
+    def __getitems__(self, items: Sequence[int | Draw]) -> Sequence[dict[str, Any]]:
+        """Return items, which PyTorch's DataLoader asks for a batch at a time; see __getitem__."""
+        return [self[item] for item in items]
 
     def begin_batch(self, draws: Sequence[Draw], allocate: Allocate) -> BatchWork:
         """Begin a batch of items, equal to what __getitem__ gives for each.

@@ -17,6 +17,7 @@ from dlas_store.datasets.patches import PatchOptions, read_patch_options
 from dlas_store.datasets.raw_patches import PixelReferences, RawPatchBatch
 from dlas_store.datasets.references import References
 from dlas_store.datasets.roots import announce, image_path, open_roots
+from dlas_store.errors import StoreError
 
 
 class PatchDataset(ItemDataset):
@@ -73,9 +74,20 @@ class PatchDataset(ItemDataset):
         item: dict[str, Any] = BatchOfItems(work.finish(), 1)[0]
         return item
 
+    def __getitems__(self, items: Sequence[int | Draw]) -> Sequence[dict[str, Any]]:
+        """Return items, made as a batch; see ItemDataset."""
+        work = self.begin_batch([self.as_draw(item) for item in items], np.empty)
+        work.fill(0, len(work))
+        return BatchOfItems(work.finish(), len(work))
+
     def begin_batch(self, draws: Sequence[Draw], allocate: Allocate) -> BatchWork:
         """Begin a batch; see ItemDataset."""
-        return self._begin(draws, allocate, replace=self.__getitem__ if self.skips_bad else None)
+        if not self.skips_bad:
+            return self._begin(draws, allocate, replace=None)
+        try:
+            return self._begin(draws, allocate, replace=self.__getitem__)
+        except StoreError:  # it does not even say what the items are made of; one by one, they are replaced
+            return super().begin_batch(draws, allocate)
 
     @property
     def patch_options(self) -> PatchOptions:

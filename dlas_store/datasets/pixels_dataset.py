@@ -56,8 +56,12 @@ class PixelsDataset(ItemDataset):
 
     def begin_batch(self, draws: Sequence[Draw], allocate: Allocate) -> BatchWork:
         """Begin a batch; see ItemDataset."""
-        replace = self.__getitem__ if self.skips_bad else None
-        return _PixelsBatch(self._roots, draws, allocate, replace=replace)
+        if not self.skips_bad:
+            return _PixelsBatch(self._roots, draws, allocate, replace=None)
+        try:
+            return _PixelsBatch(self._roots, draws, allocate, replace=self.__getitem__)
+        except StoreError:  # it does not even say where the pictures are; one by one, they are replaced
+            return super().begin_batch(draws, allocate)
 
     def will_need(self, draws: Sequence[Draw]) -> None:
         """Let the system fetch patches; see ItemDataset."""
@@ -107,11 +111,12 @@ class _PixelsBatch:
             try:
                 size = image_size(bytes(source.view(patch)))
             except StoreError:
-                if self._replace is None:
-                    continue  # to be raised with its place when it is read
-            else:
-                return size.height, size.width
-        return 1, 1
+                continue  # to be raised, or replaced, when it is read
+            return size.height, size.width
+        if self._replace is None:
+            return 1, 1
+        height, width, _ = self._replace(self._draws[0])["pixels"].shape
+        return height, width
 
     def _check_size(self, item: int, pixels: Pixels) -> None:
         source, patch = self._places[item]

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import DTypeLike, NDArray
 
 from dlas_store.datasets.batch_memory import is_free
+from dlas_store.datasets.batches import is_plain
 from dlas_store.datasets.raw_patches import RawPatches
 
 _SLOTS = 64
@@ -85,7 +86,7 @@ class SharedMemory:
         return len(self._tensors) - 1
 
     def _send(self, value: Any) -> Any:
-        if not isinstance(value, torch.Tensor):
+        if not is_plain(value):
             return value
         slot = self._given.pop(value.data_ptr(), None)
         if slot is None:

@@ -69,7 +69,8 @@ class ThreadsLoader(Loader):
 
     def __iter__(self) -> Iterator[Any]:
         """Give the batches of an epoch."""
-        waiting = self._announced(self._order.begin())
+        this = self._order.begin()
+        waiting = self._announced(this.batches)
         making: deque[Future[Any]] = deque()
         pool = ThreadPoolExecutor(self.num_threads, "dlas_store")
         try:
@@ -79,14 +80,14 @@ class ThreadsLoader(Loader):
                 if not making:
                     break
                 made = making.popleft().result()
-                self._order.deliver()
+                this.delivered += 1
                 yield made if self._to_device is None else self._to_device.make(made)
                 del made  # its memory is free for the next one as soon as the reader lets go of it
         finally:
             for future in making:
                 future.cancel()
             pool.shutdown(wait=True, cancel_futures=True)
-        self._order.end()
+        self._order.end(this)
 
     def _announced(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Give batches, some later than the disk is told of them."""
@@ -96,9 +97,8 @@ class ThreadsLoader(Loader):
         readahead = Readahead(self.dataset)
         waiting: deque[Batch] = deque()
         for batch in batches:
-            draws = [self.dataset.as_draw(item) for item in batch]
-            readahead.announce(draws)
-            waiting.append(draws)
+            readahead.announce(batch)
+            waiting.append(batch)
             if len(waiting) > _ANNOUNCED_AHEAD:
                 yield waiting.popleft()
         yield from waiting

@@ -54,41 +54,53 @@ class WorkersLoader(Loader):
         order = BatchOrder(dataset, sampler, batch_size=batch_size, drop_last=drop_last)
         super().__init__(order, num_workers=workers, num_threads=threads)
         self.pin_memory = pin_memory
+        self._collate_fn = collate_fn
+        self._start_method = start_method
         self._to_device = to_device
-        self._slots = new_slots(workers)
-        self._loader = DataLoader(
-            _WholeBatches(dataset, threads, collate_fn, self._slots, raw=to_device is not None),
-            batch_sampler=_Batches(order),
-            collate_fn=_as_it_is,
-            num_workers=workers,
-            worker_init_fn=_start_worker,
-            multiprocessing_context=start_method if workers else None,
-        )
 
     def __iter__(self) -> Iterator[Any]:
         """Give the batches of an epoch."""
-        self._slots.zero_()
-        receiver = Receiver(self._slots, pin_memory=self.pin_memory)
-        for sent in self._loader:
-            made = receiver.receive(sent)
-            self._order.deliver()
-            yield made if self._to_device is None else self._to_device.make(made)
-            del made, sent  # their memory is free as soon as the reader lets go of it
-        self._order.end()
+        this = self._order.begin()
+        # Memory is shared by the workers of a pass, and there may be several passes at a time.
+        slots = new_slots(self.num_workers)
+        batches = _WholeBatches(
+            self.dataset, self.num_threads, self._collate_fn, slots, raw=self._to_device is not None
+        )
+        loader = DataLoader(
+            batches,
+            batch_sampler=_Batches(this.batches, len(self)),
+            collate_fn=_as_it_is,
+            num_workers=self.num_workers,
+            worker_init_fn=_start_worker,
+            multiprocessing_context=self._start_method if self.num_workers else None,
+        )
+        receiver = Receiver(slots, pin_memory=self.pin_memory)
+        iterator = iter(loader)
+        try:
+            for sent in iterator:
+                made = receiver.receive(sent)
+                this.delivered += 1
+                yield made if self._to_device is None else self._to_device.make(made)
+                del made, sent  # their memory is free as soon as the reader lets go of it
+        finally:
+            # By itself it would end them when it is forgotten, which an error's traceback may put off for long.
+            if hasattr(iterator, "_shutdown_workers"):
+                iterator._shutdown_workers()
+        self._order.end(this)
 
 
 class _Batches(Sampler[Batch]):
-    """The batches of an order, as DataLoader takes them."""
+    """The batches of a pass, as DataLoader takes them."""
 
-    def __init__(self, order: BatchOrder) -> None:
-        self._order = order
+    def __init__(self, batches: Iterator[Batch], count: int) -> None:
+        self._batches = batches
+        self._count = count
 
     def __len__(self) -> int:
-        return len(self._order)
+        return self._count
 
     def __iter__(self) -> Iterator[Batch]:
-        # A generator: DataLoader asks for two iterators a pass, and uses one.
-        yield from self._order.begin()
+        return self._batches
 
 
 class _WholeBatches(Dataset[Any]):
