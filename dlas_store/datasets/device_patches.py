@@ -102,15 +102,27 @@ def _area_resize(planes: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         return planes
     if height % size[0] == 0 and width % size[1] == 0:
         return functional.avg_pool2d(planes, (height // size[0], width // size[1]))
-    rows = _area_weights(height, size[0]).to(planes.device)
-    columns = _area_weights(width, size[1]).to(planes.device)
+    enlarges = height < size[0] or width < size[1]
+    rows = _area_weights(height, size[0], enlarges=enlarges).to(planes.device)
+    columns = _area_weights(width, size[1], enlarges=enlarges).to(planes.device)
     return rows @ planes @ columns.T
 
 
 @cache
-def _area_weights(old: int, new: int) -> torch.Tensor:
-    """Return float32 (new, old): what each pixel of a row adds to those of a resized one, asked of OpenCV itself."""
-    return torch.from_numpy(cv2.resize(np.eye(old, dtype=np.float32), (old, new), interpolation=cv2.INTER_AREA))
+def _area_weights(old: int, new: int, *, enlarges: bool) -> torch.Tensor:
+    """Return float32 (new, old): what each pixel of a row adds to those of a resized one, asked of OpenCV itself.
+
+    Args:
+        old: pixels of the row.
+        new: pixels of the resized one.
+        enlarges: whether one of the sides becomes larger, for OpenCV then interpolates along both.
+    """
+    columns = np.eye(old, dtype=np.float32)
+    if not enlarges:
+        return torch.from_numpy(cv2.resize(columns, (old, new), interpolation=cv2.INTER_AREA))
+    # Each column twice and enlarged by 2: the second of each four is a column as it was.
+    enlarged = cv2.resize(np.repeat(columns, 2, axis=1), (4 * old, new), interpolation=cv2.INTER_AREA)
+    return torch.from_numpy(np.ascontiguousarray(enlarged[:, 1::4]))
 
 
 def _masks(squares: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:

@@ -78,6 +78,7 @@ class _PixelsBatch:
         self._indices = np.array([draw.index for draw in draws], np.int64)
         self._order = sorted(range(len(draws)), key=lambda item: (id(self._places[item][0]), self._places[item][1]))
         self._pixels = allocate((len(draws), *self._first_size(), 3), np.uint8)
+        self._decoded: list[Pixels] = list(self._pixels)
 
     def __len__(self) -> int:
         return len(self._draws)
@@ -86,23 +87,30 @@ class _PixelsBatch:
         """Decode a part of the pictures."""
         for item in self._order[start:stop]:
             source, patch = self._places[item]
-            out = self._pixels[item]
             try:
-                pixels = source.read_into(patch, out)
+                self._decoded[item] = source.read_into(patch, self._pixels[item])
             except StoreError:
                 if self._replace is None:
                     raise
                 replacement = self._replace(self._draws[item])
-                pixels = replacement["pixels"].numpy()
+                self._decoded[item] = replacement["pixels"].numpy()
                 self._indices[item] = replacement["index"]
-                if pixels.shape == out.shape:
-                    out[...] = pixels
-                    continue
-            if pixels is not out:
-                self._check_size(item, pixels)
 
     def finish(self) -> dict[str, Any]:
         """Return the batch."""
+        shapes = {pixels.shape: item for item, pixels in enumerate(self._decoded)}
+        if len(shapes) > 1:
+            (first, _), (second, item) = list(shapes.items())[:2]
+            source, patch = self._places[item]
+            raise StoreError(
+                f"{source.patch_path(patch)}: {second[1]} x {second[0]} pixels, where others of its batch have "
+                f"{first[1]} x {first[0]}; set needs_collate to pad them, or batch_size to 1"
+            )
+        if next(iter(shapes)) != self._pixels.shape[1:]:  # what the first picture claims, and none has
+            self._pixels = np.stack(self._decoded)
+        for row, pixels in zip(self._pixels, self._decoded, strict=True):
+            if not np.may_share_memory(row, pixels):
+                row[...] = pixels
         return {"pixels": torch.from_numpy(self._pixels), "index": torch.from_numpy(self._indices)}
 
     def _first_size(self) -> tuple[int, int]:
@@ -117,10 +125,3 @@ class _PixelsBatch:
             return 1, 1
         height, width, _ = self._replace(self._draws[0])["pixels"].shape
         return height, width
-
-    def _check_size(self, item: int, pixels: Pixels) -> None:
-        source, patch = self._places[item]
-        raise StoreError(
-            f"{source.patch_path(patch)}: {pixels.shape[1]} x {pixels.shape[0]} pixels, where others of its batch have "
-            f"{self._pixels.shape[2]} x {self._pixels.shape[1]}; set needs_collate to pad them, or batch_size to 1"
-        )

@@ -13,7 +13,7 @@ from dlas_store.datasets.batches import Allocate
 from dlas_store.datasets.patch_batch import ItemPatches
 from dlas_store.datasets.patches import UNKNOWN_CENTER, PatchOptions, needed_center, rescale_square
 from dlas_store.datasets.references import decode_reference
-from dlas_store.errors import StoreError
+from dlas_store.errors import ImageError, StoreError
 from dlas_store.pixels import image_size
 from dlas_store.source import Pixels, Source
 
@@ -103,7 +103,11 @@ class RawPatchBatch:
         frames = len(items[0].patches)
         self._shape = (len(items), frames) if framed else (len(items),)
         source, patches = items[0]
-        size = image_size(bytes(source.view(patches[0])))
+        try:
+            size = image_size(bytes(source.view(patches[0])))
+        except ImageError:
+            source.read_pixels(patches[:1])  # says which patch it is
+            raise
         self._pixels = allocate((len(items), frames, *size, 3), np.uint8)
         self._squares = np.zeros((len(items), frames, 3), np.int64)
         self._found: list[list[tuple[ReferenceName, Pixels] | None]] = [[None] * frames for _ in items]

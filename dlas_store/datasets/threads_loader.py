@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -72,6 +73,7 @@ class ThreadsLoader(Loader):
         this = self._order.begin()
         waiting = self._announced(this.batches)
         making: deque[Future[Any]] = deque()
+        process = os.getpid()
         pool = ThreadPoolExecutor(self.num_threads, "dlas_store")
         try:
             while True:
@@ -84,9 +86,10 @@ class ThreadsLoader(Loader):
                 yield made if self._to_device is None else self._to_device.make(made)
                 del made  # its memory is free for the next one as soon as the reader lets go of it
         finally:
-            for future in making:
-                future.cancel()
-            pool.shutdown(wait=True, cancel_futures=True)
+            if os.getpid() == process:  # a forked process has no such threads
+                for future in making:
+                    future.cancel()
+                pool.shutdown(wait=True, cancel_futures=True)
         self._order.end(this)
 
     def _announced(self, batches: Iterator[Batch]) -> Iterator[Batch]:
