@@ -12,7 +12,7 @@ STEP := @printf '\n==> %s\n'
 .PHONY: help demo test check clean
 
 help:
-	@echo 'make demo    cut sample photos, import, verify, export, compare, measure them, and read them in every mode'
+	@echo 'make demo    cut sample photos up, verify, import, export, compare, measure them, and read them in every mode'
 	@echo 'make test    run all tests'
 	@echo 'make check   lint, format and types'
 	@echo 'make clean   remove everything that make has made'
@@ -28,28 +28,32 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 MODES := single_image multi_frame paired_frame imagefolder stylegan2 multiscale fullimage torch_dataset combined
+CUT := --crop-size 256 --step 128
 
 demo: $(INSTALLED)
 	@rm -rf demo
-	$(STEP) '1. Cut sample photos into chunked folders, as DL-Art-School reads them, and other data'
-	$(BIN)/python examples/cut_photos.py demo
-	$(STEP) '2. Import a folder into a store'
-	$(BIN)/dlas-store import demo/photos demo/photos.lmdb
+	$(STEP) '1. Write sample photos'
+	$(BIN)/python examples/sample_photos.py demo/originals
+	$(STEP) '2. Cut the photos up into a store; first only say what would come of it'
+	$(BIN)/dlas-store extract demo/originals/photos demo/photos.lmdb $(CUT) --dry-run
+	$(BIN)/dlas-store extract demo/originals/photos demo/photos.lmdb $(CUT)
 	$(BIN)/dlas-store info demo/photos.lmdb
-	$(STEP) '3. Verify every value of the store, and compare it with the folder'
+	$(STEP) '3. Cut them up into a chunked folder, as DL-Art-School reads it: every value of the store is the same'
+	$(BIN)/dlas-store extract demo/originals/photos demo/photos $(CUT)
 	$(BIN)/dlas-store verify demo/photos.lmdb --against demo/photos
-	$(STEP) '4. Export the store: the same folder comes back, byte for byte'
-	$(BIN)/dlas-store export demo/photos.lmdb demo/exported
+	$(STEP) '4. Import the folder into a store, and export that: the same folder comes back, byte for byte'
+	$(BIN)/dlas-store import demo/photos demo/imported.lmdb
+	$(BIN)/dlas-store export demo/imported.lmdb demo/exported
 	diff -r demo/photos demo/exported && echo 'no difference'
 	$(STEP) '5. Read batches through a DL-Art-School config'
 	$(BIN)/dlas-store read examples/train.yml
 	$(STEP) '6. Measure the folder against the store'
 	$(BIN)/python -m benchmarks read --folder demo/photos --store demo/photos.lmdb --patches 2000 --rounds 3
-	$(STEP) '7. Import data for the other modes: clips, a stereo pair, whole pictures, labelled pictures'
-	$(BIN)/dlas-store import demo/video demo/video.lmdb
-	$(BIN)/dlas-store import demo/stereo demo/stereo.lmdb
-	$(BIN)/dlas-store import demo/pictures demo/pictures.lmdb
-	$(BIN)/dlas-store import torch:imagefolder --root demo/classes demo/classes.lmdb
+	$(STEP) '7. Make data for the other modes: clips, a stereo pair, whole pictures, labelled pictures'
+	$(BIN)/dlas-store extract demo/originals/video demo/video.lmdb $(CUT)
+	$(BIN)/dlas-store extract demo/originals/stereo demo/stereo.lmdb $(CUT) --vertical-split
+	$(BIN)/dlas-store import demo/originals/photos demo/pictures.lmdb
+	$(BIN)/dlas-store import torch:imagefolder --root demo/originals/classes demo/classes.lmdb
 	$(STEP) '8. Read a batch in every mode'
 	@for mode in $(MODES); do \
 		printf '\n%s\n' "dlas-store read examples/$$mode.yml --batches 1"; \

@@ -6,7 +6,7 @@ import argparse
 import subprocess
 import sys
 
-from benchmarks import first, importing, memory, opening, read, train
+from benchmarks import extracting, first, importing, memory, opening, read, train
 from benchmarks.options import at_least_one
 from benchmarks.report import print_report, write_json
 from dlas_store import StoreError
@@ -18,6 +18,7 @@ SUBJECTS = {
     "memory": memory,
     "open": opening,
     "import": importing,
+    "extract": extracting,
 }
 
 

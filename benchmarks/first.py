@@ -81,9 +81,8 @@ def run(options: argparse.Namespace) -> Report:
             contenders[_Start(mode, loader, resumed=False).name] = partial(_in_process, opt)
             contenders[_Start(mode, loader, resumed=True).name] = partial(_in_process, opt, state=walks[mode]["state"])
         runs = run_rounds(contenders, rounds=options.rounds)
-    starts = {
-        each: [_Start(*pair, resumed=each) for pair in product(options.modes, _LOADERS)] for each in (False, True)
-    }
+    pairs = list(product(options.modes, _LOADERS))
+    first, resumed = ([_Start(*pair, resumed=each) for pair in pairs] for each in (False, True))
     equal = [run["digest"] == walks[start.mode]["digest"] for start in resumed for run in runs[start.name]]
     return Report(
         subject=f"A store of {options.patches:,} patches of {options.size} x {options.size} pixels, batches of "

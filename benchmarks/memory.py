@@ -41,6 +41,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--epoch-patches", type=at_least_one, default=2000, metavar="N", help="patches an epoch (default: 2000)"
     )
     parser.add_argument("--size", type=at_least_one, default=256, help="side of these, in pixels (default: 256)")
+    parser.add_argument(
+        "--modes", nargs="+", choices=_GROWTH_MODES, default=list(_GROWTH_MODES), help="what is read (default: both)"
+    )
     add_scratch_option(parser)
 
 
@@ -68,7 +71,7 @@ def run(options: argparse.Namespace) -> Report:
             size=options.size,
             quality=95,
         )
-        readers = {mode: partial(_epochs_kilobytes, mode, chunked, options.size, epochs) for mode in _GROWTH_MODES}
+        readers = {mode: partial(_epochs_kilobytes, mode, chunked, options.size, epochs) for mode in options.modes}
         grown = run_rounds(readers, rounds=options.rounds)
     comparisons = [
         Comparison(

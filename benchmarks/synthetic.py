@@ -1,4 +1,4 @@
-"""Patches that cost as much to store and to decode as patches of photos."""
+"""Patches and photos that cost as much to store and to decode as patches of photos."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from dlas_store.source import Pixels
 
 PATCHES_AN_IMAGE = 100
 _DISTINCT = 200
+_PHOTO_PART = 1024
 
 
 def _plain_name(number: int) -> str:
@@ -55,10 +56,37 @@ def write_chunked_folder(
         (image / "centers.pt").write_bytes(write_centers(centers))
 
 
-def synthetic_picture(rng: np.random.Generator, size: int) -> Pixels:
+def write_photos(folder: Path, *, count: int, megapixels: tuple[float, float], quality: int = 92) -> None:
+    """Write photos of the shape 4:3, evenly from the smallest to the largest; the same ones each time.
+
+    Args:
+        folder: is made.
+        count: how many.
+        megapixels: of the smallest and of the largest.
+        quality: of the JPEGs, 4:2:0.
+    """
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for number, pixels in enumerate(rng.permutation(np.linspace(*megapixels, count) * 1e6)):
+        height, width = round((pixels * 3 / 4) ** 0.5), round((pixels * 4 / 3) ** 0.5)
+        # A picture of that size would take some seconds each; mirrored copies of a smaller one have its statistics.
+        picture = synthetic_picture(rng, _PHOTO_PART, grain=(_PHOTO_PART / 256) ** 0.8)
+        photo = np.pad(
+            picture, ((0, max(0, height - _PHOTO_PART)), (0, max(0, width - _PHOTO_PART)), (0, 0)), "symmetric"
+        )
+        data = simplejpeg.encode_jpeg(np.ascontiguousarray(photo[:height, :width]), quality, "RGB", "420")
+        (folder / f"photo_{number:04d}.jpg").write_bytes(data)
+
+
+def synthetic_picture(rng: np.random.Generator, size: int, *, grain: float = 1.0) -> Pixels:
     """Return a picture with the statistics of a photo: straight edges, and noise whose amplitude falls with frequency.
 
     Exponent and contrasts were chosen so that 256 x 256 pixels at quality 95 take 12.6 kB, as those of photos do.
+
+    Args:
+        rng: where it comes from.
+        size: side in pixels.
+        grain: factor of the noise; its power spectrum falls so fast that (size / 256)^0.8 keeps that of 256 pixels.
 
     Returns:
         uint8 (size, size, 3), RGB.
@@ -75,4 +103,4 @@ def synthetic_picture(rng: np.random.Generator, size: int) -> Pixels:
     noise = np.fft.irfft2(spectrum, (size, size))
     noise /= noise.std(axis=(1, 2), keepdims=True)
     brightness, colour = noise[3, :, :, None], np.moveaxis(noise[:3], 0, 2)
-    return np.clip(picture + 15 * brightness + 3 * colour, 0, 255).astype(np.uint8)
+    return np.clip(picture + grain * (15 * brightness + 3 * colour), 0, 255).astype(np.uint8)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 import time
@@ -16,18 +15,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dlas_store.centers import write_centers
-from dlas_store.errors import NotASourceError, StoreError, TargetExistsError, WriteError, write_errors
+from dlas_store.errors import NotASourceError, TargetExistsError, WriteError, write_errors
 from dlas_store.extra_fields import EXTRA_FILE, extra_line
 from dlas_store.folder_source import CENTERS_FILE, REFERENCE_FILE
 from dlas_store.metadata import Image
 from dlas_store.processes import available_cores, progress_bar, report_done, run_in_order
-from dlas_store.publish import PartialFolder, check_free_space, write_file
+from dlas_store.publish import TREE, PartialFolder, check_free_space, remove_folder_leftovers
 from dlas_store.source import Layout
 from dlas_store.store import Store
 
 _IMAGES_A_JOB = 64
-_PLAN_FILE = "plan.json"
-_TREE = "tree"
 _RESERVED_FILES = frozenset({REFERENCE_FILE, CENTERS_FILE})
 _SEPARATORS = frozenset({"/", "\0", os.sep, os.altsep or os.sep})
 _NAME_ERRORS = frozenset({errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ})
@@ -90,13 +87,14 @@ def export_store(
     started = time.monotonic()
     folder = Path(folder).expanduser()
     if folder.exists():
-        _remove_published_leftovers(folder)
+        remove_folder_leftovers(folder)
         raise TargetExistsError(f"{folder}: exists; choose another name, or move it away")
     with Store(Path(store).expanduser()) as source, PartialFolder(folder) as growing:
         numbers = _select(source, images)
         check_free_space(growing.path, sum(entry.payload_bytes for entry in source.index.shards.values()))
-        _agree_on_plan(growing.path, source, images)
-        tree = growing.path / _TREE
+        plan = {"store_id": source.index.store_id.hex(), "images": images, "count": source.image_count}
+        growing.agree_on(plan, what="stores or images")
+        tree = growing.path / TREE
         tree.mkdir(exist_ok=True)
         jobs = [
             _Job(source.path, tree, growing.path / f"building-{first}", numbers[first : first + _IMAGES_A_JOB])
@@ -116,14 +114,6 @@ def export_store(
     return summary
 
 
-def _remove_published_leftovers(folder: Path) -> None:
-    """Remove what an export leaves that was killed after its folder had got its name."""
-    if folder.with_name(folder.name + ".partial").is_dir():
-        with PartialFolder(folder) as growing:
-            if not (growing.path / _TREE).exists():
-                growing.remove()
-
-
 def _select(store: Store, images: str | None) -> list[int]:
     numbers = list(range(store.image_count))
     if images is not None:
@@ -131,18 +121,6 @@ def _select(store: Store, images: str | None) -> list[int]:
     if not numbers:
         raise NotASourceError(f"{store.path}: holds no image{f' that matches {images!r}' if images else ''}")
     return numbers
-
-
-def _agree_on_plan(folder: Path, store: Store, images: str | None) -> None:
-    plan = {"store_id": store.index.store_id.hex(), "images": images, "count": store.image_count}
-    path = folder / _PLAN_FILE
-    if not path.exists():
-        write_file(path, json.dumps(plan).encode())
-    elif json.loads(path.read_bytes()) != plan:
-        raise StoreError(
-            f"{folder}: an interrupted export was of another store or other images; run it again with the same, or "
-            "remove that folder to start over"
-        )
 
 
 def _export(job: _Job) -> ExportSummary:

@@ -16,6 +16,7 @@ from xxhash import xxh3_64_intdigest, xxh3_128_hexdigest
 
 from dlas_store.commit import PlannedShard
 from dlas_store.compare import differences
+from dlas_store.converters.cutting import balanced_size, cut
 from dlas_store.errors import ImportFailedError, NameNotFoundError
 from dlas_store.source import Listing, Source
 from dlas_store.store import Store
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
 MIN_SHARD_SIZE = 16 << 20
 MAX_SHARD_SIZE = 1 << 30
-MAX_IMAGES_A_SHARD = 1 << 13
-"""So that what a worker holds of its shard is bounded for tiny pictures as well, some MB."""
 
 _SHARDS_AT_LEAST = 8
 _PAGE_BYTES = 4096
@@ -114,7 +113,8 @@ def plan_import(
         patches.append(len(listing.files))
         sizes.append(listing.total_bytes)
         digests.append(xxh3_64_intdigest(repr((listing.name, listing.files, listing.sizes.tobytes())).encode()))
-    for start, end in _cut(sizes, shard_size or _balanced_shard_size(sum(sizes))):
+    limit = shard_size or balanced_size(sum(sizes), parts=_SHARDS_AT_LEAST, low=MIN_SHARD_SIZE, high=MAX_SHARD_SIZE)
+    for start, end in cut(sizes, limit):
         fingerprint = xxh3_128_hexdigest(digests[start:end].tobytes() + options.encode())
         plan.shards.append(PlannedShard(end - start, sum(patches[start:end]), sum(sizes[start:end]), fingerprint))
     if len(sources) > 1:
@@ -134,23 +134,6 @@ def _select(
                 bar.update()
             if images is None or fnmatchcase(listing.name, images):
                 yield origin, source, listing
-
-
-def _cut(sizes: Sequence[int], shard_size: int) -> Iterator[tuple[int, int]]:
-    """Yield first image and end of each shard: images in order, as many as fit, at most MAX_IMAGES_A_SHARD."""
-    start, filled = 0, 0
-    for position, size in enumerate(sizes):
-        if position > start and (filled + size > shard_size or position - start == MAX_IMAGES_A_SHARD):
-            yield start, position
-            start, filled = position, 0
-        filled += size
-    if sizes:
-        yield start, len(sizes)
-
-
-def _balanced_shard_size(total: int) -> int:
-    """Return a shard size that gives several workers something to do, and does not depend on their number."""
-    return min(max(total // _SHARDS_AT_LEAST + 1, MIN_SHARD_SIZE), MAX_SHARD_SIZE)
 
 
 def _find(base: Store | None, name: str) -> int | None:

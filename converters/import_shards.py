@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dlas_store.commit import SealedShard, read_shard, write_shard
+from dlas_store.converters.shard_reports import load_report, save_report
 from dlas_store.errors import CentersError, DamagedError, ImageError, ImportFailedError
 from dlas_store.folder_source import CENTERS_FILE, REFERENCE_FILE, FolderSource
 from dlas_store.metadata import Image, file_number
 from dlas_store.opening import SourcePart
 from dlas_store.pixels import check_picture
 from dlas_store.processes import report_done
-from dlas_store.publish import write_file
 from dlas_store.shard import ShardHeader
 from dlas_store.shard_writer import ShardWriter
 from dlas_store.source import Source, relative_path
@@ -80,8 +79,7 @@ class BuiltShard(NamedTuple):
 
 def build_shard(job: ShardJob) -> BuiltShard:
     """Build a shard, or read the one that an earlier run sealed."""
-    report_file = job.folder / f"{job.header.file_name}.json"
-    report = _read_report(report_file)
+    report = _as_report(load_report(job.folder, job.header))
     if job.sealed is not None and (job.skip_bad or not report.findings):
         shard = read_shard(job.sealed, check_values=True)
         report_done(shard.header.patches, shard.header.payload_bytes)
@@ -94,7 +92,7 @@ def build_shard(job: ShardJob) -> BuiltShard:
             _copy_image(source, number, writer, job, report)
         if report.findings and not job.skip_bad:
             raise ImportFailedError("bad files")
-        write_file(report_file, json.dumps(asdict(report)).encode())
+        save_report(job.folder, job.header, asdict(report))
 
     try:
         return BuiltShard(write_shard(job.folder, job.header, fill), report)
@@ -102,10 +100,9 @@ def build_shard(job: ShardJob) -> BuiltShard:
         return BuiltShard(None, report)
 
 
-def _read_report(path: Path) -> ShardReport:
-    if not path.exists():
+def _as_report(fields: dict[str, Any] | None) -> ShardReport:
+    if fields is None:
         return ShardReport()
-    fields = json.loads(path.read_bytes())
     return ShardReport(**fields | {"findings": [Finding(*finding) for finding in fields["findings"]]})
 
 

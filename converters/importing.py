@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dlas_store.commit import Commit, CommitPlan, next_shard_number, remove_published_leftovers
+from dlas_store.commit import Commit, plan_commit, remove_published_leftovers
 from dlas_store.converters.import_plan import ImportPlan, plan_import
 from dlas_store.converters.import_shards import BuiltShard, Finding, ShardJob, build_shard
 from dlas_store.errors import ConfigError, ImportFailedError, NotASourceError, TargetExistsError
@@ -134,7 +133,8 @@ def import_store(
             summary.left_out += source.left_out
     if plan.names:
         workers = workers or available_cores()
-        with Commit(store, _commit_plan(plan, common_layout, store, base), base=base.index if base else None) as commit:
+        index = base.index if base else None
+        with Commit(store, plan_commit(store, common_layout, plan.shards, base=index), base=index) as commit:
             sealed = [commit.find_shard(header) for header in commit.plan.headers()]
             missing = [planned for planned, path in zip(plan.shards, sealed, strict=True) if path is None]
             missing_share = sum(shard.payload_bytes for shard in missing) / max(1, plan.payload_bytes)
@@ -183,19 +183,6 @@ def _jobs(
     for number, (header, path) in enumerate(zip(commit.plan.headers(), sealed, strict=True)):
         parts = [part_of(sources[origin], names) for origin, names in plan.parts(number)]
         yield ShardJob(commit.folder, header, path, parts, skip_bad=skip_bad, decode_all=decode_all)
-
-
-def _commit_plan(plan: ImportPlan, layout: Layout, store: Path, base: Store | None) -> CommitPlan:
-    shards = base.index.shards.values() if base else ()
-    return CommitPlan(
-        store_id=base.index.store_id.hex() if base else secrets.token_hex(16),
-        layout=layout,
-        commit=max((shard.commit for shard in shards), default=-1) + 1,
-        first_shard=next_shard_number(store, base.index) if base else 0,
-        first_image=max((shard.first_image_id + shard.images for shard in shards), default=0),
-        shards=tuple(plan.shards),
-        shard_ids=tuple(secrets.token_hex(16) for _ in plan.shards),
-    )
 
 
 def _check_options(

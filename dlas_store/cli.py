@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 import traceback
 from collections import Counter
@@ -13,11 +12,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dlas_store import __version__
+from dlas_store import __version__, extract_command
 from dlas_store.errors import ConfigError, StoreError
+from dlas_store.terminal import byte_size, megabytes, one_line, positive, print_lines, shorten
 
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-_LINES_SHOWN = 20
+_SIZES_SHOWN = 20
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (StoreError, OSError) as error:
         if options.debug:
             traceback.print_exc()
-        print(f"dlas-store: {_one_line(str(error))}", file=sys.stderr)
+        print(f"dlas-store: {one_line(str(error))}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) and options.command != "read" else 1
 
 
@@ -53,31 +52,13 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     def add_workers(command: Any) -> None:
-        command.add_argument("--workers", type=_positive, metavar="N", help="processes (default: one a core)")
+        command.add_argument("--workers", type=positive, metavar="N", help="processes (default: one a core)")
+
+    command = add("extract", extract_command.run, "Cut photos up into a store or a chunked folder.", resumes=True)
+    extract_command.add_arguments(command)
 
     command = add("import", _import, "Import folders, or stores, into a store.", resumes=True)
-    command.add_argument(
-        "sources", nargs="+", metavar="SRC", help="chunked folder, folder of pictures, store; torch:NAME with --root"
-    )
-    command.add_argument("store", type=Path, metavar="STORE", help="the store to write, NAME.lmdb")
-    command.add_argument("--layout", choices=("chunked", "pictures"), help="how to read SRC (default: by its contents)")
-    command.add_argument("--root", type=Path, metavar="R", help="where the published files of torch:NAME lie")
-    command.add_argument("--split", help="train (default) or test of torch:NAME")
-    command.add_argument("--append", action="store_true", help="add images that STORE does not have")
-    command.add_argument(
-        "--checksum", action="store_true", help="with --append: compare by content, not names and sizes"
-    )
-    command.add_argument("--images", metavar="PATTERN", help="only images whose name matches, such as 'cat_*'")
-    command.add_argument(
-        "--on-error", choices=("stop", "skip"), default="stop", help="at a bad file: stop (default), or leave it out"
-    )
-    command.add_argument("--decode", action="store_true", help="decode every picture to check it")
-    command.add_argument(
-        "--shard-size",
-        type=_size,
-        metavar="SIZE",
-        help="bytes of files a shard holds (default: 1GiB, an eighth of all for less than 8GiB)",
-    )
+    _add_import_arguments(command)
     add_workers(command)
 
     command = add("export", _export, "Write a store back as a folder, byte for byte.", resumes=True)
@@ -108,9 +89,34 @@ def _parser() -> argparse.ArgumentParser:
     command = add("read", _read, "Read batches of a config, and show what they hold and how fast they come.")
     command.add_argument("config", type=Path, metavar="CONFIG", help="a DL-Art-School config, YAML")
     command.add_argument("--phase", default="train", help="which datasets to read (default: train)")
-    command.add_argument("--batches", type=_positive, default=10, metavar="N", help="how many of each (default: 10)")
+    command.add_argument("--batches", type=positive, default=10, metavar="N", help="how many of each (default: 10)")
     command.add_argument("--picture", type=_png, metavar="FILE.png", help="also draw the first items into this file")
     return parser
+
+
+def _add_import_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "sources", nargs="+", metavar="SRC", help="chunked folder, folder of pictures, store; torch:NAME with --root"
+    )
+    command.add_argument("store", type=Path, metavar="STORE", help="the store to write, NAME.lmdb")
+    command.add_argument("--layout", choices=("chunked", "pictures"), help="how to read SRC (default: by its contents)")
+    command.add_argument("--root", type=Path, metavar="R", help="where the published files of torch:NAME lie")
+    command.add_argument("--split", help="train (default) or test of torch:NAME")
+    command.add_argument("--append", action="store_true", help="add images that STORE does not have")
+    command.add_argument(
+        "--checksum", action="store_true", help="with --append: compare by content, not names and sizes"
+    )
+    command.add_argument("--images", metavar="PATTERN", help="only images whose name matches, such as 'cat_*'")
+    command.add_argument(
+        "--on-error", choices=("stop", "skip"), default="stop", help="at a bad file: stop (default), or leave it out"
+    )
+    command.add_argument("--decode", action="store_true", help="decode every picture to check it")
+    command.add_argument(
+        "--shard-size",
+        type=byte_size,
+        metavar="SIZE",
+        help="bytes of files a shard holds (default: 1GiB, an eighth of all for less than 8GiB)",
+    )
 
 
 def _import(options: argparse.Namespace) -> int:
@@ -133,15 +139,15 @@ def _import(options: argparse.Namespace) -> int:
     speed = summary.payload_bytes / 1e6 / max(summary.seconds, 1e-9)
     print(
         f"{options.store}: imported {summary.images:,} images, {summary.patches:,} patches, "
-        f"{_megabytes(summary.payload_bytes)} in {summary.seconds:.1f} s ({speed:.0f} MB/s), {summary.shards} shards"
+        f"{megabytes(summary.payload_bytes)} in {summary.seconds:.1f} s ({speed:.0f} MB/s), {summary.shards} shards"
     )
     for reason, count in Counter(left_out.reason for left_out in summary.left_out).items():
         paths = [left_out.path for left_out in summary.left_out if left_out.reason == reason]
-        print(f"left out, {reason}: {count:,} ({_shorten(paths)})")
-    _print_lines("kept as it is", summary.notes, summary.note_count)
-    _print_lines("bad file left out", [f"{path}: {message}" for path, message in summary.findings])
-    _print_lines("changed since it was imported, not touched", summary.changed)
-    _print_lines("in the store, but no longer in the source", summary.vanished)
+        print(f"left out, {reason}: {count:,} ({shorten(paths)})")
+    print_lines("kept as it is", summary.notes, summary.note_count)
+    print_lines("bad file left out", [f"{path}: {message}" for path, message in summary.findings])
+    print_lines("changed since it was imported, not touched", summary.changed)
+    print_lines("in the store, but no longer in the source", summary.vanished)
     return 0 if summary.is_clean else 1
 
 
@@ -166,9 +172,9 @@ def _export(options: argparse.Namespace) -> int:
     summary = export_store(options.store, options.folder, images=options.images, workers=options.workers)
     print(
         f"{options.folder}: exported {summary.images:,} images, {summary.patches:,} patches, "
-        f"{_megabytes(summary.payload_bytes)} in {summary.seconds:.1f} s"
+        f"{megabytes(summary.payload_bytes)} in {summary.seconds:.1f} s"
     )
-    _print_lines("not written", [f"{image!r}: {reason}" for image, reason in summary.refused])
+    print_lines("not written", [f"{image!r}: {reason}" for image, reason in summary.refused])
     return 1 if summary.refused else 0
 
 
@@ -184,19 +190,19 @@ def _info(options: argparse.Namespace) -> int:
         "layout": found.layout,
         "images": f"{found.images:,} ({found.references:,} with a reference)",
         "patches": f"{found.patches:,}",
-        "bytes": f"{_megabytes(found.bytes)} of files",
-        "on disk": f"{_megabytes(found.disk_bytes)} in {found.shards} shards and the index ({overhead:+.1f} %)",
+        "bytes": f"{megabytes(found.bytes)} of files",
+        "on disk": f"{megabytes(found.disk_bytes)} in {found.shards} shards and the index ({overhead:+.1f} %)",
         "format": f"version {found.format_version}, index generation {found.generation}",
         "store id": found.store_id,
     }
     for name, value in rows.items():
         print(f"{name:10}{value}")
     sizes = list(found.sizes.items())
-    for row, (size, count) in enumerate(sizes[:_LINES_SHOWN]):
+    for row, (size, count) in enumerate(sizes[:_SIZES_SHOWN]):
         share = 100 * count / max(found.patches, 1)
         print(f"{'' if row else 'pixels':10}{size:>11}  {count:>12,}  {share:5.1f} %  {'#' * round(share / 2)}")
-    if len(sizes) > _LINES_SHOWN:
-        print(f"{'':10}and {len(sizes) - _LINES_SHOWN} more sizes")
+    if len(sizes) > _SIZES_SHOWN:
+        print(f"{'':10}and {len(sizes) - _SIZES_SHOWN} more sizes")
     return 0
 
 
@@ -229,7 +235,7 @@ def _reindex(options: argparse.Namespace) -> int:
 
     summary = reindex(options.store, workers=options.workers)
     print(f"{options.store}: indexed {summary.shards} shards, {summary.images:,} images, {summary.patches:,} patches")
-    _print_lines("left out", [f"{path.name}: {reason}" for path, reason in summary.left_out])
+    print_lines("left out", [f"{path.name}: {reason}" for path, reason in summary.left_out])
     return 1 if summary.left_out else 0
 
 
@@ -258,44 +264,8 @@ def _read(options: argparse.Namespace) -> int:
     return 0
 
 
-def _print_lines(what: str, lines: Sequence[str], count: int | None = None) -> None:
-    """Print what is to be said of some images or files, the first of them only."""
-    count = len(lines) if count is None else count
-    for line in lines[:_LINES_SHOWN]:
-        print(f"{what}: {_one_line(line)}")
-    if count > _LINES_SHOWN:
-        print(f"{what}: and {count - min(len(lines), _LINES_SHOWN):,} more")
-
-
-def _shorten(paths: Sequence[str]) -> str:
-    return ", ".join(map(_one_line, paths[:3])) + (", ..." if len(paths) > 3 else "")
-
-
-def _one_line(text: str) -> str:
-    """Return text with control characters escaped: names may hold newlines."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB"
-
-
-def _positive(text: str) -> int:
-    value = int(text) if text.isascii() and text.isdigit() else 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1, got {text!r}")
-    return value
-
-
 def _png(text: str) -> Path:
     path = Path(text).expanduser()
     if path.suffix.lower() != ".png":
         raise argparse.ArgumentTypeError(f"must be a file name that ends in .png, got {text!r}")
     return path
-
-
-def _size(text: str) -> int:
-    match = re.fullmatch(r"([0-9]+)([KMGT]?)(iB|B)?", text)
-    if match is None or int(match[1]) < 1:
-        raise argparse.ArgumentTypeError(f"must be a size such as 512MiB or 1GiB, got {text!r}")
-    return int(match[1]) * _UNITS[match[2]]

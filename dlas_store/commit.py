@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import secrets
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -79,6 +80,27 @@ class CommitPlan:
             )
             first_image += shard.images
         return headers
+
+
+def plan_commit(store: Path, layout: Layout, shards: Sequence[PlannedShard], *, base: Index | None) -> CommitPlan:
+    """Return the plan of a new store, or of new shards of one.
+
+    Args:
+        store: the store's folder.
+        layout: that of the store.
+        shards: what each new shard is to hold.
+        base: the index of the store that is appended to, None for a new one.
+    """
+    earlier = base.shards.values() if base else ()
+    return CommitPlan(
+        store_id=base.store_id.hex() if base else secrets.token_hex(16),
+        layout=layout,
+        commit=max((shard.commit for shard in earlier), default=-1) + 1,
+        first_shard=_next_shard_number(store, base) if base else 0,
+        first_image=max((shard.first_image_id + shard.images for shard in earlier), default=0),
+        shards=tuple(shards),
+        shard_ids=tuple(secrets.token_hex(16) for _ in shards),
+    )
 
 
 class SealedShard(NamedTuple):
@@ -157,6 +179,10 @@ class Commit:
             if (self.folder / header.file_name).exists():
                 publish_file(self.folder / header.file_name, self._store / header.file_name)
         publish_file(self.folder / INDEX_FILE, self._store / INDEX_FILE)
+        self._partial.remove()
+
+    def discard(self) -> None:
+        """Remove all that was built; of use where that is nothing."""
         self._partial.remove()
 
     def __enter__(self) -> Self:
@@ -246,7 +272,7 @@ def read_shard(path: Path, *, check_values: bool) -> SealedShard:
     return SealedShard(shard.header, read_directory(shard, check_values=check_values), len(shard.data))
 
 
-def next_shard_number(store: Path, base: Index) -> int:
+def _next_shard_number(store: Path, base: Index) -> int:
     """Return the first number that no shard of a store has, named by its index or not."""
     number = max(base.shards, default=-1) + 1
     while (store / shard_file_name(number)).exists():

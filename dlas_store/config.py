@@ -27,9 +27,7 @@ def load_config(path: str | Path) -> dict[str, Any]:
     Raises:
         ConfigError: the file cannot be read, is no YAML, or has no datasets.
     """
-    config = _parse(Path(path))
-    if not isinstance(config, dict):
-        raise ConfigError(f"{path}: must be a mapping of options, got {_kind(config)}")
+    config = load_mapping(path)
     datasets = config.get("datasets")
     if not isinstance(datasets, dict) or not datasets:
         raise ConfigError(f"{path}: 'datasets' must be a mapping of datasets (train, val, ...), got {_kind(datasets)}")
@@ -37,6 +35,18 @@ def load_config(path: str | Path) -> dict[str, Any]:
         if not isinstance(dataset, dict):
             raise ConfigError(f"{path}: dataset '{key}' must be a mapping of options, got {_kind(dataset)}")
         datasets[key] = {**_with_home_expanded(dataset), "phase": str(key).split("_")[0]}
+    return config
+
+
+def load_mapping(path: str | Path) -> dict[str, Any]:
+    """Read a YAML file of options as plain dicts and lists.
+
+    Raises:
+        ConfigError: the file cannot be read, is no YAML, or no mapping.
+    """
+    config = _parse(Path(path))
+    if not isinstance(config, dict):
+        raise ConfigError(f"{path}: must be a mapping of options, got {_kind(config)}")
     return config
 
 

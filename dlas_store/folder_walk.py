@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,6 +73,33 @@ class FolderWalk:
         except OSError as error:
             raise self._unreadable(folder, error) from error
         return files, folders
+
+    def files(self) -> Iterator[str]:
+        """Yield the paths of all files at any depth, sorted by code point.
+
+        Holds one folder's names for each level of depth. A link to a folder that it lies in is left out.
+        """
+        above = [(self.identity(""), self._sorted_entries(""))]
+        while above:
+            path = next(above[-1][1], None)
+            if path is None:
+                above.pop()
+            elif path.endswith("/"):
+                folder = path[:-1]
+                identity = self.identity(folder)
+                if any(identity == other for other, _ in above):
+                    self.leave_out([folder], "link to a folder that it lies in")
+                else:
+                    above.append((identity, self._sorted_entries(folder)))
+            else:
+                yield path
+
+    def _sorted_entries(self, folder: str) -> Iterator[str]:
+        entries, folders = self.entries(folder)
+        # With its "/" a folder sorts among the files where the paths below it do: "a-b/1.jpg", "a.jpg", "a/1.jpg".
+        entries.extend(f"{path}/" for path in folders)
+        entries.sort()
+        return iter(entries)
 
     def finish(self) -> None:
         """Raise NotASourceError if any name met was not UTF-8."""

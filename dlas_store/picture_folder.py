@@ -33,31 +33,12 @@ class PictureFolder(FolderSource):
         raise AssertionError(f"{image}: a picture has no centres")
 
     def _pictures(self, walk: FolderWalk) -> Iterator[str]:
-        """Yield the paths of all pictures, sorted, with one folder's names in memory for each level of depth."""
-        above = [(walk.identity(""), _sorted_entries(walk, ""))]
-        while above:
-            path = next(above[-1][1], None)
-            if path is None:
-                above.pop()
-            elif path.endswith("/"):
-                folder = path[:-1]
-                identity = walk.identity(folder)
-                if any(identity == other for other, _ in above):
-                    walk.leave_out([folder], "link to a folder that it lies in")
-                else:
-                    above.append((identity, _sorted_entries(walk, folder)))
-            elif reason := _why_no_picture(path):
+        """Yield the paths of all pictures, sorted."""
+        for path in walk.files():
+            if reason := _why_no_picture(path):
                 walk.leave_out([path], reason)
             elif path != EXTRA_FILE:
                 yield path
-
-
-def _sorted_entries(walk: FolderWalk, folder: str) -> Iterator[str]:
-    entries, folders = walk.entries(folder)
-    # With its "/" a folder sorts among the files where the paths below it do: "a-b/1.jpg", "a.jpg", "a/1.jpg".
-    entries.extend(f"{path}/" for path in folders)
-    entries.sort()
-    return iter(entries)
 
 
 def _why_no_picture(path: str) -> str | None:

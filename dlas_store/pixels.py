@@ -7,7 +7,7 @@ import struct
 import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Literal, NamedTuple
+from typing import IO, Literal, NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -26,12 +26,19 @@ IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".webp"})
 
 Decoder = Literal["simplejpeg", "pyturbojpeg"]
 
+_Colors = Literal["RGB", "RGBA", "BGR"]
+
 _JPEG_START = b"\xff\xd8\xff"
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"IEND\xaeB`\x82"
-# Pillow knows more, and for some of them (EPS) it starts other programs.
-_PILLOW_FORMATS = ("BMP", "JPEG", "PNG", "PPM", "WEBP")
-_PILLOW_ERRORS = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, zlib.error)
+PICTURE_FORMATS = ("BMP", "JPEG", "PNG", "PPM", "WEBP")
+"""What is read of stores and folders. Pillow knows more, and for some of them (EPS) it starts other programs."""
+
+PILLOW_ERRORS = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, zlib.error)
+"""What Pillow raises for bytes that make no sense."""
+
+ORIENTATION = 0x112
+"""The EXIF tag that says how a picture was held."""
 
 
 class Size(NamedTuple):
@@ -42,7 +49,15 @@ class Size(NamedTuple):
 
 
 def decode(
-    data: bytes, *, alpha: bool = False, max_pixels: int = MAX_PIXELS, decoder: Decoder = "simplejpeg"
+    data: bytes,
+    *,
+    alpha: bool = False,
+    max_pixels: int = MAX_PIXELS,
+    decoder: Decoder = "simplejpeg",
+    formats: tuple[str, ...] = PICTURE_FORMATS,
+    reduction: Literal[1, 2, 4, 8] = 1,
+    bgr: bool = False,
+    buffer: Pixels | None = None,
 ) -> Pixels:
     """Decode a picture.
 
@@ -51,25 +66,28 @@ def decode(
         alpha: give RGBA, with 255 where the picture has no alpha. Without it alpha is dropped, not composited.
         max_pixels: height times width above which the picture is refused.
         decoder: what decodes baseline and progressive JPEG. Both give the same pixels.
+        formats: what the picture may be, in Pillow's names.
+        reduction: what simplejpeg divides the sides of a JPEG by, rounded up; other pictures come whole.
+        bgr: give colours in OpenCV's order; not with alpha.
+        buffer: what simplejpeg decodes a JPEG into, uint8, large enough, in one piece; the result is a view of it.
 
     Returns:
-        uint8 (H, W, 3) RGB or (H, W, 4) RGBA. Grey is repeated, CMYK converted, 16-bit values are divided by 257 and
-        rounded. EXIF rotation is not applied.
+        uint8 (H, W, 3) RGB (or BGR), or (H, W, 4) RGBA. Grey is repeated, CMYK converted, 16-bit values are divided by
+        257 and rounded. EXIF rotation is not applied.
 
     Raises:
         ImageError: no picture, a damaged or truncated one, or one above max_pixels.
     """
+    assert not (alpha and bgr)
     if data.startswith(_JPEG_START):
         size, colorspace = _jpeg_header(data)
         _check_size(size, max_pixels)
         if colorspace not in ("CMYK", "YCCK"):
-            return _decode_jpeg(data, "RGBA" if alpha else "RGB", decoder)
-    elif data.startswith(_PNG_START) and data[24:25] == b"\x10":
-        _check_size(image_size(data), max_pixels)
-        return _decode_png16(data, alpha=alpha)
-    with _open_with_pillow(data) as picture:
-        _check_size(Size(picture.height, picture.width), max_pixels)
-        return _pillow_pixels(picture, alpha=alpha)
+            wanted: _Colors = "RGBA" if alpha else "BGR" if bgr else "RGB"
+            least = Size(-(-size.height // reduction), -(-size.width // reduction))
+            return _decode_jpeg(data, wanted, decoder, least, buffer)
+    pixels = _decode_other(data, alpha=alpha, max_pixels=max_pixels, formats=formats)
+    return np.ascontiguousarray(pixels[:, :, ::-1]) if bgr else pixels
 
 
 def decode_into(
@@ -172,28 +190,53 @@ def _jpeg_header(data: bytes) -> tuple[Size, str]:
     return Size(height, width), colorspace
 
 
-def _decode_jpeg(data: bytes, colorspace: Literal["RGB", "RGBA"], decoder: Decoder) -> Pixels:
+def _decode_other(data: bytes, *, alpha: bool, max_pixels: int, formats: tuple[str, ...]) -> Pixels:
+    if data.startswith(_PNG_START) and data[24:25] == b"\x10":
+        _check_size(image_size(data), max_pixels)
+        return _decode_png16(data, alpha=alpha)
+    with _open_with_pillow(data, formats) as picture:
+        _check_size(Size(picture.height, picture.width), max_pixels)
+        return _pillow_pixels(picture, alpha=alpha)
+
+
+def _decode_jpeg(data: bytes, colorspace: _Colors, decoder: Decoder, least: Size, buffer: Pixels | None) -> Pixels:
     if decoder == "pyturbojpeg":
         from dlas_store import pyturbojpeg  # noqa: PLC0415 - an extra
 
         return pyturbojpeg.decode(data, colorspace)
     try:
-        pixels: Pixels = simplejpeg.decode_jpeg(data, colorspace)
+        pixels: Pixels = simplejpeg.decode_jpeg(
+            data, colorspace, min_height=least.height, min_width=least.width, buffer=buffer
+        )
     except ValueError as error:
         raise ImageError(f"damaged or truncated JPEG ({error})") from error
     return pixels
 
 
-def _open_with_pillow(data: bytes) -> PillowImage.Image:
-    if not data:
+def _open_with_pillow(data: bytes, formats: tuple[str, ...] = PICTURE_FORMATS) -> PillowImage.Image:
+    return open_with_pillow(io.BytesIO(data), formats)
+
+
+def open_with_pillow(file: IO[bytes], formats: tuple[str, ...]) -> PillowImage.Image:
+    """Open a picture without decoding its pixels.
+
+    Args:
+        file: an image file; it must stay open for as long as the picture is used.
+        formats: what it may be, in Pillow's names.
+
+    Raises:
+        ImageError: it is none of them, damaged, or has more than MAX_PIXELS pixels.
+    """
+    if not file.read(1):
         raise ImageError("the file is empty")
+    file.seek(0)
     try:
-        return PillowImage.open(io.BytesIO(data), formats=_PILLOW_FORMATS)
+        return PillowImage.open(file, formats=formats)
     except UnidentifiedImageError as error:
-        raise ImageError(f"not a picture of a kind that is read ({', '.join(_PILLOW_FORMATS)})") from error
+        raise ImageError(f"not a picture of a kind that is read ({', '.join(formats)})") from error
     except (PillowImage.DecompressionBombError, PillowImage.DecompressionBombWarning) as error:
         raise ImageError(f"more pixels than the limit of {MAX_PIXELS}") from error
-    except _PILLOW_ERRORS as error:
+    except PILLOW_ERRORS as error:
         raise ImageError(f"damaged picture ({error})") from error
 
 
@@ -204,12 +247,26 @@ def _pillow_pixels(picture: PillowImage.Image, *, alpha: bool) -> Pixels:
         if picture.mode.startswith("I"):
             return _with_channels(_from_16_bits(np.asarray(picture)), alpha=alpha)
         has_alpha = picture.has_transparency_data
+        turned = picture.getexif().get(ORIENTATION, 1) if picture.format == "TIFF" else 1
         array: Pixels = np.array(picture.convert("RGBA" if has_alpha else "RGB"))
-    except _PILLOW_ERRORS as error:
+        if turned != 1:
+            array = _as_stored(array, turned)
+    except PILLOW_ERRORS as error:
         if isinstance(error, ImageError):
             raise
         raise ImageError(f"damaged or truncated picture ({error})") from error
     return _with_channels(array, alpha=alpha)
+
+
+def _as_stored(array: Pixels, orientation: int) -> Pixels:
+    """Undo the EXIF rotation that Pillow applies to TIFF, and to nothing else."""
+    if orientation in (2, 3, 7):
+        array = array[:, ::-1]
+    if orientation in (3, 4, 7):
+        array = array[::-1]
+    if orientation in (5, 7):
+        array = array.swapaxes(0, 1)
+    return np.rot90(array, {6: 1, 8: -1}.get(orientation, 0))
 
 
 def _decode_png16(data: bytes, *, alpha: bool) -> Pixels:
@@ -219,7 +276,7 @@ def _decode_png16(data: bytes, *, alpha: bool) -> Pixels:
     with _open_with_pillow(data) as picture:
         try:
             picture.load()  # OpenCV fills what is missing of a truncated file; Pillow raises
-        except _PILLOW_ERRORS as error:
+        except PILLOW_ERRORS as error:
             raise ImageError(f"damaged or truncated picture ({error})") from error
     array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if array is None:

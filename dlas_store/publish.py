@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, Any, Self
 
-from dlas_store.errors import BusyError, TargetExistsError, WriteError, write_errors
+from dlas_store.errors import BusyError, StoreError, TargetExistsError, WriteError, write_errors
+
+TREE = "tree"
+"""Folder in a PartialFolder that becomes an image folder; it gets the final name, so where it is gone all is done."""
 
 _LOCK_FILE = "lock"
+_PLAN_FILE = "plan.json"
 _LOCK_PATIENCE_SECONDS = 2.0
 """Workers of a killed import hold its lock until they notice; that takes milliseconds."""
 
@@ -36,6 +42,25 @@ class PartialFolder:
         self.path = target.with_name(target.name + ".partial")
         with write_errors(self.path):
             self._lock = _take_lock(self.path / _LOCK_FILE)
+
+    def agree_on(self, plan: Mapping[str, Any], *, what: str) -> None:
+        """Record what is to be written, or find that an interrupted run recorded the same.
+
+        Args:
+            plan: JSON types only.
+            what: what a rerun must have in common with it, for the message.
+
+        Raises:
+            StoreError: the interrupted run was of something else.
+        """
+        path = self.path / _PLAN_FILE
+        if not path.exists():
+            write_file(path, json.dumps(plan).encode())
+        elif json.loads(path.read_bytes()) != plan:
+            raise StoreError(
+                f"{self.path}: an interrupted run was of other {what}; run it again with the same, or remove that "
+                "folder to start over"
+            )
 
     def publish(self, content: Path | None = None) -> None:
         """Give the folder, or one in it, the name it was made for, durably.
@@ -77,6 +102,14 @@ class PartialFolder:
     ) -> None:
         """Let go of the lock."""
         self.close()
+
+
+def remove_folder_leftovers(folder: Path) -> None:
+    """Remove what a run leaves that was killed after its folder had got its name."""
+    if folder.with_name(folder.name + ".partial").is_dir():
+        with PartialFolder(folder) as growing:
+            if not (growing.path / TREE).exists():
+                growing.remove()
 
 
 def _take_lock(path: Path) -> IO[bytes]:

@@ -11,8 +11,8 @@ from dlas_store.source import Pixels
 _REMEDY = "pip install dlas-store[turbojpeg] and the system's libjpeg-turbo, or take decoder simplejpeg"
 
 
-def decode(data: bytes, colorspace: Literal["RGB", "RGBA"]) -> Pixels:
-    """Decode a JPEG to uint8 (H, W, 3) RGB or (H, W, 4) RGBA; safe in several threads at once.
+def decode(data: bytes, colorspace: Literal["RGB", "RGBA", "BGR"]) -> Pixels:
+    """Decode a JPEG to uint8 (H, W, 3) RGB or BGR, or (H, W, 4) RGBA; safe in several threads at once.
 
     Raises:
         ImageError: damaged or truncated.
@@ -21,7 +21,7 @@ def decode(data: bytes, colorspace: Literal["RGB", "RGBA"]) -> Pixels:
     decoder = _load()
     try:
         # Never with dst=: some versions write outside a strided array, or into a read-only one.
-        pixels: Pixels = decoder.decode(data, pixel_format={"RGB": 0, "RGBA": 7}[colorspace])
+        pixels: Pixels = decoder.decode(data, pixel_format={"RGB": 0, "BGR": 1, "RGBA": 7}[colorspace])
     except (OSError, ValueError) as error:
         raise ImageError(f"damaged or truncated JPEG ({error})") from error
     return pixels

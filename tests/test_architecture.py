@@ -22,8 +22,8 @@ LAYERS = {
     "errors": ["errors"],
     "what needs nothing of ours but errors": [
         "bounded_cache", "centers_pickle", "config", "extra_fields", "folder_walk", "inert_pickle", "keys",
-        "lmdb_pages", "lmdb_writer", "metadata", "names", "numpy_pickle", "plain_pickle", "processes", "publish",
-        "tables",
+        "lmdb_pages", "lmdb_writer", "metadata", "names", "numpy_pickle", "options", "plain_pickle", "processes",
+        "publish", "tables", "terminal",
     ],
     "the storage API and encodings": ["centers", "pixels", "pyturbojpeg", "sealed_file", "source"],
     "shard, index, folder": [
@@ -35,8 +35,8 @@ LAYERS = {
     "datasets": ["datasets", "datasets.*"],
     "converters": ["converters", "converters.*"],
     "benchmarks and the command line": [
-        "__main__", "benchmarks", "benchmarks.*", "cli", "picture_sheet", "preview", "read_command",
-        "read_picture",
+        "__main__", "benchmarks", "benchmarks.*", "cli", "extract_command", "picture_sheet", "preview",
+        "read_command", "read_picture",
     ],
 }  # fmt: skip
 """A module may import from its own layer and those before it."""

@@ -14,6 +14,8 @@ from PIL import Image
 
 from dlas_store import open_source
 from dlas_store.config import load_config
+from dlas_store.converters.extraction.extracting import extract
+from dlas_store.converters.extraction.options import ExtractOptions
 from dlas_store.converters.importing import import_store
 from dlas_store.datasets.modes import MODES
 from dlas_store.published import open_published
@@ -35,12 +37,14 @@ def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that ``make demo`` makes, with all of its stores."""
     folder = tmp_path_factory.mktemp("examples") / "demo"
-    done = run("cut_photos.py", folder)
+    done = run("sample_photos.py", folder / "originals")
     assert done.returncode == 0, done.stderr
-    (folder / "cut_photos.txt").write_text(done.stdout)
-    for kind in ("photos", "video", "stereo", "pictures"):
-        import_store([folder / kind], folder / f"{kind}.lmdb")
-    import_store([open_published("imagefolder", folder / "classes")], folder / "classes.lmdb")
+    (folder / "sample_photos.txt").write_text(done.stdout)
+    for kind, options in (("photos", {}), ("video", {}), ("stereo", {"vertical_split": True})):
+        cut = ExtractOptions.read({"crop_sz": 256, "step": 128} | options)
+        extract(folder / "originals" / kind, folder / f"{kind}.lmdb", cut)
+    import_store([folder / "originals" / "photos"], folder / "pictures.lmdb")
+    import_store([open_published("imagefolder", folder / "originals" / "classes")], folder / "classes.lmdb")
     return folder
 
 
@@ -52,10 +56,9 @@ def in_demo(config: Path, demo: Path, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["photos", "video", "stereo"])
-def test_cut_photos_makes_chunked_folders(demo: Path, kind: str) -> None:
-    with open_source(demo / kind) as source:
+def test_sample_photos_are_cut_up_into_patches_of_one_size(demo: Path, kind: str) -> None:
+    with open_source(demo / f"{kind}.lmdb") as source:
         assert source.layout == "chunked"
-        assert f"{demo / kind}: {len(source)} pictures" in (demo / "cut_photos.txt").read_text()
         for number in range(source.image_count):
             image = source.image(number)
             assert image.has_reference
@@ -64,15 +67,16 @@ def test_cut_photos_makes_chunked_folders(demo: Path, kind: str) -> None:
             assert source.read_pixels(range(first, first + len(image.files))).shape[1:] == (256, 256, 3)
 
 
-@pytest.mark.parametrize("kind", ["pictures", "classes"])
-def test_cut_photos_makes_folders_of_pictures(demo: Path, kind: str) -> None:
-    with open_source(demo / kind, layout="pictures") as source:
-        assert f"{demo / kind}: {len(source)} pictures" in (demo / "cut_photos.txt").read_text()
+@pytest.mark.parametrize("kind", ["photos", "video", "stereo", "classes"])
+def test_sample_photos_writes_folders_of_pictures(demo: Path, kind: str) -> None:
+    folder = demo / "originals" / kind
+    with open_source(folder, layout="pictures") as source:
+        assert f"{folder}: {len(source)} pictures" in (demo / "sample_photos.txt").read_text()
 
 
-def test_cut_photos_leaves_a_folder_that_is_there_alone(tmp_path: Path) -> None:
+def test_sample_photos_leaves_a_folder_that_is_there_alone(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
-    done = run("cut_photos.py", tmp_path)
+    done = run("sample_photos.py", tmp_path)
     assert done.returncode == 1
     assert "FileExistsError" in done.stderr
     assert [path.name for path in tmp_path.rglob("*")] == ["photos"]

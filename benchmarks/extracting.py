@@ -1,0 +1,134 @@
+"""Seconds that cutting photos up takes, against decoding them and encoding the tiles with nothing around it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import cv2
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+
+from benchmarks.measuring import Comparison, run_rounds
+from benchmarks.options import add_scratch_option, at_least_one
+from benchmarks.report import Report
+from benchmarks.synthetic import write_photos
+from dlas_store.converters.extraction.options import ExtractOptions
+from dlas_store.converters.extraction.plan import ExtractPlan, plan_extraction
+from dlas_store.converters.extraction.tiles import cut_photo
+from dlas_store.processes import available_cores
+
+LIMIT = "decoding and encoding alone, in memory, all cores"
+STORE = "dlas-store extract, to a store"
+FOLDER = "dlas-store extract, to a folder"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this subject."""
+    parser.add_argument("--folder", type=Path, help="cut up the photos of this folder, not synthetic ones; JPEGs only")
+    parser.add_argument("--photos", type=at_least_one, default=24, metavar="N", help="number of photos (default: 24)")
+    parser.add_argument(
+        "--megapixels", type=_range, default=(2.0, 15.0), metavar="LOW,HIGH", help="of the photos (default: 2,15)"
+    )
+    add_scratch_option(parser)
+
+
+def run(options: argparse.Namespace) -> Report:
+    """Measure as the options say."""
+    with tempfile.TemporaryDirectory(prefix="dlas-benchmark-", dir=options.scratch) as scratch:
+        folder = options.folder
+        if folder is None:
+            folder = Path(scratch, "photos")
+            write_photos(folder, count=options.photos, megapixels=options.megapixels)
+        plan = plan_extraction(folder, ExtractOptions())
+        for path in plan.paths:
+            (folder / path).read_bytes()  # into the cache
+        contenders = {
+            LIMIT: partial(_limit_seconds, plan),
+            STORE: partial(_command_seconds, folder, Path(scratch, "photos.lmdb")),
+            FOLDER: partial(_command_seconds, folder, Path(scratch, "cut")),
+        }
+        rounds = run_rounds(contenders, rounds=options.rounds)
+    expected = plan.expected
+    comparison = Comparison(title="Cutting photos up", unit="s", reference=LIMIT, rounds=rounds)
+    return Report(
+        subject=(
+            f"{len(plan.paths)} photos, {expected.photo_pixels / 1e6:,.0f} megapixels, {expected.tiles:,} tiles, "
+            f"{available_cores()} cores, files in the page cache"
+        ),
+        comparisons=[comparison],
+        figures={
+            "speed_of_store_to_limit": 1 / comparison.summary(STORE).relative,
+            "speed_of_folder_to_limit": 1 / comparison.summary(FOLDER).relative,
+        },
+    )
+
+
+def _range(text: str) -> tuple[float, float]:
+    """Return the two numbers above 0 that an option says."""
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        low = high = 0.0
+    if not 0 < low <= high:
+        raise argparse.ArgumentTypeError(f"must be two numbers above 0 such as 2,15, got {text!r}")
+    return low, high
+
+
+def _limit_seconds(plan: ExtractPlan) -> float:
+    """Return the seconds that decoding every photo and encoding every tile once takes on all cores, shared perfectly.
+
+    The other cores are kept as busy as this one: each worker takes whole photos, and stops its clock while it cuts the
+    tiles up that it then encodes.
+    """
+    cores = available_cores()
+    cv2.setNumThreads(1)  # before the workers are forked off
+    largest_first = sorted(plan.paths, key=lambda path: -(plan.root / path).stat().st_size)
+    with ProcessPoolExecutor(cores, get_context("fork")) as pool:
+        return sum(pool.map(_time_photo, [(plan.root, path) for path in largest_first])) / cores
+
+
+def _time_photo(photo: tuple[Path, str]) -> float:
+    """Return the seconds of one core for a photo: read into memory, decoded into a buffer, its tiles encoded."""
+    data = Path(*photo).read_bytes()
+    tiles = _tiles(*photo)
+    buffer: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "BGR")
+    started = time.perf_counter()
+    simplejpeg.decode_jpeg(data, "BGR", buffer=buffer)
+    for tile in tiles:
+        cv2.imencode(".jpg", tile, _ENCODING)
+    return time.perf_counter() - started
+
+
+_ENCODING = (cv2.IMWRITE_JPEG_QUALITY, ExtractOptions().quality)
+
+
+def _tiles(root: Path, path: str) -> Sequence[NDArray[np.uint8]]:
+    """Return the pixels of a photo's tiles, of which some lie over each other."""
+    return [
+        np.ascontiguousarray(pixels)
+        for cut in cut_photo(root, path, ExtractOptions()).images
+        for pixels in cut.pixels()
+    ]
+
+
+def _command_seconds(folder: Path, dst: Path) -> float:
+    """Return the seconds of the whole command; what it leaves is removed after the clock has stopped."""
+    os.sync()
+    command = [sys.executable, "-m", "dlas_store", "extract", str(folder), str(dst)]
+    started = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # noqa: S603 - our own command
+    seconds = time.perf_counter() - started
+    shutil.rmtree(dst)
+    return seconds

@@ -1,0 +1,1 @@
+"""From photos to patches: into a store, or into a chunked folder."""

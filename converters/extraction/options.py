@@ -1,0 +1,212 @@
+"""The options of an extraction, by the names that DL-Art-School gives them, checked."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Self, cast
+
+from dlas_store.options import OptionReader
+
+Subsampling = Literal["4:2:0", "4:2:2", "4:4:4"]
+
+FLAGS = {
+    "crop_sz": "--crop-size",
+    "step": "--step",
+    "thres_sz": "--threshold",
+    "resize_final_img": "--resize",
+    "only_resize": "--only-resize",
+    "vertical_split": "--vertical-split",
+    "mask_path": "--masks",
+    "exclusions": "--exclude",
+    "input_image_max_size_before_being_halved": "--halve-above",
+    "min_size": "--min-size",
+    "compression_level": "--quality",
+    "subsampling": "--subsampling",
+    "greyscale": "--greyscale",
+    "ignore_exif": "--ignore-exif",
+    "fast_decode": "--fast-decode",
+    "n_thread": "--workers",
+}
+"""The original's name of an option -> its flag."""
+
+GIVEN_OTHERWISE = ("input_folder", "save_folder", "dest")
+"""Options of the original that give way to the command's PHOTOS and DST."""
+
+MAX_TILE_SIDE = 65_500
+"""What libjpeg can encode."""
+
+_CROP_SIZES = [256, 512]
+_WHERE = "extract"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExtractOptions:
+    """How photos are cut up; a rerun must have the same, since all of them change what comes out.
+
+    Attributes:
+        crop_sizes: sides of the squares that are cut out, in pixels of the photo (halved, where it is).
+        steps: distance from one square to the next, for each crop size, in the same pixels.
+        threshold: how many pixels must be left over at the end of a row or column for one more square there.
+        tile_sizes: side in pixels that each crop size is area-averaged to.
+        tile_dimension: side in pixels of the reference, and of what only_resize makes.
+        only_resize: do not cut up: the photo's square becomes one patch.
+        vertical_split: each photo is a stereo pair, side by side, and becomes two images.
+        masks: folder of masks that say which tiles are kept; None keeps all.
+        exclusions: for each crop size, terms; a photo with one in its path below the folder is not cut to that size.
+        halve_above: a longer side above this many pixels halves the photo.
+        min_size: least pixels of a photo's shorter side, after halving and before a split.
+        quality: of the JPEGs, 1 to 100.
+        subsampling: of their colour.
+        convert_greyscale: take greyscale photos, whose tiles become RGB; else they are left out.
+        ignore_exif: leave photos as they are stored, however they were held.
+        fast_decode: let JPEGs be decoded at 1/2, 1/4 or 1/8 where that is enough; changes pixels a little.
+    """
+
+    crop_sizes: tuple[int, ...] = (256, 512)
+    steps: tuple[int, ...] = (128, 256)
+    threshold: int = 128
+    tile_sizes: tuple[int, ...] = (256, 256)
+    tile_dimension: int = 256
+    only_resize: bool = False
+    vertical_split: bool = False
+    masks: Path | None = None
+    exclusions: tuple[tuple[str, ...], ...] = ((), ())
+    halve_above: int = 5500
+    min_size: int = 512
+    quality: int = 95
+    subsampling: Subsampling = "4:2:0"
+    convert_greyscale: bool = False
+    ignore_exif: bool = False
+    fast_decode: bool = False
+
+    @classmethod
+    def read(cls, opt: Mapping[str, Any], *, exclude: Sequence[str] | None = None) -> Self:
+        """Take options by the original's names.
+
+        Args:
+            opt: the options; null values count as not given. GIVEN_OTHERWISE and ``n_thread`` are not looked at.
+            exclude: ``TERM`` or ``SIZE:TERM`` each, in place of the option ``exclusions``.
+
+        Raises:
+            ConfigError: an option that is unknown or cannot be; says which, what it may be, and what it is.
+        """
+        reader = OptionReader(
+            opt,
+            where=_WHERE,
+            known=(*GIVEN_OTHERWISE, "n_thread"),
+            labels={key: f"{key} ({flag})" for key, flag in FLAGS.items()},
+        )
+        crops = reader.integers("crop_sz", _CROP_SIZES, minimum=1)
+        if not crops:
+            raise reader.error("crop_sz (--crop-size) must be one or more sizes, got none")
+        resize = reader.numbers("resize_final_img") if reader.has("resize_final_img") else None
+        # An inferred factor is crop[0] / crop[i]: exactly this many pixels, which floats can miss by one.
+        tile_sizes = [crops[0]] * len(crops)
+        if resize is not None:
+            tile_sizes = [int(crop * factor) for crop, factor in _pairs(reader, "resize_final_img", crops, resize)]
+        if min(tile_sizes) < 1 or max(tile_sizes) > MAX_TILE_SIDE:
+            raise reader.error(
+                f"resize_final_img (--resize) must bring crop sizes {crops} to 1 to {MAX_TILE_SIDE} pixels, got "
+                f"{tile_sizes}"
+            )
+        steps = reader.integers("step", [max(1, crop // 2) for crop in crops], minimum=1)
+        options = cls(
+            crop_sizes=tuple(crops),
+            steps=tuple(step for _, step in _pairs(reader, "step", crops, steps)),
+            threshold=reader.integer("thres_sz", 128, minimum=1),
+            tile_sizes=tuple(tile_sizes),
+            tile_dimension=tile_sizes[0],
+            only_resize=reader.flag("only_resize", default=False),
+            vertical_split=reader.flag("vertical_split", default=False),
+            masks=_read_masks(reader),
+            exclusions=_parse_terms(reader, exclude, crops) if exclude else _read_exclusions(reader, opt, crops),
+            halve_above=reader.integer("input_image_max_size_before_being_halved", 5500, minimum=1),
+            min_size=reader.integer("min_size", max(crops), minimum=1),
+            quality=reader.integer("compression_level", 95, minimum=1, maximum=100),
+            subsampling=cast(Subsampling, reader.choice("subsampling", "4:2:0", ("4:2:0", "4:2:2", "4:4:4"))),
+            convert_greyscale=reader.choice("greyscale", "skip", ("skip", "convert")) == "convert",
+            ignore_exif=reader.flag("ignore_exif", default=False),
+            fast_decode=reader.flag("fast_decode", default=False),
+        )
+        reader.has("exclusions")  # flags may have taken its place
+        for key, _ in reader.unknown():
+            near = difflib.get_close_matches(key, [*FLAGS, "use_masking", *GIVEN_OTHERWISE], 1, cutoff=0)
+            raise reader.error(f"unknown option '{key}'; the nearest known one is '{near[0]}'")
+        return options
+
+    @property
+    def fingerprint(self) -> str:
+        """What a rerun must have in common, as text."""
+        return repr(sorted(asdict(self).items()))
+
+    def wanted_crops(self, path: str) -> list[int]:
+        """Return the positions of the crop sizes that a photo is cut to; with only_resize it matters whether any is.
+
+        Args:
+            path: the photo's, below the folder.
+        """
+        return [at for at, terms in enumerate(self.exclusions) if not any(term in path for term in terms)]
+
+
+def _pairs(reader: OptionReader, key: str, crops: Sequence[int], values: Sequence[Any]) -> list[tuple[int, Any]]:
+    """Return each crop size with its value of another option."""
+    if len(values) != len(crops):
+        raise reader.error(
+            f"{key} ({FLAGS[key]}) must be of the length of crop_sz, {len(crops)} for {list(crops)}, got "
+            f"{len(values)}: {list(values)}"
+        )
+    return list(zip(crops, values, strict=True))
+
+
+def _read_masks(reader: OptionReader) -> Path | None:
+    masks = reader.paths("mask_path") if reader.has("mask_path") else []
+    if not reader.flag("use_masking", default=False):
+        return None
+    if len(masks) != 1:
+        raise reader.error(f"mask_path (--masks) must be one folder where use_masking is true, got {len(masks)}")
+    if not masks[0].is_dir():
+        raise reader.error(f"mask_path (--masks) must be a folder of masks, got {str(masks[0])!r}")
+    return masks[0]
+
+
+def _read_exclusions(reader: OptionReader, opt: Mapping[str, Any], crops: Sequence[int]) -> tuple[tuple[str, ...], ...]:
+    value = opt["exclusions"] if reader.has("exclusions") else []
+    if value == []:
+        return ((),) * len(crops)
+    if not isinstance(value, list | tuple):
+        raise reader.error(f"exclusions (--exclude) must be a list of terms for each crop size, got {value!r}")
+    exclusions = []
+    for _, item in _pairs(reader, "exclusions", crops, value):
+        terms = [] if item is None else item if isinstance(item, list | tuple) else [item]
+        if not all(isinstance(term, str) and term for term in terms):
+            raise reader.error(f"exclusions (--exclude) must be a list of terms for each crop size, got {value!r}")
+        exclusions.append(tuple(terms))
+    return tuple(exclusions)
+
+
+def _parse_terms(reader: OptionReader, terms: Sequence[str], crops: Sequence[int]) -> tuple[tuple[str, ...], ...]:
+    """Return the terms of --exclude for each crop size; ``256:night`` is of one, ``night`` of all."""
+    found: dict[int, list[str]] = {crop: [] for crop in crops}
+    for text in terms:
+        size, colon, term = text.partition(":")
+        of_one = bool(colon) and size.isascii() and size.isdigit()
+        if of_one and int(size) not in found:
+            raise reader.error(f"exclusions (--exclude) must name one of the crop sizes {list(crops)}, got {text!r}")
+        if not (term if of_one else text):
+            raise reader.error(f"exclusions (--exclude) must be a term that paths may have in them, got {text!r}")
+        for crop in {int(size)} if of_one else set(crops):
+            found[crop].append(term if of_one else text)
+    return tuple(tuple(found[crop]) for crop in crops)
+
+
+def workers_of(opt: Mapping[str, Any]) -> int | None:
+    """Return the number of worker processes that options name, None where they do not.
+
+    Raises:
+        ConfigError: it is no positive number.
+    """
+    reader = OptionReader(opt, where=_WHERE, labels={"n_thread": f"n_thread ({FLAGS['n_thread']})"})
+    return reader.integer("n_thread", minimum=1) if reader.has("n_thread") else None

@@ -1,0 +1,50 @@
+"""What commands read from their line and print on the terminal: numbers, sizes, names, lists."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_LINES_SHOWN = 20
+
+
+def print_lines(what: str, lines: Sequence[str], count: int | None = None) -> None:
+    """Print what is to be said of some images or files, the first of them only."""
+    count = len(lines) if count is None else count
+    for line in lines[:_LINES_SHOWN]:
+        print(f"{what}: {one_line(line)}")
+    if count > _LINES_SHOWN:
+        print(f"{what}: and {count - min(len(lines), _LINES_SHOWN):,} more")
+
+
+def shorten(paths: Sequence[str], count: int = 3) -> str:
+    """Return the first of some paths in one line."""
+    return ", ".join(map(one_line, paths[:count])) + (", ..." if len(paths) > count else "")
+
+
+def one_line(text: str) -> str:
+    """Return text with control characters escaped: names may hold newlines."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def megabytes(size: int) -> str:
+    """Return bytes as text."""
+    return f"{size / 1e6:,.1f} MB"
+
+
+def positive(text: str) -> int:
+    """Return the whole number from 1 that an option says."""
+    value = int(text) if text.isascii() and text.isdigit() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1, got {text!r}")
+    return value
+
+
+def byte_size(text: str) -> int:
+    """Return the bytes that an option such as 512MiB says."""
+    match = re.fullmatch(r"([0-9]+)([KMGT]?)(iB|B)?", text)
+    if match is None or int(match[1]) < 1:
+        raise argparse.ArgumentTypeError(f"must be a size such as 512MiB or 1GiB, got {text!r}")
+    return int(match[1]) * _UNITS[match[2]]

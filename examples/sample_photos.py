@@ -1,0 +1,84 @@
+"""Write the photos of the demo, out of scikit-image's samples: ``python examples/sample_photos.py demo/originals``.
+
+One folder a kind: photos; the frames of clips; a stereo pair side by side; and labelled pictures, a folder a class. The
+first three are for ``dlas-store extract``, the last for ``dlas-store import torch:imagefolder``. All come with
+scikit-image's wheel, nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from skimage import data
+
+PHOTOS = ("astronaut", "chelsea", "coffee", "hubble_deep_field", "immunohistochemistry", "retina", "rocket")
+
+CLIPS = ("astronaut", "coffee")
+FRAMES = 8
+FRAME = 384
+PAN = 16
+"""A clip's frames are squares of FRAME pixels, each PAN pixels to the right of the one before."""
+
+STEREO = "stereo_motorcycle"
+CLASSES = ("brick", "grass", "gravel")
+TILE = 128
+
+
+def write_photos(folder: Path) -> int:
+    """Write whole photos and return their number."""
+    for name in PHOTOS:
+        write_jpeg(folder / f"{name}.jpg", getattr(data, name)())
+    return len(PHOTOS)
+
+
+def write_clips(folder: Path) -> int:
+    """Write the frames of clips, made by moving over photos, and return their number."""
+    for name in CLIPS:
+        photo = getattr(data, name)()
+        for number in range(FRAMES):
+            frame = photo[:FRAME, number * PAN : number * PAN + FRAME]
+            write_jpeg(folder / f"{name}_{number:012d}.jpg", frame)
+    return len(CLIPS) * FRAMES
+
+
+def write_stereo(folder: Path) -> int:
+    """Write both views of a stereo pair as one photo, side by side, and return the number of photos."""
+    left, right, _ = getattr(data, STEREO)()
+    write_jpeg(folder / "motorcycle.jpg", np.hstack([left, right]))
+    return 1
+
+
+def write_classes(folder: Path) -> int:
+    """Cut photos of surfaces into labelled pictures, a folder a class, and return their number."""
+    tiles = 0
+    for name in CLASSES:
+        (folder / name).mkdir()
+        surface = cv2.cvtColor(getattr(data, name)(), cv2.COLOR_GRAY2RGB)
+        for row in range(0, surface.shape[0] - TILE + 1, TILE):
+            for column in range(0, surface.shape[1] - TILE + 1, TILE):
+                tile = surface[row : row + TILE, column : column + TILE]
+                write_jpeg(folder / name / f"{row:03d}_{column:03d}.jpg", tile)
+                tiles += 1
+    return tiles
+
+
+def write_jpeg(path: Path, pixels: NDArray[Any]) -> None:
+    """Write uint8 RGB (H, W, 3) as a JPEG."""
+    path.write_bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), 95, "RGB", "420"))
+
+
+KINDS = {"photos": write_photos, "video": write_clips, "stereo": write_stereo, "classes": write_classes}
+"""What writes each kind, by the name of its folder."""
+
+
+if __name__ == "__main__":
+    root = Path(sys.argv[1])
+    for kind, write in KINDS.items():
+        (root / kind).mkdir(parents=True)  # a folder that is there is left alone
+        print(f"{root / kind}: {write(root / kind)} pictures")

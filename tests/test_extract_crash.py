@@ -1,0 +1,441 @@
+"""Extractions that are killed, interrupted or out of room: old or new state, and a rerun gives the same.
+
+``DLAS_STORE_SOAK=N`` kills each command N times at random moments in place of a few.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+import pytest
+from cli import await_while_running, done, end, error_line, findings, info, refused, run, start
+from photo_files import encoded, scene
+from trees import Tree, patches, read, shard_contents, states, write
+
+from dlas_store.compare import compare
+from dlas_store.verify import verify
+
+KILLS = int(os.environ.get("DLAS_STORE_SOAK", "3"))
+
+WORKERS = "2"
+OPTIONS = ("--crop-size", "64,128", "--step", "32,64", "--threshold", "8", "--workers", WORKERS)
+SHARD = (*OPTIONS, "--shard-size", "100KiB")
+"""One shard a photo, or two."""
+
+
+class Prepared(NamedTuple):
+    """Photos, what comes out of a part and of all of them, and how long each command takes undisturbed."""
+
+    photos: Path
+    part: Path
+    whole: Path
+    folder: Tree
+    seconds: dict[str, float]
+
+
+def _photo(number: int) -> bytes:
+    return encoded(scene(300, 300 + number % 7, seed=number), "png")
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    root = tmp_path_factory.mktemp("prepared")
+    photos = write(root / "photos", {f"{n // 10}/{n:02d}.png": _photo(n) for n in range(20)})
+    seconds = {}
+
+    def timed(name: str, *arguments: str | Path) -> None:
+        start = time.monotonic()
+        done("extract", *arguments)
+        seconds[name] = time.monotonic() - start
+
+    timed("store", *SHARD, photos, root / "whole.lmdb")
+    timed("folder", *OPTIONS, photos, root / "folder")
+    some = write(root / "some", {name: content for name, content in read(photos).items() if name.startswith("0/")})
+    done("extract", *SHARD, some, root / "part.lmdb")
+    shutil.copytree(root / "part.lmdb", root / "appended.lmdb")
+    timed("append", "--append", *SHARD, photos, root / "appended.lmdb")
+    return Prepared(photos, root / "part.lmdb", root / "whole.lmdb", read(root / "folder"), seconds)
+
+
+def _is_the_same(store: Path, other: Path) -> bool:
+    """Return whether a store is sound, and another or a folder has its patches, references, centres and metadata."""
+    return verify(store).ok and compare(store, other).ok
+
+
+def _kill_after(seconds: float, *arguments: str | Path, with_workers: bool) -> None:
+    """Start a command and kill it at some moment, if it still runs then; with or without the processes it started."""
+    process = start("extract", *arguments)
+    time.sleep(seconds)
+    (os.killpg if with_workers else os.kill)(process.pid, signal.SIGKILL)
+    process.wait()  # its pipes may be held by workers that outlive it
+    for pipe in (process.stdout, process.stderr):
+        assert pipe is not None
+        pipe.close()
+
+
+def _moments(seconds: float, seed: int) -> list[float]:
+    """Return a random moment in each of as many equal parts of a command's life, a little beyond its end."""
+    draw = random.Random(seed)
+    return [seconds * 1.1 * (part + draw.random()) / KILLS for part in range(KILLS)]
+
+
+# A run that is killed may have been killed before: each of these kills twice.
+
+
+def test_a_killed_extraction_to_a_store_is_invisible_or_whole_and_a_rerun_completes_it(
+    tmp_path: Path, prepared: Prepared
+) -> None:
+    want = shard_contents(prepared.whole)
+    for number, moment in enumerate(_moments(prepared.seconds["store"], 1)):
+        store = tmp_path / f"{number}.lmdb"
+        command = (*SHARD, prepared.photos, store)
+        for _ in range(2):
+            if not store.exists():
+                _kill_after(moment, *command, with_workers=bool(number % 2))
+        if not store.exists():
+            done("extract", *command)
+        assert [path.name for path in tmp_path.glob(f"{number}*")] == [f"{number}.lmdb"]
+        assert _is_the_same(store, prepared.whole)
+        assert shard_contents(store) == want
+
+
+def test_a_killed_extraction_to_a_folder_is_invisible_or_whole_and_a_rerun_completes_it(
+    tmp_path: Path, prepared: Prepared
+) -> None:
+    for number, moment in enumerate(_moments(prepared.seconds["folder"], 2)):
+        folder = tmp_path / f"folder_{number}"
+        command = (*OPTIONS, prepared.photos, folder)
+        for _ in range(2):
+            if not folder.exists():
+                _kill_after(moment, *command, with_workers=bool(number % 2))
+        if not folder.exists():
+            done("extract", *command)
+        assert read(folder) == prepared.folder
+        # Killed between the last rename and the tidying up, it may leave its lock and plan beside the folder.
+        assert not [path for path in tmp_path.glob(f"folder_{number}?*/**/*") if path.suffix in {".jpg", ".pt"}]
+
+
+def test_a_killed_append_leaves_old_or_new_and_a_rerun_completes_it(tmp_path: Path, prepared: Prepared) -> None:
+    old, new = patches(prepared.part), patches(prepared.whole)
+    before = states(prepared.part)
+    for number, moment in enumerate(_moments(prepared.seconds["append"], 3)):
+        store = shutil.copytree(prepared.part, tmp_path / f"{number}.lmdb")
+        command = ("--append", *SHARD, prepared.photos, store)
+        for _ in range(2):
+            _kill_after(moment, *command, with_workers=bool(number % 2))
+            assert patches(store) in (old, new)
+        done("extract", *command)
+        assert _is_the_same(store, prepared.whole)
+        after = states(store)
+        assert {name: after[name][2] for name in before} == {name: state[2] for name, state in before.items()}
+
+
+def _shards(folder: Path) -> int:
+    """Return how many shards are sealed in a store or beside it."""
+    return len(list(folder.glob("s.lmdb*/shard-*.lmdb")))
+
+
+def _sealed(store: Path) -> dict[int, tuple[int, bytes]]:
+    """Return time and bytes of the shards that are sealed, in the store or beside it, by inode."""
+    shards = store.parent.glob(f"{store.name}*/shard-*.lmdb")
+    return {path.stat().st_ino: (path.stat().st_mtime_ns, path.read_bytes()) for path in shards}
+
+
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("is_append", [False, True], ids=["new", "append"])
+def test_a_rerun_goes_on_where_sealed_shards_end(
+    tmp_path: Path, prepared: Prepared, stop: signal.Signals, is_append: bool
+) -> None:
+    store = tmp_path / "s.lmdb"
+    if is_append:
+        shutil.copytree(prepared.part, store)
+    had = _shards(tmp_path)
+    command = (*(("--append",) if is_append else ()), *SHARD, prepared.photos, store)
+    process = start("extract", *command)
+    await_while_running(process, lambda: _shards(tmp_path) >= had + 3)
+    os.killpg(process.pid, stop)
+    result = end(process)
+    if stop == signal.SIGINT:
+        assert result.status == 130
+    assert "Traceback" not in result.err
+    assert store.exists() == is_append
+    before = _sealed(store)
+    assert len(before) >= had + 3
+    done("extract", *command)
+    assert before.items() <= _sealed(store).items()
+    assert _is_the_same(store, prepared.whole)
+
+
+def _killed_midway(store: Path, *options: str | Path) -> None:
+    """Kill an extraction to a new store when some of its shards are sealed."""
+    process = start("extract", *options, store)
+    await_while_running(process, lambda: _shards(store.parent) > 3)
+    os.killpg(process.pid, signal.SIGKILL)
+    end(process)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [("--quality", "50"), ("--only-resize",), ("--exclude", "1/1")],
+    ids=" ".join,
+)
+def test_a_rerun_with_other_options_mixes_nothing(tmp_path: Path, prepared: Prepared, other: tuple[str, ...]) -> None:
+    store = tmp_path / "s.lmdb"
+    _killed_midway(store, *SHARD, prepared.photos)
+    before = _sealed(store)
+    result = run("extract", *SHARD, *other, prepared.photos, store)
+    if result.status:
+        assert "s.lmdb.partial" in error_line(result)
+        assert _sealed(store) == before
+        done("extract", *SHARD, prepared.photos, store)
+        assert _is_the_same(store, prepared.whole)
+    else:
+        done("extract", *SHARD, *other, prepared.photos, tmp_path / "fresh.lmdb")
+        assert _is_the_same(store, tmp_path / "fresh.lmdb")
+
+
+@pytest.mark.parametrize("change", ["content", "added", "removed"])
+def test_a_rerun_over_photos_that_changed_mixes_nothing(tmp_path: Path, prepared: Prepared, change: str) -> None:
+    photos, store = shutil.copytree(prepared.photos, tmp_path / "photos"), tmp_path / "s.lmdb"
+    _killed_midway(store, *SHARD, photos)
+    match change:
+        case "content":
+            write(photos, {"0/00.png": _photo(77)})
+        case "added":
+            write(photos, {"0/000.png": _photo(77)})
+        case _:
+            (photos / "0" / "00.png").unlink()
+    result = run("extract", *SHARD, photos, store)
+    if result.status:
+        assert "s.lmdb.partial" in error_line(result)
+    else:
+        done("extract", *SHARD, photos, tmp_path / "fresh.lmdb")
+        assert _is_the_same(store, tmp_path / "fresh.lmdb")
+
+
+def test_a_rerun_with_other_workers_gives_the_same(tmp_path: Path, prepared: Prepared) -> None:
+    store = tmp_path / "s.lmdb"
+    _killed_midway(store, *SHARD, prepared.photos)
+    done("extract", *SHARD, "--workers", "1", prepared.photos, store)
+    assert _is_the_same(store, prepared.whole)
+    assert shard_contents(store) == shard_contents(prepared.whole)
+
+
+def test_bad_photos_are_reported_by_the_rerun_too(tmp_path: Path, prepared: Prepared) -> None:
+    photos, store = shutil.copytree(prepared.photos, tmp_path / "photos"), tmp_path / "s.lmdb"
+    write(photos, {"0/000.jpg": b"", "0/0000.png": encoded(scene(50, 50), "png")})
+    _killed_midway(store, *SHARD, photos)
+    result = run("extract", *SHARD, photos, store)
+    assert result.status == 1
+    assert "0/000.jpg" in result.out
+    assert "0/0000.png" in result.out
+    assert _is_the_same(store, prepared.whole)
+
+
+# Ctrl-C and killed workers
+
+
+def _workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """Return the processes that work for a command; Python's own helpers have another command line."""
+    own = psutil.Process(process.pid).cmdline()
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        try:
+            if child.cmdline() == own or any("spawn_main" in word for word in child.cmdline()):
+                found.append(child)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def _interrupted(process: subprocess.Popen[str]) -> None:
+    """Press Ctrl-C, which all processes of a command get, and hold it to what that must give."""
+    os.killpg(process.pid, signal.SIGINT)
+    try:
+        out, err = process.communicate(timeout=20)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        pytest.fail("hangs")
+    assert process.returncode == 130, err
+    assert err.startswith("dlas-store: interrupted")
+    assert err.count("\n") == 1, err
+    assert out == ""
+
+
+@pytest.mark.parametrize("to", ["s.lmdb", "folder"])
+def test_ctrl_c_at_work_is_status_130_and_a_rerun_completes(tmp_path: Path, prepared: Prepared, to: str) -> None:
+    command = ("extract", *SHARD, prepared.photos, tmp_path / to)
+    process = start(*command)
+    inside = "shard-*1.lmdb" if to == "s.lmdb" else "**/*.jpg"
+    await_while_running(process, lambda: list(tmp_path.glob(f"{to}?*/{inside}")))
+    _interrupted(process)
+    assert not (tmp_path / to).exists()
+    done(*command)
+    assert _is_the_same(prepared.whole, tmp_path / to)
+    assert [path.name for path in tmp_path.iterdir()] == [to]
+
+
+@pytest.mark.parametrize("round_", range(max(2, KILLS // 2)))
+def test_ctrl_c_while_workers_start_is_status_130_and_one_line(tmp_path: Path, prepared: Prepared, round_: int) -> None:
+    process = start("extract", *SHARD, prepared.photos, tmp_path / "s.lmdb")
+    await_while_running(process, psutil.Process(process.pid).children)
+    _interrupted(process)
+    assert not (tmp_path / "s.lmdb").exists()
+
+
+@pytest.mark.parametrize("to", ["s.lmdb", "folder"])
+def test_a_killed_worker_is_a_clear_error_and_a_rerun_completes(tmp_path: Path, prepared: Prepared, to: str) -> None:
+    command = ("extract", *SHARD, prepared.photos, tmp_path / to)
+    process = start(*command)
+    await_while_running(process, lambda: list(tmp_path.glob(f"{to}?*")) and _workers(process))
+    _workers(process)[0].kill()
+    assert "process" in error_line(end(process))
+    assert not (tmp_path / to).exists()
+    done(*command)
+    assert _is_the_same(prepared.whole, tmp_path / to)
+
+
+def test_workers_do_not_outlive_a_killed_command(tmp_path: Path, prepared: Prepared) -> None:
+    process = start("extract", *SHARD, prepared.photos, tmp_path / "s.lmdb")
+    await_while_running(process, lambda: len(_workers(process)) >= int(WORKERS))
+    workers = _workers(process)
+    process.kill()
+    process.communicate()
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    assert not alive
+
+
+# One writer at a time
+
+
+@contextmanager
+def _held(*arguments: str | Path, until: Callable[[], object]) -> Iterator[subprocess.Popen[str]]:
+    """Stop a command with all its processes in the middle, when something holds."""
+    process = start(*arguments)
+    try:
+        await_while_running(process, until)
+        os.killpg(process.pid, signal.SIGSTOP)
+        yield process
+        os.killpg(process.pid, signal.SIGCONT)
+    except BaseException:
+        if process.returncode is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        raise
+
+
+@pytest.mark.parametrize("to", ["s.lmdb", "folder"])
+def test_a_second_extraction_is_refused_and_the_first_is_not_disturbed(
+    tmp_path: Path, prepared: Prepared, to: str
+) -> None:
+    command = ("extract", *SHARD, prepared.photos, tmp_path / to)
+    inside = "shard-*1.lmdb" if to == "s.lmdb" else "**/*.jpg"
+    with _held(*command, until=lambda: list(tmp_path.glob(f"{to}?*/{inside}"))) as first:
+        message = refused(*command)
+        assert to in message
+        assert re.search("another process|busy|locked", message)
+        assert not (tmp_path / to).exists()
+    assert end(first).status == 0
+    assert _is_the_same(prepared.whole, tmp_path / to)
+
+
+def test_a_second_append_is_refused_and_readers_go_on(tmp_path: Path, prepared: Prepared) -> None:
+    store = shutil.copytree(prepared.part, tmp_path / "s.lmdb")
+    had, shards = patches(store), _shards(tmp_path)
+    command = ("extract", "--append", *SHARD, prepared.photos, store)
+    with _held(*command, until=lambda: _shards(tmp_path) > shards + 2) as first:
+        writers = [start(*writer) for writer in (command, ("reindex", store))]  # each waits for a while
+        for writer in writers:
+            message = error_line(end(writer))
+            assert "s.lmdb" in message
+            assert re.search("another process|busy|locked", message)
+        assert patches(store) == had
+        assert findings(store) == []
+    assert end(first).status == 0
+    assert _is_the_same(store, prepared.whole)
+
+
+# No room
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mount a small disk, or change its options when it is there."""
+    if os.geteuid() != 0:
+        pytest.skip("only root mounts a small disk")
+    point = tmp_path / "disk"
+    point.mkdir()
+    mounted = False
+
+    def mount(options: str) -> Path:
+        nonlocal mounted
+        extra = ["-o", f"remount,{options}"] if mounted else ["-o", options]
+        result = subprocess.run(["mount", "-t", "tmpfs", *extra, "tmpfs", point], capture_output=True, check=False)
+        if result.returncode:
+            pytest.skip(f"no mounting here: {result.stderr.decode()}")
+        mounted = True
+        return point
+
+    yield mount
+    if mounted:
+        subprocess.run(["umount", point], check=True)
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["size=40m,nr_inodes=20", "size=1600k"],  # out of files, which no check of free bytes foresees; out of bytes
+)
+@pytest.mark.parametrize("to", ["s.lmdb", "folder"])
+def test_a_full_disk_is_an_error_and_a_rerun_goes_on(
+    tmp_path: Path, prepared: Prepared, disk: Callable[[str], Path], to: str, options: str
+) -> None:
+    small = disk(options)
+    command = ("extract", *SHARD, prepared.photos, small / to)
+    message = refused(*command)
+    assert to in message
+    assert re.search("No space left|free|room", message)
+    assert not (small / to).exists()
+    sealed = {path.name: path.stat().st_ino for path in small.glob("s.lmdb*/shard-*.lmdb")}
+    assert sealed or to == "folder" or "nr_inodes" not in options
+    disk("size=60m,nr_inodes=50000")
+    done(*command)
+    assert _is_the_same(prepared.whole, small / to)
+    assert sealed.items() <= {path.name: path.stat().st_ino for path in small.glob("s.lmdb/shard-*.lmdb")}.items()
+
+
+def test_a_write_that_the_system_refuses_is_an_error_and_a_rerun_goes_on(tmp_path: Path, prepared: Prepared) -> None:
+    command = ("extract", *OPTIONS, "--shard-size", "1GiB", prepared.photos, tmp_path / "s.lmdb")
+    limit = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))"
+    assert "s.lmdb" in error_line(run(*command, before=limit))
+    assert not (tmp_path / "s.lmdb").exists()
+    done(*command)
+    assert _is_the_same(tmp_path / "s.lmdb", prepared.whole)
+
+
+def test_an_append_without_room_leaves_the_store_as_it_was(
+    tmp_path: Path, prepared: Prepared, disk: Callable[[str], Path]
+) -> None:
+    part = sum(len(state[2]) for state in states(prepared.part).values())
+    small = disk(f"size={part + (600 << 10)}")
+    store = shutil.copytree(prepared.part, small / "s.lmdb")
+    before, had = states(store), patches(store)
+    refused("extract", "--append", *SHARD, prepared.photos, store)
+    assert patches(store) == had
+    assert findings(store) == []
+    assert info(store)["images"] == 10
+    assert before.items() <= states(store).items()
+    disk("size=60m")
+    done("extract", "--append", *SHARD, prepared.photos, store)
+    assert _is_the_same(store, prepared.whole)
