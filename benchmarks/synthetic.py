@@ -103,4 +103,4 @@ def synthetic_picture(rng: np.random.Generator, size: int, *, grain: float = 1.0
     noise = np.fft.irfft2(spectrum, (size, size))
     noise /= noise.std(axis=(1, 2), keepdims=True)
     brightness, colour = noise[3, :, :, None], np.moveaxis(noise[:3], 0, 2)
-    return np.clip(picture + grain * (15 * brightness + 3 * colour), 0, 255).astype(np.uint8)
+    return np.clip(picture + grain * 15 * brightness + grain * 3 * colour, 0, 255).astype(np.uint8, order="C")

@@ -14,6 +14,8 @@ from dlas_store.datasets.draws import Draw
 Allocate = Callable[[tuple[int, ...], DTypeLike], NDArray[Any]]
 """Gives an array of a shape and a type, contiguous, its content undefined; numpy.empty does."""
 
+Collate = Callable[[list[Any]], Any]
+
 MakeItem = Callable[[Draw], dict[str, Any]]
 
 
@@ -60,7 +62,7 @@ class BatchOfItems(Sequence[dict[str, Any]]):
 class ItemsWork:
     """A batch of items that are made one by one, for datasets that have no better way."""
 
-    def __init__(self, make_item: MakeItem, draws: Sequence[Draw], collate: Callable[[list[Any]], Any]) -> None:
+    def __init__(self, make_item: MakeItem, draws: Sequence[Draw], collate: Collate) -> None:
         self._make_item = make_item
         self._draws = draws
         self._collate = collate

@@ -33,7 +33,7 @@ class DevicePatches:
     def make(self, raw: RawPatches) -> dict[str, Any]:
         """Return the batch that a trainer takes, its tensors on the device."""
         opt = self._options
-        patch_size = raw.pixels.shape[1:3]
+        patch_size = (raw.pixels.shape[1], raw.pixels.shape[2])
         hq = self._to_hq(_to_unit(self._send(raw.pixels)))
         lq = _area_resize(hq, (opt.lq_size, opt.lq_size))
         hq_reference, lq_reference = self._make_references(raw, patch_size)
@@ -52,7 +52,7 @@ class DevicePatches:
             batch["LQ_path"] = list(raw.paths)
         return batch
 
-    def _make_references(self, raw: RawPatches, patch_size: torch.Size) -> tuple[torch.Tensor, torch.Tensor]:
+    def _make_references(self, raw: RawPatches, patch_size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return references with their masks at the sizes of HQ and LQ, (N, 4, h, w) each."""
         opt = self._options
         count, lq_size = len(raw.pixels), (opt.lq_size, opt.lq_size)

@@ -9,6 +9,7 @@ import torch
 from torch import distributed
 from torch.utils.data import Dataset, Sampler
 
+from dlas_store.datasets.batches import Collate
 from dlas_store.datasets.collate import zero_pad
 from dlas_store.datasets.device_patches import DevicePatches
 from dlas_store.datasets.draws import draw_seed
@@ -17,7 +18,7 @@ from dlas_store.datasets.options import Options
 from dlas_store.datasets.passes import Loader
 from dlas_store.datasets.patch_dataset import PatchDataset
 from dlas_store.datasets.samplers import EpochSampler
-from dlas_store.datasets.threads_loader import Collate, ThreadsLoader
+from dlas_store.datasets.threads_loader import ThreadsLoader
 from dlas_store.datasets.workers_loader import WorkersLoader
 from dlas_store.processes import available_cores
 
@@ -60,10 +61,13 @@ def create_dataloader(  # noqa: PLR0917 - DL-Art-School's signature
     if options.flag("needs_collate", False) and collate_fn is None:
         collate_fn = zero_pad
     ranks = _processes(options, batch_size) if train and opt is not None and opt.get("dist") else 1
+    order: Sampler[Any] | Iterable[Any]
     if sampler is None:
-        sampler = _sampler(options, dataset, batch_size, ranks, shuffles=train and shuffle, drop_last=train)
+        order = _sampler(options, dataset, batch_size, ranks, shuffles=train and shuffle, drop_last=train)
     elif options.has("shuffle_window"):
         raise options.error("shuffle_window is given, but a sampler gives the order; leave one of them out")
+    else:
+        order = sampler
     batch_size //= ranks
     workers = options.integer("n_workers", 0, minimum=0)
     pin_memory = options.flag("pin_memory", True) and torch.cuda.is_available()
@@ -74,7 +78,7 @@ def create_dataloader(  # noqa: PLR0917 - DL-Art-School's signature
             raise options.error("start_method is of worker processes; set loader to workers, or leave it out")
         return ThreadsLoader(
             dataset,
-            sampler=sampler,
+            sampler=order,
             batch_size=batch_size,
             drop_last=train,
             threads=_threads(options, workers),
@@ -84,7 +88,7 @@ def create_dataloader(  # noqa: PLR0917 - DL-Art-School's signature
         )
     return WorkersLoader(
         dataset,
-        sampler=sampler,
+        sampler=order,
         batch_size=batch_size,
         drop_last=train,
         workers=workers if train else 0,

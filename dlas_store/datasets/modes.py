@@ -7,10 +7,11 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from dlas_store.datasets.batches import Collate
 from dlas_store.datasets.combined import CombinedDataset
 from dlas_store.datasets.full_image import FullImageDataset
 from dlas_store.datasets.image_folder import ImageFolderDataset
-from dlas_store.datasets.loader import Collate, create_dataloader
+from dlas_store.datasets.loader import create_dataloader
 from dlas_store.datasets.multi_frame import MultiFrameDataset
 from dlas_store.datasets.multi_scale import MultiScaleDataset
 from dlas_store.datasets.paired_frame import PairedFrameDataset

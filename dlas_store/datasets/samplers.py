@@ -144,7 +144,7 @@ class DistIterSampler(OrderSampler):
 class PlainIndices(Sampler[int]):
     """The order of a sampler of draws for a dataset that knows ints only."""
 
-    def __init__(self, draws: EpochSampler | DistIterSampler) -> None:
+    def __init__(self, draws: OrderSampler) -> None:
         """Take the sampler that gives the order."""
         self._draws = draws
 

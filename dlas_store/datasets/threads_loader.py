@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -13,14 +13,12 @@ from torch.utils.data import Dataset, Sampler, default_collate
 from dlas_store.datasets.batch_memory import BatchMemory, pinned
 from dlas_store.datasets.batch_order import Batch, BatchOrder
 from dlas_store.datasets.batch_threads import submit_batch
-from dlas_store.datasets.batches import Allocate, BatchWork, ItemsWork
+from dlas_store.datasets.batches import Allocate, BatchWork, Collate, ItemsWork
 from dlas_store.datasets.device_patches import DevicePatches
 from dlas_store.datasets.item_dataset import ItemDataset
 from dlas_store.datasets.passes import Loader
 from dlas_store.datasets.patch_dataset import PatchDataset
 from dlas_store.datasets.readahead import Readahead
-
-Collate = Callable[[list[Any]], Any]
 
 BATCHES_AHEAD = 3
 """How many batches are made while one is read: two keep all threads busy, one more evens out slow ones."""

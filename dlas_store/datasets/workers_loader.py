@@ -13,11 +13,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from dlas_store.datasets.batch_order import Batch, BatchOrder
 from dlas_store.datasets.batch_threads import submit_batch
-from dlas_store.datasets.batches import Allocate, BatchWork
+from dlas_store.datasets.batches import Allocate, BatchWork, Collate
 from dlas_store.datasets.device_patches import DevicePatches
 from dlas_store.datasets.passes import Loader
 from dlas_store.datasets.shared_batches import Receiver, SharedMemory, new_slots
-from dlas_store.datasets.threads_loader import Collate, begin_batch
+from dlas_store.datasets.threads_loader import begin_batch
 
 
 class WorkersLoader(Loader):
