@@ -131,10 +131,13 @@ def _estimate(flags: argparse.Namespace, options: Any, workers: int | None) -> i
 
 def _merge(flags: argparse.Namespace) -> dict[str, Any]:
     """Return the options of the config file, those overridden for which a flag was given."""
-    from dlas_store.config import load_mapping
     from dlas_store.converters.extraction.options import GIVEN_OTHERWISE
 
-    given = {} if flags.config is None else load_mapping(flags.config)
+    given: dict[str, Any] = {}
+    if flags.config is not None:
+        from dlas_store.config import load_mapping
+
+        given = load_mapping(flags.config)
     set_aside = [key for key in GIVEN_OTHERWISE if given.get(key) is not None]
     if set_aside:
         print(f"{flags.config}: not used, PHOTOS and DST say it: {', '.join(set_aside)}")
