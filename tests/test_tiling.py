@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -35,7 +36,7 @@ def test_tiles_lie_in_the_square_a_step_apart_and_leave_no_more_than_the_thresho
         return
     assert found[0] == 0
     assert found[-1] + crop <= side
-    assert all(later - earlier == step for earlier, later in zip(found[:-2], found[1:-1], strict=True))
+    assert all(later - earlier == step for earlier, later in pairwise(found[:-1]))
     assert side - (found[-1] + crop) <= max(threshold, step - 1)
     regular = [start for start in range(0, side, step) if start + crop <= side]
     assert found[: len(regular)] == regular
