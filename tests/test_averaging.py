@@ -26,8 +26,8 @@ def test_resized_gives_what_opencv_gives(height: int, width: int, rows: int, col
     for pixels in (whole[1 : 1 + height, 2 : 2 + width], np.ascontiguousarray(whole[:height, :width])):
         expected = cv2.resize(pixels, (cols, rows), interpolation=cv2.INTER_AREA)
         difference = np.abs(resized(pixels, Size(rows, cols)).astype(int) - expected)
-        assert difference.max() <= 1  # sums of floats in another order
-        assert (difference > 0).mean() < 0.002
+        assert difference.max() <= 1  # floats summed in another order, where the average is half way
+        assert (difference > 0).sum() <= 2 + 0.01 * difference.size
 
 
 @pytest.mark.parametrize("value", [0, 1, 254, 255])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -350,8 +351,35 @@ def test_open_measures_time_and_memory_by_size(tmp_path: Path) -> None:
     assert all(milliseconds > 0 for result in time["results"].values() for milliseconds in result["rounds"])
 
 
+def test_extract_measures_synthetic_photos(tmp_path: Path) -> None:
+    report = measure(tmp_path, "extract", "--photos", "2", "--megapixels", "0.5,0.8")
+    (comparison,) = report["comparisons"]
+    assert list(comparison["results"]) == [
+        "decoding and encoding alone, in memory, all cores",
+        "dlas-store extract, to a store",
+        "dlas-store extract, to a folder",
+    ]
+    store = comparison["results"]["dlas-store extract, to a store"]["relative"]
+    assert report["figures"]["speed_of_store_to_limit"] == 1 / store
+    assert "2 photos, 1 megapixels, 46 tiles" in report["subject"]
+
+
+def test_extract_measures_photos_of_the_user(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    shutil.copy(DATA / "photos" / "retina.jpg", photos)
+    assert "1 photos, 2 megapixels" in measure(tmp_path, "extract", "--folder", photos)["subject"]
+
+
 @pytest.mark.parametrize(
-    "arguments", [["read", "--rounds", "0"], ["read", "--mode", "video"], ["import", "--patches", "-1"], ["export"]]
+    "arguments",
+    [
+        ["read", "--rounds", "0"],
+        ["read", "--mode", "video"],
+        ["import", "--patches", "-1"],
+        ["extract", "--megapixels", "5,2"],
+        ["export"],
+    ],
 )
 def test_a_wrong_option_is_a_usage_error(arguments: list[str]) -> None:
     assert run(*arguments, check=False).returncode == 2

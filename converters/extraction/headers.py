@@ -91,7 +91,7 @@ def read_header(file: IO[bytes]) -> Header:
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", PillowImage.DecompressionBombWarning)  # problem_of says so too
+            warnings.simplefilter("ignore")  # of many pixels, which problem_of tells, and of damaged EXIF blocks
             with open_with_pillow(file, PHOTO_FORMATS) as picture:
                 return _header(file, picture)
     except PILLOW_ERRORS as error:
