@@ -361,7 +361,7 @@ def test_extract_measures_synthetic_photos(tmp_path: Path) -> None:
     ]
     store = comparison["results"]["dlas-store extract, to a store"]["relative"]
     assert report["figures"]["speed_of_store_to_limit"] == 1 / store
-    assert "2 photos, 1 megapixels, 46 tiles" in report["subject"]
+    assert "2 photos, 1 megapixels, 39 tiles" in report["subject"]
 
 
 def test_extract_measures_photos_of_the_user(tmp_path: Path) -> None:
