@@ -29,6 +29,9 @@ Decoder = Literal["simplejpeg", "pyturbojpeg"]
 _Colors = Literal["RGB", "RGBA", "BGR"]
 
 _JPEG_START = b"\xff\xd8\xff"
+_CMYK = ("CMYK", "YCCK")
+"""Colour spaces of JPEGs that are left to Pillow."""
+
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"IEND\xaeB`\x82"
 PICTURE_FORMATS = ("BMP", "JPEG", "PNG", "PPM", "WEBP")
@@ -82,7 +85,7 @@ def decode(
     if data.startswith(_JPEG_START):
         size, colorspace = _jpeg_header(data)
         _check_size(size, max_pixels)
-        if colorspace not in ("CMYK", "YCCK"):
+        if colorspace not in _CMYK:
             wanted: _Colors = "RGBA" if alpha else "BGR" if bgr else "RGB"
             least = Size(-(-size.height // reduction), -(-size.width // reduction))
             return _decode_jpeg(data, wanted, decoder, least, buffer)
@@ -108,9 +111,11 @@ def decode_into(
         ImageError: see decode.
     """
     if decoder == "simplejpeg" and data[:3] == _JPEG_START and out.shape[0] * out.shape[1] <= max_pixels:
-        # What raises is of another size, CMYK or damaged: decode tells which, by a header that need not be read here.
+        # What raises is damaged, which decode describes.
         with suppress(ValueError):
-            if simplejpeg.decode_jpeg(data, "RGB", buffer=out).shape == out.shape:
+            height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+            if (height, width) == out.shape[:2] and colorspace not in _CMYK:
+                simplejpeg.decode_jpeg(data, "RGB", buffer=out)
                 return out
     pixels = decode(bytes(data), max_pixels=max_pixels, decoder=decoder)
     if pixels.shape != out.shape:

@@ -114,6 +114,16 @@ def test_any_start_method_gives_the_same_batches(start_method: str, workers: int
     assert_same(list(loader), epochs_of(options, loader="threads")[1])
 
 
+@pytest.mark.timeout(60)
+def test_workers_forked_as_soon_as_a_pass_of_threads_is_over_work(store: Path) -> None:
+    # Threads that Python has joined may still be letting go of what OpenCV keeps for each, under a lock of OpenCV's.
+    options = patches(store)
+    for _ in range(12):
+        expected = epochs_of(options, 1, loader="threads", n_threads=1)
+        given = epochs_of(options, 1, loader="workers", n_workers=2, n_threads=2, start_method="fork")
+        assert_same(given, expected)
+
+
 @pytest.mark.parametrize("phase", ["train", "val"])
 @pytest.mark.parametrize("batch_size", [1, 7, 100])
 def test_phases_and_batch_sizes_are_those_of_threads(phase: str, batch_size: int, store: Path) -> None:
