@@ -86,7 +86,7 @@ def export_store(
     """
     started = time.monotonic()
     folder = Path(folder).expanduser()
-    if folder.exists():
+    if os.path.lexists(folder):  # a broken link, too, would be in the way, but only at the end
         remove_folder_leftovers(folder)
         raise TargetExistsError(f"{folder}: exists; choose another name, or move it away")
     with Store(Path(store).expanduser()) as source, PartialFolder(folder) as growing:

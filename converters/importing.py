@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -192,7 +193,7 @@ def _check_options(
         raise ConfigError(f"{store}: a store's name ends in .lmdb; use {store.with_name(store.name + '.lmdb')}")
     if append and not (store / INDEX_FILE).is_file():
         raise NotASourceError(f"{store}: is no store to append to; leave --append out to make one")
-    if not append and store.exists():
+    if not append and os.path.lexists(store):  # a broken link, too, would be in the way, but only at the end
         raise TargetExistsError(f"{store}: exists; add new images with --append, or choose another name")
     if not sources:
         raise ConfigError("no source to import was given")

@@ -70,7 +70,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add_switch("--ignore-exif", "do not turn photos as EXIF says they were held")
     add_switch("--fast-decode", "decode large JPEGs at reduced size where that is enough; changes pixels a little")
     add("--workers", "processes (default: one a core)", "N", positive)
-    add("--shard-size", "bytes of tiles a shard holds (default: a 64th of all, 1MiB to 256MiB)", "SIZE", byte_size)
+    add("--shard-size", "estimated bytes of tiles a shard (default: a 64th of all, 1MiB to 256MiB)", "SIZE", byte_size)
     command.add_argument("--append", action="store_true", help="add photos that the store does not have")
     command.add_argument("--dry-run", action="store_true", help="say what would come of it, and write nothing")
     add("--report", "write what came of it there, with every photo that was left out", "FILE.json", Path)

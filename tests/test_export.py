@@ -169,7 +169,7 @@ def test_images_picks_by_pattern(tmp_path: Path) -> None:
 # What is refused
 
 
-@pytest.mark.parametrize("kind", ["file", "folder", "empty_folder"])
+@pytest.mark.parametrize("kind", ["file", "folder", "empty_folder", "dangling_link"])
 def test_what_is_there_already_is_not_touched(tmp_path: Path, kind: str) -> None:
     done("import", DATA / "chunked_stereo", tmp_path / "s.lmdb")
     target = tmp_path / "back"
@@ -178,11 +178,15 @@ def test_what_is_there_already_is_not_touched(tmp_path: Path, kind: str) -> None
             target.write_bytes(b"mine")
         case "folder":
             write(target, {"mine": b"mine"})
-        case _:
+        case "empty_folder":
             target.mkdir()
-    before = read(tmp_path)
+        case _:
+            target.symlink_to("nowhere")
+    before, names = read(tmp_path), sorted(tmp_path.iterdir())
     assert "back" in refused("export", tmp_path / "s.lmdb", target)
     assert read(tmp_path) == before
+    assert sorted(tmp_path.iterdir()) == names
+    assert target.is_symlink() == (kind == "dangling_link")
 
 
 def _flip(path: Path, content: bytes) -> None:

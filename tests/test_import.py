@@ -334,6 +334,7 @@ def test_whatever_has_the_name_of_the_store_is_not_touched(tmp_path: Path, kind:
         case _:
             store.symlink_to("nowhere")
     assert "s.lmdb" in refused("import", DATA / "chunked", store)
+    assert [path.name for path in tmp_path.iterdir()] == ["s.lmdb"]
     assert (
         store.is_symlink()
         if kind == "dangling_link"
