@@ -87,7 +87,7 @@ class IndexWriter:
         for name, table in self._tables.items():
             self._put(name, table.finish())
         self._lmdb.write(self._waiting)
-        self._lmdb.finish()
+        self._lmdb.close()
         seal(
             self._path,
             self._body

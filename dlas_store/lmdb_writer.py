@@ -19,14 +19,15 @@ _FIRST_MAP_SIZE = 1 << 30
 class LmdbWriter:
     """Writes one new LMDB file that nobody else has open.
 
-    Nothing is durable before finish(): a file that was not finished is thrown away.
+    Nothing is durable before the file was closed and sealed; seal() syncs it.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._last_key = b""
         # Engine 0.9 by number, since an environment variable can switch the default to one that others cannot read.
-        # No lock file: the name is ours alone. No sync per transaction: finish() does it once.
+        # No lock file: the name is ours alone. No sync, which takes as long for a small file as for a large one: seal()
+        # does it once.
         try:
             self._environment = lmdb.open(
                 str(path), map_size=_FIRST_MAP_SIZE, subdir=False, lock=False, sync=False, lib_version=0
@@ -56,20 +57,8 @@ class LmdbWriter:
             self._last_key = last
             return
 
-    def finish(self) -> None:
-        """Bring everything to the disk and close the file.
-
-        Raises:
-            WriteError: the disk refused it.
-        """
-        try:
-            self._environment.sync(True)
-        except lmdb.Error as error:
-            raise _write_error(self._path, error) from error
-        self.close()
-
     def close(self) -> None:
-        """Close the file, finished or not; closing twice is fine."""
+        """Close the file; closing twice is fine."""
         self._environment.close()
 
 

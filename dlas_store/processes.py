@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -136,6 +137,7 @@ def _interrupt_delayed() -> Iterator[None]:
 def _start_worker(done: SynchronizedArray[int], stopping: Synchronized[int]) -> None:
     global _done, _stopping
     _done, _stopping = done, stopping
+    gc.freeze()  # what the parent had is here for good: no collection need look at it, nor copy its pages
     # Ctrl-C reaches the whole group; the parent decides what follows.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # A pool's workers wait for jobs for ever when their parent is killed.

@@ -105,7 +105,7 @@ class ShardWriter:
         """Sync the shard, read it back and check every value, and append its trailer."""
         self._flush()
         self._wait_for_write()
-        self._lmdb.finish()
+        self._lmdb.close()
         header = replace(self._header, images=self._images, patches=self._patches, payload_bytes=self._payload_bytes)
         seal(self._path, {"kind": "shard"} | asdict(header))
         return header, read_directory(Shard(self._path), check_values=True)

@@ -24,7 +24,7 @@ FOOTER = struct.Struct("<8sIIQ")
 def write_lmdb(path: Path) -> Path:
     writer = LmdbWriter(path)
     writer.write(VALUES)
-    writer.finish()
+    writer.close()
     return path
 
 

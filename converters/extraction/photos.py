@@ -81,6 +81,8 @@ class Axis(NamedTuple):
 
     def range(self, start: int, length: int) -> slice:
         """Return which pixels are nearest to a range of the photo; as many wherever it starts."""
+        if self.scale == 1 and not self.origin:
+            return slice(start, start + length)
         count = max(1, round(length * self.scale))
         first = min(max(0, round(self.origin + start * self.scale)), self.length - count)
         return slice(first, first + count)
