@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dlas_store.commit import Commit, plan_commit, remove_published_leftovers
-from dlas_store.converters.extraction.folder_jobs import FolderJob, build_images
+from dlas_store.converters.extraction.folder_jobs import FolderJob, Settling, build_images
 from dlas_store.converters.extraction.groups import GroupReport
 from dlas_store.converters.extraction.options import ExtractOptions
 from dlas_store.converters.extraction.photos import single_threaded
@@ -147,9 +147,10 @@ def _into_folder(task: Task, options: ExtractOptions, summary: ExtractSummary) -
             FolderJob(growing.path, number, plan.root, plan.photos_of(number), options)
             for number in range(len(plan.groups))
         ]
-        with single_threaded(), progress_bar(plan.expected.tiles, "extracting") as bar:
-            for built in run_in_order(build_images, jobs, workers=task.workers, bar=bar):
-                summary.count(built)
+        with single_threaded(), progress_bar(plan.expected.tiles, "extracting") as bar, Settling() as settling:
+            for job, report in zip(jobs, run_in_order(build_images, jobs, workers=task.workers, bar=bar), strict=True):
+                summary.count(report)
+                settling.add(job, report)
         if not summary.images:
             growing.remove()
             return

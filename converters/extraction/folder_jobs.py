@@ -1,12 +1,14 @@
-"""The part of an extraction into a folder that runs in worker processes: one group of photos, a folder an image."""
+"""Groups of photos as folders of images: written by worker processes, settled by the one that has started them."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from types import TracebackType
+from typing import NamedTuple, Self
 
 from dlas_store.centers import write_centers
 from dlas_store.converters.extraction.groups import GroupReport
@@ -43,53 +45,115 @@ class FolderJob(NamedTuple):
     options: ExtractOptions
 
     @property
+    def building(self) -> Path:
+        """The folder in which the group's images are written before they have their names."""
+        return self.partial / f"building-{self.number}"
+
+    @property
     def extra_file(self) -> Path:
         """Where the group's lines of metadata.jsonl are kept."""
         return self.partial / f"extra-{self.number}.jsonl"
 
+    @property
+    def done_file(self) -> Path:
+        """What says that the group's images have their names, and what they came to."""
+        return self.partial / f"done-{self.number}.json"
+
 
 def build_images(job: FolderJob) -> GroupReport:
-    """Write the images of a group beside the tree, then rename each into it; holds the pixels of one photo.
+    """Write the images of a group beside the tree; holds the pixels of one photo.
 
-    A group that an earlier run finished is left as it is, any other begun anew.
+    A group that an earlier run settled is left as it is, any other begun anew.
 
     Raises:
         WriteError: the disk refused it.
         StoppedError: the run stops.
     """
-    done = job.partial / f"done-{job.number}.json"
-    if done.exists():
-        report = GroupReport.of_json(json.loads(done.read_bytes()))
+    if job.done_file.exists():
+        report = GroupReport.of_json(json.loads(job.done_file.read_bytes()))
         report_done(report.patches, report.payload_bytes)
         return report
     report = GroupReport()
-    building = job.partial / f"building-{job.number}"
-    names, lines = [], []
-    with write_errors(building):
-        shutil.rmtree(building, ignore_errors=True)
-        building.mkdir()
-        for path in job.photos:
-            for image in _write_photo(building, path, job, report):
-                names.append(image.name)
-                lines.append(extra_line(image.name, image.extra))
-        os.sync()  # before anything has its name; once for all files, each by itself would take far longer
-        for name in names:
-            shutil.rmtree(job.partial / TREE / name, ignore_errors=True)  # of a run that was killed while renaming
-            (building / name).rename(job.partial / TREE / name)
-        building.rmdir()
-        sync_folder(job.partial / TREE)
-    write_file(job.extra_file, "".join(lines).encode())
-    write_file(done, json.dumps(report.as_json()).encode())
+    with write_errors(job.building):
+        shutil.rmtree(job.building, ignore_errors=True)
+        job.building.mkdir()
+        with job.extra_file.open("w", encoding="utf-8", newline="") as lines:
+            for path in job.photos:
+                for image in _write_photo(path, job, report):
+                    lines.write(extra_line(image.name, image.extra))
     return report
 
 
-def _write_photo(folder: Path, path: str, job: FolderJob, report: GroupReport) -> list[Image]:
+class Settling:
+    """Makes groups durable and moves their images into the tree, in a thread of its own.
+
+    Syncing takes long, and as long for one group as for several: it settles what was built while it settled the ones
+    before, and no worker waits for it.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1)
+        self._built: list[tuple[FolderJob, GroupReport]] = []
+        self._settled: Future[None] | None = None
+
+    def add(self, job: FolderJob, report: GroupReport) -> None:
+        """Take a group that was built, or was settled already.
+
+        Raises:
+            WriteError: the disk refused those before.
+        """
+        if not job.done_file.exists():
+            self._built.append((job, report))
+        if self._settled is None or self._settled.done():
+            self._go_on()
+
+    def _go_on(self) -> None:
+        self._wait()
+        self._settled = self._thread.submit(_settle, self._built)
+        self._built = []
+
+    def _wait(self) -> None:
+        if self._settled is not None:
+            self._settled.result()
+
+    def __enter__(self) -> Self:
+        """Return self."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Settle all groups; after an error only those of which it has begun."""
+        with self._thread:
+            if error is None:
+                self._go_on()
+                self._wait()
+
+
+def _settle(groups: list[tuple[FolderJob, GroupReport]]) -> None:
+    """Move the images of groups into the tree, durably."""
+    if not groups:
+        return
+    tree = groups[0][0].partial / TREE
+    with write_errors(tree):
+        os.sync()  # before anything has its name; once for all files, each by itself would take far longer
+        for job, _ in groups:
+            for image in job.building.iterdir():
+                shutil.rmtree(tree / image.name, ignore_errors=True)  # of a run that was killed while renaming
+                image.rename(tree / image.name)
+            job.building.rmdir()
+        sync_folder(tree)
+    for job, report in groups:
+        write_file(job.done_file, json.dumps(report.as_json()).encode())
+
+
+def _write_photo(path: str, job: FolderJob, report: GroupReport) -> list[Image]:
     """Write a photo's images into a folder each, and return them."""
     images, problem = cut_photo(job.root, path, job.options, _BUFFER)
     if problem is not None:
         report.skipped.append(Skipped(path, *problem))
     for cut in images:
-        _write_image(folder / cut.image.name, cut, report)
+        _write_image(job.building / cut.image.name, cut, report)
     return [cut.image for cut in images]
 
 
