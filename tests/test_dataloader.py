@@ -141,7 +141,14 @@ def test_a_sampler_gives_the_order_and_is_told_the_epoch() -> None:
         ({"batch_size": 4, "n_workers": -1}, "n_workers must be an integer of at least 0, got -1"),
         ({"batch_size": 4, "pin_memory": 1}, "pin_memory must be true or false, got 1"),
         ({"batch_size": 4, "seed": "x"}, "seed must be an integer of at least 0, got 'x'"),
-        ({"batch_size": 4, "loader": "threads"}, "loader can only be 'workers' in this version, got 'threads'"),
+        ({"batch_size": 4, "loader": "fast"}, "loader must be one of threads, workers, got 'fast'"),
+        ({"batch_size": 4, "n_threads": 0}, "n_threads must be a positive integer, got 0"),
+        ({"batch_size": 4, "shuffle_window": 0}, "shuffle_window must be a positive integer, got 0"),
+        (
+            {"batch_size": 4, "start_method": "thread"},
+            "start_method must be one of fork, forkserver, spawn, got 'thread'",
+        ),
+        ({"batch_size": 4, "loader": "threads", "start_method": "spawn"}, "start_method is of worker processes"),
     ],
 )
 def test_a_wrong_loader_option_is_refused_by_name(options: dict[str, Any], message: str) -> None:
