@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from equality import assert_same
 from numpy.typing import DTypeLike
 from PIL import Image
 from samples import Array, noise, png
@@ -37,24 +38,6 @@ from dlas_store.published import open_published
 from dlas_store.store import Store
 
 BATCH = 5
-
-
-def assert_same(one: Any, other: Any) -> None:
-    """Check that two items or batches are equal: types, keys and their order, shapes, dtypes and values."""
-    assert type(one) is type(other)
-    if isinstance(one, torch.Tensor):
-        assert one.dtype == other.dtype
-        assert torch.equal(one, other)
-    elif isinstance(one, Mapping):
-        assert list(one) == list(other)
-        for key, value in one.items():
-            assert_same(value, other[key])
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other)
-        for pair in zip(one, other, strict=True):
-            assert_same(*pair)
-    else:
-        assert one == other
 
 
 # The data of every mode

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from equality import assert_same
+from rolls import Rolls, Squares
 from small_stores import append, make_store, small_folder
-from test_batches import assert_same
-from test_threads_loader import Rolls, Squares
 from torch.utils.data import DataLoader
 
 from dlas_store.datasets import DistIterSampler, Loader, create_dataloader, create_dataset

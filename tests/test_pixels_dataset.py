@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from equality import assert_same
 from pictures import store_of, write_pictures
 from samples import noise
-from test_batches import assert_same
 
 from dlas_store.datasets import PixelsDataset, create_dataloader, create_dataset
 from dlas_store.errors import ConfigError, PatchIndexError, StoreError

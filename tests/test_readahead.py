@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from equality import assert_same
+from rolls import Rolls
 from small_stores import make_store, shards_of, small_folder
-from test_batches import assert_same
-from test_threads_loader import Rolls
 
 from dlas_store import open_source
 from dlas_store.datasets import create_dataloader, create_dataset, readahead

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,66 +17,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from equality import assert_same
+from rolls import ITEMS, Rolls, Squares, indices_and_rolls
 from small_stores import in_child, make_store, small_folder
-from test_batches import assert_same
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from dlas_store.datasets import SingleImageDataset, create_dataloader, zero_pad
-from dlas_store.datasets.batches import Allocate, BatchWork
-from dlas_store.datasets.draws import Draw, ItemRandom
-from dlas_store.datasets.item_dataset import ItemDataset
-from dlas_store.datasets.options import Options
+from dlas_store.datasets.draws import Draw
 from dlas_store.datasets.samplers import DistIterSampler, EpochSampler
 from dlas_store.datasets.threads_loader import BATCHES_AHEAD, ThreadsLoader
 from dlas_store.errors import ConfigError, ImageError
-
-ITEMS = 40
-
-
-class Rolls(ItemDataset):
-    """Items that tell their index and a number drawn for them; notes when a batch is begun."""
-
-    def __init__(self, *, length: int = ITEMS, bad: Sequence[int] = (), seed: int = 5) -> None:
-        super().__init__(Options({"seed": seed}, mode="rolls"))
-        self.length = length
-        self.bad = set(bad)
-        self.begun: list[list[int]] = []
-
-    def __len__(self) -> int:
-        return self.length
-
-    def image_of(self, index: int) -> str:
-        return f"image{index}"
-
-    def make_item(self, index: int, random: ItemRandom) -> dict[str, Any]:
-        if index in self.bad:
-            raise ImageError(f"item {index} is damaged")
-        return {"index": index, "roll": int(random.generator.integers(1 << 40)), "side": torch.ones(1 + index % 3)}
-
-    def begin_batch(self, draws: Sequence[Draw], allocate: Allocate) -> BatchWork:
-        self.begun.append([draw.index for draw in draws])
-        return super().begin_batch(draws, allocate)
-
-
-class Squares(Dataset[int]):
-    """A dataset of others, which knows nothing of draws."""
-
-    def __init__(self, length: int = 10) -> None:
-        self.length = length
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> int:
-        if type(index) is not int:
-            raise TypeError(index)
-        if index == 13:
-            raise ValueError("13 is unlucky")
-        return index * index
-
-
-def indices_and_rolls(items: Sequence[Mapping[str, Any]]) -> Any:
-    return [(item["index"], item["roll"]) for item in items]
 
 
 def loader_of(
@@ -385,7 +335,8 @@ def test_loops_in_loops_read_all() -> None:
 INTERRUPTED = """
 import sys, threading
 sys.path[:0] = [{tests!r}]
-from test_threads_loader import Rolls, loader_of
+from rolls import Rolls
+from test_threads_loader import loader_of
 
 loader = loader_of(Rolls(length=10**7), batch_size=32)
 try:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -16,11 +17,11 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from equality import assert_same
 from pictures import write_pictures
+from rolls import Rolls, Squares, indices_and_rolls
 from samples import noise
 from small_stores import make_store, small_folder
-from test_batches import assert_same
-from test_threads_loader import Rolls, Squares, indices_and_rolls
 from torch.utils.data import Dataset
 
 from dlas_store.datasets import create_dataloader, create_dataset, zero_pad
@@ -122,6 +123,27 @@ def test_workers_forked_as_soon_as_a_pass_of_threads_is_over_work(store: Path) -
         expected = epochs_of(options, 1, loader="threads", n_threads=1)
         given = epochs_of(options, 1, loader="workers", n_workers=2, n_threads=2, start_method="fork")
         assert_same(given, expected)
+
+
+@pytest.mark.timeout(60)
+def test_workers_forked_beside_passes_of_threads_work(store: Path) -> None:
+    options = patches(store)
+    expected = epochs_of(options, 1, loader="threads")
+    is_enough = threading.Event()
+
+    def read() -> None:
+        while not is_enough.is_set():
+            epochs_of(options, 1, loader="threads", n_threads=2)
+
+    reading = threading.Thread(target=read)
+    reading.start()
+    try:
+        for _ in range(8):
+            given = epochs_of(options, 1, loader="workers", n_workers=2, n_threads=2, start_method="fork")
+            assert_same(given, expected)
+    finally:
+        is_enough.set()
+        reading.join()
 
 
 @pytest.mark.parametrize("phase", ["train", "val"])
@@ -333,7 +355,8 @@ def test_processes_end_with_the_pass(processes: Callable[[], list[Any]]) -> None
 INTERRUPTED = """
 import multiprocessing, sys
 sys.path[:0] = [{tests!r}]
-from test_workers_loader import Rolls, loader_of
+from rolls import Rolls
+from test_workers_loader import loader_of
 
 if __name__ == "__main__":
     loader = loader_of(Rolls(length=10**7), batch_size=32, threads=2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from typing import Any
 
 from torch.utils.data import Dataset, Sampler, default_collate
@@ -16,6 +16,7 @@ from dlas_store.datasets.batch_threads import submit_batch
 from dlas_store.datasets.batches import Allocate, BatchWork, Collate, ItemsWork
 from dlas_store.datasets.device_patches import DevicePatches
 from dlas_store.datasets.item_dataset import ItemDataset
+from dlas_store.datasets.pass_threads import PassThreads
 from dlas_store.datasets.passes import Loader
 from dlas_store.datasets.patch_dataset import PatchDataset
 from dlas_store.datasets.readahead import Readahead
@@ -32,7 +33,9 @@ class ThreadsLoader(Loader):
 
     A batch belongs to whoever gets it, for as long as anything refers to it. Threads, and what they have begun, end
     with the pass: at its end, when its iterator is closed or forgotten, or when an item raises, which the pass passes
-    on. The dataset is used by several threads at a time; those of this library may be.
+    on. The dataset is used by several threads at a time; those of this library may be. A WorkersLoader may fork its
+    processes beside a pass and after one, since it waits for a moment when the threads do nothing; whoever else forks
+    should not do so beside a pass (see PassThreads).
     """
 
     def __init__(
@@ -72,7 +75,7 @@ class ThreadsLoader(Loader):
         waiting = self._announced(this.batches)
         making: deque[Future[Any]] = deque()
         process = os.getpid()
-        pool = ThreadPoolExecutor(self.num_threads, "dlas_store")
+        pool = PassThreads(self.num_threads)
         try:
             while True:
                 while len(making) < BATCHES_AHEAD and (batch := next(waiting, None)) is not None:
@@ -104,7 +107,7 @@ class ThreadsLoader(Loader):
                 yield waiting.popleft()
         yield from waiting
 
-    def _submit(self, pool: ThreadPoolExecutor, batch: Batch) -> Future[Any]:
+    def _submit(self, pool: Executor, batch: Batch) -> Future[Any]:
         return submit_batch(pool, lambda: self._begin(batch), parts=self.num_threads)
 
     def _begin(self, batch: Batch) -> BatchWork:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any
 
 import cv2
@@ -15,6 +17,7 @@ from dlas_store.datasets.batch_order import Batch, BatchOrder
 from dlas_store.datasets.batch_threads import submit_batch
 from dlas_store.datasets.batches import Allocate, BatchWork, Collate
 from dlas_store.datasets.device_patches import DevicePatches
+from dlas_store.datasets.pass_threads import standing_still
 from dlas_store.datasets.passes import Loader
 from dlas_store.datasets.shared_batches import Receiver, SharedMemory, new_slots
 from dlas_store.datasets.threads_loader import begin_batch
@@ -75,7 +78,9 @@ class WorkersLoader(Loader):
             multiprocessing_context=self._start_method if self.num_workers else None,
         )
         receiver = Receiver(slots, pin_memory=self.pin_memory)
-        iterator = iter(loader)
+        forks = (self._start_method or multiprocessing.get_start_method()) == "fork"
+        with standing_still() if self.num_workers and forks else nullcontext():
+            iterator = iter(loader)
         try:
             for sent in iterator:
                 made = receiver.receive(sent)
