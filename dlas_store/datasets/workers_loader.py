@@ -21,6 +21,7 @@ from dlas_store.datasets.pass_threads import standing_still
 from dlas_store.datasets.passes import Loader
 from dlas_store.datasets.shared_batches import Receiver, SharedMemory, new_slots
 from dlas_store.datasets.threads_loader import begin_batch
+from dlas_store.processes import interrupt_delayed, leave_interrupts_to_parent
 
 
 class WorkersLoader(Loader):
@@ -79,9 +80,11 @@ class WorkersLoader(Loader):
         )
         receiver = Receiver(slots, pin_memory=self.pin_memory)
         forks = (self._start_method or multiprocessing.get_start_method()) == "fork"
-        with standing_still() if self.num_workers and forks else nullcontext():
-            iterator = iter(loader)
+        starting = interrupt_delayed() if self.num_workers else nullcontext()
+        iterator = None
         try:
+            with starting, standing_still() if self.num_workers and forks else nullcontext():
+                iterator = iter(loader)
             for sent in iterator:
                 made = receiver.receive(sent)
                 this.delivered += 1
@@ -146,6 +149,7 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def _start_worker(_: int) -> None:
+    leave_interrupts_to_parent()
     # One thread a core is the aim; OpenCV's own pool in each would fight over the cores.
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

@@ -63,7 +63,7 @@ def prepared(store: str, parent: str) -> ItemDataset:
             list(map(dataset.__getitem__, range(len(dataset))))
         case "pickled":
             dataset[0]
-            dataset = pickle.loads(pickle.dumps(dataset))  # noqa: S301 - our own
+            dataset = pickle.loads(pickle.dumps(dataset))
         case "closed":
             list(map(dataset.__getitem__, range(len(dataset))))
             dataset = create_dataset(options_of(store))

@@ -1,4 +1,4 @@
-"""However a store is read (processes, threads, pickles), every item comes once; nothing stays behind, even interrupted."""
+"""However a store is read, every item comes once, and nothing stays behind, even where a reader is interrupted."""
 
 from __future__ import annotations
 
