@@ -49,24 +49,25 @@ CASES = [
 ]
 
 
-def options_of(store: str) -> dict[str, Any]:
-    """Return the options of a dataset that draws on all of a store: patches, references and metadata."""
+def options_of(store: str, *, times: int = 1) -> dict[str, Any]:
+    """Return the options of a dataset that draws on all of a store, patches, references and metadata, some times."""
     patches = {"target_size": 32, "scale": 2, "need_ref": True, "strict": True}
-    return {"mode": "single_image_extensible", "paths": store, "batch_size": 4, "seed": 1, **patches}
+    data = {"paths": [store], "weights": [times]}
+    return {"mode": "single_image_extensible", "batch_size": 4, "seed": 1, **data, **patches}
 
 
-def prepared(store: str, parent: str) -> ItemDataset:
+def prepared(store: str, parent: str, *, times: int = 1) -> ItemDataset:
     """Return a dataset after what the case wants to have happened to it."""
-    dataset: Any = create_dataset(options_of(store))
+    dataset: Any = create_dataset(options_of(store, times=times))
     match parent:
         case "read":
-            list(map(dataset.__getitem__, range(len(dataset))))
+            dataset.__getitems__(range(20))
         case "pickled":
             dataset[0]
             dataset = pickle.loads(pickle.dumps(dataset))
         case "closed":
-            list(map(dataset.__getitem__, range(len(dataset))))
-            dataset = create_dataset(options_of(store))
+            dataset.__getitems__(range(20))
+            dataset = create_dataset(options_of(store, times=times))
     return dataset
 
 
@@ -110,12 +111,10 @@ def compare(case: Case, store: str) -> None:
         assert {item["GT_path"]: content(item) for item in read} == expected, f"{case}: other items"
 
 
-def for_ever(case: Case, store: str) -> None:
+def read_long(case: Case, store: str) -> None:
     """Read until somebody ends it."""
-    loader = loader_of(case, prepared(store, case.parent), store)
-    while True:
-        for _ in loader:
-            print("batch", flush=True)
+    for _ in loader_of(case, prepared(store, case.parent, times=10_000), store):
+        print("batch", flush=True)
 
 
 if __name__ == "__main__":
@@ -124,6 +123,6 @@ if __name__ == "__main__":
     for name in names.split(","):
         case = Case(*name.split("/"))
         if rest:
-            for_ever(case, store)
+            read_long(case, store)
         compare(case, store)
         print(case, flush=True)

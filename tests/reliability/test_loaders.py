@@ -120,7 +120,7 @@ def test_ctrl_c_in_the_middle_ends_all_processes_and_leaves_nothing_behind(
     for run in runs(small=1, full=100):
         chance = random.Random(run)
         case = cases[run % len(cases)]
-        reader = Reader(store, [case], tmp_path / str(run), "--for-ever")
+        reader = Reader(store, [case], tmp_path / str(run), "--long")
         try:
             batches = chance.randrange(1, 12)
             assert list(islice(reader.lines(), batches)) == ["batch"] * batches
