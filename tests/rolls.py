@@ -20,8 +20,8 @@ ITEMS = 40
 class Rolls(ItemDataset):
     """Items that tell their index and a number drawn for them; notes when a batch is begun."""
 
-    def __init__(self, *, length: int = ITEMS, bad: Sequence[int] = (), seed: int = 5) -> None:
-        super().__init__(Options({"seed": seed}, mode="rolls"))
+    def __init__(self, *, length: int = ITEMS, bad: Sequence[int] = (), seed: int | None = 5) -> None:
+        super().__init__(Options({} if seed is None else {"seed": seed}, mode="rolls"))
         self.length = length
         self.bad = set(bad)
         self.begun: list[list[int]] = []

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -77,7 +78,7 @@ def assert_equal(batch: dict[str, Any], other: dict[str, torch.Tensor]) -> None:
 
 def test_memory_in_use_is_given_to_nobody_else() -> None:
     memory = BatchMemory(2)
-    arrays = [memory.allocate(BIG, np.uint8) for _ in range(6)]
+    arrays = [memory.of_batch()(BIG, np.uint8) for _ in range(6)]
     assert len({array.ctypes.data for array in arrays}) == 6
     for number, array in enumerate(arrays):
         array[:] = number
@@ -86,12 +87,12 @@ def test_memory_in_use_is_given_to_nobody_else() -> None:
 
 def test_memory_that_nobody_uses_is_given_again() -> None:
     memory = BatchMemory(4)
-    first = memory.allocate(BIG, np.uint8)
+    first = memory.of_batch()(BIG, np.uint8)
     place = first.ctypes.data
-    other = memory.allocate(BIG, np.uint8)
+    other = memory.of_batch()(BIG, np.uint8)
     assert other.ctypes.data != place
     del first
-    assert memory.allocate(BIG, np.uint8).ctypes.data == place
+    assert memory.of_batch()(BIG, np.uint8).ctypes.data == place
 
 
 HOLDERS: dict[str, Callable[[Array], object]] = {
@@ -115,11 +116,11 @@ HOLDERS: dict[str, Callable[[Array], object]] = {
 @pytest.mark.parametrize("kind", HOLDERS)
 def test_any_reference_keeps_memory(kind: str) -> None:
     memory = BatchMemory(2)
-    array = memory.allocate(BIG, np.uint8)
+    array = memory.of_batch()(BIG, np.uint8)
     place = array.ctypes.data
     holder = HOLDERS[kind](array)
     del array
-    others = [memory.allocate(BIG, np.uint8) for _ in range(5)]
+    others = [memory.of_batch()(BIG, np.uint8) for _ in range(5)]
     assert place not in {other.ctypes.data for other in others}
     del holder
 
@@ -127,12 +128,12 @@ def test_any_reference_keeps_memory(kind: str) -> None:
 @pytest.mark.parametrize("kind", HOLDERS)
 def test_memory_is_free_once_the_reference_is_gone(kind: str) -> None:
     memory = BatchMemory(4)
-    array = memory.allocate(BIG, np.uint8)
+    array = memory.of_batch()(BIG, np.uint8)
     place = array.ctypes.data
     holder = HOLDERS[kind](array)
     del array, holder
     gc.collect()
-    assert memory.allocate(BIG, np.uint8).ctypes.data == place
+    assert memory.of_batch()(BIG, np.uint8).ctypes.data == place
 
 
 def test_shapes_and_types_have_memory_of_their_own() -> None:
@@ -144,7 +145,7 @@ def test_shapes_and_types_have_memory_of_their_own() -> None:
         ((3, 5), np.int8),
     ):
         for _ in range(3):
-            array = memory.allocate(shape, dtype)
+            array = memory.of_batch()(shape, dtype)
             assert array.shape == shape
             assert array.dtype == dtype
             assert array.flags.c_contiguous
@@ -159,7 +160,7 @@ def test_threads_never_share_memory() -> None:
         start.wait()
         whole = True
         for step in range(400):
-            array = memory.allocate(BIG, np.uint8)
+            array = memory.of_batch()(BIG, np.uint8)
             array[:8] = array[-8:] = (4 * step + number) % 251
             time.sleep(0)
             whole &= set(array[:8].tolist() + array[-8:].tolist()) == {(4 * step + number) % 251}
@@ -176,14 +177,14 @@ def test_a_process_forked_beside_threads_that_allocate_can_allocate() -> None:
 
     def use() -> None:
         while going:
-            memory.allocate(BIG, np.uint8)
+            memory.of_batch()(BIG, np.uint8)
 
     threads = [threading.Thread(target=use) for _ in range(3)]
     for thread in threads:
         thread.start()
     try:
         for _ in range(20):
-            assert in_child(lambda: memory.allocate(BIG, np.uint8).fill(1), patience=10) == 0
+            assert in_child(lambda: memory.of_batch()(BIG, np.uint8).fill(1), patience=10) == 0
     finally:
         going = False
         for thread in threads:
@@ -272,25 +273,37 @@ def test_what_a_reader_changes_in_place_shows_in_no_later_batch(kind: str, store
         del batch["LQ_path"]
 
 
+@pytest.mark.parametrize("scale", [1, 2])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_memory_of_dropped_batches_is_used_again(threads: int, store: Path) -> None:
-    loader = loader_of(store, threads=threads)
-    allocate = loader._memory.allocate  # type: ignore[attr-defined]
+def test_memory_of_dropped_batches_is_used_again(threads: int, scale: int, store: Path) -> None:
+    loader = loader_of(store, threads=threads, scale=scale)
+    memory = loader._memory  # type: ignore[attr-defined]
+    of_batch = memory.of_batch
 
-    def noted(shape: tuple[int, ...], dtype: Any) -> Array:
-        array: Array = allocate(shape, dtype)
-        if array.nbytes >= 1 << 16:
-            places.add((shape, array.ctypes.data))
-        return array
+    def noted() -> Callable[..., Array]:
+        allocate = of_batch()
 
-    loader._memory.allocate = noted  # type: ignore[attr-defined]
+        def note(shape: tuple[int, ...], dtype: Any) -> Array:
+            array: Array = allocate(shape, dtype)
+            if array.nbytes >= 1 << 16:
+                given.append(weakref.ref(array))
+                places.add((shape, array.ctypes.data))
+            return array
+
+        return note
+
+    memory.of_batch = noted
+    given: list[weakref.ref[Array]] = []
     places: set[tuple[tuple[int, ...], int]] = set()
     for _ in range(4):
         for batch in loader:
             del batch
     shapes = {shape for shape, _ in places}
     assert shapes == {(BATCH, 1, 3, 32, 32), (BATCH, 1, 4, 32, 32)}
-    assert len(places) <= len(shapes) * (BATCHES_AHEAD + 2)  # of 48 batches
+    arrays = len(shapes) * (2 if scale == 1 else 1)  # where LQ is as large as HQ, and else too small to be kept
+    assert len(given) == 48 * arrays
+    assert len(places) <= arrays * (BATCHES_AHEAD + 2)
+    assert all(array() is not None for array in given)  # so none was let go, and made anew
 
 
 MEASURE = """

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -43,14 +46,40 @@ def own_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return store
 
 
-def run(*arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+class Done(NamedTuple):
+    """What a run of ``python -m benchmarks`` came to."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+def run(*arguments: str | Path, check: bool = True) -> Done:
+    """Run a benchmark in this process, which has imported all that takes long; what it measures has its own."""
+    from benchmarks.__main__ import main
+
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["benchmarks", *map(str, arguments)])
+        try:
+            status = main()
+        except SystemExit as end:
+            status = int(end.code or 0)
+    assert not check or status == 0, err.getvalue()
+    return Done(status, out.getvalue(), err.getvalue())
+
+
+def run_alone(*arguments: str | Path, check: bool = True) -> Done:
+    """Run a benchmark as a user does."""
     command = [sys.executable, "-m", "benchmarks", *map(str, arguments)]
     done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
     assert not check or done.returncode == 0, done.stderr
-    return done
+    return Done(done.returncode, done.stdout, done.stderr)
 
 
-def measure(tmp_path: Path, *arguments: str | Path, rounds: int = ROUNDS) -> dict[str, Any]:
+def measure(
+    tmp_path: Path, *arguments: str | Path, rounds: int = ROUNDS, run: Callable[..., Done] = run
+) -> dict[str, Any]:
     """Run a benchmark and return its JSON, after checking what all have in common."""
     scratch = tmp_path / "scratch"
     scratch.mkdir()
@@ -81,19 +110,16 @@ def check_comparison(comparison: dict[str, Any], rounds_run: int) -> None:
         assert result["relative"] == median(a / b if by_ratio else a - b for a, b in pairs)
 
 
-def test_read_measures_every_loader_and_what_it_costs(tmp_path: Path) -> None:
+def test_read_measures_loaders_and_what_they_cost(tmp_path: Path) -> None:
     from benchmarks import peer_contenders
 
-    report = measure(tmp_path, "read", *SMALL)
+    some = ("store, *s loader", "store, read*", "folder, DataLoader, Pillow")
+    report = measure(tmp_path, "read", *SMALL, "--only", *some)
     loaders, alone, cpu, memory = report["comparisons"]
-    assert list(loaders["results"])[:8] == [
+    assert list(loaders["results"]) == [
         LIMIT,
         "store, threads loader",
         "store, workers loader",
-        "store, items, DataLoader",
-        "folder, threads loader",
-        "folder, DataLoader, TurboJPEG",
-        "folder, DataLoader, OpenCV",
         "folder, DataLoader, Pillow",
     ]
     assert list(alone["results"]) == [LIMIT, "store, read_pixels, one core", "store, read (bytes), one core"]
@@ -103,6 +129,32 @@ def test_read_measures_every_loader_and_what_it_costs(tmp_path: Path) -> None:
     assert report["notes"] == peer_contenders.notes()
     assert all("not installed" in note for note in report["notes"])
     assert "80 items of 80 images, patches of 64 x 64 pixels" in report["subject"]
+
+
+def test_every_contender_of_read_gives_every_patch_once(tmp_path: Path) -> None:
+    from benchmarks import mode_data
+    from benchmarks.read_contenders import WITHOUT_LOADER, list_contenders, make
+    from benchmarks.reading import Reading
+
+    folder, store = tmp_path / "folder", tmp_path / "folder.lmdb"
+    mode_data.write_mode_data("pixels", folder, store, patches=20, images=4, size=64, quality=90)
+    reading = Reading.plan("pixels", store=store, folder=folder, patches=20, batch=8)
+    contenders = [each for each in list_contenders(reading, tmp_path) if each.own_data is None]
+    assert [contender.name for contender in contenders] == [
+        LIMIT,
+        "store, threads loader",
+        "store, workers loader",
+        "store, items, DataLoader",
+        *WITHOUT_LOADER,
+        "folder, threads loader",
+        "folder, DataLoader, TurboJPEG",
+        "folder, DataLoader, OpenCV",
+        "folder, DataLoader, Pillow",
+    ]
+    for contender in contenders:
+        opened = make(json.loads(json.dumps(contender.as_spec(reading))))()
+        items = {opened.check(), opened.run()}
+        assert items == {reading.items * reading.epochs} or contender.name in WITHOUT_LOADER
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -308,7 +360,7 @@ def test_first_measures_the_first_batch_and_a_resumed_one(tmp_path: Path) -> Non
 
 def test_first_refuses_a_step_that_an_epoch_does_not_have() -> None:
     done = run("first", "--patches", "100", "--batch", "10", "--step", "10", check=False)
-    assert (done.returncode, "give a smaller --step" in done.stderr) == (1, True)
+    assert (done.status, "give a smaller --step" in done.stderr) == (1, True)
 
 
 def test_memory_measures_workers_and_epochs(tmp_path: Path) -> None:
@@ -328,7 +380,7 @@ def test_train_measures_every_loader(tmp_path: Path) -> None:
 
 def test_train_refuses_a_device_that_is_none() -> None:
     done = run("train", "--device", "abacus", check=False)
-    assert (done.returncode, "--device must be" in done.stderr) == (1, True)
+    assert (done.status, "--device must be" in done.stderr) == (1, True)
 
 
 def test_import_measures_time_and_disk_space(tmp_path: Path) -> None:
@@ -341,7 +393,7 @@ def test_import_measures_time_and_disk_space(tmp_path: Path) -> None:
 
 
 def test_import_measures_a_folder_of_the_user(tmp_path: Path) -> None:
-    report = measure(tmp_path, "import", "--folder", DATA / "chunked_video")
+    report = measure(tmp_path, "import", "--folder", DATA / "chunked_video", run=run_alone)
     assert report["figures"]["store_disk_bytes"] > 0
 
 
@@ -382,7 +434,11 @@ def test_extract_measures_photos_of_the_user(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_option_is_a_usage_error(arguments: list[str]) -> None:
-    assert run(*arguments, check=False).returncode == 2
+    assert run(*arguments, check=False).status == 2
+
+
+def test_a_wrong_option_is_the_exit_status_of_the_process() -> None:
+    assert run_alone("export", check=False).status == 2
 
 
 def test_every_contender_runs_once_a_round_and_each_round_starts_with_another() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from equality import assert_same
 from rolls import Rolls, Squares
 from small_stores import append, make_store, small_folder
@@ -36,7 +37,7 @@ Roll = tuple[int, int]
 def loader_of(sampler: Any = None, *, length: int = ITEMS, seed: int = 6, **options: Any) -> Loader:
     defaults = {"phase": "train", "batch_size": 4, "seed": seed}
     opt = {**defaults, **THREADS, **options}
-    return create_dataloader(Rolls(length=length), opt, sampler=sampler, collate_fn=rolls_of)
+    return create_dataloader(Rolls(length=length, seed=seed), opt, sampler=sampler, collate_fn=rolls_of)
 
 
 def rolls_of(items: list[Mapping[str, Any]]) -> list[Roll]:
@@ -264,6 +265,68 @@ def test_the_length_is_that_of_a_whole_epoch() -> None:
     assert len(list(loader)) == 2
 
 
+# The seed of the items
+
+
+@pytest.mark.parametrize("other", KINDS)
+def test_items_go_on_where_no_config_gives_a_seed(other: str) -> None:
+    def loader(kind: str) -> Loader:
+        opt = {"batch_size": 4, **KINDS[kind]}
+        return create_dataloader(Rolls(length=ITEMS, seed=None), opt, collate_fn=rolls_of)
+
+    torch.manual_seed(1)
+    stopped = loader("threads")
+    batches = iter(stopped)
+    first = [next(batches), next(batches)]
+    state = through_json(stopped.state_dict())
+    assert state.keys() == {"seed", "epoch", "position", "length"}
+    rest = list(batches)
+    torch.manual_seed(2)
+    resumed = loader(other)
+    assert resumed.state_dict()["seed"] != state["seed"]
+    resumed.load_state_dict(state)
+    assert resumed.state_dict() == state
+    assert list(resumed) == rest
+    resumed.set_epoch(0)
+    assert list(resumed) == first + rest
+
+
+def test_a_seed_of_the_items_alone_is_in_the_state() -> None:
+    def loader(seed: int) -> Loader:
+        sampler = EpochSampler(ITEMS, seed=3, shuffle=True, batch_size=4)
+        return create_dataloader(
+            Rolls(length=ITEMS, seed=seed), {"batch_size": 4}, sampler=sampler, collate_fn=rolls_of
+        )
+
+    stopped, resumed = loader(8), loader(9)
+    state = through_json(stopped.state_dict())
+    assert state == {"seed": 3, "epoch": 0, "position": 0, "length": ITEMS, "item_seed": 8}
+    resumed.load_state_dict(state)
+    assert resumed.state_dict() == state
+    assert list(resumed) == list(stopped)
+    before = resumed.state_dict()
+    for wrong in (-1, "8", None, True):
+        with pytest.raises(ConfigError, match="state: item_seed must be an integer of at least 0"):
+            resumed.load_state_dict({**state, "item_seed": wrong})
+    assert resumed.state_dict() == before
+
+
+def test_members_of_a_combined_dataset_go_on_too(store: Path) -> None:
+    member = options_of(store)
+    member.pop("seed")
+    opt = {"mode": "combined", "one": member, "two": {**member, "seed": 7}, "batch_size": 3, **THREADS}
+
+    def loader() -> Loader:
+        return create_dataloader(create_dataset(opt), opt)
+
+    stopped, resumed = loader(), loader()
+    expected = list(stopped)
+    assert not torch.equal(expected[0]["one_lq"], expected[0]["two_lq"])
+    stopped.set_epoch(0)
+    resumed.load_state_dict(through_json(stopped.state_dict()))
+    assert_same(list(resumed), expected)
+
+
 # Stores
 
 
@@ -308,8 +371,6 @@ torch.save(list(loader), {str(tmp_path / "rest.pt")!r})
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=200)
     assert done.returncode == 0, done.stderr
-    import torch
-
     there = torch.load(tmp_path / "rest.pt", weights_only=True)
     assert len(there) == 3
     assert_same(without_paths(there), without_paths(rest))
@@ -421,4 +482,5 @@ print(json.dumps(out))
                 given, batch_size, length, state = output[kind]
                 assert (batch_size, length) == (3, 2)
                 assert given[epoch] == [batch[rank::2] for batch in whole]
-                assert state == {"seed": seed, "epoch": 2, "position": 6, "length": 16}
+                items = {"item_seed": state["item_seed"]} if kind == "threads" else {}  # each draws one for its items
+                assert state == {"seed": seed, "epoch": 2, "position": 6, "length": 16, **items}

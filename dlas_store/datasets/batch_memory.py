@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections import Counter
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import DTypeLike, NDArray
+
+from dlas_store.datasets.batches import Allocate
 
 _SMALL_BYTES = 1 << 16
 """Below this numpy's own allocator is as fast."""
@@ -23,17 +26,26 @@ class BatchMemory:
     """
 
     def __init__(self, batches: int) -> None:
-        """Take how many arrays of each shape and type to hold on to, beyond those in use."""
+        """Take of how many batches to hold on to the arrays, beyond those in use."""
         self._batches = batches
-        self._held: dict[tuple[tuple[int, ...], str], list[NDArray[Any]]] = {}
+        self._held: dict[tuple[tuple[int, ...], str, int], list[NDArray[Any]]] = {}
         # A lock for each process: one that another thread holds during a fork stays locked in the child.
         self._locks: dict[int, threading.Lock] = {}
 
-    def allocate(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-        """Return an array, contiguous, its content undefined."""
-        key = (shape, np.dtype(dtype).str)
+    def of_batch(self) -> Allocate:
+        """Return what gives the arrays of one batch, each contiguous, its content undefined."""
+        given: Counter[tuple[tuple[int, ...], str]] = Counter()
+
+        def allocate(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+            kind = (shape, np.dtype(dtype).str)
+            # A batch may have several of a kind, as HQ and LQ at scale 1; each is held for as many batches.
+            given[kind] += 1
+            return self._give(shape, dtype, self._held.setdefault((*kind, given[kind]), []))
+
+        return allocate
+
+    def _give(self, shape: tuple[int, ...], dtype: DTypeLike, held: list[NDArray[Any]]) -> NDArray[Any]:
         with self._locks.setdefault(os.getpid(), threading.Lock()):
-            held = self._held.setdefault(key, [])
             for position in range(len(held)):
                 if is_free(held, position):
                     return held[position]

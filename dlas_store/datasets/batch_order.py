@@ -11,7 +11,7 @@ from torch.utils.data import Dataset, Sampler
 
 from dlas_store.datasets.item_dataset import ItemDataset
 from dlas_store.datasets.samplers import EpochSampler, PlainIndices
-from dlas_store.datasets.shared_order import OrderSampler
+from dlas_store.datasets.shared_order import OrderSampler, integer_of_state
 from dlas_store.errors import ConfigError
 
 _LOG = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class BatchOrder:
         dataset: what is read.
         sampler: gives the order.
         batch_size: items a batch, of this process.
-        drop_last: whether an incomplete last batch is left out.
+        drop_last: whether an incomplete last batch is left out; a sampler that makes batches has decided that itself.
     """
 
     def __init__(
@@ -60,6 +60,8 @@ class BatchOrder:
         self._makes_batches = isinstance(sampler, EpochSampler)
         if isinstance(sampler, EpochSampler) and sampler.share != batch_size:
             raise ConfigError(f"batch_size is {batch_size}, but the sampler makes batches of {sampler.share} items")
+        if isinstance(sampler, EpochSampler):
+            self.drop_last = sampler.drop_last
         self._epoch = 0
         self._pass: Pass | None = None
 
@@ -96,12 +98,18 @@ class BatchOrder:
             _LOG.warning("%d samples of this epoch could not be read and were replaced", skipped)
 
     def state_dict(self) -> dict[str, int]:
-        """Return where the pass is, after the batches that were delivered: seed, epoch, position, length.
+        """Return where the pass is, after the batches that were delivered; see Loader.
 
         Raises:
             ConfigError: the sampler keeps no state.
         """
         sampler = self._sampler_with_state()
+        state = self._position(sampler)
+        if isinstance(self.dataset, ItemDataset) and self.dataset.seed != sampler.seed:
+            state["item_seed"] = self.dataset.seed
+        return state
+
+    def _position(self, sampler: OrderSampler) -> dict[str, int]:
         if self._pass is None or self._pass.has_ended:
             return sampler.state_dict()
         state = sampler.state_at(self._pass.delivered * self.batch_size // sampler.share)
@@ -115,7 +123,12 @@ class BatchOrder:
         Raises:
             ConfigError: the state is none, or of data with another number of items; or the sampler keeps none.
         """
-        self._sampler_with_state().load_state_dict(state)
+        sampler = self._sampler_with_state()
+        has_item_seed = isinstance(state, Mapping) and "item_seed" in state
+        item_seed = integer_of_state(state, "item_seed") if has_item_seed else None
+        sampler.load_state_dict(state)
+        if isinstance(self.dataset, ItemDataset):
+            self.dataset.set_seed(sampler.seed if item_seed is None else item_seed)
         self._epoch = state["epoch"]
         self._pass = None
 

@@ -100,6 +100,15 @@ class ItemDataset(Dataset[dict[str, Any]], ABC):
         """Tell the epoch, counted from 0, to this process and to all workers that share the dataset with it."""
         self._epoch[0] = epoch
 
+    @property
+    def seed(self) -> int:
+        """Of the random numbers of items: that of the options, or drawn."""
+        return self._seed
+
+    def set_seed(self, seed: int) -> None:
+        """Let items follow from another seed, from 0, as those of a pass do that goes on in another process."""
+        self._seed = seed
+
     def take_skipped(self) -> int:
         """Return how many samples were replaced since this was last asked, in all workers."""
         before, self._reported = self._reported, int(self._skipped.sum())

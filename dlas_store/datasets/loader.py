@@ -40,12 +40,13 @@ def create_dataloader(  # noqa: PLR0917 - DL-Art-School's signature
 
     Args:
         dataset: any PyTorch dataset with a length.
-        dataset_opt: its options, of which are read here: ``phase``; ``batch_size``; ``loader``: threads (the default
+        dataset_opt: its options, of which are read here: ``phase``; ``batch_size``; ``drop_last`` (true in phase
+            train, else false); ``loader``: threads (the default
             for the datasets of this library) or workers (for any other); ``n_workers`` (0): processes for workers,
             threads for threads, where 0 is one a core; ``n_threads``: of this process for threads, of each worker (1)
             for workers; ``start_method`` of the workers; ``device``: where HQ and LQ are made, see DevicePatches;
             ``pin_memory`` (true; it has an effect only where there is a GPU); ``needs_collate`` (false); ``seed`` (of
-            the shuffle; drawn from PyTorch's own generator where it is not given, 0 with ``dist``);
+            the shuffle; where it is not given the one that the dataset drew, 0 with ``dist``);
             ``shuffle_window`` and ``uneven_ranks`` (false): see EpochSampler.
         opt: options of the whole training; ``dist`` divides each batch among the processes.
         sampler: gives the order in place of a shuffle.
@@ -57,16 +58,18 @@ def create_dataloader(  # noqa: PLR0917 - DL-Art-School's signature
     """
     options = Options(dataset_opt, mode=type(dataset).__name__)
     train = (dataset_opt.get("phase") or "train") == "train"
+    drop_last = options.flag("drop_last", train)
     batch_size = options.integer("batch_size", None if train else 1, minimum=1)
     if options.flag("needs_collate", False) and collate_fn is None:
         collate_fn = zero_pad
     ranks = _processes(options, batch_size) if train and opt is not None and opt.get("dist") else 1
     order: Sampler[Any] | Iterable[Any]
     if sampler is None:
-        order = _sampler(options, dataset, batch_size, ranks, shuffles=train and shuffle, drop_last=train)
-    elif options.has("shuffle_window"):
-        raise options.error("shuffle_window is given, but a sampler gives the order; leave one of them out")
+        order = _sampler(options, dataset, batch_size, ranks, shuffles=train and shuffle, drop_last=drop_last)
     else:
+        for option in ("shuffle_window", "uneven_ranks"):
+            if options.has(option):
+                raise options.error(f"{option} is given, but a sampler gives the order; leave one of them out")
         order = sampler
     batch_size //= ranks
     workers = options.integer("n_workers", 0, minimum=0)
@@ -80,7 +83,7 @@ def create_dataloader(  # noqa: PLR0917 - DL-Art-School's signature
             dataset,
             sampler=order,
             batch_size=batch_size,
-            drop_last=train,
+            drop_last=drop_last,
             threads=_threads(options, workers),
             collate_fn=collate_fn,
             pin_memory=pin_memory,
@@ -90,7 +93,7 @@ def create_dataloader(  # noqa: PLR0917 - DL-Art-School's signature
         dataset,
         sampler=order,
         batch_size=batch_size,
-        drop_last=train,
+        drop_last=drop_last,
         workers=workers if train else 0,
         threads=options.integer("n_threads", 1, minimum=1),
         collate_fn=collate_fn,
@@ -134,9 +137,18 @@ def _threads(options: Options, workers: int) -> int:
 def _sampler(
     options: Options, dataset: Dataset[Any], batch_size: int, ranks: int, *, shuffles: bool, drop_last: bool
 ) -> EpochSampler:
-    # Where processes share an epoch, each must draw the same order.
-    make_seed = draw_seed if ranks == 1 else int
-    seed = options.integer("seed", minimum=0) if options.has("seed") else make_seed()
+    uneven = options.flag("uneven_ranks", False)
+    if uneven and drop_last:
+        raise options.error(
+            "uneven_ranks is about a last batch that is kept, but it is dropped; set drop_last to false, or leave "
+            "uneven_ranks out"
+        )
+    if options.has("seed"):
+        seed = options.integer("seed", minimum=0)
+    elif ranks > 1:
+        seed = 0  # each process must have the same order
+    else:
+        seed = dataset.seed if isinstance(dataset, ItemDataset) else draw_seed()
     return EpochSampler(
         len(cast("Any", dataset)),
         seed=seed,
@@ -145,7 +157,7 @@ def _sampler(
         drop_last=drop_last,
         rank=distributed.get_rank() if ranks > 1 else 0,
         ranks=ranks,
-        uneven=options.flag("uneven_ranks", False),
+        uneven=uneven,
         window=options.integer("shuffle_window", minimum=1) if options.has("shuffle_window") else None,
     )
 

@@ -12,6 +12,7 @@ LOADER_KEYS = frozenset(
     {
         "batch_size",
         "device",
+        "drop_last",
         "loader",
         "n_threads",
         "n_workers",

@@ -61,6 +61,9 @@ class Loader(ABC):
     def state_dict(self) -> dict[str, int]:
         """Return where the pass stands after the batches that it gave, as JSON: seed, epoch, position, length.
 
+        The seed is that of the order, and of the items unless there is an ``item_seed`` beside it. Whether a config
+        gave it or it was drawn, a pass that is resumed has the same items.
+
         The position counts items of the epoch's order, of all processes together, so that it can be resumed with other
         batch sizes, loaders, and numbers of processes; the length is the dataset's, which must be the same then.
 
@@ -70,7 +73,7 @@ class Loader(ABC):
         return self._order.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Let the next pass go on where a state says.
+        """Let the next pass go on where a state says, with its seeds in place of those of loader and dataset.
 
         Raises:
             ConfigError: the state is none, or of a dataset of another length; or the sampler keeps none.

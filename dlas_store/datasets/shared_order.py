@@ -132,8 +132,8 @@ class OrderSampler(Sampler[Draw], ABC):
         Raises:
             ConfigError: a value is missing or wrong, or the dataset has another number of items. Nothing has changed.
         """
-        length = _count(state, "length")
-        seed, epoch = _count(state, "seed"), _count(state, "epoch")
+        length = integer_of_state(state, "length")
+        seed, epoch = integer_of_state(state, "seed"), integer_of_state(state, "epoch")
         if length != self._length:
             verb = "grown" if length < self._length else "shrunk"
             raise ConfigError(
@@ -141,13 +141,23 @@ class OrderSampler(Sampler[Draw], ABC):
                 f"order of epoch {epoch} another; open the data as it was, or load no state and call "
                 f"set_epoch({epoch + 1}) to go on with a new epoch"
             )
-        position = _count(state, "position", self._positions)
+        position = integer_of_state(state, "position", self._positions)
         self._seed, self._next, self._pass = seed, (epoch, position), None
 
     @property
     def share(self) -> int:
         """This rank's items of a whole batch."""
         return self._batch_size // self._ranks
+
+    @property
+    def drop_last(self) -> bool:
+        """Whether the last items of an epoch that fill no global batch are left out."""
+        return self._drop_last
+
+    @property
+    def seed(self) -> int:
+        """Of the order."""
+        return self._seed
 
     def _state(self, epoch: int, position: int) -> dict[str, int]:
         return {"seed": self._seed, "epoch": epoch, "position": position, "length": self._length}
@@ -198,8 +208,12 @@ class OrderSampler(Sampler[Draw], ABC):
             self._next = (this.epoch + 1, 0)
 
 
-def _count(state: Mapping[str, Any], key: str, maximum: int | None = None) -> int:
-    """Return an integer of a state, from 0."""
+def integer_of_state(state: Mapping[str, Any], key: str, maximum: int | None = None) -> int:
+    """Return an integer of a state, from 0.
+
+    Raises:
+        ConfigError: it is missing, or no such integer.
+    """
     allowed = "an integer of at least 0" if maximum is None else f"an integer from 0 to {maximum}"
     if not isinstance(state, Mapping) or key not in state:
         raise ConfigError(f"state: {key} is missing; it must be {allowed}")

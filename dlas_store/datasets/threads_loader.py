@@ -111,7 +111,7 @@ class ThreadsLoader(Loader):
         return submit_batch(pool, lambda: self._begin(batch), parts=self.num_threads)
 
     def _begin(self, batch: Batch) -> BatchWork:
-        allocate = pinned if self.pin_memory else self._memory.allocate
+        allocate = pinned if self.pin_memory else self._memory.of_batch()
         return begin_batch(self.dataset, batch, allocate, self.collate_fn, raw=self._to_device is not None)
 
 
