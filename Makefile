@@ -27,7 +27,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PIP) install -c constraints.txt --no-build-isolation -e '.[demo,test,check]'
 	@touch $@
 
-MODES := single_image multi_frame paired_frame imagefolder stylegan2 multiscale fullimage torch_dataset combined
+MODES := single_image multi_frame paired_frame imagefolder stylegan2 multiscale fullimage torch_dataset combined \
+	pixels
 CUT := --crop-size 256 --step 128
 
 demo: $(INSTALLED)

@@ -1,4 +1,4 @@
-"""``python -m benchmarks read|open|import|extract``: measure, print a table, and keep every round as JSON."""
+"""``python -m benchmarks SUBJECT``: measure, print a table, and keep every round as JSON."""
 
 from __future__ import annotations
 
@@ -6,12 +6,20 @@ import argparse
 import subprocess
 import sys
 
-from benchmarks import extracting, importing, opening, read
+from benchmarks import extracting, first, importing, memory, opening, read, train
 from benchmarks.options import at_least_one
 from benchmarks.report import print_report, write_json
 from dlas_store import StoreError
 
-SUBJECTS = {"read": read, "open": opening, "import": importing, "extract": extracting}
+SUBJECTS = {
+    "read": read,
+    "train": train,
+    "first": first,
+    "memory": memory,
+    "open": opening,
+    "import": importing,
+    "extract": extracting,
+}
 
 
 def main() -> int:

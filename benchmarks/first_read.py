@@ -9,9 +9,9 @@ import json
 import random
 import sys
 import time
-from pathlib import Path
 
 import dlas_store
+from benchmarks.process_cost import private_dirty_bytes
 
 
 def main(path: str, seed: int, reads: int) -> None:
@@ -25,14 +25,6 @@ def main(path: str, seed: int, reads: int) -> None:
     for _ in range(reads):
         source.read(random_numbers.randrange(len(source)))
     print(json.dumps({"seconds": seconds, "dirty_bytes": private_dirty_bytes() - dirty_before}))
-
-
-def private_dirty_bytes() -> int:
-    """Return the memory that this process shares with nobody and that no file backs (Linux)."""
-    for line in Path("/proc/self/smaps_rollup").read_text(encoding="ascii").splitlines():
-        if line.startswith("Private_Dirty:"):
-            return int(line.split()[1]) * 1024
-    raise OSError("/proc/self/smaps_rollup does not name Private_Dirty")
 
 
 if __name__ == "__main__":

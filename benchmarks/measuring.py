@@ -49,12 +49,17 @@ class Comparison:
     def summary(self, name: str) -> Summary:
         """Return what a contender came to."""
         values = self.rounds[name]
-        pairs = zip(values, self.rounds[self.reference], strict=True)
         if self.relation == "ratio":
-            relative = median(value / reference for value, reference in pairs)
+            relative = median(self.ratios(name))
         else:
+            pairs = zip(values, self.rounds[self.reference], strict=True)
             relative = median(value - reference for value, reference in pairs)
         return Summary(median(values), min(values), max(values), relative)
+
+    def ratios(self, name: str) -> list[float]:
+        """Return the ratio of a contender to the reference in each round."""
+        pairs = zip(self.rounds[name], self.rounds[self.reference], strict=True)
+        return [value / reference for value, reference in pairs]
 
 
 def run_rounds(contenders: Mapping[str, Callable[[], T]], *, rounds: int) -> dict[str, list[T]]:

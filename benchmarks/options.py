@@ -14,13 +14,13 @@ def at_least_one(text: str) -> int:
     return value
 
 
-def add_picture_options(parser: argparse.ArgumentParser, *, patches: int) -> None:
-    """Add what the synthetic patches are like."""
+def add_picture_options(parser: argparse.ArgumentParser, *, patches: int, size: int = 256, quality: int = 95) -> None:
+    """Add what the synthetic patches are like, with their defaults."""
     parser.add_argument(
         "--patches", type=at_least_one, default=patches, metavar="N", help=f"number of patches (default: {patches:,})"
     )
-    parser.add_argument("--size", type=at_least_one, default=256, help="side in pixels (default: 256)")
-    parser.add_argument("--quality", type=at_least_one, default=95, help="JPEG quality (default: 95)")
+    parser.add_argument("--size", type=at_least_one, default=size, help=f"side in pixels (default: {size})")
+    parser.add_argument("--quality", type=at_least_one, default=quality, help=f"JPEG quality (default: {quality})")
 
 
 def add_scratch_option(parser: argparse.ArgumentParser) -> None:

@@ -1,42 +1,54 @@
-"""Patches a second: decoding alone, a folder and a store behind DataLoader, and a store in one process."""
+"""Items a second: decoding alone, a store and a folder by several loaders, in any mode, warm or cold."""
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-import numpy as np
-import torch
-
-from benchmarks.decode_limit import DecodeLimit
-from benchmarks.loaders import FilePatches, LoaderRun, SourcePatches
-from benchmarks.measuring import Comparison, run_rounds
+from benchmarks import chart, peer_contenders
+from benchmarks.contender_process import Run
+from benchmarks.measuring import Comparison
+from benchmarks.mode_data import write_mode_data
+from benchmarks.mode_options import MODES
 from benchmarks.options import add_picture_options, add_scratch_option, at_least_one
+from benchmarks.read_contenders import FOLDER, LIMIT, OURS, WITHOUT_LOADER, list_contenders
+from benchmarks.read_rounds import Measured, measure_cold, measure_warm, write_peers
+from benchmarks.reading import Reading
 from benchmarks.report import Report
-from benchmarks.synthetic import write_chunked_folder
 from dlas_store import StoreError, open_source
-from dlas_store.converters.importing import import_store
-from dlas_store.pixels import Size, image_size
 from dlas_store.processes import available_cores
-from dlas_store.source import Source
 
-LIMIT = "decoding alone, in memory, all cores"
-
-_LEAST_RAW_READS = 50_000
-"""One read takes some microseconds: fewer would be over before the clock can tell."""
+_PATCHES = 6400
+_IMAGES = 100
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this subject."""
-    add_picture_options(parser, patches=6000)
+    parser.add_argument(
+        "--mode", choices=MODES, default="pixels", help="what an item is; pixels (the default) are uint8 batches"
+    )
+    add_picture_options(parser, patches=_PATCHES)
+    parser.add_argument(
+        "--images",
+        type=at_least_one,
+        metavar="N",
+        help=f"number of images of synthetic patches (default: {_IMAGES}); more patches where it is larger",
+    )
     parser.add_argument("--store", type=Path, help="measure this store, not synthetic patches")
     parser.add_argument("--folder", type=Path, help="measure this chunked folder; with --store: the one it was made of")
-    parser.add_argument("--batch", type=at_least_one, default=64, help="patches a batch (default: 64)")
+    parser.add_argument(
+        "--batch", type=at_least_one, help="items a batch (default: 64 in mode pixels, 16 in the others)"
+    )
+    parser.add_argument(
+        "--cold", action="store_true", help="read from the disk: drop all from the page cache each time"
+    )
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", help="measure these contenders and the limit only; * stands for anything"
+    )
+    parser.add_argument("--chart", type=Path, metavar="FILE.png", help="draw the ratios there; needs matplotlib")
     add_scratch_option(parser)
 
 
@@ -44,89 +56,95 @@ def run(options: argparse.Namespace) -> Report:
     """Measure as the options say.
 
     Raises:
-        StoreError: data of the user that cannot be opened, or not be compared.
+        StoreError: data of the user that cannot be opened or not be compared, or a contender that fails.
     """
-    folder, store = options.folder, options.store
-    with tempfile.TemporaryDirectory(prefix="dlas-benchmark-", dir=options.scratch) as scratch, ExitStack() as stack:
-        if folder is None and store is None:
-            folder, store = Path(scratch, "folder"), Path(scratch, "folder.lmdb")
-            write_chunked_folder(folder, patches=options.patches, size=options.size, quality=options.quality)
-            import_store([folder], store)
-        sources = [stack.enter_context(open_source(path)) for path in (store, folder) if path is not None]
-        indices = _choose(len(sources[0]), options.patches)
-        encoded = _read_all(sources, indices)
-        size = _common_size(encoded)
-        limit = DecodeLimit(encoded, size=size, batch=options.batch, threads=available_cores())
-        contenders: dict[str, Callable[[], int]] = {LIMIT: limit.run}
-        if folder is not None:
-            contenders |= _folder_contenders(sources[-1], indices, batch=options.batch)
-        if store is not None:
-            contenders |= _store_contenders(sources[0], indices, batch=options.batch)
-        rates = {name: partial(_rate, contender) for name, contender in contenders.items()}
-        for warm_up in rates.values():
-            warm_up()
-        rounds = run_rounds(rates, rounds=options.rounds)
-    mean_bytes = sum(map(len, encoded)) / len(encoded)
-    return Report(
-        subject=f"{len(encoded):,} patches of {size.width} x {size.height} pixels and {mean_bytes / 1000:.1f} kB, "
-        f"batches of {options.batch}, {available_cores()} cores, files in the page cache",
-        comparisons=[Comparison(title="Reading", unit="patches/s", reference=LIMIT, rounds=rounds)],
-        figures={"mean_patch_bytes": round(mean_bytes)},
+    if options.chart is not None:
+        chart.require_matplotlib()
+    with tempfile.TemporaryDirectory(prefix="dlas-benchmark-", dir=options.scratch) as name:
+        scratch = Path(name)
+        reading, images = _prepare(options, scratch)
+        listed = list_contenders(reading, scratch)
+        contenders = [each for each in listed if _is_wanted(each.name, options.only)]
+        write_peers(reading, contenders)
+        if options.cold:
+            contenders = [each for each in contenders if each.name not in WITHOUT_LOADER]
+            shared = [Path(path) for path in (reading.store, reading.folder) if path is not None]
+            data = shared + [each.own_data for each in contenders if each.own_data is not None]
+            measured = measure_cold(reading, contenders, rounds=options.rounds, data=data)
+        else:
+            measured = measure_warm(reading, contenders, rounds=options.rounds)
+    report = Report(
+        subject=f"{options.mode}: {reading.items * reading.epochs:,} items of {images:,} images, patches of "
+        f"{reading.width} x {reading.height} pixels and {reading.mean_bytes / 1000:.1f} kB, batches of "
+        f"{reading.batch}, {available_cores()} cores, files {'on the disk' if options.cold else 'in the page cache'}",
+        comparisons=_compare(measured, cold=options.cold),
+        figures={"mean_patch_bytes": reading.mean_bytes, "images": images, "items": reading.items * reading.epochs},
+        notes=peer_contenders.notes() if options.mode == "pixels" else [],
     )
+    if options.chart is not None:
+        chart.write_chart(options.chart, report.comparisons[0], subject=report.subject, highlighted=OURS)
+    return report
 
 
-def _folder_contenders(folder: Source, indices: Sequence[int], *, batch: int) -> dict[str, Callable[[], int]]:
-    paths = [Path(folder.patch_path(index)) for index in indices]
-    return {"folder, DataLoader": LoaderRun(FilePatches(paths), batch=batch, workers=available_cores()).run}
+def _prepare(options: argparse.Namespace, scratch: Path) -> tuple[Reading, int]:
+    """Return what to read and its number of images; synthetic data is written."""
+    folder, store, patches = options.folder, options.store, options.patches
+    if folder is None and store is None:
+        folder, store = scratch / "folder", scratch / "folder.lmdb"
+        images = options.images or min(_IMAGES, patches)
+        if patches == _PATCHES:
+            patches = max(patches, images)
+        write_mode_data(
+            options.mode, folder, store, patches=patches, images=images, size=options.size, quality=options.quality
+        )
+    if not MODES[options.mode].chunked:
+        if store is None:
+            raise StoreError(
+                f"mode {options.mode} is measured on a store; give --store, or neither --store nor --folder"
+            )
+        folder = None
+    reading = Reading.plan(options.mode, store=store, folder=folder, patches=patches, batch=options.batch)
+    with open_source(reading.data) as source:
+        return reading, source.image_count
 
 
-def _store_contenders(store: Source, indices: Sequence[int], *, batch: int) -> dict[str, Callable[[], int]]:
-    loader = LoaderRun(SourcePatches(store, indices), batch=batch, workers=available_cores(), collate=torch.from_numpy)
-    return {
-        "store, DataLoader": loader.run,
-        "store, read_pixels, one core": partial(_read_pixels, store, indices, batch=batch),
-        "store, read (bytes), one core": partial(_read_bytes, store, indices),
-    }
+def _is_wanted(name: str, patterns: Sequence[str] | None) -> bool:
+    return name == LIMIT or patterns is None or any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _read_pixels(source: Source, indices: Sequence[int], *, batch: int) -> int:
-    batches = (indices[first : first + batch] for first in range(0, len(indices), batch))
-    return sum(len(source.read_pixels(chosen)) for chosen in batches)
+def _compare(measured: Measured, *, cold: bool) -> list[Comparison]:
+    loaders = {name: runs for name, runs in measured.runs.items() if name not in WITHOUT_LOADER}
+    alone = {name: runs for name, runs in measured.runs.items() if name in (LIMIT, *WITHOUT_LOADER)}
+    reading = "Reading from the disk, opening included" if cold else "Reading"
+    comparisons = [_rates(reading, loaders, LIMIT)]
+    if cold and FOLDER in loaders:
+        comparisons.append(_rates(f"{reading}, against the folder", loaders, FOLDER))
+    if len(alone) > 1:
+        comparisons.append(_rates("Reading without a loader", alone, LIMIT))
+    comparisons.append(
+        Comparison(
+            title="Time of all processors",
+            unit="ms/1,000 items",
+            reference=LIMIT,
+            rounds=_each(loaders, lambda run: run.cpu_seconds / run.items * 1e6),
+        )
+    )
+    if measured.memory:
+        comparisons.append(
+            Comparison(
+                title="Memory at its peak, page cache not counted",
+                unit="MB",
+                reference=LIMIT,
+                rounds={name: [measured.memory[name] / 1e6] for name in loaders},
+            )
+        )
+    return comparisons
 
 
-def _read_bytes(source: Source, indices: Sequence[int]) -> int:
-    passes = -(-_LEAST_RAW_READS // len(indices))
-    for _ in range(passes):
-        for index in indices:
-            source.read(index)
-    return passes * len(indices)
+def _rates(title: str, runs: Mapping[str, Sequence[Run]], reference: str) -> Comparison:
+    rates = _each(runs, lambda run: run.items / run.seconds)
+    return Comparison(title=title, unit="items/s", reference=reference, rounds=rates)
 
 
-def _rate(contender: Callable[[], int]) -> float:
-    started = time.perf_counter()
-    patches = contender()
-    return patches / (time.perf_counter() - started)
-
-
-def _choose(available: int, wanted: int) -> list[int]:
-    """Return patches in random order; each comes once before any comes again."""
-    rng = np.random.default_rng(0)
-    passes = [rng.permutation(available) for _ in range(-(-wanted // available))]
-    chosen: list[int] = np.concatenate(passes)[:wanted].tolist()
-    return chosen
-
-
-def _read_all(sources: Sequence[Source], indices: Sequence[int]) -> list[bytes]:
-    """Return the patches, after checking that all sources have the same ones; this also brings them into the cache."""
-    encoded = [sources[0].read(index) for index in indices]
-    for other in sources[1:]:
-        if len(other) != len(sources[0]) or any(map(bytes.__ne__, encoded, map(other.read, indices))):
-            raise StoreError(f"{other.path} and {sources[0].path} hold different patches; give a store and its folder")
-    return encoded
-
-
-def _common_size(encoded: Sequence[bytes]) -> Size:
-    sizes = {image_size(data) for data in encoded}
-    if len(sizes) > 1 or not all(data.startswith(b"\xff\xd8\xff") for data in encoded):
-        raise StoreError("patches that are not JPEG, or not all of one size, cannot be measured in batches")
-    return sizes.pop()
+def _each(runs: Mapping[str, Sequence[Run]], value: Callable[[Run], float]) -> dict[str, list[float]]:
+    return {name: list(map(value, each)) for name, each in runs.items()}

@@ -26,11 +26,13 @@ class Report:
         subject: what was measured, one line.
         comparisons: one table each.
         figures: further numbers by name, which is a JSON key.
+        notes: what else there is to know, a line each.
     """
 
     subject: str
     comparisons: Sequence[Comparison]
     figures: Mapping[str, float] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
 
 def print_report(report: Report) -> None:
@@ -43,6 +45,10 @@ def print_report(report: Report) -> None:
         print()
     for name, value in report.figures.items():
         print(f"{name}: {value:,.3f}" if isinstance(value, float) else f"{name}: {value:,}")
+    if report.notes:
+        print()
+    for note in report.notes:
+        print(note)
 
 
 def write_json(path: str | Path, report: Report, options: argparse.Namespace) -> None:
@@ -56,6 +62,7 @@ def write_json(path: str | Path, report: Report, options: argparse.Namespace) ->
         "options": chosen,
         "comparisons": [_as_dict(comparison) for comparison in report.comparisons],
         "figures": dict(report.figures),
+        "notes": list(report.notes),
     }
     Path(path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
@@ -74,7 +81,8 @@ def _table(comparison: Comparison) -> Iterator[str]:
         if number == 0:
             yield "-" * (sum(widths) + 2 * len(cells))
     rounds = len(comparison.rounds[comparison.reference])
-    yield f"* to {comparison.reference}, median of {rounds} rounds"
+    counted = f"median of {rounds} rounds" if rounds > 1 else "one run"
+    yield f"* to {comparison.reference}, {counted}"
 
 
 def _number(value: float) -> str:

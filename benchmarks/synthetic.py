@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,28 +17,42 @@ _DISTINCT = 200
 _PHOTO_PART = 1024
 
 
-def write_chunked_folder(folder: Path, *, patches: int, size: int, quality: int) -> None:
-    """Write a chunked folder of 100 patches an image, the last one maybe less; the same one each time.
+def _plain_name(number: int) -> str:
+    return f"image_{number:06d}"
+
+
+def write_chunked_folder(
+    folder: Path,
+    *,
+    patches: int,
+    size: int,
+    quality: int,
+    patches_an_image: int = PATCHES_AN_IMAGE,
+    name: Callable[[int], str] = _plain_name,
+) -> None:
+    """Write a chunked folder; the same one each time.
 
     Args:
         folder: is made.
         patches: how many; 200 pictures are used over and over, each in a file of its own.
         size: side in pixels.
         quality: of the JPEGs, 4:2:0.
+        patches_an_image: the last image may have less.
+        name: returns that of an image, by its number.
     """
     rng = np.random.default_rng(0)
     pictures = [
         simplejpeg.encode_jpeg(synthetic_picture(rng, size), quality, "RGB", "420")
         for _ in range(min(patches, _DISTINCT))
     ]
-    for first in range(0, patches, PATCHES_AN_IMAGE):
-        image = folder / f"image_{first // PATCHES_AN_IMAGE:06d}"
+    for first in range(0, patches, patches_an_image):
+        image = folder / name(first // patches_an_image)
         image.mkdir(parents=True)
         (image / "ref.jpg").write_bytes(pictures[first % len(pictures)])
         centers = {}
-        for number in range(min(PATCHES_AN_IMAGE, patches - first)):
+        for number in range(min(patches_an_image, patches - first)):
             (image / f"{number:08d}.jpg").write_bytes(pictures[(first + number) % len(pictures)])
-            centers[number] = Center(size * (number // 10 + 1) // 11, size * (number % 10 + 1) // 11, size // 8)
+            centers[number] = Center(size * (number // 10 % 10 + 1) // 11, size * (number % 10 + 1) // 11, size // 8)
         (image / "centers.pt").write_bytes(write_centers(centers))
 
 
@@ -88,5 +103,4 @@ def synthetic_picture(rng: np.random.Generator, size: int, *, grain: float = 1.0
     noise = np.fft.irfft2(spectrum, (size, size))
     noise /= noise.std(axis=(1, 2), keepdims=True)
     brightness, colour = noise[3, :, :, None], np.moveaxis(noise[:3], 0, 2)
-    pixels = np.clip(picture + grain * (15 * brightness + 3 * colour), 0, 255)
-    return np.ascontiguousarray(pixels, np.uint8)
+    return np.clip(picture + grain * 15 * brightness + grain * 3 * colour, 0, 255).astype(np.uint8, order="C")

@@ -84,9 +84,24 @@ class ArrayPictures:
         PillowImage.fromarray(self._pixels(index)).save(encoded, "PNG")
         return encoded.getvalue()
 
+    def view(self, index: int) -> bytes:
+        """Return a picture as PNG."""
+        return self.read(index)
+
+    def will_need(self, _: Sequence[int], /) -> None:
+        """Do nothing: the pictures are in memory."""
+
+    def read_into(self, index: int, out: Pixels) -> Pixels:
+        """Return a picture in an array; see Source.read_into."""
+        pixels = _to_colour(self._pixels(index), alpha=False)
+        if pixels.shape != out.shape:
+            return pixels
+        out[...] = pixels
+        return out
+
     def read_pixels(self, indices: Sequence[int], *, alpha: bool = False) -> Pixels | list[Pixels]:
         """Return pixels; see Source.read_pixels."""
-        return as_batch(_to_colour(self._pixels(index), alpha=alpha) for index in indices)
+        return as_batch([_to_colour(self._pixels(index), alpha=alpha) for index in indices])
 
     def locate(self, index: int) -> tuple[int, int]:
         """Return (image number, 0)."""

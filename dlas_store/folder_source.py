@@ -21,7 +21,7 @@ from dlas_store.extra_fields import EXTRA_FILE, ExtraFields
 from dlas_store.folder_walk import FolderWalk, LeftOut
 from dlas_store.metadata import Center, Image
 from dlas_store.names import Names
-from dlas_store.pixels import IMAGE_ENDINGS, MAX_PIXELS, Decoder, as_batch, decode
+from dlas_store.pixels import IMAGE_ENDINGS, MAX_PIXELS, Decoder, as_batch, decode, decode_batch, decode_into
 from dlas_store.source import Layout, Listing, Pixels, relative_path
 
 REFERENCE_FILE = "ref.jpg"
@@ -106,9 +106,26 @@ class FolderSource(ABC):
         """Return the bytes of a patch's file."""
         return self._read_file(self.patch_path(index))
 
+    def view(self, index: int) -> bytes:
+        """Return the bytes of a patch's file."""
+        return self.read(index)
+
+    def will_need(self, _: Sequence[int], /) -> None:
+        """Do nothing: opening the files to announce them would cost as much as reading them."""
+        self._check_open()
+
+    def read_into(self, index: int, out: Pixels) -> Pixels:
+        """Decode a patch; see Source."""
+        try:
+            return decode_into(self.read(index), out, max_pixels=self._max_pixels, decoder=self._decoder)
+        except ImageError as error:
+            raise self._image_error(index, error) from error
+
     def read_pixels(self, indices: Sequence[int], *, alpha: bool = False) -> Pixels | list[Pixels]:
         """Decode patches; see Source."""
-        return as_batch(self._decode(index, alpha=alpha) for index in indices)
+        if alpha:
+            return as_batch([self._decode(index, alpha=True) for index in indices])
+        return decode_batch(indices, self._decode, self.read_into)
 
     def locate(self, index: int) -> tuple[int, int]:
         """Return (image number, position of the patch in its image)."""
@@ -245,11 +262,14 @@ class FolderSource(ABC):
             extra=index.extras.of(name),
         )
 
-    def _decode(self, index: int, *, alpha: bool) -> Pixels:
+    def _decode(self, index: int, *, alpha: bool = False) -> Pixels:
         try:
             return decode(self.read(index), alpha=alpha, max_pixels=self._max_pixels, decoder=self._decoder)
         except ImageError as error:
-            raise ImageError(f"{self.patch_path(index)}: {error}") from error
+            raise self._image_error(index, error) from error
+
+    def _image_error(self, index: int, error: ImageError) -> ImageError:
+        return ImageError(f"{self.patch_path(index)}: {error}")
 
     def _read_file(self, path: str) -> bytes:
         # Path objects would double the time of reading a small file.

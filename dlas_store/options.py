@@ -85,6 +85,10 @@ class OptionReader:
         """Return one of several texts."""
         return str(self._get(key, default, f"one of {', '.join(choices)}", lambda value: value in choices))
 
+    def text(self, key: str, default: str | None = None) -> str:
+        """Return a text."""
+        return str(self._get(key, default, "a text", lambda value: isinstance(value, str)))
+
     def texts(self, key: str, default: list[str] | None = None) -> list[str]:
         """Return a list of texts; a single text is a list of one."""
         return _as_list(self._get(key, default, "a text or a list of texts", lambda value: _is_each(str, value)))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import IO, Literal, NamedTuple
 
 import numpy as np
@@ -28,6 +29,9 @@ Decoder = Literal["simplejpeg", "pyturbojpeg"]
 _Colors = Literal["RGB", "RGBA", "BGR"]
 
 _JPEG_START = b"\xff\xd8\xff"
+_CMYK = ("CMYK", "YCCK")
+"""Colour spaces of JPEGs that are left to Pillow."""
+
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"IEND\xaeB`\x82"
 PICTURE_FORMATS = ("BMP", "JPEG", "PNG", "PPM", "WEBP")
@@ -81,7 +85,7 @@ def decode(
     if data.startswith(_JPEG_START):
         size, colorspace = _jpeg_header(data)
         _check_size(size, max_pixels)
-        if colorspace not in ("CMYK", "YCCK"):
+        if colorspace not in _CMYK:
             wanted: _Colors = "RGBA" if alpha else "BGR" if bgr else "RGB"
             least = Size(-(-size.height // reduction), -(-size.width // reduction))
             return _decode_jpeg(data, wanted, decoder, least, buffer)
@@ -89,12 +93,63 @@ def decode(
     return np.ascontiguousarray(pixels[:, :, ::-1]) if bgr else pixels
 
 
-def as_batch(pictures: Iterable[Pixels]) -> Pixels | list[Pixels]:
+def decode_into(
+    data: bytes | memoryview, out: Pixels, *, max_pixels: int = MAX_PIXELS, decoder: Decoder = "simplejpeg"
+) -> Pixels:
+    """Decode a picture into an array, where it has exactly that size.
+
+    Args:
+        data: see decode.
+        out: uint8 (H, W, 3), contiguous. Its content is undefined where something else is returned, or after an error.
+        max_pixels: see decode.
+        decoder: see decode.
+
+    Returns:
+        ``out``, or a new array where the picture has another size; the pixels that decode gives.
+
+    Raises:
+        ImageError: see decode.
+    """
+    if decoder == "simplejpeg" and data[:3] == _JPEG_START and out.shape[0] * out.shape[1] <= max_pixels:
+        # What raises is damaged, which decode describes.
+        with suppress(ValueError):
+            height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+            if (height, width) == out.shape[:2] and colorspace not in _CMYK:
+                simplejpeg.decode_jpeg(data, "RGB", buffer=out)
+                return out
+    pixels = decode(bytes(data), max_pixels=max_pixels, decoder=decoder)
+    if pixels.shape != out.shape:
+        return pixels
+    out[...] = pixels
+    return out
+
+
+def as_batch(pictures: Sequence[Pixels]) -> Pixels | list[Pixels]:
     """Return pictures as one array (n, H, W, C) when all sizes agree, else as a list."""
-    arrays = list(pictures)
-    if arrays and all(array.shape == arrays[0].shape for array in arrays):
-        return np.stack(arrays)
-    return arrays
+    if pictures and all(picture.shape == pictures[0].shape for picture in pictures):
+        return np.stack(pictures)
+    return list(pictures)
+
+
+def decode_batch(
+    indices: Sequence[int], decode_one: Callable[[int], Pixels], decode_one_into: Callable[[int, Pixels], Pixels]
+) -> Pixels | list[Pixels]:
+    """Decode pictures into one array (n, H, W, 3) when all sizes agree, else into a list of arrays.
+
+    Args:
+        indices: of the pictures.
+        decode_one: decodes one into a new array.
+        decode_one_into: decodes one as decode_into does.
+    """
+    if not indices:
+        return []
+    first = decode_one(indices[0])
+    batch = np.empty((len(indices), *first.shape), np.uint8)
+    batch[0] = first
+    rows = [batch[0], *(decode_one_into(index, row) for index, row in zip(indices[1:], batch[1:], strict=True))]
+    return (
+        batch if all(row.base is batch for row in rows) else [row.copy() if row.base is batch else row for row in rows]
+    )
 
 
 def image_size(data: bytes) -> Size:

@@ -101,7 +101,7 @@ def run_in_order(
     waiting: deque[Future[R]] = deque()
     executor = ProcessPoolExecutor(workers, context, _start_worker, (done, stopping))
     try:
-        with _interrupt_delayed():
+        with interrupt_delayed():
             waiting.extend(executor.submit(_run_job, function, job) for job in islice(remaining, 2 * workers))
         while waiting:
             while not wait(list(islice(waiting, 1)), _POLL_SECONDS).done:
@@ -119,8 +119,11 @@ def run_in_order(
 
 
 @contextmanager
-def _interrupt_delayed() -> Iterator[None]:
-    """Let Ctrl-C wait until the block is over: a pool that is interrupted while it starts cannot be shut down."""
+def interrupt_delayed() -> Iterator[None]:
+    """Let Ctrl-C wait until the block is over, in which processes are started.
+
+    A pool that is interrupted while it starts cannot be shut down, and what runs around a fork swallows interrupts.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread is interrupted
         return
@@ -138,10 +141,14 @@ def _start_worker(done: SynchronizedArray[int], stopping: Synchronized[int]) -> 
     global _done, _stopping
     _done, _stopping = done, stopping
     gc.freeze()  # what the parent had is here for good: no collection need look at it, nor copy its pages
-    # Ctrl-C reaches the whole group; the parent decides what follows.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    leave_interrupts_to_parent()
     # A pool's workers wait for jobs for ever when their parent is killed.
     threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def leave_interrupts_to_parent() -> None:
+    """Let Ctrl-C, which reaches all processes of a terminal, have no effect on this one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _end_with_parent() -> None:

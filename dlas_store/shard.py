@@ -6,6 +6,7 @@ import mmap
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from xxhash import xxh3_64_intdigest
@@ -81,6 +82,17 @@ class Shard:
         """The whole file, mapped."""
         return self._file.data
 
+    @cached_property
+    def view(self) -> memoryview:
+        """The whole file, mapped, for slices without a copy."""
+        return memoryview(self.data)
+
+    def will_need(self, offset: int, length: int) -> None:
+        """Let the system read bytes of the file without waiting for them."""
+        if hasattr(mmap, "MADV_WILLNEED"):
+            start = offset - offset % mmap.PAGESIZE
+            self.data.madvise(mmap.MADV_WILLNEED, start, offset + length - start)
+
     def release_pages(self) -> None:
         """Let the system take back what was read so far, which would count as memory of this process."""
         if hasattr(mmap, "MADV_DONTNEED"):
@@ -118,6 +130,12 @@ def read_payload(data: mmap.mmap, key: bytes, offset: int, length: int, path: Pa
     Raises:
         DamagedError: the bytes there are not those that were stored under that key.
     """
+    with memoryview(data) as view, view_payload(view, key, offset, length, path) as payload:
+        return bytes(payload)
+
+
+def view_payload(data: memoryview, key: bytes, offset: int, length: int, path: Path) -> memoryview:
+    """Return a payload in place, after checking it against its key; see read_payload."""
     payload = data[offset : offset + length]
     start = offset - CHECKSUM.size
     if len(payload) != length or start < 0 or CHECKSUM.unpack_from(data, start)[0] != value_checksum(key, payload):

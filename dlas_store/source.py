@@ -72,6 +72,26 @@ class Source(Protocol):
     def read(self, index: int) -> bytes:
         """Return the encoded bytes of a patch, exactly those of the original file."""
 
+    def view(self, index: int) -> bytes | memoryview:
+        """Return the encoded bytes of a patch, without a copy where the source is mapped.
+
+        What was mapped stays so for as long as a view of it is held, also after close().
+        """
+
+    def will_need(self, indices: Sequence[int], /) -> None:
+        """Let the system fetch patches and references from the disk, without waiting for it; a hint."""
+
+    def read_into(self, index: int, out: Pixels) -> Pixels:
+        """Decode a patch into an array, where it has exactly that size.
+
+        Args:
+            index: of the patch.
+            out: uint8 (H, W, 3), contiguous; its content is undefined where something else is returned.
+
+        Returns:
+            RGB: ``out``, or a new array where the patch has another size.
+        """
+
     def read_pixels(self, indices: Sequence[int], *, alpha: bool = False) -> Pixels | list[Pixels]:
         """Decode patches.
 

@@ -24,8 +24,8 @@ from dlas_store.errors import (
 from dlas_store.index import INDEX_FILE, ImageRow, Index, PatchRow, ShardEntry
 from dlas_store.keys import Kind, pack_key
 from dlas_store.metadata import Image
-from dlas_store.pixels import MAX_PIXELS, Decoder, as_batch, decode
-from dlas_store.shard import Shard, has_shards, name_hash, read_image, read_payload, shard_file_name
+from dlas_store.pixels import MAX_PIXELS, Decoder, as_batch, decode, decode_batch, decode_into
+from dlas_store.shard import Shard, has_shards, name_hash, read_image, read_payload, shard_file_name, view_payload
 from dlas_store.source import Layout, Listing, Pixels, relative_path
 
 _OPEN_SHARDS = 512
@@ -111,17 +111,42 @@ class Store:
 
     def read(self, index: int) -> bytes:
         """Return the encoded bytes of a patch, checked against its checksum."""
+        return bytes(self.view(index))
+
+    def view(self, index: int) -> memoryview:
+        """Return the encoded bytes of a patch in the map, checked against their checksum."""
         offset, patch_id, length, image, shard_number = self._patch_row(index)
         shard, image_id_offset = self._shard(shard_number)
         key = pack_key(image + image_id_offset, Kind.PATCH, patch_id)
         try:
-            return read_payload(shard.data, key, offset, length, shard.path)
+            return view_payload(shard.view, key, offset, length, shard.path)
         except DamagedError as error:
             raise DamagedError(f"{error} ({self._label_patch(index)}); {_VERIFY}") from error
 
+    def will_need(self, indices: Sequence[int], /) -> None:
+        """Ask the system to read patches and the references of their images; see Source.will_need."""
+        places = set()
+        for index in indices:
+            row = self._patch_row(index)
+            places.add((row.shard, row.offset, row.length))
+            image = self._image_row(row.image)
+            if image.reference_offset:
+                places.add((image.shard, image.reference_offset, image.reference_length))
+        for shard_number, offset, length in sorted(places):
+            self.shard(shard_number).will_need(offset, length)
+
+    def read_into(self, index: int, out: Pixels) -> Pixels:
+        """Decode a patch; see Source.read_into."""
+        try:
+            return decode_into(self.view(index), out, max_pixels=self._max_pixels, decoder=self._decoder)
+        except ImageError as error:
+            raise self._image_error(index, error) from error
+
     def read_pixels(self, indices: Sequence[int], *, alpha: bool = False) -> Pixels | list[Pixels]:
         """Decode patches; see Source.read_pixels."""
-        return as_batch(self._decode(index, alpha=alpha) for index in indices)
+        if alpha:
+            return as_batch([self._decode(index, alpha=True) for index in indices])
+        return decode_batch(indices, self._decode, self.read_into)
 
     def locate(self, index: int) -> tuple[int, int]:
         """Return (image number, position of the patch in its image)."""
@@ -227,11 +252,14 @@ class Store:
         if self.index.store_id != state["store_id"] or len(self) < state["patches"]:
             raise DamagedError(f"{self._path}: was replaced by another store since it was opened; open it again")
 
-    def _decode(self, index: int, *, alpha: bool) -> Pixels:
+    def _decode(self, index: int, *, alpha: bool = False) -> Pixels:
         try:
             return decode(self.read(index), alpha=alpha, max_pixels=self._max_pixels, decoder=self._decoder)
         except ImageError as error:
-            raise ImageError(f"{self._path}: {self._label_patch(index)}: {error}") from error
+            raise self._image_error(index, error) from error
+
+    def _image_error(self, index: int, error: ImageError) -> ImageError:
+        return ImageError(f"{self._path}: {self._label_patch(index)}: {error}")
 
     def _label(self, number: int) -> str:
         """Return what an error message calls an image whose name may be damaged too."""

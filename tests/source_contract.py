@@ -51,6 +51,9 @@ def write_folder(root: Path) -> Path:
         "a/ref.jpg": png(noise(7, 7)),
         "é 日本/🙂.png": png(noise(3, 3, seed=8)),
         "é 日本/2.JPG": jpeg(noise(64, 64, seed=9)),
+        "é 日本/cmyk.jpg": cmyk(noise(24, 20, seed=10)),
+        "é 日本/deep.png": png16(noise(6, 10, seed=11)),
+        "é 日本/grey.jpg": jpeg(noise(18, 17, seed=12)[..., 0]),
     }
     for file, data in files.items():
         path = root / file
@@ -63,6 +66,19 @@ def jpeg(pixels: Array) -> bytes:
     buffer = io.BytesIO()
     PillowImage.fromarray(pixels).save(buffer, "JPEG", quality=95)
     return buffer.getvalue()
+
+
+def cmyk(pixels: Array) -> bytes:
+    buffer = io.BytesIO()
+    PillowImage.fromarray(pixels).convert("CMYK").save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+def png16(pixels: Array) -> bytes:
+    """Return a picture of 16 bits a channel whose values, divided by 257, are those of uint8 pixels."""
+    import cv2
+
+    return bytes(cv2.imencode(".png", pixels[..., ::-1].astype(np.uint16) * 257)[1])
 
 
 def raw_patches(folder: Path, layout: Layout) -> list[RawPatch]:
@@ -97,7 +113,9 @@ def content_in_child(source: Source, method: str) -> object:
 
 CALLS: dict[str, Callable[[Source, int], object]] = {
     "read": lambda source, number: source.read(number),
+    "view": lambda source, number: bytes(source.view(number)),
     "read_pixels": lambda source, number: source.read_pixels([number]),
+    "read_into": lambda source, number: source.read_into(number, np.empty((16, 16, 3), np.uint8)),
     "locate": lambda source, number: source.locate(number),
     "image": lambda source, number: source.image(number),
     "first_patch": lambda source, number: source.first_patch(number),
@@ -111,6 +129,7 @@ USES: dict[str, Callable[[Source], object]] = {
     "find": lambda source: source.find("a", "1.png"),
     "find_image": lambda source: source.find_image("a"),
     "listings": lambda source: list(source.listings()),
+    "will_need": lambda source: source.will_need([0]),
     "with": lambda source: source.__enter__(),
 }
 
@@ -206,6 +225,71 @@ class SourceContract(ABC):
     def test_no_indices_give_an_empty_list(self, source: Source) -> None:
         assert source.read_pixels([]) == []
 
+    def test_views_are_the_bytes_of_the_files(self, source: Source, raw: list[RawPatch]) -> None:
+        views = [source.view(index) for index in range(len(source))]
+        assert [bytes(view) for view in views] == [patch.data for patch in raw]
+        assert [len(view) for view in views] == [len(patch.data) for patch in raw]
+        assert all(not isinstance(view, memoryview) or view.readonly for view in views)
+
+    def test_views_stay_after_close(self, path: Path, raw: list[RawPatch]) -> None:
+        source = self.open(path)
+        views = [source.view(index) for index in range(len(source))]
+        source.close()
+        assert [bytes(view) for view in views] == [patch.data for patch in raw]
+        with self.open(path) as again:
+            views += [again.view(index) for index in range(len(again))]
+        assert [bytes(view) for view in views] == [patch.data for patch in raw] * 2
+
+    def test_a_patch_is_decoded_into_an_array_of_its_size(self, source: Source) -> None:
+        for index in range(len(source)):
+            expected = source.read_pixels([index])[0]
+            rows = np.full((3, *expected.shape), 77, np.uint8)
+            out = rows[1]
+            assert source.read_into(index, out) is out
+            assert np.array_equal(out, expected)
+            assert (rows[[0, 2]] == 77).all()
+
+    @pytest.mark.parametrize("grown", [(-1, 0), (0, -1), (1, 0), (0, 1), (5, 5), (-1, -1), (100, 100)])
+    def test_an_array_of_another_size_gets_nothing_written_beside_it(
+        self, source: Source, grown: tuple[int, int]
+    ) -> None:
+        for index in range(len(source)):
+            expected = source.read_pixels([index])[0]
+            height, width = (max(1, side + more) for side, more in zip(expected.shape, grown, strict=False))
+            rows = np.full((3, height, width, 3), 77, np.uint8)
+            given = source.read_into(index, rows[1])
+            assert np.array_equal(given, expected)
+            assert not np.shares_memory(given, rows)
+            assert (rows[[0, 2]] == 77).all()
+
+    def test_an_array_of_turned_sides_or_as_many_pixels_is_of_another_size(
+        self, source: Source, raw: list[RawPatch]
+    ) -> None:
+        index = [patch.file for patch in raw].index("1.png")  # 5 x 9
+        expected = source.read_pixels([index])[0]
+        for shape in ((9, 5, 3), (15, 3, 3), (1, 45, 3)):
+            assert np.array_equal(source.read_into(index, np.empty(shape, np.uint8)), expected)
+        index = [patch.file for patch in raw].index("00000003.jpg")  # 16 x 16
+        expected = source.read_pixels([index])[0]
+        for shape in ((8, 32, 3), (32, 8, 3), (1, 256, 3)):
+            assert np.array_equal(source.read_into(index, np.empty(shape, np.uint8)), expected)
+
+    def test_threads_decode_into_their_own_arrays(self, source: Source) -> None:
+        expected = source.read_pixels(range(len(source)))
+
+        def read(index: int) -> bool:
+            out = np.empty_like(expected[index])
+            return source.read_into(index, out) is out and np.array_equal(out, expected[index])
+
+        with ThreadPoolExecutor(8) as pool:
+            assert all(pool.map(read, list(range(len(source))) * 20))
+
+    def test_announcing_patches_changes_nothing(self, source: Source, raw: list[RawPatch]) -> None:
+        everything = range(len(source))
+        for indices in ([], [0], [len(source) - 1], everything, [0, 0, len(source) - 1, 0], list(everything)[::-1]):
+            source.will_need(indices)
+        assert [source.read(index) for index in everything] == [patch.data for patch in raw]
+
     def test_alpha_is_kept_only_when_asked_for(self, source: Source, raw: list[RawPatch]) -> None:
         (index,) = (index for index, patch in enumerate(raw) if patch.file == "alpha.png")
         plain = 0 if index else 1
@@ -229,7 +313,7 @@ class SourceContract(ABC):
 
     @pytest.mark.parametrize("name", CALLS)
     def test_numbers_outside_are_an_error(self, source: Source, name: str) -> None:
-        end = len(source) if name in ("read", "read_pixels", "locate") else source.image_count
+        end = len(source) if name in ("read", "view", "read_pixels", "read_into", "locate") else source.image_count
         for number in (-1, -end, end + (name == "first_patch"), end + 1000, 1 << 70, -(1 << 70)):
             with pytest.raises(PatchIndexError, match=str(number)):
                 CALLS[name](source, number)

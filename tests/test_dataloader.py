@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from dlas_store.datasets import (
     registry,
     take_over,
 )
+from dlas_store.datasets.samplers import EpochSampler
 from dlas_store.errors import ConfigError, MissingMetadataError, NotASourceError
 from dlas_store.read_command import describe_batches
 
@@ -89,6 +91,25 @@ def test_train_is_shuffled_and_drops_the_incomplete_batch() -> None:
     assert order(create_dataloader(dataset, {"batch_size": 5}, shuffle=False)) == list(range(20))
 
 
+def test_drop_last_may_be_said() -> None:
+    kept = create_dataloader(Numbers({}), {"batch_size": 8, "drop_last": False})
+    assert (len(kept), kept.drop_last) == (3, False)
+    assert sorted(order(kept)) == list(range(20))
+    dropped = create_dataloader(Numbers({}), {"phase": "val", "batch_size": 8, "drop_last": True})
+    assert (len(dropped), dropped.drop_last) == (2, True)
+    assert order(dropped) == list(range(16))
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+@pytest.mark.parametrize("loader", ["threads", "workers"])
+def test_a_sampler_that_makes_batches_says_what_becomes_of_the_last(loader: str, keeps: bool) -> None:
+    sampler = EpochSampler(20, seed=1, shuffle=True, batch_size=8, drop_last=not keeps)
+    options = {"batch_size": 8, "loader": loader}
+    made = create_dataloader(Numbers({}), options, sampler=sampler)
+    assert [len(batch) for batch in made] == [8, 8, 4][: len(made)]
+    assert (len(made), made.drop_last) == ((3, False) if keeps else (2, True))
+
+
 @pytest.mark.parametrize(("batch_size", "length"), [(None, 20), (8, 3)])
 def test_other_phases_come_in_order_whole_and_without_workers(batch_size: int | None, length: int) -> None:
     loader = create_dataloader(Numbers({}), {"phase": "val", "batch_size": batch_size, "n_workers": 4})
@@ -141,7 +162,16 @@ def test_a_sampler_gives_the_order_and_is_told_the_epoch() -> None:
         ({"batch_size": 4, "n_workers": -1}, "n_workers must be an integer of at least 0, got -1"),
         ({"batch_size": 4, "pin_memory": 1}, "pin_memory must be true or false, got 1"),
         ({"batch_size": 4, "seed": "x"}, "seed must be an integer of at least 0, got 'x'"),
-        ({"batch_size": 4, "loader": "threads"}, "loader can only be 'workers' in this version, got 'threads'"),
+        ({"batch_size": 4, "loader": "fast"}, "loader must be one of threads, workers, got 'fast'"),
+        ({"batch_size": 4, "n_threads": 0}, "n_threads must be a positive integer, got 0"),
+        ({"batch_size": 4, "shuffle_window": 0}, "shuffle_window must be a positive integer, got 0"),
+        (
+            {"batch_size": 4, "start_method": "thread"},
+            "start_method must be one of fork, forkserver, spawn, got 'thread'",
+        ),
+        ({"batch_size": 4, "drop_last": 1}, "drop_last must be true or false, got 1"),
+        ({"batch_size": 4, "uneven_ranks": True}, "uneven_ranks is about a last batch .* set drop_last to false"),
+        ({"batch_size": 4, "loader": "threads", "start_method": "spawn"}, "start_method is of worker processes"),
     ],
 )
 def test_a_wrong_loader_option_is_refused_by_name(options: dict[str, Any], message: str) -> None:
@@ -156,32 +186,45 @@ def test_dist_without_a_process_group_says_so() -> None:
 
 def test_dist_divides_the_batch_size_by_the_world_size(tmp_path: Path) -> None:
     code = f"""
-import sys
+import json, sys
 from torch import distributed
 from dlas_store.datasets import create_dataloader
+from dlas_store.datasets.samplers import EpochSampler
 from dlas_store.errors import ConfigError
 distributed.init_process_group("gloo", "file://{tmp_path}/rendezvous", rank=int(sys.argv[1]), world_size=2)
 loader = create_dataloader(range(20), {{"batch_size": 8}}, {{"dist": True}})
+tails = []
+for more in ({{}}, {{"uneven_ranks": True}}):
+    kept = create_dataloader(range(17), {{"batch_size": 8, "drop_last": False, **more}}, {{"dist": True}})
+    tails.append([len(kept), [batch.tolist() for batch in kept]])
 val = create_dataloader(range(20), {{"batch_size": 8, "phase": "val"}}, {{"dist": True}})
 try:
     create_dataloader(range(20), {{"batch_size": 3}}, {{"dist": True}})
 except ConfigError as error:
-    print(loader.batch_size, val.batch_size, error)
+    print(json.dumps([loader.batch_size, val.batch_size, str(error), tails]))
 distributed.destroy_process_group()
 """
     command = [sys.executable, "-c", code]
     ranks = [subprocess.Popen([*command, rank], stdout=subprocess.PIPE, text=True) for rank in ("0", "1")]
-    outputs = [process.communicate(timeout=120)[0] for process in ranks]
-    assert outputs == ["4 8 range: batch_size must be a multiple of the 2 processes, got 3\n"] * 2
+    outputs = [json.loads(process.communicate(timeout=120)[0]) for process in ranks]
+    error = "range: batch_size must be a multiple of the 2 processes, got 3"
+    assert [output[:3] for output in outputs] == [[4, 8, error]] * 2
+    (filled, uneven), (filled_other, uneven_other) = (output[3] for output in outputs)
+    assert filled == uneven  # what is left of 17 items is one, which the first process gets
+    length, batches = filled
+    assert [length, list(map(len, batches))] == [3, [4, 4, 1]]
+    assert uneven_other == [2, filled_other[1][:2]]
+    assert filled_other[1][2] == [batches[0][0]]
+    assert sorted(number for batch in batches + uneven_other[1] for number in batch) == list(range(17))
 
 
 @pytest.mark.parametrize("start", ["fork", "spawn", "forkserver"])
-def test_workers_of_every_start_method_give_what_this_process_gives(start: str, chunked_source_path: Path) -> None:
-    options = sample_options(chunked_source_path)
+def test_workers_of_every_start_method_give_what_this_process_gives(start: str) -> None:
+    options = sample_options(loader="workers", start_method=start)
     dataset = create_dataset(options)
     dataset[0]  # what a worker inherits is open already
     loader = create_dataloader(dataset, options, shuffle=False)
-    loader.multiprocessing_context = start
+    assert loader.num_workers == 2
     index = 0
     for batch in loader:
         for key, value in batch.items():
@@ -206,8 +249,8 @@ def test_forked_workers_run_after_opencv_used_its_threads_here() -> None:
     cv2.resize(big, (2000, 2000), interpolation=cv2.INTER_AREA)
     threads = cv2.getNumThreads()
     dataset = create_dataset(sample_options(target_size=1024, scale=1))
-    loader = create_dataloader(dataset, sample_options(batch_size=2))
-    loader.multiprocessing_context = "fork"
+    options = sample_options(batch_size=2, loader="workers", n_workers=1, start_method="fork")
+    loader = create_dataloader(dataset, options)
     assert next(iter(loader))["hq"].shape == (2, 3, 1024, 1024)
     assert cv2.getNumThreads() == threads
 

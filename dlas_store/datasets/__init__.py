@@ -4,13 +4,15 @@ from dlas_store.datasets.collate import zero_pad
 from dlas_store.datasets.combined import CombinedDataset
 from dlas_store.datasets.full_image import FullImageDataset
 from dlas_store.datasets.image_folder import ImageFolderDataset
-from dlas_store.datasets.loader import Loader, create_dataloader
+from dlas_store.datasets.loader import create_dataloader
 from dlas_store.datasets.modes import take_over
 from dlas_store.datasets.multi_frame import MultiFrameDataset
 from dlas_store.datasets.multi_scale import MultiScaleDataset
 from dlas_store.datasets.multi_scale_tree import TreeNode, build_tree, tree_leaves
 from dlas_store.datasets.options import OptionWarning
 from dlas_store.datasets.paired_frame import PairedFrameDataset
+from dlas_store.datasets.passes import Loader
+from dlas_store.datasets.pixels_dataset import PixelsDataset
 from dlas_store.datasets.registry import create_dataset, register_dataset
 from dlas_store.datasets.samplers import DistIterSampler
 from dlas_store.datasets.single_image import SingleImageDataset
@@ -27,6 +29,7 @@ __all__ = [
     "MultiScaleDataset",
     "OptionWarning",
     "PairedFrameDataset",
+    "PixelsDataset",
     "SingleImageDataset",
     "Stylegan2Dataset",
     "TorchDataset",

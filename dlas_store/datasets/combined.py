@@ -48,6 +48,7 @@ class CombinedDataset(ItemDataset):
         members = {str(name): options.mapping(name) for name, value in opt.items() if isinstance(value, Mapping)}
         if not members:
             raise options.error("holds no dataset; each option that is a mapping is one")
+        self._reseeded = [name for name, member in members.items() if member.get("seed") is None]
         self._members: dict[str, Dataset[dict[str, Any]]] = {
             name: create_dataset(self._member_options(name, member, opt)) for name, member in members.items()
         }
@@ -62,6 +63,14 @@ class CombinedDataset(ItemDataset):
         """Return the paths of the images that an item belongs to."""
         items = ((member, index % self._lengths[name]) for name, member in self._members.items())
         return ", ".join(member.image_of(item) for member, item in items if isinstance(member, ItemDataset))
+
+    def set_seed(self, seed: int) -> None:
+        """Let items follow from another seed; members that have one of their own keep it."""
+        super().set_seed(seed)
+        for name in self._reseeded:
+            member = self._members[name]
+            if isinstance(member, ItemDataset):
+                member.set_seed(self._member_seed(name))
 
     def take_skipped(self) -> int:
         """Return how many samples were replaced since this was last asked, here and in members, in all workers."""
@@ -100,8 +109,10 @@ class CombinedDataset(ItemDataset):
             if member.get(key) not in (None, value):
                 message = f"combined: {name} has {key} {member[key]!r}, and takes {value!r} from here all the same"
                 warnings.warn(message, OptionWarning, stacklevel=3)
-        seed = xxh3_64_intdigest(name.encode(), self._seed & _SEED_BITS) >> 1
-        return {"name": name, "seed": seed, **_given(member), **inherited}
+        return {"name": name, "seed": self._member_seed(name), **_given(member), **inherited}
+
+    def _member_seed(self, name: str) -> int:
+        return xxh3_64_intdigest(name.encode(), self._seed & _SEED_BITS) >> 1
 
 
 _SEED_BITS = (1 << 64) - 1

@@ -14,10 +14,11 @@ from dlas_store.datasets.item_dataset import ItemDataset
 from dlas_store.datasets.least_size import check_least_side, check_least_sides
 from dlas_store.datasets.matlab_resize import matlab_reduce
 from dlas_store.datasets.options import Options
-from dlas_store.datasets.patches import Sample, pack_frame, rescale_center
+from dlas_store.datasets.patches import rescale_center
 from dlas_store.datasets.pictures import Pictures, open_pictures
 from dlas_store.datasets.planes import Planes, resize, to_planes
 from dlas_store.datasets.roots import open_paths
+from dlas_store.datasets.samples import Sample, pack_pair
 from dlas_store.datasets.tiles import TileOptions, cut_tile, draw_tile, read_tile_options, resize_sample, worsen
 from dlas_store.errors import ImageError
 
@@ -63,7 +64,7 @@ class FullImageDataset(ItemDataset):
         self._hq = open_pictures(options, key="dataroot_GT", weights_key="dataroot_GT_weights")
         self._lq = _open_lq(options, self._hq)
         self._least = _least_side(self._tile, self._scale, self._multiple)
-        if not self._skips_bad:
+        if not self.skips_bad:
             check_least_sides(options, self._hq.sources, self._least.side, reason=self._least.reason)
         options.warn_of_unknown()
 
@@ -103,9 +104,7 @@ class FullImageDataset(ItemDataset):
             hq, lq = self._to_multiple(hq, lq)
         else:
             hq, lq = self._cut(hq_picture, lq_picture, self._tile, random.generator)
-        item = pack_frame(hq, lq)
-        item["HQ_path"] = item.pop("GT_path")
-        return item
+        return pack_pair(hq, lq)
 
     def _cut(
         self, hq_picture: _Picture, lq_picture: _Picture | None, opt: TileOptions, generator: np.random.Generator
@@ -130,7 +129,6 @@ class FullImageDataset(ItemDataset):
 
     def _reduced(self, hq: Sample) -> Sample:
         """Return a sample brought down by ``scale``: pictures bicubically, the mask bilinearly."""
-        assert hq.reference is not None
         patch = matlab_reduce(hq.patch, self._scale)
         mask = resize(hq.reference[-1:], patch.shape[1:], cv2.INTER_LINEAR)
         reference = np.concatenate([matlab_reduce(hq.reference[:-1], self._scale), mask])
@@ -201,7 +199,6 @@ def _whole(picture: _Picture) -> Sample:
 
 
 def _cropped(sample: Sample, height: int, width: int) -> Sample:
-    assert sample.reference is not None
     patch = sample.patch[:, :height, :width]
     # DL-Art-School moves the centre as if the sample were resized.
     center = rescale_center(sample.center, sample.size, patch.shape[1:])

@@ -65,7 +65,7 @@ class ImageFolderDataset(ItemDataset):
         sources = self._pictures.sources
         self._labelled = PatchLabels(options.section("labeler"), sources) if options.has("labeler") else None
         self._siblings = {source: Siblings(source) for source in sources if self._opt.alternative == "tile"}
-        if self._opt.center_crop is not None and self._labelled is None and not self._skips_bad:
+        if self._opt.center_crop is not None and self._labelled is None and not self.skips_bad:
             check_least_sides(options, sources, self._opt.center_crop, reason=_CENTER_CROP)
         options.warn_of_unknown()
 

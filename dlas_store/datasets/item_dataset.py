@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
+from dlas_store.datasets.batches import Allocate, BatchWork, ItemsWork, stack_items
 from dlas_store.datasets.draws import Draw, ItemRandom, draw_seed
 from dlas_store.datasets.options import Options
 from dlas_store.errors import PatchIndexError, StoreError
@@ -35,7 +38,7 @@ class ItemDataset(Dataset[dict[str, Any]], ABC):
     def __init__(self, options: Options) -> None:
         """Read ``seed`` (drawn from PyTorch's own generator where it is not given) and ``on_error`` (raise)."""
         self._seed = options.integer("seed", minimum=0) if options.has("seed") else draw_seed()
-        self._skips_bad = options.choice("on_error", "raise", ("raise", "skip")) == "skip"
+        self.skips_bad = options.choice("on_error", "raise", ("raise", "skip")) == "skip"
         self._bad_images: set[str] = set()
         # In shared memory, so that workers see the epoch and the parent the counts.
         self._epoch = _share([_NO_EPOCH])
@@ -64,10 +67,8 @@ class ItemDataset(Dataset[dict[str, Any]], ABC):
             PatchIndexError: the index is outside of that.
             StoreError: it cannot be read, and ``on_error`` is raise, or nothing else can be read either.
         """
-        draw = item if isinstance(item, Draw) else Draw(int(item), self._repetition())
-        if not 0 <= draw.index < len(self):
-            raise PatchIndexError(f"no item {draw.index}: the dataset has {len(self)}")
-        if not self._skips_bad:
+        draw = self.as_draw(item)
+        if not self.skips_bad:
             return self._make(draw)
         for step in range(len(self)):
             try:
@@ -76,14 +77,53 @@ class ItemDataset(Dataset[dict[str, Any]], ABC):
                 self._note_bad((draw.index + step) % len(self), error)
         raise StoreError(f"{type(self).__name__}: none of the {len(self)} items can be read; run dlas-store verify")
 
+    def __getitems__(self, items: Sequence[int | Draw]) -> Sequence[dict[str, Any]]:
+        """Return items, which PyTorch's DataLoader asks for a batch at a time; see __getitem__."""
+        return [self[item] for item in items]
+
+    def begin_batch(self, draws: Sequence[Draw], allocate: Allocate) -> BatchWork:
+        """Begin a batch of items, equal to what __getitem__ gives for each.
+
+        Args:
+            draws: the items.
+            allocate: gives the memory of its tensors.
+
+        Raises:
+            PatchIndexError: an index is not in 0 .. len(self) - 1.
+        """
+        return ItemsWork(self.__getitem__, draws, partial(stack_items, allocate=allocate))
+
+    def will_need(self, draws: Sequence[Draw]) -> None:
+        """Let the system fetch what items are made of from the disk, without waiting for it; a hint."""
+
     def set_epoch(self, epoch: int) -> None:
         """Tell the epoch, counted from 0, to this process and to all workers that share the dataset with it."""
         self._epoch[0] = epoch
+
+    @property
+    def seed(self) -> int:
+        """Of the random numbers of items: that of the options, or drawn."""
+        return self._seed
+
+    def set_seed(self, seed: int) -> None:
+        """Let items follow from another seed, from 0, as those of a pass do that goes on in another process."""
+        self._seed = seed
 
     def take_skipped(self) -> int:
         """Return how many samples were replaced since this was last asked, in all workers."""
         before, self._reported = self._reported, int(self._skipped.sum())
         return self._reported - before
+
+    def as_draw(self, item: int | Draw) -> Draw:
+        """Return an item as a draw, its repetition that of an int.
+
+        Raises:
+            PatchIndexError: the index is not in 0 .. len(self) - 1.
+        """
+        draw = item if isinstance(item, Draw) else Draw(int(item), self._repetition())
+        if not 0 <= draw.index < len(self):
+            raise PatchIndexError(f"no item {draw.index}: the dataset has {len(self)}")
+        return draw
 
     def _make(self, draw: Draw) -> dict[str, Any]:
         return self.make_item(draw.index, ItemRandom(self._seed, draw))

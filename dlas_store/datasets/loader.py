@@ -1,78 +1,28 @@
-"""From a dataset to batches: the PyTorch loader that a config describes."""
+"""From a dataset to batches: the loader that a config describes."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
 
-import cv2
 import torch
 from torch import distributed
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
+from dlas_store.datasets.batches import Collate
 from dlas_store.datasets.collate import zero_pad
+from dlas_store.datasets.device_patches import DevicePatches
 from dlas_store.datasets.draws import draw_seed
 from dlas_store.datasets.item_dataset import ItemDataset
 from dlas_store.datasets.options import Options
-from dlas_store.datasets.samplers import DistIterSampler, EpochSampler, PlainIndices
+from dlas_store.datasets.passes import Loader
+from dlas_store.datasets.patch_dataset import PatchDataset
+from dlas_store.datasets.samplers import EpochSampler
+from dlas_store.datasets.threads_loader import ThreadsLoader
+from dlas_store.datasets.workers_loader import WorkersLoader
+from dlas_store.processes import available_cores
 
-_LOG = logging.getLogger(__name__)
-
-Collate = Callable[[list[Any]], Any]
-
-
-class Loader(DataLoader[Any]):
-    """A DataLoader whose order and random numbers follow from a seed and the epoch.
-
-    Passes count as epochs 0, 1, 2, ... unless set_epoch() says otherwise; ``set_epoch(n)`` gives epoch n's again at any
-    time. Samples that were skipped are reported at the end of a pass.
-    """
-
-    def __init__(
-        self,
-        dataset: Dataset[Any],
-        *,
-        seed: int,
-        batch_size: int,
-        shuffle: bool,
-        drop_last: bool,
-        sampler: Sampler[Any] | Iterable[Any] | None = None,
-        collate_fn: Collate | None = None,
-        num_workers: int = 0,
-        pin_memory: bool = False,
-    ) -> None:
-        """Take what DataLoader takes, and the seed of the shuffle, from 0."""
-        if sampler is None:
-            sampler = EpochSampler(len(dataset), seed=seed, shuffle=shuffle)  # type: ignore[arg-type]
-        if isinstance(sampler, EpochSampler | DistIterSampler) and not isinstance(dataset, ItemDataset):
-            sampler = PlainIndices(sampler)
-        super().__init__(
-            dataset,
-            batch_size=batch_size,
-            drop_last=drop_last,
-            sampler=sampler,
-            collate_fn=collate_fn,
-            num_workers=num_workers,
-            pin_memory=pin_memory,
-            worker_init_fn=_start_worker,
-        )
-        self._epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Give the next pass the order of an epoch, counted from 0; a sampler with a set_epoch is told as well."""
-        self._epoch = epoch
-        if hasattr(self.sampler, "set_epoch"):
-            self.sampler.set_epoch(epoch)
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        """Give the batches of an epoch."""
-        if isinstance(self.dataset, ItemDataset):
-            self.dataset.set_epoch(self._epoch)
-        self._epoch += 1
-        yield from super().__iter__()
-        if isinstance(self.dataset, ItemDataset) and (skipped := self.dataset.take_skipped()):
-            _LOG.warning("%d samples of this epoch could not be read and were replaced", skipped)
+START_METHODS = ("fork", "forkserver", "spawn")
 
 
 def create_dataloader(  # noqa: PLR0917 - DL-Art-School's signature
@@ -90,10 +40,15 @@ def create_dataloader(  # noqa: PLR0917 - DL-Art-School's signature
 
     Args:
         dataset: any PyTorch dataset with a length.
-        dataset_opt: its options, of which ``phase``, ``batch_size``, ``n_workers`` (0), ``pin_memory`` (true; it has
-            an effect only where there is a GPU), ``needs_collate`` (false) and ``seed`` (of the shuffle; drawn from
-            PyTorch's own generator where it is not given) are read here.
-        opt: options of the whole training; ``dist`` divides the batch size by the number of processes.
+        dataset_opt: its options, of which are read here: ``phase``; ``batch_size``; ``drop_last`` (true in phase
+            train, else false); ``loader``: threads (the default
+            for the datasets of this library) or workers (for any other); ``n_workers`` (0): processes for workers,
+            threads for threads, where 0 is one a core; ``n_threads``: of this process for threads, of each worker (1)
+            for workers; ``start_method`` of the workers; ``device``: where HQ and LQ are made, see DevicePatches;
+            ``pin_memory`` (true; it has an effect only where there is a GPU); ``needs_collate`` (false); ``seed`` (of
+            the shuffle; where it is not given the one that the dataset drew, 0 with ``dist``);
+            ``shuffle_window`` and ``uneven_ranks`` (false): see EpochSampler.
+        opt: options of the whole training; ``dist`` divides each batch among the processes.
         sampler: gives the order in place of a shuffle.
         collate_fn: makes a batch of a list of items; by default zero_pad with ``needs_collate``, else PyTorch's own.
         shuffle: whether to shuffle in phase train.
@@ -103,35 +58,115 @@ def create_dataloader(  # noqa: PLR0917 - DL-Art-School's signature
     """
     options = Options(dataset_opt, mode=type(dataset).__name__)
     train = (dataset_opt.get("phase") or "train") == "train"
+    drop_last = options.flag("drop_last", train)
     batch_size = options.integer("batch_size", None if train else 1, minimum=1)
-    workers = options.integer("n_workers", 0, minimum=0)
-    pin_memory = options.flag("pin_memory", True)
     if options.flag("needs_collate", False) and collate_fn is None:
         collate_fn = zero_pad
-    if train and opt is not None and opt.get("dist"):
-        batch_size = _share_of_process(options, batch_size)
-    return Loader(
+    ranks = _processes(options, batch_size) if train and opt is not None and opt.get("dist") else 1
+    order: Sampler[Any] | Iterable[Any]
+    if sampler is None:
+        order = _sampler(options, dataset, batch_size, ranks, shuffles=train and shuffle, drop_last=drop_last)
+    else:
+        for option in ("shuffle_window", "uneven_ranks"):
+            if options.has(option):
+                raise options.error(f"{option} is given, but a sampler gives the order; leave one of them out")
+        order = sampler
+    batch_size //= ranks
+    workers = options.integer("n_workers", 0, minimum=0)
+    pin_memory = options.flag("pin_memory", True) and torch.cuda.is_available()
+    start_method = options.choice("start_method", None, START_METHODS) if options.has("start_method") else None
+    to_device = _to_device(options, dataset, collate_fn)
+    if _kind(options, dataset) == "threads":
+        if start_method:
+            raise options.error("start_method is of worker processes; set loader to workers, or leave it out")
+        return ThreadsLoader(
+            dataset,
+            sampler=order,
+            batch_size=batch_size,
+            drop_last=drop_last,
+            threads=_threads(options, workers),
+            collate_fn=collate_fn,
+            pin_memory=pin_memory,
+            to_device=to_device,
+        )
+    return WorkersLoader(
         dataset,
-        seed=options.integer("seed", minimum=0) if options.has("seed") else draw_seed(),
+        sampler=order,
         batch_size=batch_size,
-        shuffle=train and shuffle and sampler is None,
-        drop_last=train,
-        sampler=sampler,
+        drop_last=drop_last,
+        workers=workers if train else 0,
+        threads=options.integer("n_threads", 1, minimum=1),
         collate_fn=collate_fn,
-        num_workers=workers if train else 0,
-        pin_memory=pin_memory and torch.cuda.is_available(),
+        pin_memory=pin_memory,
+        start_method=start_method,
+        to_device=to_device,
     )
 
 
-def _share_of_process(options: Options, batch_size: int) -> int:
+def _kind(options: Options, dataset: Dataset[Any]) -> str:
+    default = "threads" if isinstance(dataset, ItemDataset) else "workers"
+    return options.choice("loader", default, ("threads", "workers"))
+
+
+def _to_device(options: Options, dataset: Dataset[Any], collate_fn: Collate | None) -> DevicePatches | None:
+    if not options.has("device"):
+        return None
+    name = options.text("device")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise options.error(f"device must be cpu, cuda, cuda:1 or the like, got {name!r}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise options.error(f"device is {device}, but PyTorch finds no GPU; leave device out")
+    if not isinstance(dataset, PatchDataset) or collate_fn is not None:
+        raise options.error(
+            "device is for single_image_extensible, multi_frame_extensible and paired_frame, without needs_collate"
+        )
+    if dataset.patch_options.corruptions.is_active or dataset.skips_bad:
+        raise options.error("device goes neither with corruptions nor with on_error: skip; leave one of them out")
+    return DevicePatches(dataset.patch_options, device)
+
+
+def _threads(options: Options, workers: int) -> int:
+    if options.has("n_threads"):
+        return options.integer("n_threads", minimum=1)
+    cores = available_cores()
+    return min(workers or cores, cores)
+
+
+def _sampler(
+    options: Options, dataset: Dataset[Any], batch_size: int, ranks: int, *, shuffles: bool, drop_last: bool
+) -> EpochSampler:
+    uneven = options.flag("uneven_ranks", False)
+    if uneven and drop_last:
+        raise options.error(
+            "uneven_ranks is about a last batch that is kept, but it is dropped; set drop_last to false, or leave "
+            "uneven_ranks out"
+        )
+    if options.has("seed"):
+        seed = options.integer("seed", minimum=0)
+    elif ranks > 1:
+        seed = 0  # each process must have the same order
+    else:
+        seed = dataset.seed if isinstance(dataset, ItemDataset) else draw_seed()
+    return EpochSampler(
+        len(cast("Any", dataset)),
+        seed=seed,
+        shuffle=shuffles,
+        batch_size=batch_size,
+        drop_last=drop_last,
+        rank=distributed.get_rank() if ranks > 1 else 0,
+        ranks=ranks,
+        uneven=uneven,
+        window=options.integer("shuffle_window", minimum=1) if options.has("shuffle_window") else None,
+    )
+
+
+def _processes(options: Options, batch_size: int) -> int:
+    """Return how many processes share each batch."""
     if not distributed.is_initialized():
         raise options.error("dist is set, but torch.distributed.init_process_group has not been called")
     processes = distributed.get_world_size()
     if batch_size % processes:
         raise options.error(f"batch_size must be a multiple of the {processes} processes, got {batch_size}")
-    return batch_size // processes
-
-
-def _start_worker(_: int) -> None:
-    # One worker a core is the aim; a pool of OpenCV threads in each would fight over the cores.
-    cv2.setNumThreads(0)
+    return processes

@@ -7,13 +7,15 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from dlas_store.datasets.batches import Collate
 from dlas_store.datasets.combined import CombinedDataset
 from dlas_store.datasets.full_image import FullImageDataset
 from dlas_store.datasets.image_folder import ImageFolderDataset
-from dlas_store.datasets.loader import Collate, create_dataloader
+from dlas_store.datasets.loader import create_dataloader
 from dlas_store.datasets.multi_frame import MultiFrameDataset
 from dlas_store.datasets.multi_scale import MultiScaleDataset
 from dlas_store.datasets.paired_frame import PairedFrameDataset
+from dlas_store.datasets.pixels_dataset import PixelsDataset
 from dlas_store.datasets.registry import MakeDataset, create_dataset, has_mode, register_dataset
 from dlas_store.datasets.single_image import SingleImageDataset
 from dlas_store.datasets.stylegan2 import Stylegan2Dataset
@@ -29,8 +31,9 @@ MODES: Mapping[str, MakeDataset] = {
     "fullimage": FullImageDataset,
     "torch_dataset": TorchDataset,
     "combined": CombinedDataset,
+    "pixels": PixelsDataset,
 }
-"""The datasets of DL-Art-School, by the mode that its configs name them by; importing this module registers them."""
+"""The datasets by their mode: those of DL-Art-School, and one of our own. Importing this module registers them."""
 
 for _mode, _cls in MODES.items():
     register_dataset(_mode, _cls)

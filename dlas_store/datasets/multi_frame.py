@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlas_store.datasets.draws import ItemRandom
 from dlas_store.datasets.options import Options
+from dlas_store.datasets.patch_batch import ItemPatches
 from dlas_store.datasets.patch_dataset import PatchDataset
-from dlas_store.datasets.patches import stack_frames
 from dlas_store.source import Source
 
 COUNTER_LENGTH = 12
@@ -42,28 +41,17 @@ class MultiFrameDataset(PatchDataset):
             StoreError: a path holds no chunked images.
         """
         options = Options(opt, mode="multi_frame_extensible")
-        super().__init__(options)
+        super().__init__(options, framed=True)
         self._num_frames = options.integer("num_frames", minimum=1)
         self._clips = {source.path: _find_clips(source, self._num_frames, options) for source in self._roots.sources}
         options.warn_of_unknown()
 
-    def make_item(self, index: int, random: ItemRandom) -> dict[str, Any]:
-        """Return an item.
-
-        Args:
-            index: 0 <= index < len(self).
-            random: where its random choices come from.
-
-        Raises:
-            PatchIndexError: the index is outside of that.
-            MissingMetadataError: a centre is needed and the source has none.
-            StoreError: a patch or its reference cannot be read.
-        """
+    def patches_of(self, index: int) -> ItemPatches:
+        """Return the patch of each frame of the window."""
         source, patch = self._roots.locate(index)
         number, position = source.locate(patch)
         frames = self._clips[source.path].window(number, self._num_frames)
-        patches = [source.first_patch(int(frame)) + position for frame in frames]
-        return stack_frames(self._make_frames(source, patches, random))
+        return ItemPatches(source, [source.first_patch(int(frame)) + position for frame in frames])
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -8,17 +8,25 @@ from typing import Any
 
 from dlas_store.options import OptionReader
 
-LOADER_KEYS = frozenset({"batch_size", "n_workers", "pin_memory", "seed"})
+LOADER_KEYS = frozenset(
+    {
+        "batch_size",
+        "device",
+        "drop_last",
+        "loader",
+        "n_threads",
+        "n_workers",
+        "pin_memory",
+        "seed",
+        "shuffle_window",
+        "start_method",
+        "uneven_ranks",
+    }
+)
 """Options that create_dataloader reads."""
 
 PASSIVE_KEYS = frozenset({"name", "mode", "phase", "scale", "data_type", "use_shuffle", "needs_collate"})
 """What else DL-Art-School keeps beside a dataset's own options."""
-
-ONLY_VALUES = {"loader": "workers", "device": "cpu"}
-"""Options that can say only what this version does anyway."""
-
-NOT_BUILT = frozenset({"n_threads", "shuffle_window"})
-"""Options that this version refuses."""
 
 
 class OptionWarning(UserWarning):
@@ -44,12 +52,6 @@ class Options(OptionReader):
         """
         named = isinstance(opt, Mapping) and opt.get("name")
         super().__init__(opt, where=f"{mode} '{opt['name']}'" if named else mode, known=LOADER_KEYS | PASSIVE_KEYS)
-        for key, only in ONLY_VALUES.items():
-            if self.has(key) and opt[key] != only:
-                raise self.error(f"{key} can only be '{only}' in this version, got {opt[key]!r}")
-        for key in sorted(NOT_BUILT):
-            if self.has(key):
-                raise self.error(f"this version does not have the option {key}; leave it out")
 
     def section(self, key: str) -> Options:
         """Return the options under a key, to be read and warned of on their own."""

@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dlas_store.datasets.draws import ItemRandom
 from dlas_store.datasets.options import Options
+from dlas_store.datasets.patch_batch import ItemPatches
 from dlas_store.datasets.patch_dataset import PatchDataset
-from dlas_store.datasets.patches import stack_frames
 from dlas_store.source import Source
 
 _NAME = re.compile(r"(.*)_(left|right)", re.DOTALL)
@@ -39,26 +38,16 @@ class PairedFrameDataset(PatchDataset):
             StoreError: a path holds no chunked images.
         """
         options = Options(opt, mode="paired_frame")
-        super().__init__(options)
+        super().__init__(options, framed=True)
         self._pairs = {source.path: _find_pairs(source, options) for source in self._roots.sources}
         options.warn_of_unknown()
 
-    def make_item(self, index: int, random: ItemRandom) -> dict[str, Any]:
-        """Return an item.
-
-        Args:
-            index: 0 <= index < len(self).
-            random: where its random choices come from.
-
-        Raises:
-            PatchIndexError: the index is outside of that.
-            MissingMetadataError: a centre is needed and the source has none.
-            StoreError: a patch or its reference cannot be read.
-        """
+    def patches_of(self, index: int) -> ItemPatches:
+        """Return the patch of the left and of the right image."""
         source, patch = self._roots.locate(index)
         number, position = source.locate(patch)
-        patches = [source.first_patch(int(side)) + position for side in self._pairs[source.path][number]]
-        return stack_frames(self._make_frames(source, patches, random))
+        sides = self._pairs[source.path][number]
+        return ItemPatches(source, [source.first_patch(int(side)) + position for side in sides])
 
 
 class _View(NamedTuple):

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-from dlas_store.datasets.draws import ItemRandom
+import numpy as np
+
+from dlas_store.datasets.batches import Allocate, BatchOfItems, BatchWork, MakeItem
+from dlas_store.datasets.draws import Draw, ItemRandom
 from dlas_store.datasets.item_dataset import ItemDataset
 from dlas_store.datasets.options import Options
-from dlas_store.datasets.patches import make_hq, make_lq, pack_frame, read_patch_options, read_sample
-from dlas_store.datasets.roots import image_path, open_roots
-from dlas_store.source import Source
+from dlas_store.datasets.patch_batch import ItemPatches, PatchBatch
+from dlas_store.datasets.patches import PatchOptions, read_patch_options
+from dlas_store.datasets.raw_patches import PixelReferences, RawPatchBatch
+from dlas_store.datasets.references import References
+from dlas_store.datasets.roots import announce, image_path, open_roots
+from dlas_store.errors import StoreError
 
 
 class PatchDataset(ItemDataset):
     """A dataset with an item for every patch, made of it and of patches that go with it."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, *, framed: bool) -> None:
         """Open the data that ``paths`` or ``dataroot``, ``weights`` and ``ignore_first`` name, and read PatchOptions.
+
+        Args:
+            options: of the dataset.
+            framed: whether the tensors of an item have a dimension for its patches.
 
         Raises:
             ConfigError: an option is missing or of a wrong value.
@@ -26,6 +37,9 @@ class PatchDataset(ItemDataset):
         super().__init__(options)
         self._patch_options = read_patch_options(options)
         self._roots = open_roots(options, layout="chunked")
+        self._references = References(self._patch_options)
+        self._pixel_references = PixelReferences()
+        self._framed = framed
 
     def __len__(self) -> int:
         """Return the number of items in an epoch."""
@@ -35,12 +49,69 @@ class PatchDataset(ItemDataset):
         """Return the path of the image that an item belongs to."""
         return image_path(*self._roots.locate(index))
 
-    def _make_frames(self, source: Source, patches: Sequence[int], random: ItemRandom) -> list[dict[str, Any]]:
-        """Return patches of a source, packed, all corrupted alike.
+    @abstractmethod
+    def patches_of(self, index: int) -> ItemPatches:
+        """Return the patches that an item is made of, as many for every item.
 
         Raises:
+            PatchIndexError: the index is not in 0 .. len(self) - 1.
+        """
+
+    def make_item(self, index: int, random: ItemRandom) -> dict[str, Any]:
+        """Return an item.
+
+        Args:
+            index: 0 <= index < len(self).
+            random: where its random choices come from.
+
+        Raises:
+            PatchIndexError: the index is outside of that.
             MissingMetadataError: a centre is needed and the source has none.
             StoreError: a patch or its reference cannot be read.
         """
-        hq = [make_hq(read_sample(source, patch, self._patch_options), self._patch_options) for patch in patches]
-        return list(map(pack_frame, hq, make_lq(hq, self._patch_options, random)))
+        work = self._begin([Draw(index, random.repetition)], np.empty, replace=None)
+        work.fill(0, 1)
+        item: dict[str, Any] = BatchOfItems(work.finish(), 1)[0]
+        return item
+
+    def __getitems__(self, items: Sequence[int | Draw]) -> Sequence[dict[str, Any]]:
+        """Return items, made as a batch; see ItemDataset."""
+        work = self.begin_batch([self.as_draw(item) for item in items], np.empty)
+        work.fill(0, len(work))
+        return BatchOfItems(work.finish(), len(work))
+
+    def begin_batch(self, draws: Sequence[Draw], allocate: Allocate) -> BatchWork:
+        """Begin a batch; see ItemDataset."""
+        if not self.skips_bad:
+            return self._begin(draws, allocate, replace=None)
+        try:
+            return self._begin(draws, allocate, replace=self.__getitem__)
+        except StoreError:  # it does not even say what the items are made of; one by one, they are replaced
+            return super().begin_batch(draws, allocate)
+
+    @property
+    def patch_options(self) -> PatchOptions:
+        """How a patch becomes HQ and LQ."""
+        return self._patch_options
+
+    def begin_raw_batch(self, draws: Sequence[Draw], allocate: Allocate) -> RawPatchBatch:
+        """Begin a batch of which a device makes HQ and LQ; see begin_batch, and DevicePatches."""
+        items = [self.patches_of(draw.index) for draw in draws]
+        return RawPatchBatch(items, self._patch_options, self._pixel_references, framed=self._framed, allocate=allocate)
+
+    def will_need(self, draws: Sequence[Draw]) -> None:
+        """Let the system fetch patches and references; see ItemDataset."""
+        items = (self.patches_of(draw.index) for draw in draws)
+        announce((item.source, patch) for item in items for patch in item.patches)
+
+    def _begin(self, draws: Sequence[Draw], allocate: Allocate, *, replace: MakeItem | None) -> BatchWork:
+        return PatchBatch(
+            draws,
+            [self.patches_of(draw.index) for draw in draws],
+            self._patch_options,
+            self._references,
+            seed=self._seed,
+            framed=self._framed,
+            allocate=allocate,
+            replace=replace,
+        )

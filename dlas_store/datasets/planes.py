@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 import torch
@@ -13,15 +15,32 @@ Planes = NDArray[np.float32]
 """Channels first: float32 (C, H, W), RGB first, [0, 1]."""
 
 
-def to_planes(pixels: Pixels) -> Planes:
-    """Return uint8 (H, W, C) pixels as float32 (C, H, W) in [0, 1].
+_FACTOR = float(np.float32(1 / 255))
 
-    OpenCV's split and then a division a plane takes 54 us for 256 x 256 x 3, one division of the transposed array 66.
-    """
+
+def to_planes(pixels: Pixels) -> Planes:
+    """Return uint8 (H, W, C) pixels as a new float32 array (C, H, W) in [0, 1]."""
     planes = np.empty((pixels.shape[2], *pixels.shape[:2]), np.float32)
-    for plane, channel in zip(planes, cv2.split(pixels), strict=True):
-        np.divide(channel, np.float32(255), out=plane)
-    return planes
+    return to_unit(split_channels(pixels), planes)
+
+
+def split_channels(pixels: Pixels, out: Pixels | None = None) -> Pixels:
+    """Return uint8 (H, W, C) pixels as (C, H, W), written to a contiguous array where one is given."""
+    if out is None:
+        out = np.empty((pixels.shape[2], *pixels.shape[:2]), np.uint8)
+    cv2.split(pixels, mv=list(out))
+    return out
+
+
+def to_unit(channels: Pixels, out: Planes) -> Planes:
+    """Write uint8 (C, H, W) to a contiguous float32 array of that shape, divided by 255, and return it.
+
+    In one pass: 37 us for 256 x 256 x 3 into memory that is in no cache, against 48 for a division, which is a pass of
+    its own. Its result is that of the division, since the rest makes up for the rounding of the factor.
+    """
+    tall, result = channels.reshape(-1, channels.shape[2]), out.reshape(-1, out.shape[2])
+    cv2.addWeighted(tall, _FACTOR, tall, 1 / 255 - _FACTOR, 0, dst=result, dtype=cv2.CV_32F)
+    return out
 
 
 def resize(planes: Planes, size: tuple[int, ...], interpolation: int) -> Planes:
@@ -33,20 +52,47 @@ def resize(planes: Planes, size: tuple[int, ...], interpolation: int) -> Planes:
     return np.stack([cv2.resize(plane, (width, height), interpolation=interpolation) for plane in planes])
 
 
-def area_resize(planes: Planes, size: tuple[int, ...], *, interleaved: bool = False) -> Planes:
-    """Return a new array (C, *size), resized by area averaging as DL-Art-School does it, in float32.
+def area_resize(
+    planes: Planes, size: tuple[int, ...], *, interleaved: bool = False, out: Planes | None = None
+) -> Planes:
+    """Return an array (C, *size), resized by area averaging as DL-Art-School does it, in float32.
 
     Args:
         planes: to be resized.
         size: new height and width.
         interleaved: resize with channels last, as DL-Art-School does, which takes up to ten times as long. Only the
             last bit of a float differs, but a JPEG corruption truncates to bytes after it and makes that visible.
+        out: where the result is written, contiguous; a new array by default.
     """
-    if not interleaved:
-        return resize(planes, size, cv2.INTER_AREA)
     height, width = size
-    pixels = np.ascontiguousarray(planes.transpose(1, 2, 0))
-    return np.ascontiguousarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA).transpose(2, 0, 1))
+    if out is None:
+        out = np.empty((len(planes), height, width), np.float32)
+    if planes.shape[1:] == (height, width):
+        out[...] = planes
+    elif interleaved:
+        pixels = np.ascontiguousarray(planes.transpose(1, 2, 0))
+        out[...] = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA).transpose(2, 0, 1)
+    elif planes.shape[1] % height or planes.shape[2] % width:
+        for plane, result in zip(planes, out, strict=True):
+            cv2.resize(plane, (width, height), dst=result, interpolation=cv2.INTER_AREA)
+    else:
+        _reduce(np.ascontiguousarray(planes), out)
+    return out
+
+
+def _reduce(planes: Planes, out: Planes) -> None:
+    """Bring planes down by whole factors: as one tall plane, since no row is averaged with one of another plane.
+
+    By halves where they lead there: OpenCV is fastest at those, 26 us for 256 x 256 x 3 by 4 against 66 at once.
+    """
+    tall: NDArray[Any] = planes.reshape(-1, planes.shape[2])
+    result = out.reshape(-1, out.shape[2])
+    factor = planes.shape[1] // out.shape[1]
+    if planes.shape[2] // out.shape[2] == factor and factor & (factor - 1) == 0:
+        while factor > 2:
+            tall = cv2.resize(tall, (tall.shape[1] // 2, tall.shape[0] // 2), interpolation=cv2.INTER_AREA)
+            factor //= 2
+    cv2.resize(tall, (result.shape[1], result.shape[0]), dst=result, interpolation=cv2.INTER_AREA)
 
 
 def pack(planes: Planes) -> torch.Tensor:

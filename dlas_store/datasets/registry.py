@@ -7,8 +7,8 @@ from typing import Any, Literal, overload
 
 from torch.utils.data import Dataset
 
+from dlas_store.datasets.batches import Collate
 from dlas_store.datasets.collate import zero_pad
-from dlas_store.datasets.loader import Collate
 from dlas_store.errors import ConfigError
 
 MakeDataset = Callable[[Any], Dataset[Any]]

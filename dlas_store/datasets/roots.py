@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from pathlib import Path
 
@@ -66,6 +66,10 @@ class Roots:
         number = int(np.searchsorted(kept, position, side="right")) - 1
         return source, source.first_patch(number) + self._ignore_first + position - int(kept[number])
 
+    def will_need(self, indices: Sequence[int], /) -> None:
+        """Let the system fetch patches from the disk, without waiting for it; a hint."""
+        announce(map(self.locate, indices))
+
     @property
     def unweighted_count(self) -> int:
         """The number of patches of all sources, each taken once."""
@@ -92,12 +96,21 @@ class Roots:
         return root, (index - start) % self._lengths[root]
 
 
+def announce(patches: Iterable[tuple[Source, int]]) -> None:
+    """Let the system fetch patches of sources from the disk; see Source.will_need."""
+    by_source: dict[int, tuple[Source, list[int]]] = {}
+    for source, patch in patches:
+        by_source.setdefault(id(source), (source, []))[1].append(patch)
+    for source, indices in by_source.values():
+        source.will_need(indices)
+
+
 def image_path(source: Source, index: int) -> str:
     """Return the path of the image that a patch belongs to."""
     return f"{source.path}/{source.image_name(source.locate(index)[0])}"
 
 
-def open_roots(options: Options, *, layout: Layout) -> Roots:
+def open_roots(options: Options, *, layout: Layout | None) -> Roots:
     """Open what ``paths`` (or ``dataroot``) and ``weights`` name, without the ``ignore_first`` patches of each image.
 
     Raises:
@@ -112,7 +125,7 @@ def open_roots(options: Options, *, layout: Layout) -> Roots:
 
 
 def open_weighted(
-    options: Options, *, layout: Layout, key: str = "paths", weights_key: str | None = "weights"
+    options: Options, *, layout: Layout | None, key: str = "paths", weights_key: str | None = "weights"
 ) -> tuple[list[Source], list[int]]:
     """Open what an option (or ``dataroot``) names, a path named twice only once.
 
@@ -139,7 +152,7 @@ def open_weighted(
     return open_paths(options, layout=layout, key=key), weights
 
 
-def open_paths(options: Options, *, layout: Layout, key: str) -> list[Source]:
+def open_paths(options: Options, *, layout: Layout | None, key: str) -> list[Source]:
     """Open the paths that an option names, a path named twice only once.
 
     Raises:
@@ -154,7 +167,7 @@ def open_paths(options: Options, *, layout: Layout, key: str) -> list[Source]:
     return [opened[path] for path in paths]
 
 
-def _open(options: Options, key: str, path: Path, layout: Layout) -> Source:
+def _open(options: Options, key: str, path: Path, layout: Layout | None) -> Source:
     try:
         return open_shared(path, layout=layout)
     except StoreError as error:

@@ -3,64 +3,90 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
-import torch
 from torch import distributed
 from torch.utils.data import Sampler
 
 from dlas_store.datasets.draws import Draw
+from dlas_store.datasets.permutation import Indices, Permutation
+from dlas_store.datasets.shared_order import OrderSampler
+from dlas_store.errors import ConfigError
 
 
-class EpochSampler(Sampler[Draw]):
-    """Every item once an epoch, in order or shuffled by (seed, epoch); epochs count up unless set_epoch() is called."""
+class EpochSampler(OrderSampler):
+    """Every item once an epoch, in order or shuffled by (seed, epoch); epochs count up unless set_epoch() is called.
 
-    def __init__(self, length: int, *, seed: int, shuffle: bool) -> None:
-        """Take the number of items, and the seed of the shuffle, from 0."""
-        self._length = length
-        self._seed = seed
+    A draw's repetition is its epoch. The order takes no memory, and a pass that resumes does not walk through what lies
+    behind. How ranks share an epoch, and how a pass begins and ends, says OrderSampler.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        *,
+        seed: int,
+        shuffle: bool,
+        batch_size: int = 1,
+        drop_last: bool = False,
+        rank: int = 0,
+        ranks: int = 1,
+        uneven: bool = False,
+        window: int | None = None,
+    ) -> None:
+        """Set up the sampler of one process.
+
+        Args:
+            length: number of items, from 0.
+            seed: of the shuffle, from 0.
+            shuffle: whether to shuffle; else items come in order.
+            batch_size: of the global batch, all ranks together: a multiple of ranks.
+            drop_last: whether to leave out the last items of an epoch that fill no global batch.
+            rank: this process, 0 <= rank < ranks.
+            ranks: number of processes that share each batch.
+            uneven: whether ranks whose share of the last batch is short leave it so; else they repeat the first items
+                of the epoch's order.
+            window: shuffles windows of so many consecutive items, and the items inside each (see Permutation).
+
+        Raises:
+            ConfigError: a value is not as said here.
+        """
+        if window is not None and window < 1:
+            raise ConfigError(f"window must be a positive integer, got {window}")
+        super().__init__(
+            length,
+            seed=seed,
+            positions=length,
+            batch_size=batch_size,
+            rank=rank,
+            ranks=ranks,
+            drop_last=drop_last,
+            uneven=uneven,
+        )
         self._shuffle = shuffle
-        self._epoch = 0
+        self._window = window
 
-    def __len__(self) -> int:
-        """Return the number of items in an epoch."""
-        return self._length
+    def drawer(self, epoch: int) -> Callable[[Indices], list[Draw]]:
+        """Return what makes draws of positions of an epoch's order; see OrderSampler."""
+        order = Permutation(self._length, seed=self._seed, epoch=epoch, window=self._window) if self._shuffle else None
 
-    def __iter__(self) -> Iterator[Draw]:
-        epoch, self._epoch = self._epoch, self._epoch + 1
-        order = _permutation(self._length, self._seed, epoch) if self._shuffle else range(self._length)
-        return (Draw(int(index), epoch) for index in order)
+        def make(positions: Indices) -> list[Draw]:
+            positions = positions % self._length
+            indices = positions if order is None else order.at(positions)
+            return [Draw(index, epoch) for index in indices.tolist()]
 
-    def set_epoch(self, epoch: int) -> None:
-        """Give the next pass the order of an epoch, counted from 0."""
-        self._epoch = epoch
+        return make
 
 
-class PlainIndices(Sampler[int]):
-    """The order of a sampler of draws for a dataset that knows ints only."""
-
-    def __init__(self, draws: EpochSampler | DistIterSampler) -> None:
-        """Take the sampler that gives the order."""
-        self._draws = draws
-
-    def __len__(self) -> int:
-        """Return the number of items in an epoch."""
-        return len(self._draws)
-
-    def __iter__(self) -> Iterator[int]:
-        return (draw.index for draw in self._draws)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Give the next pass the order of an epoch, counted from 0."""
-        self._draws.set_epoch(epoch)
-
-
-class DistIterSampler(Sampler[Draw]):
+class DistIterSampler(OrderSampler):
     """DL-Art-School's distributed sampler: an epoch is enlarged ``ratio`` times, so that loaders restart rarely.
 
     Each of R processes gets ceil(length * ratio / R) items: every R-th of a permutation of the enlarged epoch, seeded
-    by (seed, epoch), modulo the length.
+    by (seed, epoch), modulo the length. The last few of short ranks go on counting beyond the enlarged epoch, so the
+    permutation is the same for any R. The state counts positions of the enlarged epoch; its batches are one item a
+    rank. How a pass begins and ends says OrderSampler.
     """
 
     def __init__(
@@ -80,33 +106,71 @@ class DistIterSampler(Sampler[Draw]):
             rank: this process among them; None asks torch.distributed.
             ratio: how often each item comes in an epoch, about.
             seed: of the permutation, from 0.
+
+        Raises:
+            ConfigError: a value is out of range.
         """
-        self._length = length
-        self._replicas = distributed.get_world_size() if replicas is None else replicas
-        self._rank = distributed.get_rank() if rank is None else rank
-        self._ratio = ratio
-        self._seed = seed
-        self._epoch = 0
+        replicas = distributed.get_world_size() if replicas is None else replicas
+        rank = distributed.get_rank() if rank is None else rank
+        super().__init__(
+            length,
+            seed=seed,
+            positions=length * ratio,
+            batch_size=replicas,
+            rank=rank,
+            ranks=replicas,
+            drop_last=False,
+            uneven=False,
+        )
+        # Beyond the ratio, for what fills up short ranks; or two epochs would share a repetition. One more is enough
+        # for as many replicas as items: then the number, and with it every draw, is the same for any of them.
+        self._repetitions = ratio + max(1, math.ceil((replicas - 1) / max(1, length)))
+
+    def drawer(self, epoch: int) -> Callable[[Indices], list[Draw]]:
+        """Return what makes draws of positions of an epoch's order; see OrderSampler."""
+        order = Permutation(self._positions, seed=self._seed, epoch=epoch)
+
+        def make(positions: Indices) -> list[Draw]:
+            inside = positions < self._positions
+            places = positions.copy()
+            places[inside] = order.at(positions[inside])
+            repetitions, indices = np.divmod(places, self._length)
+            repetitions += epoch * self._repetitions
+            return [Draw(*draw) for draw in zip(indices.tolist(), repetitions.tolist(), strict=True)]
+
+        return make
+
+
+class PlainIndices(Sampler[int]):
+    """The order of a sampler of draws for a dataset that knows ints only."""
+
+    def __init__(self, draws: OrderSampler) -> None:
+        """Take the sampler that gives the order."""
+        self._draws = draws
 
     def __len__(self) -> int:
-        """Return the number of items of this process in an epoch."""
-        return math.ceil(self._length * self._ratio / self._replicas)
+        """Return the number of items in an epoch."""
+        return len(self._draws)
 
-    def __iter__(self) -> Iterator[Draw]:
-        epoch, self._epoch = self._epoch, self._epoch + 1
-        total = len(self) * self._replicas
-        # One more than the ratio where the total is rounded up, or two epochs would share a repetition.
-        repetitions = math.ceil(total / self._length)
-        for position in _permutation(total, self._seed, epoch)[self._rank :: self._replicas]:
-            repetition, index = divmod(int(position), self._length)
-            yield Draw(index, epoch * repetitions + repetition)
+    def __iter__(self) -> Iterator[int]:
+        return (draw.index for draw in self._draws)
+
+    def batches(self) -> Iterator[list[int]]:
+        """Give this rank's share of each global batch."""
+        return ([draw.index for draw in share] for share in self._draws.batches())
 
     def set_epoch(self, epoch: int) -> None:
-        """Give the next pass the order of an epoch, counted from 0."""
-        self._epoch = epoch
+        """Let the next pass be of an epoch, counted from 0."""
+        self._draws.set_epoch(epoch)
 
+    def state_dict(self) -> dict[str, int]:
+        """Return the state of the sampler of draws."""
+        return self._draws.state_dict()
 
-def _permutation(length: int, seed: int, epoch: int) -> torch.Tensor:
-    # Mixed rather than added, or epoch 1 of seed 0 would be epoch 0 of seed 1.
-    mixed = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0]
-    return torch.randperm(length, generator=torch.Generator().manual_seed(int(mixed)))
+    def state_at(self, batches: int) -> dict[str, int]:
+        """Return the state of the sampler of draws after some batches of the pass that began last."""
+        return self._draws.state_at(batches)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load the state into the sampler of draws."""
+        self._draws.load_state_dict(state)

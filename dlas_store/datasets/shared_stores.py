@@ -17,7 +17,7 @@ class _Key(NamedTuple):
     """What tells an open store from any other, and from the same one after an append, which replaces its index."""
 
     path: Path
-    layout: Layout
+    layout: Layout | None
     device: int
     inode: int
     modified: int
@@ -26,7 +26,7 @@ class _Key(NamedTuple):
 _stores: WeakValueDictionary[_Key, Store] = WeakValueDictionary()
 
 
-def open_shared(path: Path, *, layout: Layout) -> Source:
+def open_shared(path: Path, *, layout: Layout | None) -> Source:
     """Open a source as open_source does; a store that this process holds already is given again.
 
     A store stays open as long as anything refers to it, so nobody closes it. A folder is opened anew each time: what
@@ -46,7 +46,7 @@ def open_shared(path: Path, *, layout: Layout) -> Source:
     return source
 
 
-def _key(path: Path, layout: Layout) -> _Key | None:
+def _key(path: Path, layout: Layout | None) -> _Key | None:
     """Return the key of what may be a store, None for what is none."""
     file = path / INDEX_FILE if path.is_dir() else path
     try:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dlas_store.datasets.draws import ItemRandom
 from dlas_store.datasets.options import Options
+from dlas_store.datasets.patch_batch import ItemPatches
 from dlas_store.datasets.patch_dataset import PatchDataset
 
 
@@ -36,20 +36,10 @@ class SingleImageDataset(PatchDataset):
             StoreError: a path holds no chunked images.
         """
         options = Options(opt, mode="single_image_extensible")
-        super().__init__(options)
+        super().__init__(options, framed=False)
         options.warn_of_unknown()
 
-    def make_item(self, index: int, random: ItemRandom) -> dict[str, Any]:
-        """Return an item.
-
-        Args:
-            index: 0 <= index < len(self).
-            random: where its random choices come from.
-
-        Raises:
-            PatchIndexError: the index is outside of that.
-            MissingMetadataError: the centre is needed and the source has none.
-            StoreError: the patch or its reference cannot be read.
-        """
+    def patches_of(self, index: int) -> ItemPatches:
+        """Return the item's own patch."""
         source, patch = self._roots.locate(index)
-        return self._make_frames(source, [patch], random)[0]
+        return ItemPatches(source, [patch])

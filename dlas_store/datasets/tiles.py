@@ -10,8 +10,9 @@ import numpy as np
 
 from dlas_store.datasets.effects import motion_blur
 from dlas_store.datasets.options import Options
-from dlas_store.datasets.patches import Sample, rescale_center
+from dlas_store.datasets.patches import rescale_center
 from dlas_store.datasets.planes import Planes, resize
+from dlas_store.datasets.samples import Sample
 from dlas_store.datasets.square_crop import OFFSET_STDDEV, Square, Turn, draw_square, draw_turn
 
 _GAUSSIAN_SHARE = 0.4
@@ -133,7 +134,6 @@ def resize_sample(sample: Sample, side: int) -> Sample:
     size = side, side
     if sample.size == size:
         return sample
-    assert sample.reference is not None
     return Sample(
         resize(sample.patch, size, cv2.INTER_LINEAR),
         resize(sample.reference, size, cv2.INTER_LINEAR),
@@ -145,7 +145,6 @@ def resize_sample(sample: Sample, side: int) -> Sample:
 def worsen(lq: Sample, opt: TileOptions, generator: np.random.Generator) -> Sample:
     """Return LQ blurred and with noise; its reference is blurred at a fifth of the magnitude, with the same noise."""
     patch, reference = lq.patch, lq.reference
-    assert reference is not None
     picture = reference[:-1]
     if opt.use_blurring:
         patch = _blur(patch, opt.blur_magnitude, generator)

@@ -1,0 +1,126 @@
+"""Memory of a worker process by the number of patches in the store, and of a reading process from epoch to epoch."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.contender_process import CHECKOUT
+from benchmarks.measuring import Comparison, run_rounds
+from benchmarks.mode_data import write_mode_data
+from benchmarks.mode_options import dataset_options
+from benchmarks.options import add_scratch_option, at_least_one
+from benchmarks.report import Report
+from benchmarks.tiny_store import small_pictures, write_tiny_store
+
+_SMALLEST = 1000
+_LARGE = 1_000_000
+_SETTLED = 2
+"""The epoch that later ones are compared with: by then all is cached and every buffer has been used."""
+
+_SHOWN = 2
+"""Every second epoch has a line."""
+
+_GROWTH_MODES = ("pixels", "single_image")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this subject."""
+    parser.add_argument(
+        "--patches", type=at_least_one, default=_LARGE, metavar="N", help=f"in the large store (default: {_LARGE:,})"
+    )
+    parser.add_argument("--batches", type=at_least_one, default=200, help="that the worker makes (default: 200)")
+    parser.add_argument("--epochs", type=at_least_one, default=10, help="that are read (default: 10)")
+    parser.add_argument(
+        "--epoch-patches", type=at_least_one, default=2000, metavar="N", help="patches an epoch (default: 2000)"
+    )
+    parser.add_argument("--size", type=at_least_one, default=256, help="side of these, in pixels (default: 256)")
+    parser.add_argument(
+        "--modes", nargs="+", choices=_GROWTH_MODES, default=list(_GROWTH_MODES), help="what is read (default: both)"
+    )
+    add_scratch_option(parser)
+
+
+def run(options: argparse.Namespace) -> Report:
+    """Measure as the options say."""
+    epochs = max(options.epochs, _SETTLED)
+    with tempfile.TemporaryDirectory(prefix="dlas-benchmark-", dir=options.scratch) as scratch:
+        sizes = sorted({_SMALLEST, options.patches})
+        stores = {f"{size:,} patches": Path(scratch, f"{size}.lmdb") for size in sizes}
+        for size, store in zip(sizes, stores.values(), strict=True):
+            write_tiny_store(store, patches=size, pictures=small_pictures(size=32, quality=50))
+        # The small store comes as often as makes it as long, so that both are read alike.
+        contenders = {
+            name: partial(_worker_kilobytes, store, max(sizes) // size, options.batches)
+            for (name, store), size in zip(stores.items(), sizes, strict=True)
+        }
+        workers = run_rounds(contenders, rounds=options.rounds)
+        chunked = Path(scratch, "chunked.lmdb")
+        write_mode_data(
+            "single_image",
+            Path(scratch, "chunked"),
+            chunked,
+            patches=options.epoch_patches,
+            images=min(20, options.epoch_patches),
+            size=options.size,
+            quality=95,
+        )
+        readers = {mode: partial(_epochs_kilobytes, mode, chunked, options.size, epochs) for mode in options.modes}
+        grown = run_rounds(readers, rounds=options.rounds)
+    comparisons = [
+        Comparison(
+            title="Private_Dirty of a worker process",
+            unit="kB",
+            reference=f"{_SMALLEST:,} patches",
+            rounds=workers,
+            relation="difference",
+        )
+    ]
+    for mode, runs in grown.items():
+        shown = sorted({*range(_SETTLED, epochs + 1, _SHOWN), epochs})
+        comparisons.append(
+            Comparison(
+                title=f"Private_Dirty of a process that reads {mode} in threads",
+                unit="kB",
+                reference=f"after epoch {_SETTLED}",
+                rounds={f"after epoch {epoch}": [run[epoch - 1] for run in runs] for epoch in shown},
+                relation="difference",
+            )
+        )
+    return Report(
+        subject=f"A worker (fork) that has made {options.batches} batches of 64 patches of 32 x 32 pixels; epochs of "
+        f"{options.epoch_patches:,} patches of {options.size} x {options.size} pixels; fresh processes",
+        comparisons=comparisons,
+    )
+
+
+def _worker_kilobytes(store: Path, weight: int, batches: int) -> float:
+    options = {
+        "mode": "pixels",
+        "paths": [str(store)],
+        "weights": [weight],
+        "seed": 0,
+        "batch_size": 64,
+        "loader": "workers",
+        "n_workers": 1,
+        "start_method": "fork",
+    }
+    kilobytes: float = _ask("worker", {"options": options, "batches": batches}) / 1000
+    return kilobytes
+
+
+def _epochs_kilobytes(mode: str, store: Path, side: int, epochs: int) -> list[float]:
+    options = dataset_options(mode, str(store), side=side) | {"batch_size": 16, "loader": "threads"}
+    return [size / 1000 for size in _ask("growth", {"options": options, "epochs": epochs})]
+
+
+def _ask(question: str, spec: dict[str, Any]) -> Any:
+    command = [sys.executable, "-m", "benchmarks.memory_process", question, json.dumps(spec)]
+    process = subprocess.run(command, cwd=CHECKOUT, check=True, stdout=subprocess.PIPE)  # noqa: S603 - this package's own
+    return json.loads(process.stdout)

@@ -1,0 +1,49 @@
+"""A process that reads, and prints what memory that took as JSON; memory.py starts it.
+
+``worker SPEC`` prints the Private_Dirty of a worker process after some batches, in bytes; ``growth SPEC`` that of this
+process after each epoch. SPEC is JSON: ``options`` of dataset and loader, and ``batches`` or ``epochs`` to read.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import multiprocessing
+import sys
+from itertools import islice
+from typing import Any
+
+from benchmarks.process_cost import private_dirty_bytes
+from dlas_store.datasets import Loader, create_dataloader, create_dataset
+
+
+def worker(options: dict[str, Any], batches: int) -> int:
+    """Return what the only worker process has when it has made some batches."""
+    reading = iter(_open(options))
+    for _ in islice(reading, batches):
+        pass
+    (process,) = multiprocessing.active_children()
+    assert process.pid is not None
+    return private_dirty_bytes(process.pid)
+
+
+def growth(options: dict[str, Any], epochs: int) -> list[int]:
+    """Return what this process has after each epoch, no batch being held and all that is unreachable being gone."""
+    loader = _open(options)
+    after = []
+    for _ in range(epochs):
+        for _ in loader:
+            pass
+        gc.collect()
+        after.append(private_dirty_bytes())
+    return after
+
+
+def _open(options: dict[str, Any]) -> Loader:
+    dataset, collate = create_dataset(options, return_collate=True)
+    return create_dataloader(dataset, options, collate_fn=collate)
+
+
+if __name__ == "__main__":
+    spec = json.loads(sys.argv[2])
+    print(json.dumps(worker(**spec) if sys.argv[1] == "worker" else growth(**spec)))

@@ -1,0 +1,83 @@
+"""``python -m benchmarks.peers``: patches a second of other loaders, against decoding alone."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from itertools import cycle, islice
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+
+from benchmarks.decode_limit import DecodeLimit
+from benchmarks.measuring import Comparison, run_rounds
+from benchmarks.options import add_picture_options, add_scratch_option, at_least_one
+from benchmarks.peers import HOW_TO_INSTALL, Peer, installed, missing
+from benchmarks.report import Report, print_report
+from benchmarks.synthetic import synthetic_picture
+from dlas_store.pixels import Size
+from dlas_store.processes import available_cores
+
+LIMIT = "decoding alone, in memory, all cores"
+_DISTINCT = 200
+
+
+def main() -> None:
+    """Measure what is installed, and name what is not."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description="Measure other loaders.")
+    add_picture_options(parser, patches=2000)
+    parser.add_argument("--batch", type=at_least_one, default=64, help="patches a batch (default: 64)")
+    parser.add_argument("--rounds", type=at_least_one, default=5, metavar="N", help="rounds (default: 5)")
+    add_scratch_option(parser)
+    options = parser.parse_args()
+    print_report(_measure(options))
+    for name in missing():
+        print(f"{name}: {HOW_TO_INSTALL}")
+
+
+def _measure(options: argparse.Namespace) -> Report:
+    payloads = _payloads(options.patches, size=options.size, quality=options.quality)
+    limit = DecodeLimit(payloads, size=Size(options.size, options.size), batch=options.batch, threads=available_cores())
+    contenders: dict[str, Callable[[], int]] = {LIMIT: limit.run}
+    limit.run()
+    with tempfile.TemporaryDirectory(prefix="dlas-benchmark-", dir=options.scratch) as scratch, ExitStack() as stack:
+        for number, peer in enumerate(installed()):
+            stack.callback(peer.close)
+            folder = Path(scratch, str(number))
+            peer.write(payloads, folder)
+            contenders[peer.name] = partial(_read_epoch, peer, folder, batch=options.batch)
+            contenders[peer.name]()
+        rounds = run_rounds({name: partial(_rate, run) for name, run in contenders.items()}, rounds=options.rounds)
+    return Report(
+        subject=f"{options.patches:,} patches of {options.size} x {options.size} pixels, batches of {options.batch}, "
+        f"{available_cores()} cores, files in the page cache",
+        comparisons=[Comparison(title="Reading", unit="patches/s", reference=LIMIT, rounds=rounds)],
+    )
+
+
+def _payloads(count: int, *, size: int, quality: int) -> Sequence[bytes]:
+    rng = np.random.default_rng(0)
+    pictures = [
+        simplejpeg.encode_jpeg(synthetic_picture(rng, size), quality, "RGB", "420")
+        for _ in range(min(count, _DISTINCT))
+    ]
+    return list(islice(cycle(pictures), count))
+
+
+def _read_epoch(peer: Peer, folder: Path, *, batch: int) -> int:
+    return sum(len(pixels) for pixels in peer.batches(folder, batch_size=batch, seed=0))
+
+
+def _rate(run: Callable[[], int]) -> float:
+    started = time.perf_counter()
+    patches = run()
+    return patches / (time.perf_counter() - started)
+
+
+if __name__ == "__main__":
+    main()

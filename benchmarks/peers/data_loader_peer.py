@@ -1,0 +1,67 @@
+"""A peer behind PyTorch's DataLoader, or a class derived from that."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from dlas_store.source import Pixels
+
+
+class Start(NamedTuple):
+    """What a loader is started with.
+
+    Attributes:
+        folder: what was written.
+        batch_size: patches a batch.
+        seed: of the shuffling.
+    """
+
+    folder: Path
+    batch_size: int
+    seed: int
+
+
+class DataLoaderPeer:
+    """Keeps a loader and its worker processes from epoch to epoch.
+
+    Args:
+        name: in tables.
+        write: writes patches into a folder that it makes.
+        start: makes a loader of uint8 batches that keeps its workers; it can be iterated again and again, each time in
+            another order.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        write: Callable[[Sequence[bytes], Path], None],
+        start: Callable[[Start], Iterable[torch.Tensor]],
+    ) -> None:
+        self.name = name
+        self._write = write
+        self._start = start
+        self._started: tuple[Start, Iterable[torch.Tensor]] | None = None
+
+    def write(self, payloads: Sequence[bytes], folder: Path) -> None:
+        """Write patches in the peer's format."""
+        self._write(payloads, folder)
+
+    def batches(self, folder: Path, *, batch_size: int, seed: int) -> Iterator[Pixels]:
+        """Read one epoch."""
+        start = Start(folder, batch_size, seed)
+        if self._started is None or self._started[0] != start:
+            self.close()
+            self._started = (start, self._start(start))
+        for batch in self._started[1]:
+            yield batch.numpy()
+
+    def close(self) -> None:
+        """End the worker processes."""
+        self._started = None
+        gc.collect()  # a loader and its iterator may refer to each other, and workers end with the iterator

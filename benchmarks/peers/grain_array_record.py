@@ -1,0 +1,81 @@
+"""Grain reading ArrayRecord: a permutation of all records, read and decoded by threads of one process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import grain
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from benchmarks.peers import Peer
+from benchmarks.peers.decoding import decode, decode_batch
+from dlas_store.processes import available_cores
+from dlas_store.source import Pixels
+
+_FILE = "patches.array_record"
+
+
+class GrainPeer:
+    """Reads through a MapDataset; its threads are started in each epoch.
+
+    Args:
+        name: in tables.
+        decode_in_batches: a thread takes the bytes of a batch and decodes them into one array, by ``batch_fn``; if not,
+            patches are mapped one by one and stacked, as the documentation's examples are.
+    """
+
+    # Shares of the decode limit as in web_dataset.py. Patches mapped, stacked in the threads that read: 2 threads
+    # 0.67-0.72, 4 threads 0.58; stacked behind the threads: 1, 2, 4, 16 (the default) threads 0.35, 0.53, 0.54, 0.23.
+    # By batch_fn: 1 thread 0.41, 2 threads with 2, 4, 8, 16 batches ahead 0.73, 0.77, 0.80, 0.81, 4 threads 0.75-0.79;
+    # 0.68 in a later run, no better than patches mapped. mp_prefetch with 0 to 2 threads a process: 0.15-0.22 with its
+    # processes started in each epoch, 0.3 without their start. Compressed records, and index_storage_option in_memory:
+    # no difference beyond the noise.
+    _BATCHES_AHEAD_A_THREAD = 4
+
+    def __init__(self, name: str, *, decode_in_batches: bool) -> None:
+        self.name = name
+        self._decode_in_batches = decode_in_batches
+        self._source: tuple[Path, Any] | None = None
+        self._epoch = 0
+
+    def write(self, payloads: Sequence[bytes], folder: Path) -> None:
+        """Write one file, whose records can each be read alone, which Grain asks for."""
+        folder.mkdir()
+        writer = ArrayRecordWriter(str(folder / _FILE), "group_size:1")
+        for payload in payloads:
+            writer.write(payload)
+        writer.close()
+
+    def batches(self, folder: Path, *, batch_size: int, seed: int) -> Iterator[Pixels]:
+        """Read one epoch."""
+        if self._source is None or self._source[0] != folder:
+            self.close()
+            self._source = (folder, grain.sources.ArrayRecordDataSource([str(folder / _FILE)]))
+        dataset = grain.MapDataset.source(self._source[1]).seed(seed + self._epoch).shuffle()
+        self._epoch += 1
+        if self._decode_in_batches:
+            dataset = dataset.batch(batch_size, batch_fn=decode_batch)
+        else:
+            dataset = dataset.map(decode).batch(batch_size)
+        threads = available_cores()
+        reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=self._BATCHES_AHEAD_A_THREAD * threads)
+        batches = iter(dataset.to_iter_dataset(reading))
+        try:
+            yield from batches
+        finally:
+            batches.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._source is not None:
+            self._source[1].__exit__(None, None, None)
+        self._source = None
+        self._epoch = 0
+
+
+PEERS: tuple[Peer, ...] = (
+    GrainPeer("Grain + ArrayRecord", decode_in_batches=False),
+    GrainPeer("Grain + ArrayRecord, batch_fn", decode_in_batches=True),
+)

@@ -1,0 +1,89 @@
+"""What needs no loader: decoding patches that lie in memory, and reading a store in one thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from benchmarks.contender import Open
+from benchmarks.decode_limit import DecodeLimit
+from benchmarks.mode_options import MODES
+from benchmarks.reading import Reading
+from dlas_store import open_source
+from dlas_store.pixels import Size
+from dlas_store.processes import available_cores
+from dlas_store.source import Source
+
+_LEAST_RAW_READS = 50_000
+"""One read takes some microseconds: fewer would be over before the clock can tell."""
+
+
+@dataclass(frozen=True)
+class PlainPass:
+    """A pass that gives no batches.
+
+    Attributes:
+        run: see Pass.
+    """
+
+    run: Callable[[], int]
+
+    def check(self) -> int:
+        """Run it; what it reads is in its own hands."""
+        return self.run()
+
+
+def prepare_limit(reading: Reading) -> Open:
+    """Read the patches into memory, which is not measured, and return the limit.
+
+    It decodes as many pictures as the items of a pass are made of.
+    """
+    pictures = MODES[reading.mode].pictures
+    encoded = list(reading.payloads()) * reading.epochs * pictures
+    size = Size(reading.height, reading.width)
+    limit = DecodeLimit(encoded, size=size, batch=reading.batch, threads=available_cores())
+    return lambda: PlainPass(lambda: limit.run() // pictures)
+
+
+def prepare_pixels(reading: Reading) -> Open:
+    """Return what reads batches of pixels by read_pixels."""
+
+    def read(source: Source) -> int:
+        order = _shuffled(reading)
+        batches = (order[first : first + reading.batch] for first in range(0, len(order), reading.batch))
+        return sum(len(source.read_pixels(chosen)) for chosen in batches)
+
+    return _prepare_source(reading, read)
+
+
+def prepare_bytes(reading: Reading) -> Open:
+    """Return what reads encoded bytes one by one, often enough for the clock."""
+
+    def read(source: Source) -> int:
+        order = _shuffled(reading)
+        passes = -(-_LEAST_RAW_READS // len(order))
+        for _ in range(passes):
+            for index in order:
+                source.read(index)
+        return passes * len(order)
+
+    return _prepare_source(reading, read)
+
+
+def _prepare_source(reading: Reading, read: Callable[[Source], int]) -> Open:
+    assert reading.store is not None
+    path = reading.store
+
+    def opening() -> PlainPass:
+        source = open_source(path)
+        return PlainPass(lambda: read(source))
+
+    return opening
+
+
+def _shuffled(reading: Reading) -> list[int]:
+    rng = np.random.default_rng(0)
+    order: list[int] = np.concatenate([rng.permutation(reading.items) for _ in range(reading.epochs)]).tolist()
+    return order

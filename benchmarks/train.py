@@ -1,0 +1,152 @@
+"""Steps a second of a training loop: batches in memory, against threads and worker processes that make them."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks.contender_process import ContenderProcess, Run
+from benchmarks.measuring import Comparison, run_rounds
+from benchmarks.mode_data import write_mode_data
+from benchmarks.mode_options import dataset_options
+from benchmarks.options import add_picture_options, add_scratch_option, at_least_one
+from benchmarks.report import Report
+from benchmarks.training import Training
+from dlas_store import StoreError, open_source
+from dlas_store.pixels import image_size
+from dlas_store.processes import available_cores
+
+IN_MEMORY = "batches in memory"
+
+_LIGHT, _HEAVY = 4, 16
+_THREADS = (1, 2, 3)
+_WORKERS = (1, 2, 4)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this subject."""
+    add_picture_options(parser, patches=960)
+    parser.add_argument("--store", type=Path, help="train from this chunked store, not from synthetic patches")
+    parser.add_argument("--batch", type=at_least_one, default=16, help="items a batch (default: 16)")
+    parser.add_argument(
+        "--steps",
+        type=at_least_one,
+        default=100,
+        help="steps a round: an epoch of so many batches, or several (default: 100)",
+    )
+    parser.add_argument(
+        "--width",
+        type=at_least_one,
+        nargs="+",
+        default=[_LIGHT, _HEAVY],
+        metavar="N",
+        help=f"channels of the network, one table each (default: {_LIGHT} {_HEAVY}, a light and a heavy one)",
+    )
+    parser.add_argument("--blocks", type=at_least_one, default=4, help="residual blocks (default: 4)")
+    parser.add_argument("--threads", type=at_least_one, nargs="+", default=_THREADS, metavar="N", help="n_threads")
+    parser.add_argument("--workers", type=at_least_one, nargs="+", default=_WORKERS, metavar="N", help="n_workers")
+    parser.add_argument("--device", default="cpu", help="where to train (default: cpu)")
+    parser.add_argument(
+        "--torch-threads", type=at_least_one, metavar="N", help="PyTorch's own threads (default: as many as it takes)"
+    )
+    add_scratch_option(parser)
+
+
+def run(options: argparse.Namespace) -> Report:
+    """Measure as the options say.
+
+    Raises:
+        StoreError: there is no such device, or the data cannot be opened.
+    """
+    gpu = _describe(options.device)
+    with tempfile.TemporaryDirectory(prefix="dlas-benchmark-", dir=options.scratch) as scratch:
+        store = options.store
+        if store is None:
+            store = Path(scratch, "folder.lmdb")
+            write_mode_data(
+                "single_image",
+                Path(scratch, "folder"),
+                store,
+                patches=options.patches,
+                images=min(100, options.patches),
+                size=options.size,
+                quality=options.quality,
+            )
+        with open_source(store) as source:
+            side = min(image_size(source.read(0)))
+        contenders = _contenders(options, dataset_options("single_image", str(store.absolute()), side=side))
+        comparisons = [
+            Comparison(
+                title=f"Training, {width} channels, on {options.device}",
+                unit="steps/s",
+                reference=IN_MEMORY,
+                rounds={
+                    name: [run.items / run.seconds for run in runs]
+                    for name, runs in _measure(options, contenders, width).items()
+                },
+            )
+            for width in options.width
+        ]
+    return Report(
+        subject=f"{options.steps} steps a round, batches of {options.batch} SingleImage items with reference, mask and "
+        f"centres, patches of {side} x {side} pixels, {options.blocks} blocks, {available_cores()} cores, "
+        f"PyTorch's threads: {options.torch_threads or 'its own choice'}, {gpu}",
+        comparisons=comparisons,
+    )
+
+
+def _contenders(options: argparse.Namespace, dataset: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the options of each; the first has its batches in memory."""
+    opt = dataset | {"batch_size": options.batch}
+    found = {IN_MEMORY: opt | {"loader": "threads"}}
+    for threads in options.threads:
+        found[f"threads loader, n_threads {threads}"] = opt | {"loader": "threads", "n_threads": threads}
+    for workers in options.workers:
+        found[f"workers loader, n_workers {workers}"] = opt | {"loader": "workers", "n_workers": workers}
+    if options.device != "cpu":
+        for threads in options.threads:
+            name = f"threads loader, n_threads {threads}, device {options.device}"
+            found[name] = opt | {"loader": "threads", "n_threads": threads, "device": options.device}
+    return found
+
+
+def _measure(options: argparse.Namespace, contenders: dict[str, dict[str, Any]], width: int) -> dict[str, list[Run]]:
+    with ExitStack() as stack:
+        processes = {name: stack.enter_context(_start(options, name, opt, width)) for name, opt in contenders.items()}
+        for process in processes.values():
+            process.check()
+        timed: dict[str, Callable[[], Run]] = {name: process.run for name, process in processes.items()}
+        return run_rounds(timed, rounds=options.rounds)
+
+
+def _start(options: argparse.Namespace, name: str, opt: dict[str, Any], width: int) -> ContenderProcess:
+    training = Training(
+        options=opt,
+        in_memory=name == IN_MEMORY,
+        width=width,
+        blocks=options.blocks,
+        steps=options.steps,
+        device=options.device,
+        torch_threads=options.torch_threads,
+    )
+    return ContenderProcess(name, module="train_contenders", spec=asdict(training))
+
+
+def _describe(name: str) -> str:
+    """Return what a device is, after checking that it is there."""
+    import torch  # noqa: PLC0415 - slow to load, and the other subjects do without
+
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise StoreError(f"--device must be cpu, cuda, cuda:1 or the like, got {name!r}") from error
+    if device.type != "cuda":
+        return "no GPU"
+    if not torch.cuda.is_available():
+        raise StoreError(f"PyTorch finds no GPU for --device {name}; leave it out")
+    return torch.cuda.get_device_name(device)

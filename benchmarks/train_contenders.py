@@ -1,0 +1,101 @@
+"""A training loop from several loaders; a process makes its own with ``make``."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+import torch
+from torch.nn import functional
+from torch.utils.data import Sampler
+
+from benchmarks.contender import Open
+from benchmarks.small_network import SmallNetwork
+from benchmarks.training import Training
+from dlas_store.datasets import create_dataloader, create_dataset
+from dlas_store.datasets.samplers import EpochSampler
+
+_BATCHES_IN_MEMORY = 16
+_WARM_UP_STEPS = 3
+
+Batches = Callable[[], Iterable[Mapping[str, Any]]]
+
+
+def make(spec: Mapping[str, Any]) -> Open:
+    """Return what makes dataset, loader and network."""
+    training = Training(**spec)
+    return lambda: TrainPass(training)
+
+
+class TrainPass:
+    """Trains for some steps a pass: one epoch where there is enough data, else several.
+
+    So threads and workers start in each pass, which more steps make less of, and none makes a batch for nothing.
+    """
+
+    def __init__(self, training: Training) -> None:
+        if training.torch_threads is not None:
+            torch.set_num_threads(training.torch_threads)
+        torch.manual_seed(0)
+        self._training = training
+        self._device = torch.device(training.device)
+        self._batches = _batches(training)
+        network = SmallNetwork(width=training.width, blocks=training.blocks, scale=training.options["scale"])
+        self._network = network.to(self._device)
+        self._optimizer = torch.optim.Adam(self._network.parameters(), lr=1e-4)
+
+    def run(self) -> int:
+        """Train, and return the number of steps."""
+        return self._train(self._training.steps)
+
+    def check(self) -> int:
+        """Train for a few steps, which warms up what PyTorch keeps."""
+        return self._train(min(_WARM_UP_STEPS, self._training.steps))
+
+    def _train(self, steps: int) -> int:
+        losses: list[float] = []
+        log: list[dict[str, float]] = []
+        for step, batch in enumerate(self._endless(steps), start=1):
+            loss = self._step(batch)
+            # What loops do in Python at every step, which threads that decode compete with.
+            losses.append(loss)
+            log.append({"step": step, "loss": sum(losses[-50:]) / len(losses[-50:]), "time": time.monotonic()})
+            for group in self._optimizer.param_groups:
+                group["lr"] = 1e-4 * (1 - step / (2 * steps))
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        assert len(log) == steps, f"{len(log)} steps of {steps}"
+        return len(log)
+
+    def _step(self, batch: Mapping[str, Any]) -> float:
+        lq, hq = (batch[key].to(self._device, non_blocking=True) for key in ("lq", "hq"))
+        loss = functional.l1_loss(self._network(lq), hq)
+        self._optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+        return loss.item()
+
+    def _endless(self, steps: int) -> Iterator[Mapping[str, Any]]:
+        left = steps
+        while left:
+            for batch in islice(self._batches(), left):
+                left -= 1
+                yield batch
+
+
+def _batches(training: Training) -> Batches:
+    opt = training.options
+    # More workers than cores are measured on purpose; PyTorch would say at every epoch that they are.
+    warnings.filterwarnings("ignore", message="This DataLoader will create")
+    dataset, collate = create_dataset(opt, return_collate=True)
+    batch = opt["batch_size"]
+    items = min(len(dataset), training.steps * batch)  # type: ignore[arg-type]
+    order: Sampler[Any] = EpochSampler(items, seed=0, shuffle=True, batch_size=batch, drop_last=True)
+    loader = create_dataloader(dataset, opt, sampler=order, collate_fn=collate)
+    if not training.in_memory:
+        return lambda: loader
+    kept = list(islice(loader, _BATCHES_IN_MEMORY))
+    return lambda: kept

@@ -1,0 +1,77 @@
+"""Memory of batches: used again once nothing refers to the batch that had it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import DTypeLike, NDArray
+
+from dlas_store.datasets.batches import Allocate
+
+_SMALL_BYTES = 1 << 16
+"""Below this numpy's own allocator is as fast."""
+
+
+class BatchMemory:
+    """Gives arrays, and gives their memory again when no array, tensor or view of it is left.
+
+    So a batch may be kept for as long as anyone likes: it then keeps its memory. New memory costs as much time as
+    decoding into it, for the system has to clear every page of it. For any number of threads.
+    """
+
+    def __init__(self, batches: int) -> None:
+        """Take of how many batches to hold on to the arrays, beyond those in use."""
+        self._batches = batches
+        self._held: dict[tuple[tuple[int, ...], str, int], list[NDArray[Any]]] = {}
+        # A lock for each process: one that another thread holds during a fork stays locked in the child.
+        self._locks: dict[int, threading.Lock] = {}
+
+    def of_batch(self) -> Allocate:
+        """Return what gives the arrays of one batch, each contiguous, its content undefined."""
+        given: Counter[tuple[tuple[int, ...], str]] = Counter()
+
+        def allocate(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+            kind = (shape, np.dtype(dtype).str)
+            # A batch may have several of a kind, as HQ and LQ at scale 1; each is held for as many batches.
+            given[kind] += 1
+            return self._give(shape, dtype, self._held.setdefault((*kind, given[kind]), []))
+
+        return allocate
+
+    def _give(self, shape: tuple[int, ...], dtype: DTypeLike, held: list[NDArray[Any]]) -> NDArray[Any]:
+        with self._locks.setdefault(os.getpid(), threading.Lock()):
+            for position in range(len(held)):
+                if is_free(held, position):
+                    return held[position]
+            array = np.empty(shape, dtype)
+            if array.nbytes >= _SMALL_BYTES:
+                held.append(array)
+                # What is in use for long belongs to whoever uses it.
+                del held[: -self._batches]
+            return array
+
+
+def pinned(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    """Return an array in page-locked memory, which a GPU copies from by itself.
+
+    PyTorch keeps such memory for reuse, and knows until when a GPU reads it.
+    """
+    empty = torch.empty(shape, dtype=torch.from_numpy(np.empty(0, dtype)).dtype, pin_memory=True)
+    array: NDArray[Any] = empty.numpy()
+    return array
+
+
+def is_free(held: list[NDArray[Any]], position: int) -> bool:
+    """Return whether nothing but a list refers to an array in it: no variable, no view, no tensor."""
+    return sys.getrefcount(held[position]) == _FREE
+
+
+_PROBE = [np.empty(0)]
+_FREE = sys.getrefcount(_PROBE[0])
+"""The count of an array that only its list refers to; measured, for it is a detail of the interpreter."""

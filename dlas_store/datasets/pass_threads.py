@@ -1,0 +1,157 @@
+"""The threads of a pass: they hold no lock of a C library while workers are forked, and leave none behind."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_POLL_SECONDS = 0.0002
+
+_PATIENCE_SECONDS = 5.0
+"""Of a fork with jobs that do not come to an end, such as one that waits for another pool's, which stands still."""
+
+
+class PassThreads(ThreadPoolExecutor):
+    """A pool of threads beside which, and right after which, standing_still() lets worker processes be forked.
+
+    A forked process has the thread that forked it alone, but every lock as it was: one that another thread held stays
+    locked for ever. Python sees to its own locks, OpenCV does not to its. Threads take those while they work, and once
+    more when they end: what OpenCV keeps for each of them is freed when Python has joined it already.
+    """
+
+    def __init__(self, threads: int) -> None:
+        """Take the number of threads."""
+        self._jobs = 0
+        self._closing = False
+        self._own: dict[int, int | None] = {}
+        super().__init__(threads, "dlas_store", initializer=_noter(self._own))
+
+    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
+        """Let a thread do a job; one that none has begun when the pool is shut down is given up."""
+        with _gate.changed:
+            self._jobs += 1
+        try:
+            return super().submit(self._do, partial(fn, *args, **kwargs))
+        except BaseException:
+            self._count_done()
+            raise
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """End the threads; with ``wait`` the process has none of them any more when this returns.
+
+        Jobs that wait are given up, with ``cancel_futures`` or not.
+        """
+        # A pass that was forgotten may be ended by the garbage collection of one of its own threads.
+        wait = wait and threading.get_ident() not in self._own
+        with _gate.changed:
+            self._closing = True
+            _gate.changed.notify_all()
+            if wait:
+                _gate.changed.wait_for(lambda: not self._jobs)
+        if wait:
+            with _gate.section():
+                super().shutdown(wait=True)
+                for file in self._files():
+                    _wait_until_gone(file)
+        else:
+            super().shutdown(wait=False, cancel_futures=cancel_futures)
+        for file in self._files():
+            os.close(file)
+        self._own.clear()
+
+    def _files(self) -> list[int]:
+        return [file for file in self._own.values() if file is not None]
+
+    def _do(self, job: Callable[[], R]) -> R:
+        try:
+            with _gate.section(unless=lambda: self._closing):
+                if self._closing:
+                    raise CancelledError
+                return job()
+        finally:
+            self._count_done()
+
+    def _count_done(self) -> None:
+        with _gate.changed:
+            self._jobs -= 1
+            if self._closing and not self._jobs:
+                _gate.changed.notify_all()
+
+
+@contextmanager
+def standing_still() -> Iterator[None]:
+    """Let the pools of this process do nothing meanwhile; what they have begun is awaited, for some seconds."""
+    me = threading.get_ident()
+    try:
+        with _gate.changed:
+            _gate.closed_by.append(me)
+            _gate.changed.wait_for(lambda: not _gate.inside, _PATIENCE_SECONDS)
+        yield
+    finally:
+        with _gate.changed:
+            _gate.closed_by.remove(me)
+            _gate.changed.notify_all()
+
+
+class _Gate:
+    """How much is being done that no fork may meet, and which threads wish to fork."""
+
+    def __init__(self) -> None:
+        self.open()
+
+    def open(self) -> None:
+        """Begin anew, as in a forked process, which has none of the threads."""
+        self.changed = threading.Condition()
+        self.inside = 0
+        self.closed_by: list[int] = []
+
+    @contextmanager
+    def section(self, unless: Callable[[], bool] = lambda: False) -> Iterator[None]:
+        """Do what no fork may meet, once nobody wishes to fork or the condition holds."""
+        me = threading.get_ident()
+        with self.changed:
+            # Whoever forks may itself end a pass, when its garbage is collected.
+            self.changed.wait_for(lambda: not self.closed_by or me in self.closed_by or unless())
+            self.inside += 1
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.inside -= 1
+                if self.closed_by:
+                    self.changed.notify_all()
+
+
+_gate = _Gate()
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_gate.open)
+
+
+def _noter(own: dict[int, int | None]) -> Callable[[], None]:
+    def note() -> None:
+        try:
+            # Unlike a number, which the system gives again, an open file never comes to mean another thread.
+            own[threading.get_ident()] = os.open("/proc/thread-self/comm", os.O_RDONLY)
+        except OSError:  # not on Linux, and nowhere else are workers forked unless asked for
+            own[threading.get_ident()] = None
+
+    return note
+
+
+def _wait_until_gone(thread: int) -> None:
+    while True:
+        try:
+            os.pread(thread, 1, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(_POLL_SECONDS)

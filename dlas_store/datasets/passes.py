@@ -1,0 +1,81 @@
+"""What every loader offers beside its batches: its length, its order, epochs, and where it stands."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from dlas_store.datasets.batch_order import BatchOrder
+
+
+class Loader(ABC):
+    """Gives the batches of a dataset, pass after pass.
+
+    The same seed gives the same batches in the same order, from any loader with any number of threads or workers.
+    Passes count as epochs 0, 1, 2, ... unless set_epoch() says otherwise; ``set_epoch(n)`` gives epoch n's again at any
+    time. A state loaded by load_state_dict() is where the next pass goes on. Samples that were skipped are reported at
+    the end of a pass.
+    """
+
+    def __init__(self, order: BatchOrder, *, num_workers: int, num_threads: int) -> None:
+        """Take what is read and in which order, and by how many processes (0: this one) of how many threads."""
+        self._order = order
+        self.num_workers = num_workers
+        self.num_threads = num_threads
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Any]:
+        """Give the batches of an epoch."""
+
+    def __len__(self) -> int:
+        """Return the number of batches in a whole epoch."""
+        return len(self._order)
+
+    @property
+    def dataset(self) -> Dataset[Any]:
+        """What is read."""
+        return self._order.dataset
+
+    @property
+    def sampler(self) -> Any:
+        """What gives the order."""
+        return self._order.sampler
+
+    @property
+    def batch_size(self) -> int:
+        """Items a batch, of this process."""
+        return self._order.batch_size
+
+    @property
+    def drop_last(self) -> bool:
+        """Whether an incomplete last batch is left out."""
+        return self._order.drop_last
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next pass be of an epoch, counted from 0; a sampler with a set_epoch is told as well."""
+        self._order.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, int]:
+        """Return where the pass stands after the batches that it gave, as JSON: seed, epoch, position, length.
+
+        The seed is that of the order, and of the items unless there is an ``item_seed`` beside it. Whether a config
+        gave it or it was drawn, a pass that is resumed has the same items.
+
+        The position counts items of the epoch's order, of all processes together, so that it can be resumed with other
+        batch sizes, loaders, and numbers of processes; the length is the dataset's, which must be the same then.
+
+        Raises:
+            ConfigError: the sampler keeps no state.
+        """
+        return self._order.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Let the next pass go on where a state says, with its seeds in place of those of loader and dataset.
+
+        Raises:
+            ConfigError: the state is none, or of a dataset of another length; or the sampler keeps none.
+        """
+        self._order.load_state_dict(state)

@@ -1,0 +1,127 @@
+"""Mode pixels: the pixels of a patch as they were decoded, for those who do the rest themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from dlas_store.datasets.batches import Allocate, BatchOfItems, BatchWork, MakeItem
+from dlas_store.datasets.draws import Draw, ItemRandom
+from dlas_store.datasets.item_dataset import ItemDataset
+from dlas_store.datasets.options import Options
+from dlas_store.datasets.roots import Roots, image_path, open_roots
+from dlas_store.errors import StoreError
+from dlas_store.pixels import image_size
+from dlas_store.source import Pixels
+
+
+class PixelsDataset(ItemDataset):
+    """Every patch or picture of its sources, decoded and nothing else.
+
+    An item is a dict: ``pixels`` uint8 (H, W, 3), RGB, and ``index`` int, the item's own, for image_of() and the like.
+    """
+
+    def __init__(self, opt: Mapping[str, Any]) -> None:
+        """Open the data that the options name.
+
+        Args:
+            opt: options of the dataset: ``paths`` or ``dataroot``, ``weights``, and ``ignore_first``.
+
+        Raises:
+            ConfigError: an option is missing or of a wrong value.
+            StoreError: a path holds nothing to read.
+        """
+        options = Options(opt, mode="pixels")
+        super().__init__(options)
+        self._roots = open_roots(options, layout=None)
+        options.warn_of_unknown()
+
+    def __len__(self) -> int:
+        """Return the number of items in an epoch."""
+        return len(self._roots)
+
+    def image_of(self, index: int) -> str:
+        """Return the path of the image that an item belongs to."""
+        return image_path(*self._roots.locate(index))
+
+    def make_item(self, index: int, random: ItemRandom) -> dict[str, Any]:
+        """Return an item; see ItemDataset."""
+        work = _PixelsBatch(self._roots, [Draw(index, random.repetition)], np.empty, replace=None)
+        work.fill(0, 1)
+        item = BatchOfItems(work.finish(), 1)[0]
+        return {"pixels": item["pixels"], "index": index}
+
+    def begin_batch(self, draws: Sequence[Draw], allocate: Allocate) -> BatchWork:
+        """Begin a batch; see ItemDataset."""
+        if not self.skips_bad:
+            return _PixelsBatch(self._roots, draws, allocate, replace=None)
+        try:
+            return _PixelsBatch(self._roots, draws, allocate, replace=self.__getitem__)
+        except StoreError:  # it does not even say where the pictures are; one by one, they are replaced
+            return super().begin_batch(draws, allocate)
+
+    def will_need(self, draws: Sequence[Draw]) -> None:
+        """Let the system fetch patches; see ItemDataset."""
+        self._roots.will_need([draw.index for draw in draws])
+
+
+class _PixelsBatch:
+    """A batch of pictures of one size; see BatchWork."""
+
+    def __init__(self, roots: Roots, draws: Sequence[Draw], allocate: Allocate, *, replace: MakeItem | None) -> None:
+        self._draws = draws
+        self._replace = replace
+        self._places = [roots.locate(draw.index) for draw in draws]
+        self._indices = np.array([draw.index for draw in draws], np.int64)
+        self._order = sorted(range(len(draws)), key=lambda item: (id(self._places[item][0]), self._places[item][1]))
+        self._pixels = allocate((len(draws), *self._first_size(), 3), np.uint8)
+        self._decoded: list[Pixels] = list(self._pixels)
+
+    def __len__(self) -> int:
+        return len(self._draws)
+
+    def fill(self, start: int, stop: int) -> None:
+        """Decode a part of the pictures."""
+        for item in self._order[start:stop]:
+            source, patch = self._places[item]
+            try:
+                self._decoded[item] = source.read_into(patch, self._pixels[item])
+            except StoreError:
+                if self._replace is None:
+                    raise
+                replacement = self._replace(self._draws[item])
+                self._decoded[item] = replacement["pixels"].numpy()
+                self._indices[item] = replacement["index"]
+
+    def finish(self) -> dict[str, Any]:
+        """Return the batch."""
+        shapes = {pixels.shape: item for item, pixels in enumerate(self._decoded)}
+        if len(shapes) > 1:
+            (first, _), (second, item) = list(shapes.items())[:2]
+            source, patch = self._places[item]
+            raise StoreError(
+                f"{source.patch_path(patch)}: {second[1]} x {second[0]} pixels, where others of its batch have "
+                f"{first[1]} x {first[0]}; set needs_collate to pad them, or batch_size to 1"
+            )
+        if next(iter(shapes)) != self._pixels.shape[1:]:  # what the first picture claims, and none has
+            self._pixels = np.stack(self._decoded)
+        for row, pixels in zip(self._pixels, self._decoded, strict=True):
+            if not np.may_share_memory(row, pixels):
+                row[...] = pixels
+        return {"pixels": torch.from_numpy(self._pixels), "index": torch.from_numpy(self._indices)}
+
+    def _first_size(self) -> tuple[int, int]:
+        """Return height and width of the first picture of the batch that can be read."""
+        for source, patch in self._places:
+            try:
+                size = image_size(bytes(source.view(patch)))
+            except StoreError:
+                continue  # to be raised, or replaced, when it is read
+            return size.height, size.width
+        if self._replace is None:
+            return 1, 1
+        height, width, _ = self._replace(self._draws[0])["pixels"].shape
+        return height, width

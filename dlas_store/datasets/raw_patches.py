@@ -1,0 +1,161 @@
+"""Patches as they are decoded, with all that is needed to make HQ and LQ of them elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from dlas_store.bounded_cache import cached
+from dlas_store.datasets.batches import Allocate
+from dlas_store.datasets.patch_batch import ItemPatches
+from dlas_store.datasets.patches import UNKNOWN_CENTER, PatchOptions, needed_center, rescale_square
+from dlas_store.datasets.references import decode_reference
+from dlas_store.errors import ImageError, StoreError
+from dlas_store.pixels import image_size
+from dlas_store.source import Pixels, Source
+
+CACHE_BYTES = 128 << 20
+"""About 680 references of 256 x 256 pixels, for each dataset and process."""
+
+NO_REFERENCE = -1
+
+
+class ReferenceName(NamedTuple):
+    """What names a reference in every process: the path of its source, and the number of its image there."""
+
+    source: str
+    image: int
+
+
+class RawPatches(NamedTuple):
+    """A batch of N patches, item by item and in each frame by frame.
+
+    Attributes:
+        pixels: uint8 (N, H, W, 3), RGB.
+        references: name and uint8 (h, w, 3), RGB, of each reference that a patch of the batch has.
+        images: int64 (N,), the place of a patch's reference among them, NO_REFERENCE for none.
+        squares: int64 (N, 3): where the patch lies in its reference, row, column and width, in pixels of a reference
+            of the size of the patch; 0 without a reference.
+        paths: of the items.
+        shape: the leading dimensions of the tensors that are made of it: (items,) or (items, frames).
+    """
+
+    pixels: torch.Tensor
+    references: list[tuple[ReferenceName, torch.Tensor]]
+    images: torch.Tensor
+    squares: torch.Tensor
+    paths: list[str]
+    shape: tuple[int, ...]
+
+
+class PixelReferences:
+    """Gives the references of sources as they are decoded, the first ones kept; for any number of threads."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[int, int], Pixels | bool] = {}
+        self._capacity = 1
+
+    def __reduce__(self) -> tuple[type[PixelReferences], tuple[()]]:
+        return PixelReferences, ()
+
+    def get(self, source: Source, number: int) -> Pixels | None:
+        """Return the reference of an image, uint8 (h, w, 3), None where it has none.
+
+        Args:
+            source: where the image is; it must live as long as this.
+            number: of the image.
+
+        Raises:
+            StoreError: it cannot be read or decoded.
+        """
+
+        def read(_: object) -> Pixels | bool:
+            encoded = source.read_reference(number)
+            if encoded is None:
+                return False
+            pixels = decode_reference(encoded, source, number)
+            self._capacity = max(1, CACHE_BYTES // pixels.nbytes)
+            return pixels
+
+        kept = cached(self._kept, self._capacity, (id(source), number), read)
+        return None if isinstance(kept, bool) else kept
+
+
+class RawPatchBatch:
+    """A batch of patches that are decoded and nothing else; see BatchWork."""
+
+    def __init__(
+        self,
+        items: Sequence[ItemPatches],
+        options: PatchOptions,
+        references: PixelReferences,
+        *,
+        framed: bool,
+        allocate: Allocate,
+    ) -> None:
+        """Begin a batch; see PatchBatch."""
+        self._items = items
+        self._options = options
+        self._references = references
+        frames = len(items[0].patches)
+        self._shape = (len(items), frames) if framed else (len(items),)
+        source, patches = items[0]
+        try:
+            size = image_size(bytes(source.view(patches[0])))
+        except ImageError:
+            source.read_pixels(patches[:1])  # says which patch it is
+            raise
+        self._pixels = allocate((len(items), frames, *size, 3), np.uint8)
+        self._squares = np.zeros((len(items), frames, 3), np.int64)
+        self._found: list[list[tuple[ReferenceName, Pixels] | None]] = [[None] * frames for _ in items]
+        self._paths = [""] * len(items)
+        self._order = sorted(range(len(items)), key=lambda item: (id(items[item].source), items[item].patches[0]))
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def fill(self, start: int, stop: int) -> None:
+        """Decode a part of the items; see BatchWork."""
+        for item in self._order[start:stop]:
+            source, patches = self._items[item]
+            for frame, patch in enumerate(patches):
+                out = self._pixels[item, frame]
+                pixels = source.read_into(patch, out)
+                if pixels is not out:
+                    raise StoreError(
+                        f"{source.patch_path(patch)}: {pixels.shape[1]} x {pixels.shape[0]} pixels, where others of "
+                        f"its batch have {out.shape[1]} x {out.shape[0]}; leave the option device out"
+                    )
+                if self._options.need_ref:
+                    self._find_reference(source, patch, item, frame)
+            self._paths[item] = source.patch_path(patches[-1])
+
+    def finish(self) -> RawPatches:
+        """Return the batch."""
+        found = [reference for frames in self._found for reference in frames]
+        distinct = dict(reference for reference in found if reference is not None)
+        places = {name: place for place, name in enumerate(distinct)}
+        images = [NO_REFERENCE if reference is None else places[reference[0]] for reference in found]
+        return RawPatches(
+            pixels=torch.from_numpy(self._pixels.reshape(-1, *self._pixels.shape[2:])),
+            references=[(name, torch.from_numpy(pixels)) for name, pixels in distinct.items()],
+            images=torch.tensor(images),
+            squares=torch.from_numpy(self._squares.reshape(-1, 3)),
+            paths=self._paths,
+            shape=self._shape,
+        )
+
+    def _find_reference(self, source: Source, patch: int, item: int, frame: int) -> None:
+        number, position = source.locate(patch)
+        reference = self._references.get(source, number)
+        if reference is None:
+            return
+        square = UNKNOWN_CENTER
+        if self._options.need_metadata:
+            size, patch_size = reference.shape[:2], self._pixels.shape[2:4]
+            square = rescale_square(needed_center(source, number, position), size, patch_size)
+        self._squares[item, frame] = square
+        self._found[item][frame] = (ReferenceName(str(source.path), number), reference)

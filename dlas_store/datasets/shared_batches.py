@@ -1,0 +1,138 @@
+"""Batches on their way from worker processes: in memory that both sides map once and use again."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import DTypeLike, NDArray
+
+from dlas_store.datasets.batch_memory import is_free
+from dlas_store.datasets.batches import is_plain
+from dlas_store.datasets.raw_patches import RawPatches
+
+_SLOTS = 64
+"""Tensors of a worker that are used again; those of some ten batches."""
+
+_SMALL_BYTES = 1 << 16
+"""Tensors below this are sent as they are: that costs less than a file descriptor."""
+
+_FREE, _TAKEN = 0, 1
+
+
+def new_slots(workers: int) -> torch.Tensor:
+    """Return what tells workers which of their slots are free again, for both sides to share; int8 (workers, slots)."""
+    slots = torch.zeros((max(1, workers), _SLOTS), dtype=torch.int8)
+    return slots.share_memory_()  # type: ignore[no-untyped-call, no-any-return]
+
+
+class Sent(NamedTuple):
+    """A tensor as a worker sends it.
+
+    Attributes:
+        worker: number of the worker.
+        slot: where the tensor lies; -1 for one that is used once.
+        memory: the slot's tensor, where the receiver does not have it yet.
+        shape: of the tensor.
+    """
+
+    worker: int
+    slot: int
+    memory: torch.Tensor | None
+    shape: tuple[int, ...]
+
+
+class SharedMemory:
+    """A worker's side: gives the memory of batches, and sends them without a copy."""
+
+    def __init__(self, slots: torch.Tensor, worker: int) -> None:
+        """Take the slots of new_slots, and which worker this is."""
+        self._flags = slots[worker].numpy()
+        self._worker = worker
+        self._tensors: list[torch.Tensor] = []
+        self._sent: set[int] = set()
+        self._given: dict[int, int] = {}
+
+    def allocate(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        """Return an array, contiguous, its content undefined."""
+        kind = torch.from_numpy(np.empty(0, dtype)).dtype
+        if int(np.prod(shape)) * kind.itemsize < _SMALL_BYTES:
+            return np.empty(shape, dtype)
+        slot = self._find_slot(shape, kind)
+        if slot is None:
+            return np.empty(shape, dtype)  # as many batches are kept as there are slots
+        self._flags[slot] = _TAKEN
+        tensor = self._tensors[slot]
+        self._given[tensor.data_ptr()] = slot
+        array: NDArray[Any] = tensor.numpy()
+        return array
+
+    def send(self, batch: Any) -> Any:
+        """Return a batch in the form that Receiver takes."""
+        if isinstance(batch, dict):
+            return {key: self._send(value) for key, value in batch.items()}
+        if isinstance(batch, RawPatches):
+            return batch._replace(**{key: self._send(value) for key, value in batch._asdict().items()})
+        return batch
+
+    def _find_slot(self, shape: tuple[int, ...], kind: torch.dtype) -> int | None:
+        for slot, tensor in enumerate(self._tensors):
+            if self._flags[slot] == _FREE and tensor.shape == shape and tensor.dtype == kind:
+                return slot
+        if len(self._tensors) == _SLOTS:
+            return None
+        self._tensors.append(torch.empty(shape, dtype=kind).share_memory_())  # type: ignore[no-untyped-call]
+        return len(self._tensors) - 1
+
+    def _send(self, value: Any) -> Any:
+        if not is_plain(value):
+            return value
+        slot = self._given.pop(value.data_ptr(), None)
+        if slot is None:
+            return value.numpy() if value.nbytes < _SMALL_BYTES else Sent(self._worker, -1, value, tuple(value.shape))
+        memory = None if slot in self._sent else self._tensors[slot]
+        self._sent.add(slot)
+        return Sent(self._worker, slot, memory, tuple(value.shape))
+
+
+class Receiver:
+    """The side of whoever reads: gives batches, and frees their slots once nothing refers to them."""
+
+    def __init__(self, slots: torch.Tensor, *, pin_memory: bool) -> None:
+        """Take the slots of new_slots, and whether batches are copied into page-locked memory."""
+        self._flags = slots.numpy()
+        self._pin_memory = pin_memory
+        self._held: dict[tuple[int, int], list[NDArray[Any]]] = {}
+        self._out: set[tuple[int, int]] = set()
+
+    def receive(self, batch: Any) -> Any:
+        """Return a batch that a worker sent."""
+        self._free_slots()
+        if isinstance(batch, dict):
+            return {key: self._receive(value) for key, value in batch.items()}
+        if isinstance(batch, RawPatches):
+            return batch._replace(**{key: self._receive(value) for key, value in batch._asdict().items()})
+        return batch
+
+    def _receive(self, value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            return torch.from_numpy(value)
+        if not isinstance(value, Sent):
+            return value
+        place = (value.worker, value.slot)
+        if value.slot < 0:
+            assert value.memory is not None
+            return self._pinned(value.memory)
+        if value.memory is not None:
+            self._held[place] = [value.memory.numpy()]
+        self._out.add(place)
+        return self._pinned(torch.from_numpy(self._held[place][0].reshape(value.shape)))
+
+    def _pinned(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.pin_memory() if self._pin_memory else tensor
+
+    def _free_slots(self) -> None:
+        for place in [place for place in self._out if is_free(self._held[place], 0)]:
+            self._out.remove(place)
+            self._flags[place] = _FREE

@@ -1,0 +1,155 @@
+"""The loader that decodes in worker processes: PyTorch's DataLoader, given whole batches."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+
+from dlas_store.datasets.batch_order import Batch, BatchOrder
+from dlas_store.datasets.batch_threads import submit_batch
+from dlas_store.datasets.batches import Allocate, BatchWork, Collate
+from dlas_store.datasets.device_patches import DevicePatches
+from dlas_store.datasets.pass_threads import standing_still
+from dlas_store.datasets.passes import Loader
+from dlas_store.datasets.shared_batches import Receiver, SharedMemory, new_slots
+from dlas_store.datasets.threads_loader import begin_batch
+from dlas_store.processes import interrupt_delayed, leave_interrupts_to_parent
+
+
+class WorkersLoader(Loader):
+    """Gives the batches of a dataset, made by worker processes, each with threads of its own."""
+
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        *,
+        sampler: Sampler[Any] | Iterable[Any],
+        batch_size: int,
+        drop_last: bool,
+        workers: int,
+        threads: int,
+        collate_fn: Collate | None = None,
+        pin_memory: bool = False,
+        start_method: str | None = None,
+        to_device: DevicePatches | None = None,
+    ) -> None:
+        """Take what to read.
+
+        Args:
+            dataset: with a length; picklable where processes are not forked.
+            sampler: gives draws, or indices; a batch sampler where it has ``batches``.
+            batch_size: items a batch, of this process.
+            drop_last: leave out an incomplete last batch.
+            workers: number of processes; 0 makes batches in this one, while it waits for them.
+            threads: of each of them.
+            collate_fn: makes a batch of a list of items; by default PyTorch's own, or what equals it.
+            pin_memory: put batches into page-locked memory.
+            start_method: of the processes: fork, forkserver or spawn; None takes the system's.
+            to_device: makes batches on a device; None makes them in the workers.
+        """
+        order = BatchOrder(dataset, sampler, batch_size=batch_size, drop_last=drop_last)
+        super().__init__(order, num_workers=workers, num_threads=threads)
+        self.pin_memory = pin_memory
+        self._collate_fn = collate_fn
+        self._start_method = start_method
+        self._to_device = to_device
+
+    def __iter__(self) -> Iterator[Any]:
+        """Give the batches of an epoch."""
+        this = self._order.begin()
+        # Memory is shared by the workers of a pass, and there may be several passes at a time.
+        slots = new_slots(self.num_workers)
+        batches = _WholeBatches(
+            self.dataset, self.num_threads, self._collate_fn, slots, raw=self._to_device is not None
+        )
+        loader = DataLoader(
+            batches,
+            batch_sampler=_Batches(this.batches, len(self)),
+            collate_fn=_as_it_is,
+            num_workers=self.num_workers,
+            worker_init_fn=_start_worker,
+            multiprocessing_context=self._start_method if self.num_workers else None,
+        )
+        receiver = Receiver(slots, pin_memory=self.pin_memory)
+        forks = (self._start_method or multiprocessing.get_start_method()) == "fork"
+        starting = interrupt_delayed() if self.num_workers else nullcontext()
+        iterator: Any = None
+        try:
+            with starting, standing_still() if self.num_workers and forks else nullcontext():
+                iterator = iter(loader)
+            for sent in iterator:
+                made = receiver.receive(sent)
+                this.delivered += 1
+                yield made if self._to_device is None else self._to_device.make(made)
+                del made, sent  # their memory is free as soon as the reader lets go of it
+        finally:
+            # By itself it would end them when it is forgotten, which an error's traceback may put off for long.
+            if hasattr(iterator, "_shutdown_workers"):
+                iterator._shutdown_workers()
+        self._order.end(this)
+
+
+class _Batches(Sampler[Batch]):
+    """The batches of a pass, as DataLoader takes them."""
+
+    def __init__(self, batches: Iterator[Batch], count: int) -> None:
+        self._batches = batches
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self._batches
+
+
+class _WholeBatches(Dataset[Any]):
+    """A dataset whose items are asked for a batch at a time; in a worker they lie in memory shared with its parent."""
+
+    def __init__(
+        self, dataset: Dataset[Any], threads: int, collate_fn: Collate | None, slots: torch.Tensor, *, raw: bool
+    ) -> None:
+        self._dataset = dataset
+        self._threads = threads
+        self._collate_fn = collate_fn
+        self._slots = slots
+        self._raw = raw
+        self._memory: SharedMemory | None = None
+        self._pool: ThreadPoolExecutor | None = None
+
+    def __getitems__(self, batch: Sequence[Any]) -> Any:
+        worker = get_worker_info()
+        if worker is None:
+            work = self._begin(batch, np.empty)
+            work.fill(0, len(work))
+            return work.finish()
+        if self._memory is None:
+            self._memory = SharedMemory(self._slots, worker.id)
+            self._pool = ThreadPoolExecutor(self._threads) if self._threads > 1 else None
+        work = self._begin(batch, self._memory.allocate)
+        if self._pool is not None:
+            return self._memory.send(submit_batch(self._pool, lambda: work, parts=self._threads).result())
+        work.fill(0, len(work))
+        return self._memory.send(work.finish())
+
+    def _begin(self, batch: Sequence[Any], allocate: Allocate) -> BatchWork:
+        return begin_batch(self._dataset, batch, allocate, self._collate_fn, raw=self._raw)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _start_worker(_: int) -> None:
+    leave_interrupts_to_parent()
+    # One thread a core is the aim; OpenCV's own pool in each would fight over the cores.
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)

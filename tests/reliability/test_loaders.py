@@ -1,0 +1,132 @@
+"""However a store is read, every item comes once, and nothing stays behind, even where a reader is interrupted."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import Runs
+from small_stores import make_store, small_folder
+
+from reliability.read_by_loader import CASES, LOADERS, PARENTS, START_METHODS, Case
+
+_PATIENCE_SECONDS = 120
+_SHARED_MEMORY = Path("/dev/shm")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of 20 patches of two sizes, an image a shard."""
+    root = tmp_path_factory.mktemp("loaders")
+    return make_store(small_folder(root / "chunked", *"abcde"), root / "store.lmdb")
+
+
+class Reader:
+    """The program in a session of its own, its temporary files in a folder of its own."""
+
+    def __init__(self, store: Path, cases: Iterable[Case], folder: Path, *flags: str) -> None:
+        self._temporary = folder / "temporary"
+        self._temporary.mkdir(parents=True)
+        self._shared = set(_SHARED_MEMORY.iterdir())
+        program = Path(__file__).with_name("read_by_loader.py")
+        command = [sys.executable, str(program), str(store), ",".join(map(str, cases)), *flags]
+        self.process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env=os.environ | {"TMPDIR": str(self._temporary)},
+        )
+
+    def lines(self) -> Iterator[str]:
+        """Yield what it says."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            yield line.rstrip("\n")
+
+    def interrupt(self) -> None:
+        """Press Ctrl-C: all its processes get the signal."""
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def end(self) -> str:
+        """Wait for its end and return what it wrote to stderr; neither processes nor files of it may be left."""
+        _, errors = self.process.communicate(timeout=_PATIENCE_SECONDS)
+        end = time.monotonic() + 10  # the keepers of forkserver and shared memory end a moment later
+        while (left := self._left()) and time.monotonic() < end:
+            time.sleep(0.05)
+        assert not left, f"{left} left behind; it said {errors}"
+        return errors
+
+    def kill(self) -> None:
+        """End it with all its processes, if any is left."""
+        for process in self._processes():
+            process.kill()
+        self.process.communicate()
+
+    def _left(self) -> list[str]:
+        shared = [str(path) for path in set(_SHARED_MEMORY.iterdir()) - self._shared]
+        return [*map(str, self._processes()), *map(str, self._temporary.iterdir()), *shared]
+
+    def _processes(self) -> list[psutil.Process]:
+        return [process for process in psutil.process_iter() if _session(process.pid) == self.process.pid]
+
+
+def _session(pid: int) -> int | None:
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return None
+
+
+def _cases(start_method: str, *loaders: str) -> list[Case]:
+    """Return the cases of some loaders that begin processes in a way, none for threads."""
+    return [case for case in CASES if case.start_method == start_method and case.loader in (loaders or LOADERS)]
+
+
+METHODS = [pytest.param("", id="threads"), *START_METHODS]
+
+
+@pytest.mark.parametrize("start_method", METHODS)
+def test_every_way_to_read_gives_every_item_once_and_leaves_nothing_behind(
+    start_method: str, store: Path, tmp_path: Path, runs: Runs
+) -> None:
+    """A run reads by each loader once, as one of the four parents; 400 runs make 100 of each case."""
+    for run in runs(small=1, full=400):
+        cases = [case for case in _cases(start_method) if case.parent == PARENTS[run % len(PARENTS)]]
+        reader = Reader(store, cases, tmp_path / str(run))
+        try:
+            assert list(reader.lines()) == list(map(str, cases))
+            assert not reader.end()
+            assert reader.process.returncode == 0
+        finally:
+            reader.kill()
+
+
+@pytest.mark.parametrize("start_method", METHODS)
+def test_ctrl_c_in_the_middle_ends_all_processes_and_leaves_nothing_behind(
+    start_method: str, store: Path, tmp_path: Path, runs: Runs
+) -> None:
+    cases = _cases(start_method, "threads", "workers")
+    for run in runs(small=1, full=100):
+        chance = random.Random(run)
+        case = cases[run % len(cases)]
+        reader = Reader(store, [case], tmp_path / str(run), "--long")
+        try:
+            batches = chance.randrange(1, 12)
+            assert list(islice(reader.lines(), batches)) == ["batch"] * batches
+            time.sleep(chance.random() / 50)
+            reader.interrupt()
+            assert "KeyboardInterrupt" in reader.end(), f"{case}, run {run}"
+            assert reader.process.returncode == -signal.SIGINT
+        finally:
+            reader.kill()

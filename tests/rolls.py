@@ -1,0 +1,64 @@
+"""Small datasets for tests of loaders: their items tell what was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from dlas_store.datasets.batches import Allocate, BatchWork
+from dlas_store.datasets.draws import Draw, ItemRandom
+from dlas_store.datasets.item_dataset import ItemDataset
+from dlas_store.datasets.options import Options
+from dlas_store.errors import ImageError
+
+ITEMS = 40
+
+
+class Rolls(ItemDataset):
+    """Items that tell their index and a number drawn for them; notes when a batch is begun."""
+
+    def __init__(self, *, length: int = ITEMS, bad: Sequence[int] = (), seed: int | None = 5) -> None:
+        super().__init__(Options({} if seed is None else {"seed": seed}, mode="rolls"))
+        self.length = length
+        self.bad = set(bad)
+        self.begun: list[list[int]] = []
+
+    def __len__(self) -> int:
+        return self.length
+
+    def image_of(self, index: int) -> str:
+        return f"image{index}"
+
+    def make_item(self, index: int, random: ItemRandom) -> dict[str, Any]:
+        if index in self.bad:
+            raise ImageError(f"item {index} is damaged")
+        return {"index": index, "roll": int(random.generator.integers(1 << 40)), "side": torch.ones(1 + index % 3)}
+
+    def begin_batch(self, draws: Sequence[Draw], allocate: Allocate) -> BatchWork:
+        self.begun.append([draw.index for draw in draws])
+        return super().begin_batch(draws, allocate)
+
+
+class Squares(Dataset[int]):
+    """A dataset of others, which knows nothing of draws."""
+
+    def __init__(self, length: int = 10) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> int:
+        if type(index) is not int:
+            raise TypeError(index)
+        if index == 13:
+            raise ValueError("13 is unlucky")
+        return index * index
+
+
+def indices_and_rolls(items: Sequence[Mapping[str, Any]]) -> Any:
+    """Make a batch: index and number of each item."""
+    return [(item["index"], item["roll"]) for item in items]
