@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from xxhash import xxh3_64_intdigest
@@ -14,7 +14,7 @@ from dlas_store.errors import DamagedError, NotASourceError
 from dlas_store.keys import CHECKSUM, Key, unpack_key, value_checksum
 from dlas_store.lmdb_pages import Entry, walk
 from dlas_store.metadata import Image, decode_image
-from dlas_store.sealed_file import SealedFile
+from dlas_store.sealed_file import SealedFile, check_fields
 from dlas_store.source import Layout
 
 
@@ -70,6 +70,7 @@ class Shard:
             self.header = ShardHeader(**{key: value for key, value in self._file.body.items() if key != "kind"})
         except TypeError as error:
             raise DamagedError(f"{path}: the trailer lacks fields or has unknown ones ({error})") from error
+        check_fields(path, asdict(self.header))
 
     @property
     def path(self) -> Path:
@@ -120,7 +121,8 @@ def read_payload(data: mmap.mmap, key: bytes, offset: int, length: int, path: Pa
     """
     payload = data[offset : offset + length]
     start = offset - CHECKSUM.size
-    if len(payload) != length or start < 0 or CHECKSUM.unpack_from(data, start)[0] != value_checksum(key, payload):
+    is_inside = start >= 0 and offset + length <= len(data)
+    if not is_inside or CHECKSUM.unpack_from(data, start)[0] != value_checksum(key, payload):
         raise DamagedError(f"{path}: the checksum of the {length} bytes at {offset} does not match")
     return payload
 

@@ -126,7 +126,10 @@ class Store:
     def locate(self, index: int) -> tuple[int, int]:
         """Return (image number, position of the patch in its image)."""
         image = self._patch_row(index).image
-        return image, operator.index(index) - self._image_row(image).first_patch
+        position = operator.index(index) - self._image_row(image).first_patch
+        if not 0 <= position < self.patch_count(image):
+            raise DamagedError(f"{self.index.place}: patch {index} is none of image {image}; run dlas-store reindex")
+        return image, position
 
     def first_patch(self, number: int) -> int:
         """Return the index of an image's first patch; that of image_count is the number of patches."""
@@ -253,9 +256,12 @@ class Store:
         shard, image_id_offset = self._shard(row.shard)
         key = pack_key(number + image_id_offset, Kind.METADATA)
         try:
-            return read_image(shard.data, key, row.metadata_offset, row.metadata_length, shard.path)
+            image = read_image(shard.data, key, row.metadata_offset, row.metadata_length, shard.path)
         except DamagedError as error:
             raise DamagedError(f"{error} (metadata of image {number}); {_VERIFY}") from error
+        if len(image.files) != self.patch_count(number):
+            raise DamagedError(f"{self.index.place}: names other patches of image {number} than it has; {_VERIFY}")
+        return image
 
     def _check_open(self) -> Index:
         if self._index is None:
