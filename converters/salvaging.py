@@ -78,20 +78,22 @@ class _Remnant(NamedTuple):
 
     Attributes:
         path: the file.
-        index: the index that has an entry for it, None without one.
+        index_file: of the index that has an entry for it, None without one.
         number: of that entry.
         ids: those of its images, as the entry or its trailer says; None where neither can be read.
     """
 
     path: Path
-    index: Path | None
+    index_file: Path | None
     number: int
     ids: range | None
 
     def open(self) -> ShardRemains:
         """Open the file."""
-        index = None if self.index is None else Index.open(self.index)
-        return ShardRemains(self.path, index=index, entry=index and index.shards[self.number])
+        if self.index_file is None:
+            return ShardRemains(self.path)
+        index = Index.open(self.index_file)
+        return ShardRemains(self.path, index=index, entry=index.shards[self.number])
 
 
 class _Survey(NamedTuple):

@@ -126,15 +126,22 @@ class Index:
                 )
                 for row_type in ROW_TYPES
             }
-            common = {key: body[key] for key in ("store_id", "layout", "generation")}
-            check_fields(path, common | {"table_id": body["table_id"]})
+            common = ("store_id", "layout", "generation", "table_id")
+            check_fields(path, {key: body[key] for key in common})
             entries = [ShardEntry(**entry) for entry in body["shards"]]
             _check_entries(path, entries, body["counts"])
         except DamagedError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DamagedError(f"{path}: the trailer lacks fields or has unknown ones ({error!r})") from error
-        return cls(place=path, **common, shards={entry.number: entry for entry in entries}, **tables)
+        return cls(
+            place=path,
+            store_id=body["store_id"],
+            layout=body["layout"],
+            generation=body["generation"],
+            shards={entry.number: entry for entry in entries},
+            **tables,
+        )
 
     @classmethod
     def of_shard(cls, shard: Shard) -> Index:
