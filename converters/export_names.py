@@ -81,7 +81,7 @@ class ExportNames:
         """Return why an image cannot be written below the folder, None where it can."""
         parts = image.name.split("/") if self._layout == "pictures" else [image.name]
         files = image.files if self._layout == "chunked" else ()
-        for name in [*parts, *image.files]:
+        for name in [*parts, *files]:
             if name in ("", ".", "..") or _SEPARATORS.intersection(name):
                 return f"{name!r} is no file name"
             if self._windows and not _is_windows_name(name):

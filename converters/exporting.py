@@ -109,7 +109,7 @@ def export_store(
                 summary.patches += part.patches
                 summary.payload_bytes += part.payload_bytes
                 summary.refused += part.refused
-        gone = {image for image, _ in summary.refused}
+        gone = {image for image, _ in summary.refused[len(refused) :]}  # by the disk, when it was written
         _write_extra_fields(tree, source, [number for number in numbers if source.image(number).name not in gone])
         os.sync()
         growing.publish(tree)
