@@ -113,8 +113,8 @@ class Store:
         """Return the encoded bytes of a patch, checked against its checksum."""
         offset, patch_id, length, image, shard_number = self._patch_row(index)
         shard, image_id_offset = self._shard(shard_number)
-        key = pack_key(image + image_id_offset, Kind.PATCH, patch_id)
         try:
+            key = pack_key(image + image_id_offset, Kind.PATCH, patch_id)
             return read_payload(shard.data, key, offset, length, shard.path)
         except DamagedError as error:
             raise DamagedError(f"{error} ({self._label_patch(index)}); {_VERIFY}") from error
@@ -186,13 +186,16 @@ class Store:
 
     def patch_sizes(self, number: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         """Return the bytes of each patch of an image, int64."""
-        first, last = self.first_patch(number), self.first_patch(number + 1)
-        lengths = (self._patch_row(index).length for index in range(first, last))
-        return np.fromiter(lengths, np.int64, last - first)
+        first, count = self.first_patch(number), self.patch_count(number)
+        lengths = (self._patch_row(index).length for index in range(first, first + count))
+        return np.fromiter(lengths, np.int64, count)
 
     def patch_count(self, number: int) -> int:
         """Return the number of patches of an image."""
-        return self.first_patch(number + 1) - self.first_patch(number)
+        first, end = self.first_patch(number), self.first_patch(number + 1)
+        if not first <= end <= len(self):
+            raise DamagedError(f"{self.index.place}: image {number} has rows that cannot be; run dlas-store reindex")
+        return end - first
 
     def payload_bytes(self, number: int) -> int:
         """Return the bytes of all patches and the reference of an image."""

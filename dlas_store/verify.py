@@ -10,7 +10,14 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
-from dlas_store.errors import DamagedError, ForeignShardError, NameNotFoundError, NotASourceError, StoreError
+from dlas_store.errors import (
+    DamagedError,
+    ForeignShardError,
+    NameNotFoundError,
+    NotASourceError,
+    PatchIndexError,
+    StoreError,
+)
 from dlas_store.folder_source import REFERENCE_FILE
 from dlas_store.index import INDEX_FILE
 from dlas_store.processes import available_cores, progress_bar, report_done, run_in_order
@@ -156,9 +163,14 @@ def _verify_part(part: _Part) -> VerifyReport:
         if part.is_first:
             report.findings += (_verify_places if part.sample is None else _verify_structure)(store, shard)
         for number in range(part.first_image, part.end_image):
+            try:
+                count = store.patch_count(number)
+            except DamagedError as error:
+                report.findings.append(Finding(INDEX_FILE, "", "", "index", str(error)))
+                continue
             if part.sample is None:
-                report.checked += 1 + store.has_reference(number) + store.patch_count(number)
-                report_done(store.patch_count(number), 0)
+                report.checked += 1 + store.has_reference(number) + count
+                report_done(count, 0)
             else:
                 _verify_image(store, number, shard_name, report, part.sample)
     return report
@@ -203,14 +215,14 @@ def _other_places(shard: Shard) -> Finding:
 
 def _verify_image(store: Store, number: int, shard: str, report: VerifyReport, sample: Sample) -> None:
     is_chosen = sample.of_image(number)
-    first, end = store.first_patch(number), store.first_patch(number + 1)
+    first, count = store.first_patch(number), store.patch_count(number)
     try:
         image = store.image(number)
         name, files = image.name, image.files
         if store.find_image(name) != number:
             report.findings.append(Finding(shard, name, "", "index", f"{INDEX_FILE} finds another image by this name"))
     except (DamagedError, NameNotFoundError) as error:
-        name, files = "", ("",) * (end - first)
+        name, files = "", ("",) * count
         report.findings.append(Finding(shard, name, "", "damaged", f"metadata of image {number}: {error}"))
     reads: list[tuple[str, Callable[[], object]]] = []
     if store.has_reference(number):
@@ -220,7 +232,7 @@ def _verify_image(store: Store, number: int, shard: str, report: VerifyReport, s
     for file, read in chosen:
         try:
             read()
-        except DamagedError as error:
+        except (DamagedError, PatchIndexError) as error:
             report.findings.append(Finding(shard, name, file, "damaged", str(error)))
     report.checked += 1 + len(chosen)
-    report_done(end - first, store.payload_bytes(number))
+    report_done(count, store.payload_bytes(number))
