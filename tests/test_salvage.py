@@ -21,12 +21,15 @@ from small_stores import (
     state_of,
 )
 
+from dlas_store.converters.importing import import_store
 from dlas_store.converters.salvaging import salvage
 from dlas_store.errors import ConfigError, NotASourceError, TargetExistsError
 from dlas_store.index import INDEX_FILE
 from dlas_store.lmdb_pages import read_meta
+from dlas_store.reindex import reindex
 from dlas_store.sealed_file import map_file
 from dlas_store.store import Store
+from dlas_store.verify import verify
 
 NAMES = "abcdef"
 
@@ -53,7 +56,7 @@ def store(pristine: Path, tmp_path: Path) -> Path:
 
 def images_in(store: Path, content: dict[str, object]) -> str:
     """Return the images of a store, in order, after checking that it is sound and all it holds is as it was."""
-    assert findings(store) == []
+    assert verify(store, workers=1).findings == []
     with Store(store) as opened:
         held = content_of(opened)
     order = held.pop("order")
@@ -63,18 +66,30 @@ def images_in(store: Path, content: dict[str, object]) -> str:
 
 
 def salvaged(store: Path, content: dict[str, object]) -> tuple[str, list[tuple[str, str]]]:
-    """Salvage a store by the command; return the images that were copied and shard and name of what was lost."""
+    """Salvage a store; return the images that were copied, and shard and name of what was lost."""
     new, report = store.with_name("new.lmdb"), store.with_name("report.json")
     before = state_of(store)
-    result = run("salvage", store, new, "--report", report)
-    found = json.loads(report.read_bytes())
+    summary = salvage(store, new, workers=1, report=report)
     assert state_of(store) == before
-    assert result.status == (1 if found["lost"] else 0), result
-    assert f"salvaged {found['images']} images" in result.out
-    for lost in found["lost"]:
-        assert f"lost: {lost['shard']}" in result.out
-        assert lost["reason"] in result.out
-    return images_in(new, content), [(lost["shard"], lost["image"]) for lost in found["lost"]]
+    assert json.loads(report.read_bytes())["lost"] == [lost._asdict() for lost in summary.lost]
+    images = images_in(new, content)
+    assert len(images) == summary.images
+    return images, [(lost.shard, lost.image) for lost in summary.lost]
+
+
+def test_the_command_says_what_was_copied_and_lost(store: Path, content: dict[str, object]) -> None:
+    part = content["c/00000001.png"]
+    assert isinstance(part, bytes)
+    flip_in(shards_of(store)[1], part)
+    remove_index(store)
+    result = run("salvage", store, store.with_name("new.lmdb"), "--report", store.with_name("report.json"))
+    assert (result.status, result.err) == (1, "")
+    assert "new.lmdb: salvaged 5 images, 20 patches, " in result.out
+    assert "lost: shard-00001.lmdb c: image 2: 00000001.png is damaged" in result.out
+    assert "note: the index is not used: " in result.out
+    found = json.loads(store.with_name("report.json").read_bytes())
+    assert (found["images"], found["patches"]) == (5, 20)
+    assert found["lost"] == [{"shard": "shard-00001.lmdb", "image": "c", "reason": "image 2: 00000001.png is damaged"}]
 
 
 def remove_index(store: Path) -> None:
@@ -240,7 +255,7 @@ def test_half_an_append_is_not_taken_up_without_an_index(tmp_path: Path) -> None
 
 def test_pictures_are_salvaged_as_pictures(tmp_path: Path) -> None:
     folder = small_folder(tmp_path / "source", "a", "b")
-    done("import", "--layout", "pictures", folder, tmp_path / "store.lmdb")
+    import_store([folder], tmp_path / "store.lmdb", layout="pictures", workers=1)
     (tmp_path / "store.lmdb" / INDEX_FILE).unlink()
     done("salvage", tmp_path / "store.lmdb", tmp_path / "new.lmdb")
     assert findings(tmp_path / "new.lmdb", "--against", folder) == []
@@ -271,8 +286,11 @@ def test_the_error_of_a_damaged_index_names_reindex_which_mends_it(
     store: Path, content: dict[str, object], damage_index: Callable[[Path], None]
 ) -> None:
     damage_index(store)
-    result = run("verify", store)
-    assert result.status == 1
-    assert f"dlas-store reindex {store}" in result.out + result.err or "run dlas-store reindex" in result.out
-    done("reindex", store)
+    try:
+        messages = [finding.message for finding in verify(store, workers=1).findings]
+    except NotASourceError as error:
+        messages = [str(error)]
+    assert messages
+    assert all("run dlas-store reindex" in message for message in messages)
+    reindex(store, workers=1)
     assert images_in(store, content) == NAMES

@@ -8,14 +8,20 @@ import shutil
 from pathlib import Path
 
 import pytest
-from cli import done, findings, info
 from samples import DATA
 from small_stores import content_of
 from trees import read
 
 from dlas_store import open_source
 from dlas_store.centers import read_centers
+from dlas_store.converters.exporting import export_store
+from dlas_store.converters.importing import import_store
+from dlas_store.converters.salvaging import salvage
+from dlas_store.info import info
+from dlas_store.reindex import reindex
 from dlas_store.sealed_file import FORMAT_VERSION
+from dlas_store.source import Layout
+from dlas_store.verify import verify
 
 VERSIONS = range(1, FORMAT_VERSION + 1)
 """Each must be kept: raising FORMAT_VERSION asks for a folder."""
@@ -31,11 +37,9 @@ def test_a_kept_store_opens_verifies_and_gives_the_bytes_that_went_in(version: i
     kept = DATA / f"format_{version}" / f"{name}.lmdb"
     expected = json.loads((kept.parent / "contents.json").read_bytes())[name]
     before = hashes(kept)
-    assert findings(kept) == []
-    assert info(kept)["patches"] == sum(
-        "ref.jpg" not in path and not path.endswith(("pt", "jsonl")) for path in expected
-    )
-    done("export", kept, tmp_path / "back")
+    assert verify(kept, workers=1).findings == []
+    assert info(kept).patches == sum("ref.jpg" not in path and not path.endswith(("pt", "jsonl")) for path in expected)
+    export_store(kept, tmp_path / "back", workers=1)
     back = hashes(tmp_path / "back")
     lines = back.pop("metadata.jsonl", None)
     assert (lines is None) == (expected.pop("metadata.jsonl", None) is None)
@@ -58,24 +62,25 @@ def test_a_kept_store_says_what_is_known_of_its_images(version: int) -> None:
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("name", ["chunked", "pictures"])
-def test_a_kept_store_is_reindexed_and_appended_to(version: int, name: str, tmp_path: Path) -> None:
+def test_a_kept_store_is_reindexed_and_appended_to(version: int, name: Layout, tmp_path: Path) -> None:
     store = tmp_path / "s.lmdb"
     shutil.copytree(DATA / f"format_{version}" / f"{name}.lmdb", store)
     with open_source(store) as source:
         content = content_of(source)
-    done("reindex", store)
-    done("salvage", store, tmp_path / "new.lmdb")
+    assert reindex(store, workers=1).left_out == []
+    assert salvage(store, tmp_path / "new.lmdb", workers=1).lost == []
     for path in (store, tmp_path / "new.lmdb"):
         with open_source(path) as source:
             assert content_of(source) == content
     new = tmp_path / "more" / ("x/1.ppm" if name == "chunked" else "x.ppm")
     new.parent.mkdir(parents=True)
     new.write_bytes(b"P6 1 1 255\nabc")
-    done("import", "--append", "--layout", name, "--images", "x*", new.parents[1 if name == "chunked" else 0], store)
-    assert findings(store) == []
-    assert info(store)["images"] == len(content["order"]) + 1  # type: ignore[arg-type]
+    more = new.parents[1 if name == "chunked" else 0]
+    import_store([more], store, layout=name, append=True, images="x*", workers=1)
+    assert verify(store, workers=1).findings == []
+    assert info(store).images == len(content["order"]) + 1  # type: ignore[arg-type]
 
 
 def test_what_centers_files_hold_is_kept_as_well(tmp_path: Path) -> None:
-    done("export", DATA / "format_1" / "chunked.lmdb", tmp_path / "back")
+    export_store(DATA / "format_1" / "chunked.lmdb", tmp_path / "back", workers=1)
     assert read_centers(tmp_path / "back" / "plain" / "centers.pt")[5] == (-1, 70_000, 1 << 40)

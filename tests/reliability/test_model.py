@@ -91,8 +91,8 @@ class StoreAgainstDict(RuleBasedStateMachine):
         assert (summary.images, summary.changed, summary.vanished) == (len(added), [], [])
         self.model |= added
 
-    @rule(images=_images, shard_size=_shard_sizes, delay=st.floats(0, 0.03), goes_on=st.booleans())
-    def kill_an_append(self, images: dict[str, Any], shard_size: int, delay: float, goes_on: bool) -> None:
+    @rule(images=_images, shard_size=_shard_sizes, delay=st.integers(0, 30), goes_on=st.booleans())
+    def kill_an_append(self, images: dict[str, Any], shard_size: int, delay: int, goes_on: bool) -> None:
         added = self.add_to_source(images)
         child = os.fork()
         if not child:
@@ -100,7 +100,7 @@ class StoreAgainstDict(RuleBasedStateMachine):
                 import_store([self.source], self.store, layout="chunked", append=True, shard_size=shard_size, workers=1)
             finally:
                 os._exit(0)
-        time.sleep(delay)
+        time.sleep(delay / 1000)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         with Store(self.store) as store:
