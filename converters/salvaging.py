@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -183,7 +184,8 @@ def _usable_index(store: Path, shards: Sequence[Shard], summary: SalvageSummary)
     except StoreError as error:
         summary.notes.append(f"the index is not used: {error}")
         return None
-    if shards and index.store_id not in {shard.header.store_id for shard in shards}:
+    counts = Counter(shard.header.store_id for shard in shards)
+    if shards and counts[index.store_id] < max(counts.values()):
         summary.notes.append(f"the index is not used: {index.place}: is that of another store")
         return None
     for table in index.tables:

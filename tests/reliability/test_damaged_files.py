@@ -5,12 +5,15 @@ from __future__ import annotations
 import random
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from conftest import Runs
 from small_stores import append, content_of, flip, make_store, shards_of, small_folder
 
+from dlas_store.converters import salvaging
+from dlas_store.converters.salvaging import salvage
 from dlas_store.errors import StoreError
 from dlas_store.index import INDEX_FILE
 from dlas_store.shard import Shard
@@ -54,7 +57,7 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(autouse=True)
 def _in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    work_here(monkeypatch, "dlas_store.verify")
+    work_here(monkeypatch, "dlas_store.verify", salvaging.__name__)
 
 
 def fails(path: Path, content: dict[str, object]) -> bool:
@@ -233,3 +236,62 @@ def test_a_cut_emptied_swapped_or_foreign_file_is_an_error_of_ours(
         shutil.rmtree(store)
 
     each_in_child(damage_and_read, runs(small=320, full=5000))
+
+
+def flip_some(store: Path, others: list[Path], number: int) -> None:
+    """Flip one to five bits, in one file or several."""
+    draw = random.Random(number)
+    for _ in range(draw.randint(1, 5)):
+        file = draw.choice([store / INDEX_FILE, *shards_of(store)])
+        flip(file, draw.randrange(file.stat().st_size), draw.randrange(8))
+
+
+def remove(store: Path, others: list[Path], number: int) -> None:
+    """Remove a file."""
+    random.Random(number).choice([store / INDEX_FILE, *shards_of(store)]).unlink()
+
+
+def whole_images(path: Path, content: dict[str, object]) -> set[str]:
+    """Return the images of a store of which everything can be read."""
+    whole = set()
+    with suppress(StoreError), Store(path, check_shards=False) as store:
+        for number in range(store.image_count):
+            with suppress(StoreError):
+                name = store.image_name(number)
+                assert store.read_reference(number) == content[f"{name}/ref.jpg"]
+                first = store.first_patch(number)
+                for position, file in enumerate(store.image(number).files):
+                    assert store.read(first + position) == content[f"{name}/{file}"]
+                whole.add(name)
+    return whole
+
+
+def test_salvage_copies_all_that_can_be_read_and_nothing_wrong(
+    pristine: Path, tmp_path: Path, content: dict[str, object], others: list[Path], runs: Runs
+) -> None:
+    damages = [cut, swap, replace, overwrite, flip_some, remove]
+
+    def damage_and_salvage(number: int) -> None:
+        store, new = Path(shutil.copytree(pristine, tmp_path / "store.lmdb")), tmp_path / "new.lmdb"
+        chosen = [damages[number % 6], damages[number // 6 % 6]][: 1 + number // 36 % 2]
+        for turn, damage in enumerate(chosen):
+            with suppress(OSError):  # the second may need a file that the first removed
+                damage(store, others, number // 4 * 4 + turn)
+        whole = whole_images(store, content)
+        try:
+            salvage(store, new, workers=1)
+        except StoreError:
+            assert not whole
+        else:
+            assert verify(new, workers=1).ok
+            with Store(new) as opened:
+                held = content_of(opened)
+            order = held.pop("order")
+            assert isinstance(order, list)
+            assert whole <= set(order)
+            if replace not in chosen:  # a file of another store whose trailer is lost cannot be told from one of this
+                assert held.items() <= content.items()
+            shutil.rmtree(new)
+        shutil.rmtree(store)
+
+    each_in_child(damage_and_salvage, runs(small=60, full=5000))
