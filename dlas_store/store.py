@@ -21,7 +21,7 @@ from dlas_store.errors import (
     NotASourceError,
     PatchIndexError,
 )
-from dlas_store.index import INDEX_FILE, ImageRow, Index, PatchRow, ShardEntry
+from dlas_store.index import INDEX_FILE, ImageRow, Index, PatchRow, ShardEntry, shard_entry
 from dlas_store.keys import Kind, pack_key
 from dlas_store.metadata import Image
 from dlas_store.pixels import MAX_PIXELS, Decoder, as_batch, decode
@@ -357,3 +357,5 @@ def _check_shard(shard: Shard, entry: ShardEntry, index: Index) -> None:
             f"{shard.path}: is shard {header.number} of {whose}, not the one that {index.place.name} names; {_RESTORE}"
         )
     _check_size(shard.path, len(shard.data), entry)
+    if shard_entry(header, size=entry.size, first_image=entry.first_image) != entry:
+        raise DamagedError(f"{shard.path}: says otherwise of itself than {index.place.name}; run dlas-store reindex")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -187,6 +188,21 @@ def test_a_patch_with_the_name_of_a_file_of_the_layout_is_refused_in_any_case_th
     assert reasons(ExportNames("chunked", folding), image("a", "REF.jpg"), image("b", "Centers.PT")) == [True, True]
     assert reasons(ExportNames("chunked", NO_FOLDING), image("a", "REF.jpg"), image("b", "ref.jpg")) == [False, True]
     assert reasons(ExportNames("pictures", folding), image("Metadata.JSONL"), image("b")) == [True, False]
+
+
+def test_the_second_image_of_a_name_replaced_the_first_on_disk(tmp_path: Path) -> None:
+    made = [(image("a"), {"1.jpg": b"first"}), (image("a"), {"1.jpg": b"second"})]
+    summary = export_store(write_store(tmp_path / "s.lmdb", "chunked", made), tmp_path / "back", workers=1)
+    assert [name for name, _ in summary.refused] == ["a"]
+    assert read(tmp_path / "back") == {"a/1.jpg": b"first"}
+
+
+def test_fields_of_an_image_that_was_refused_were_written_all_the_same(tmp_path: Path) -> None:
+    images = [replace(image("../a"), extra={"label": 1}), replace(image("b"), extra={"label": 2})]
+    made = [(each, {"1.jpg": b"bytes"}) for each in images]
+    export_store(write_store(tmp_path / "s.lmdb", "chunked", made), tmp_path / "back", workers=1)
+    lines = (tmp_path / "back" / "metadata.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [{"image": "b", "label": 2}]
 
 
 @pytest.mark.parametrize("bad", ["CON", "nul.txt", "com1.jpg", "a:b", "C:", "a.", "a ", "x\ty", "a*b", "LPT9 .png"])

@@ -21,7 +21,7 @@ from xxhash import xxh3_64_intdigest
 from dlas_store import lmdb_pages, metadata
 from dlas_store.converters import salvaging
 from dlas_store.converters.salvaging import salvage
-from dlas_store.errors import ImageError, StoreError
+from dlas_store.errors import DamagedError, ImageError, StoreError
 from dlas_store.index import INDEX_FILE, ROW_TYPES, Index
 from dlas_store.info import info
 from dlas_store.keys import encode_value, pack_key
@@ -346,3 +346,87 @@ def test_an_index_that_names_a_shard_twice_or_leaves_a_gap_is_an_error(pristine:
         (tmp_path / INDEX_FILE).write_bytes(sealed(pages, packed(spoiled)))
         with pytest.raises(StoreError, match=r"index\.lmdb: "):
             Index.open(tmp_path / INDEX_FILE)
+
+
+# Named after what went wrong
+
+
+def resealed(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change the trailer of a file in place, with its checksum put right."""
+    pages, body = parts(path)
+    change(body)
+    path.write_bytes(sealed(pages, packed(body)))
+
+
+@pytest.fixture
+def store(pristine: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(pristine, tmp_path / "store.lmdb"))
+
+
+def test_chunk_offsets_of_half_a_number_were_a_value_error(store: Path) -> None:
+    resealed(store / INDEX_FILE, lambda body: body["chunks"].update(images=b"1234567"))
+    with pytest.raises(DamagedError, match=r"index\.lmdb: the trailer lacks fields or has unknown ones"):
+        Store(store)
+
+
+@pytest.mark.parametrize("field", ["number", "first_image", "size"])
+@pytest.mark.parametrize("value", ["1", None, -1, True, 1.0])
+def test_a_shard_table_of_anything_but_whole_numbers_was_a_type_error(store: Path, field: str, value: object) -> None:
+    resealed(store / INDEX_FILE, lambda body: body["shards"][0].update({field: value}))
+    with pytest.raises(DamagedError, match=rf"index\.lmdb: the trailer's {field} cannot be"):
+        Store(store)
+
+
+@pytest.mark.parametrize("field", ["number", "first_image", "store_id", "layout"])
+def test_a_shard_header_of_wrong_types_was_a_type_error(store: Path, field: str) -> None:
+    resealed(shards_of(store)[0], lambda body: body.update({field: "x"}))
+    with pytest.raises(DamagedError, match=rf"shard-00000\.lmdb: the trailer's {field} cannot be 'x'"):
+        Shard(shards_of(store)[0])
+
+
+def test_a_shard_of_another_number_than_the_index_has_was_a_key_error_in_verify(store: Path) -> None:
+    shard, size = shards_of(store)[0], shards_of(store)[0].stat().st_size
+    resealed(shard, lambda body: body.update(number=5))
+    assert shard.stat().st_size == size
+    (finding,) = verify(store, workers=1, quick=True).findings
+    assert (finding.shard, finding.kind) == ("shard-00000.lmdb", "damaged")
+    assert "says otherwise of itself" in finding.message
+
+
+def rewrite_row(store: Path, table: str, row: int, column: str, value: int) -> None:
+    """Set a number in the first block of a table, with the block's checksum put right."""
+    path = store / INDEX_FILE
+    _, body = parts(path)
+    row_type = next(each for each in ROW_TYPES if each.name == table)
+    (start,) = struct.unpack_from("<Q", body["chunks"][table])
+    kind, offset = (row_type.dtype.fields or {})[column][:2]
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<Q" if kind.itemsize == 8 else "<I", data, start + row * row_type.dtype.itemsize + offset, value)
+    seed = xxh3_64_intdigest(b"%s:%s:0" % (body["table_id"], table.encode()))
+    checksum = xxh3_64_intdigest(bytes(data[start : start + BLOCK_BYTES - 8]), seed)
+    struct.pack_into("<Q", data, start + BLOCK_BYTES - 8, checksum)
+    path.write_bytes(data)
+
+
+def test_a_first_patch_beyond_all_was_an_overflow_error(store: Path) -> None:
+    rewrite_row(store, "images", 1, "first_patch", 1 << 63)
+    with Store(store) as opened:
+        for look in (opened.patch_sizes, opened.payload_bytes, opened.image):
+            with pytest.raises(DamagedError, match="image 0 has rows that cannot be; run dlas-store reindex"):
+                look(0)
+    assert not verify(store, workers=1).ok
+    reindex(store, workers=1)
+    assert verify(store, workers=1).ok
+
+
+def test_an_empty_value_beyond_the_end_was_a_struct_error(store: Path) -> None:
+    rewrite_row(store, "patches", 0, "length", 0)
+    rewrite_row(store, "patches", 0, "offset", 1 << 40)
+    with Store(store) as opened, pytest.raises(DamagedError, match="the checksum of the 0 bytes"):
+        opened.read(0)
+
+
+def test_a_patch_of_another_image_was_given_a_position_before_it(store: Path) -> None:
+    rewrite_row(store, "patches", 0, "image", 2)
+    with Store(store) as opened, pytest.raises(DamagedError, match="patch 0 is none of image 2"):
+        opened.locate(0)
