@@ -15,18 +15,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dlas_store.centers import write_centers
+from dlas_store.converters.export_names import ExportNames, Folding, sort_out
 from dlas_store.errors import NotASourceError, TargetExistsError, WriteError, write_errors
 from dlas_store.extra_fields import EXTRA_FILE, extra_line
 from dlas_store.folder_source import CENTERS_FILE, REFERENCE_FILE
 from dlas_store.metadata import Image
 from dlas_store.processes import available_cores, progress_bar, report_done, run_in_order
 from dlas_store.publish import TREE, PartialFolder, check_free_space, remove_folder_leftovers
-from dlas_store.source import Layout
 from dlas_store.store import Store
 
 _IMAGES_A_JOB = 64
-_RESERVED_FILES = frozenset({REFERENCE_FILE, CENTERS_FILE})
-_SEPARATORS = frozenset({"/", "\0", os.sep, os.altsep or os.sep})
 _NAME_ERRORS = frozenset({errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ})
 
 
@@ -96,18 +94,23 @@ def export_store(
         growing.agree_on(plan, what="stores or images")
         tree = growing.path / TREE
         tree.mkdir(exist_ok=True)
+        names = ExportNames(source.layout, Folding.of(growing.path))
+        numbers, refused = sort_out(((number, source.image(number)) for number in numbers), names)
         jobs = [
             _Job(source.path, tree, growing.path / f"building-{first}", numbers[first : first + _IMAGES_A_JOB])
             for first in range(0, len(numbers), _IMAGES_A_JOB)
         ]
-        summary = ExportSummary()
+        summary = ExportSummary(refused=[Refused(*image) for image in refused])
         with progress_bar(sum(map(source.patch_count, numbers)), "exporting") as bar:
-            for part in run_in_order(_export, jobs, workers=min(workers or available_cores(), len(jobs)), bar=bar):
+            for part in run_in_order(
+                _export, jobs, workers=min(workers or available_cores(), max(1, len(jobs))), bar=bar
+            ):
                 summary.images += part.images
                 summary.patches += part.patches
                 summary.payload_bytes += part.payload_bytes
                 summary.refused += part.refused
-        _write_extra_fields(tree, source, numbers)
+        gone = {image for image, _ in summary.refused[len(refused) :]}  # by the disk, when it was written
+        _write_extra_fields(tree, source, [number for number in numbers if source.image(number).name not in gone])
         os.sync()
         growing.publish(tree)
     summary.seconds = time.monotonic() - started
@@ -128,15 +131,14 @@ def _export(job: _Job) -> ExportSummary:
     with Store(job.store) as store:
         for number in job.numbers:
             image = store.image(number)
-            reason = _why_refused(store.layout, image)
-            if reason is None:
-                try:
-                    with write_errors(job.tree / image.name):
-                        _write_image(store, number, image, job)
-                except WriteError as error:
-                    if error.errno not in _NAME_ERRORS:
-                        raise
-                    reason = f"the file system refuses a name in it ({os.strerror(error.errno)})"
+            reason = None
+            try:
+                with write_errors(job.tree / image.name):
+                    _write_image(store, number, image, job)
+            except WriteError as error:
+                if error.errno not in _NAME_ERRORS:
+                    raise
+                reason = f"the file system refuses a name in it ({os.strerror(error.errno)})"
             if reason is None:
                 part.images += 1
                 part.patches += len(image.files)
@@ -190,19 +192,6 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _why_refused(layout: Layout, image: Image) -> str | None:
-    """Return why an image's names cannot be written below the folder, None where they can."""
-    parts = image.name.split("/") if layout == "pictures" else [image.name]
-    for name in [*parts, *image.files]:
-        if name in ("", ".", "..") or _SEPARATORS.intersection(name):
-            return f"{name!r} is no file name"
-    if layout == "chunked" and not _RESERVED_FILES.isdisjoint(image.files):
-        return f"a patch has the name of {' or '.join(sorted(_RESERVED_FILES))}"
-    if parts[0] == EXTRA_FILE:
-        return f"{EXTRA_FILE} is the name of the file for further fields"
-    return None
 
 
 def _write_extra_fields(tree: Path, store: Store, numbers: Sequence[int]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import secrets
 import sys
 import traceback
 from collections import Counter
@@ -13,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from dlas_store import __version__, extract_command
-from dlas_store.errors import ConfigError, StoreError
-from dlas_store.terminal import byte_size, megabytes, one_line, positive, print_lines, shorten
+from dlas_store.errors import ConfigError, StoreError, WriteError
+from dlas_store.terminal import byte_size, megabytes, natural, one_line, positive, print_lines, share, shorten
 
 _SIZES_SHOWN = 20
 
@@ -73,8 +74,18 @@ def _parser() -> argparse.ArgumentParser:
 
     command = add("verify", _verify, "Check every value of a store; exit status 1 if anything is wrong.")
     command.add_argument("store", type=Path, metavar="STORE")
-    command.add_argument("--against", type=Path, metavar="SRC", help="compare with this folder or store, file by file")
+    how = command.add_mutually_exclusive_group()
+    how.add_argument("--against", type=Path, metavar="SRC", help="compare with this folder or store, file by file")
+    how.add_argument("--quick", action="store_true", help="structure and sizes only; no value is read")
+    how.add_argument("--sample", type=share, metavar="P%", help="a random share of the values, such as 5%%")
+    command.add_argument("--seed", type=natural, metavar="N", help="with --sample: choose those of that seed again")
     command.add_argument("--json", action="store_true", help="print JSON")
+    add_workers(command)
+
+    command = add("salvage", _salvage, "Copy what is whole of a damaged store into a new one.", resumes=True)
+    command.add_argument("store", type=Path, metavar="STORE")
+    command.add_argument("new", type=Path, metavar="NEW", help="the store to write, NAME.lmdb")
+    command.add_argument("--report", type=Path, metavar="FILE.json", help="write what was lost there, all of it")
     add_workers(command)
 
     command = add("reindex", _reindex, "Rebuild the index of a store from its shards.")
@@ -208,26 +219,50 @@ def _info(options: argparse.Namespace) -> int:
 
 def _verify(options: argparse.Namespace) -> int:
     from dlas_store.compare import compare
-    from dlas_store.verify import verify
+    from dlas_store.verify import Sample, verify
 
-    report = verify(options.store, workers=options.workers)
+    if options.seed is not None and options.sample is None:
+        raise ConfigError("--seed chooses a sample: it goes with --sample")
+    sample = None
+    if options.sample is not None:
+        sample = Sample(options.sample, secrets.randbits(32) if options.seed is None else options.seed)
+    report = verify(options.store, workers=options.workers, quick=options.quick, sample=sample)
     if options.against is not None and report.ok:
         against = compare(options.store, options.against, workers=options.workers)
         report.checked += against.checked
         report.findings += against.findings
     if options.json:
         findings = [finding._asdict() for finding in report.findings]
-        print(json.dumps({"ok": report.ok, "checked": report.checked, "findings": findings}, indent=2))
+        facts: dict[str, Any] = {"ok": report.ok, "checked": report.checked, "findings": findings}
+        facts |= {"sample": sample._asdict()} if sample else {}
+        print(json.dumps(facts, indent=2))
     else:
         for finding in report.findings:
             place = " ".join(part for part in (finding.shard, finding.image, finding.patch) if part)
             print(f"{finding.kind}: {place}: {finding.message}")
         same = f", all as in {options.against}" if options.against is not None else ""
+        how = "values placed, none read" if options.quick else "values checked"
+        how += f" ({100 * sample.share:g}% of patches and references, --seed {sample.seed})" if sample else ""
         print(
-            f"{options.store}: {report.checked:,} values checked, "
+            f"{options.store}: {report.checked:,} {how}, "
             + (f"no finding{same}" if report.ok else f"{len(report.findings):,} findings")
         )
     return 0 if report.ok else 1
+
+
+def _salvage(options: argparse.Namespace) -> int:
+    from dlas_store.converters.salvaging import salvage
+
+    if options.report is not None and not options.report.absolute().parent.is_dir():
+        raise WriteError(f"{options.report}: there is no folder {options.report.parent}; create it first")
+    summary = salvage(options.store, options.new, workers=options.workers, report=options.report)
+    print(
+        f"{options.new}: salvaged {summary.images:,} images, {summary.patches:,} patches, "
+        f"{megabytes(summary.payload_bytes)} in {summary.seconds:.1f} s"
+    )
+    print_lines("note", summary.notes)
+    print_lines("lost", [f"{lost.shard} {lost.image}: {lost.reason}".replace(" :", ":") for lost in summary.lost])
+    return 1 if summary.lost else 0
 
 
 def _reindex(options: argparse.Namespace) -> int:

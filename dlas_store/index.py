@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dlas_store.errors import DamagedError
-from dlas_store.sealed_file import SealedFile
+from dlas_store.keys import Key, Kind
+from dlas_store.sealed_file import SealedFile, check_fields
 from dlas_store.shard import Shard, ShardHeader
 from dlas_store.shard_directory import IMAGE_ROW, PATCH_ROW, Directory, read_directory, shifted
 from dlas_store.source import Layout
@@ -124,16 +126,22 @@ class Index:
                 )
                 for row_type in ROW_TYPES
             }
-            return cls(
-                place=path,
-                store_id=body["store_id"],
-                layout=body["layout"],
-                generation=body["generation"],
-                shards={entry["number"]: ShardEntry(**entry) for entry in body["shards"]},
-                **tables,
-            )
-        except (KeyError, TypeError) as error:
+            common = ("store_id", "layout", "generation", "table_id")
+            check_fields(path, {key: body[key] for key in common})
+            entries = [ShardEntry(**entry) for entry in body["shards"]]
+            _check_entries(path, entries, body["counts"])
+        except DamagedError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DamagedError(f"{path}: the trailer lacks fields or has unknown ones ({error!r})") from error
+        return cls(
+            place=path,
+            store_id=body["store_id"],
+            layout=body["layout"],
+            generation=body["generation"],
+            shards={entry.number: entry for entry in entries},
+            **tables,
+        )
 
     @classmethod
     def of_shard(cls, shard: Shard) -> Index:
@@ -164,11 +172,32 @@ class Index:
         if (len(directory.images), len(directory.patches)) != (entry.images, entry.patches):
             return False
         first_patch = self.images[first][2] if entry.images else 0
+        if first_patch + entry.patches > len(self.patches):
+            return False
         own_images = [self.images[number] for number in range(first, end)]
         own_patches = [self.patches[number] for number in range(first_patch, first_patch + entry.patches)]
         images = shifted(directory.images, "first_patch", first_patch)
         patches = shifted(directory.patches, "image", first)
         return bool(own_images == images.tolist() and own_patches == patches.tolist())
+
+    def places(self, number: int) -> Iterator[tuple[Key, int, int]]:
+        """Yield the key, payload offset and length of every value of an image, in key order.
+
+        Raises:
+            DamagedError: a damaged block of the index, or rows that contradict each other.
+        """
+        row = ImageRow._make(self.images[number])
+        entry = self.shards.get(row.shard)
+        end = self.images[number + 1][2] if number + 1 < len(self.images) else len(self.patches)
+        if entry is None or not row.first_patch <= end <= len(self.patches):
+            raise DamagedError(f"{self.place}: image {number} has rows that cannot be; run dlas-store reindex")
+        image_id = number - entry.first_image + entry.first_image_id
+        yield Key(image_id, Kind.METADATA, 0), row.metadata_offset, row.metadata_length
+        if row.reference_offset:
+            yield Key(image_id, Kind.REFERENCE, 0), row.reference_offset, row.reference_length
+        patches = [PatchRow._make(self.patches[index]) for index in range(row.first_patch, end)]
+        for patch in sorted(patches, key=operator.attrgetter("patch_id")):
+            yield Key(image_id, Kind.PATCH, patch.patch_id), patch.offset, patch.length
 
     def images_named(self, name_hash: int) -> Iterator[int]:
         """Yield the numbers of the images whose names have a hash."""
@@ -182,6 +211,23 @@ class Index:
         while low < len(self.names) and self.names[low][0] == name_hash:
             yield self.names[low][1]
             low += 1
+
+
+def _check_entries(path: Path, entries: Sequence[ShardEntry], counts: dict[str, int]) -> None:
+    """Check that the shard table is sound and covers the rows of the other tables."""
+    images = 0
+    numbers = set()
+    for entry in entries:
+        check_fields(path, entry._asdict())
+        if entry.images and entry.number in numbers:
+            raise DamagedError(f"{path}: names shard {entry.number} twice")
+        numbers.add(entry.number)
+        if entry.first_image != images:
+            raise DamagedError(f"{path}: the shard table has a gap before image {entry.first_image}")
+        images += entry.images
+    patches = sum(entry.patches for entry in entries)
+    if (images, patches, images) != (counts["images"], counts["patches"], counts["names"]):
+        raise DamagedError(f"{path}: the shard table does not cover the other tables")
 
 
 def shard_entry(header: ShardHeader, *, size: int, first_image: int) -> ShardEntry:

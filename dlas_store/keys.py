@@ -33,8 +33,15 @@ class Key(NamedTuple):
 
 
 def pack_key(image_id: int, kind: Kind, patch_id: int = 0) -> bytes:
-    """Return the 17 bytes of a key."""
-    return _KEY.pack(image_id, kind, patch_id)
+    """Return the 17 bytes of a key.
+
+    Raises:
+        DamagedError: numbers that no key has.
+    """
+    try:
+        return _KEY.pack(image_id, kind, patch_id)
+    except struct.error as error:
+        raise DamagedError(f"image id {image_id} and patch id {patch_id} are those of no key") from error
 
 
 def unpack_key(key: bytes) -> Key:

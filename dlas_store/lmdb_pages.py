@@ -10,6 +10,7 @@ from __future__ import annotations
 import mmap
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import NamedTuple
 
 from dlas_store.errors import DamagedError
@@ -123,6 +124,41 @@ def walk(data: bytes | mmap.mmap) -> Iterator[Entry]:
         raise DamagedError(f"{count} keys in the tree, {meta.entries} in the LMDB header")
 
 
+def scan(data: bytes | mmap.mmap) -> Iterator[Entry]:
+    """Yield the entries of every leaf page that is whole, wherever it lies: what a damaged or cut file still holds.
+
+    A page that an earlier transaction left behind may be among them, so that keys come more than once, in any order,
+    and values may not be theirs: the caller checks them.
+    """
+    page_size = struct.unpack_from("<I", data, 40)[0] if len(data) >= _META_SIZE else 0
+    if not (512 <= page_size <= 65536 and page_size.bit_count() == 1):
+        page_size = 4096
+    last_page = len(data) // page_size - 1
+    meta = Meta(page_size, 0, 0, _NO_PAGE, last_page, 0)
+    page = 2
+    while page <= last_page:
+        number, _, flags, low, high = _PAGE.unpack_from(data, page * page_size)
+        following = page + max(1, low | high << 16)
+        is_run = number == page and flags == _OVERFLOW
+        if is_run and (following > last_page or _U64.unpack_from(data, following * page_size)[0] == following):
+            page = following  # what a value holds must not be taken for a page
+            continue
+        if number == page and flags == _LEAF:
+            yield from _whole_entries(data, meta, page)
+        page += 1
+
+
+def _whole_entries(data: bytes | mmap.mmap, meta: Meta, page: int) -> Iterator[Entry]:
+    """Yield the entries of a leaf page, less those that are damaged."""
+    try:
+        nodes = _nodes(data, meta, page, _LEAF)
+    except DamagedError:
+        return
+    for node in nodes:
+        with suppress(DamagedError):
+            yield _leaf_entry(data, meta, page, node)
+
+
 def _leaves(data: bytes | mmap.mmap, meta: Meta) -> Iterator[int]:
     """Yield the numbers of the leaf pages in key order."""
     to_visit = [(meta.root, 1)]
@@ -143,18 +179,22 @@ def _leaves(data: bytes | mmap.mmap, meta: Meta) -> Iterator[int]:
 
 
 def _leaf_entries(data: bytes | mmap.mmap, meta: Meta, page: int) -> Iterator[Entry]:
-    page_end = (page + 1) * meta.page_size
     for node in _nodes(data, meta, page, _LEAF):
-        low, high, flags, key_size = _NODE.unpack_from(data, node)
-        length = low | high << 16
-        value = node + _NODE.size + key_size
-        if flags == _BIG_VALUE and value + _U64.size <= page_end:
-            offset = _overflow_value(data, meta, _U64.unpack_from(data, value)[0], length)
-        elif flags == 0 and value + length <= page_end:
-            offset = value
-        else:
-            raise DamagedError(f"a node of page {page} is not one of a plain key and value")
-        yield Entry(data[node + _NODE.size : value], offset, length)
+        yield _leaf_entry(data, meta, page, node)
+
+
+def _leaf_entry(data: bytes | mmap.mmap, meta: Meta, page: int, node: int) -> Entry:
+    page_end = (page + 1) * meta.page_size
+    low, high, flags, key_size = _NODE.unpack_from(data, node)
+    length = low | high << 16
+    value = node + _NODE.size + key_size
+    if flags == _BIG_VALUE and value + _U64.size <= page_end:
+        offset = _overflow_value(data, meta, _U64.unpack_from(data, value)[0], length)
+    elif flags == 0 and value + length <= page_end:
+        offset = value
+    else:
+        raise DamagedError(f"a node of page {page} is not one of a plain key and value")
+    return Entry(data[node + _NODE.size : value], offset, length)
 
 
 def _overflow_value(data: bytes | mmap.mmap, meta: Meta, page: int, length: int) -> int:

@@ -19,6 +19,17 @@ FIRST_UNNUMBERED_ID = 1 << 63
 MAX_RECORD_BYTES = 1 << 28
 """Records above this are refused: msgpack can grow a small record to a hundred times its size."""
 
+_FAILURES = (
+    AttributeError,
+    KeyError,
+    MemoryError,
+    RecursionError,
+    TypeError,
+    ValueError,
+    msgpack.UnpackException,
+)
+"""All that msgpack and numpy raise for bytes that make no sense."""
+
 _NUMBER = re.compile(r"([0-9]{1,19})\.[^.]*", re.ASCII)
 
 
@@ -141,7 +152,7 @@ def decode_image(record: bytes) -> Image:
             extra=_expect(dict, fields.get("extra", {})),
         )
         lengths = {len(image.files), len(ids), len(heights), len(widths)}
-    except (msgpack.UnpackException, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except _FAILURES as error:
         raise DamagedError(f"metadata record cannot be read ({error!r})") from error
     if len(lengths) != 1:
         raise DamagedError(f"metadata record of {image.name!r} has columns of different length")

@@ -62,7 +62,7 @@ def reindex(store: Path, *, workers: int | None = None) -> ReindexSummary:
     with PartialFolder(store):
         summary = ReindexSummary()
         old = _old_index(store)
-        shards = _select(_open_shards(store, summary), old, summary)
+        shards = select_published(_open_shards(store, summary), old, summary.left_out)
         if shards:
             _write_index(store, shards, old, workers or available_cores(), summary)
     if not summary.shards:
@@ -129,8 +129,8 @@ def _open_shards(store: Path, summary: ReindexSummary) -> list[Shard]:
     return sorted(shards, key=lambda shard: shard.header.number)
 
 
-def _select(shards: Sequence[Shard], old: Index | None, summary: ReindexSummary) -> list[Shard]:
-    """Return the shards that were published, as far as can be told."""
+def select_published(shards: Sequence[Shard], old: Index | None, left_out: list[LeftOutShard]) -> list[Shard]:
+    """Return the shards of a store that were published, as far as can be told, and add the others to a list."""
     counts = Counter(shard.header.store_id for shard in shards)
     if old and old.store_id not in counts:
         old = None  # that of another store, copied here by mistake
@@ -141,7 +141,7 @@ def _select(shards: Sequence[Shard], old: Index | None, summary: ReindexSummary)
         if shard.header.store_id == store_id:
             commits[shard.header.commit, shard.header.commit_first].append(shard)
         else:
-            summary.left_out.append(LeftOutShard(shard.path, "is a shard of another store"))
+            left_out.append(LeftOutShard(shard.path, "is a shard of another store"))
     selected: dict[int, list[Shard]] = {}
     newest = max((commit for commit, _ in commits), default=0)
     # An append that was given up, and done again under higher numbers, comes first here; the published one stays.
@@ -151,9 +151,9 @@ def _select(shards: Sequence[Shard], old: Index | None, summary: ReindexSummary)
         was_published = commit in range(newest) or commit == 0 or _is_published(members, published)
         if was_published or len(members) == members[0].header.commit_shards:
             selected, replaced = selected | {commit: members}, selected.get(commit, [])
-            summary.left_out.extend(LeftOutShard(shard.path, "is of an append done again later") for shard in replaced)
+            left_out.extend(LeftOutShard(shard.path, "is of an append done again later") for shard in replaced)
         else:
-            summary.left_out.extend(
+            left_out.extend(
                 LeftOutShard(
                     shard.path,
                     f"is of an append of which {len(members)} of {shard.header.commit_shards} "

@@ -10,13 +10,14 @@ import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgpack
 from xxhash import xxh3_64_intdigest
 
 from dlas_store import lmdb_pages
 from dlas_store.errors import DamagedError, FormatVersionError, NotASourceError, write_errors
+from dlas_store.source import Layout
 
 FORMAT_VERSION = 1
 
@@ -25,6 +26,10 @@ _FOOTER = struct.Struct("<8sIIQ")  # magic, format version, body bytes, bytes of
 _CHECKSUM = struct.Struct("<Q")
 _FOOTER_SIZE = _FOOTER.size + _CHECKSUM.size
 _MAX_BODY_BYTES = 1 << 28
+_IDS = frozenset({"store_id", "shard_id", "table_id"})
+_ID_BYTES = 16
+_NUMBER_LIMIT = 1 << 63
+"""Sums of two such numbers still fit the 64 bits of a key."""
 
 
 class SealedFile:
@@ -91,6 +96,23 @@ def seal(path: Path, body: Mapping[str, Any]) -> int:
     return lmdb_size + len(packed) + _FOOTER_SIZE
 
 
+def check_fields(path: Path, fields: Mapping[str, object]) -> None:
+    """Check that fields of a trailer are what they are called: ids, a layout, else whole numbers from 0.
+
+    Raises:
+        DamagedError: one is not.
+    """
+    for key, value in fields.items():
+        if key in _IDS:
+            is_valid = isinstance(value, bytes) and len(value) == _ID_BYTES
+        elif key == "layout":
+            is_valid = value in get_args(Layout)
+        else:
+            is_valid = type(value) is int and 0 <= value < _NUMBER_LIMIT
+        if not is_valid:
+            raise DamagedError(f"{path}: the trailer's {key} cannot be {value!r:.80}; restore it from a copy")
+
+
 def _read_trailer(path: Path, data: mmap.mmap) -> tuple[dict[str, Any], int]:
     start = len(data) - _FOOTER_SIZE
     if start < 0 or data[start : start + len(_MAGIC)] != _MAGIC:
@@ -102,18 +124,18 @@ def _read_trailer(path: Path, data: mmap.mmap) -> tuple[dict[str, Any], int]:
         )
     footer = data[start : start + _FOOTER.size]
     _, version, body_size, lmdb_size = _FOOTER.unpack(footer)
-    if version > FORMAT_VERSION:
-        raise FormatVersionError(
-            f"{path}: is of format version {version}, this version reads up to {FORMAT_VERSION}; upgrade dlas-store"
-        )
     if body_size > _MAX_BODY_BYTES or lmdb_size + body_size != start:
         raise DamagedError(f"{path}: {len(data)} bytes are not the size it was sealed with; restore it from a copy")
     body = data[lmdb_size:start]
     if _CHECKSUM.unpack_from(data, start + _FOOTER.size)[0] != _checksum(body, footer):
         raise DamagedError(f"{path}: the trailer's checksum does not match; restore it from a copy")
+    if version > FORMAT_VERSION:  # comes last: a flipped bit must not look like a later version
+        raise FormatVersionError(
+            f"{path}: is of format version {version}, this version reads up to {FORMAT_VERSION}; upgrade dlas-store"
+        )
     try:
         fields = msgpack.unpackb(body, raw=False)
-    except (ValueError, msgpack.UnpackException) as error:
+    except (ValueError, MemoryError, msgpack.UnpackException) as error:
         raise DamagedError(f"{path}: the trailer cannot be read ({error!r}); restore it from a copy") from error
     if not isinstance(fields, dict):
         raise DamagedError(f"{path}: the trailer is no map of fields; restore it from a copy")

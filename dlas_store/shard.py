@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from dlas_store.errors import DamagedError, NotASourceError
 from dlas_store.keys import CHECKSUM, Key, unpack_key, value_checksum
 from dlas_store.lmdb_pages import Entry, walk
 from dlas_store.metadata import Image, decode_image
-from dlas_store.sealed_file import SealedFile
+from dlas_store.sealed_file import SealedFile, check_fields
 from dlas_store.source import Layout
 
 
@@ -71,6 +71,7 @@ class Shard:
             self.header = ShardHeader(**{key: value for key, value in self._file.body.items() if key != "kind"})
         except TypeError as error:
             raise DamagedError(f"{path}: the trailer lacks fields or has unknown ones ({error})") from error
+        check_fields(path, asdict(self.header))
 
     @property
     def path(self) -> Path:
@@ -138,7 +139,8 @@ def view_payload(data: memoryview, key: bytes, offset: int, length: int, path: P
     """Return a payload in place, after checking it against its key; see read_payload."""
     payload = data[offset : offset + length]
     start = offset - CHECKSUM.size
-    if len(payload) != length or start < 0 or CHECKSUM.unpack_from(data, start)[0] != value_checksum(key, payload):
+    is_inside = start >= 0 and offset + length <= len(data)
+    if not is_inside or CHECKSUM.unpack_from(data, start)[0] != value_checksum(key, payload):
         raise DamagedError(f"{path}: the checksum of the {length} bytes at {offset} does not match")
     return payload
 

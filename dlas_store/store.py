@@ -21,7 +21,7 @@ from dlas_store.errors import (
     NotASourceError,
     PatchIndexError,
 )
-from dlas_store.index import INDEX_FILE, ImageRow, Index, PatchRow, ShardEntry
+from dlas_store.index import INDEX_FILE, ImageRow, Index, PatchRow, ShardEntry, shard_entry
 from dlas_store.keys import Kind, pack_key
 from dlas_store.metadata import Image
 from dlas_store.pixels import MAX_PIXELS, Decoder, as_batch, decode, decode_batch, decode_into
@@ -117,8 +117,8 @@ class Store:
         """Return the encoded bytes of a patch in the map, checked against their checksum."""
         offset, patch_id, length, image, shard_number = self._patch_row(index)
         shard, image_id_offset = self._shard(shard_number)
-        key = pack_key(image + image_id_offset, Kind.PATCH, patch_id)
         try:
+            key = pack_key(image + image_id_offset, Kind.PATCH, patch_id)
             return view_payload(shard.view, key, offset, length, shard.path)
         except DamagedError as error:
             raise DamagedError(f"{error} ({self._label_patch(index)}); {_VERIFY}") from error
@@ -151,7 +151,10 @@ class Store:
     def locate(self, index: int) -> tuple[int, int]:
         """Return (image number, position of the patch in its image)."""
         image = self._patch_row(index).image
-        return image, operator.index(index) - self._image_row(image).first_patch
+        position = operator.index(index) - self._image_row(image).first_patch
+        if not 0 <= position < self.patch_count(image):
+            raise DamagedError(f"{self.index.place}: patch {index} is none of image {image}; run dlas-store reindex")
+        return image, position
 
     def first_patch(self, number: int) -> int:
         """Return the index of an image's first patch; that of image_count is the number of patches."""
@@ -208,13 +211,16 @@ class Store:
 
     def patch_sizes(self, number: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         """Return the bytes of each patch of an image, int64."""
-        first, last = self.first_patch(number), self.first_patch(number + 1)
-        lengths = (self._patch_row(index).length for index in range(first, last))
-        return np.fromiter(lengths, np.int64, last - first)
+        first, count = self.first_patch(number), self.patch_count(number)
+        lengths = (self._patch_row(index).length for index in range(first, first + count))
+        return np.fromiter(lengths, np.int64, count)
 
     def patch_count(self, number: int) -> int:
         """Return the number of patches of an image."""
-        return self.first_patch(number + 1) - self.first_patch(number)
+        first, end = self.first_patch(number), self.first_patch(number + 1)
+        if not first <= end <= len(self):
+            raise DamagedError(f"{self.index.place}: image {number} has rows that cannot be; run dlas-store reindex")
+        return end - first
 
     def payload_bytes(self, number: int) -> int:
         """Return the bytes of all patches and the reference of an image."""
@@ -281,9 +287,12 @@ class Store:
         shard, image_id_offset = self._shard(row.shard)
         key = pack_key(number + image_id_offset, Kind.METADATA)
         try:
-            return read_image(shard.data, key, row.metadata_offset, row.metadata_length, shard.path)
+            image = read_image(shard.data, key, row.metadata_offset, row.metadata_length, shard.path)
         except DamagedError as error:
             raise DamagedError(f"{error} (metadata of image {number}); {_VERIFY}") from error
+        if len(image.files) != self.patch_count(number):
+            raise DamagedError(f"{self.index.place}: names other patches of image {number} than it has; {_VERIFY}")
+        return image
 
     def _check_open(self) -> Index:
         if self._index is None:
@@ -376,3 +385,5 @@ def _check_shard(shard: Shard, entry: ShardEntry, index: Index) -> None:
             f"{shard.path}: is shard {header.number} of {whose}, not the one that {index.place.name} names; {_RESTORE}"
         )
     _check_size(shard.path, len(shard.data), entry)
+    if shard_entry(header, size=entry.size, first_image=entry.first_image) != entry:
+        raise DamagedError(f"{shard.path}: says otherwise of itself than {index.place.name}; run dlas-store reindex")

@@ -42,6 +42,23 @@ def positive(text: str) -> int:
     return value
 
 
+def natural(text: str) -> int:
+    """Return the whole number from 0 that an option says."""
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0, got {text!r}")
+    return int(text)
+
+
+def share(text: str) -> float:
+    """Return the share that an option such as 5% says: above 0, at most 1."""
+    match = re.fullmatch(r"([0-9]+(\.[0-9]+)?)%", text)
+    if match is None or not 0 < float(match[1]) <= 100:
+        raise argparse.ArgumentTypeError(
+            f"must be a percentage such as 5% or 0.1%, above 0% and at most 100%, got {text!r}"
+        )
+    return float(match[1]) / 100
+
+
 def byte_size(text: str) -> int:
     """Return the bytes that an option such as 512MiB says."""
     match = re.fullmatch(r"([0-9]+)([KMGT]?)(iB|B)?", text)

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
-from dlas_store.errors import DamagedError, ForeignShardError, NameNotFoundError, NotASourceError, StoreError
+from dlas_store.errors import (
+    DamagedError,
+    ForeignShardError,
+    NameNotFoundError,
+    NotASourceError,
+    PatchIndexError,
+    StoreError,
+)
 from dlas_store.folder_source import REFERENCE_FILE
 from dlas_store.index import INDEX_FILE
 from dlas_store.processes import available_cores, progress_bar, report_done, run_in_order
@@ -56,6 +65,26 @@ class VerifyReport:
         return not self.findings
 
 
+class Sample(NamedTuple):
+    """Which patches and references to check.
+
+    Attributes:
+        share: how many of them, 0 < share <= 1.
+        seed: what chooses them; the same seed chooses the same.
+    """
+
+    share: float
+    seed: int
+
+    def of_image(self, number: int) -> Callable[[], bool]:
+        """Return what says of each value of an image in turn whether it is to be checked."""
+        draw = random.Random(f"{self.seed}:{number}")  # noqa: S311 - a sample, no secret
+        return lambda: draw.random() < self.share
+
+
+_ALL = Sample(1.0, 0)
+
+
 class _Part(NamedTuple):
     """A range of images of one shard; the first part of a shard checks its structure too."""
 
@@ -64,14 +93,21 @@ class _Part(NamedTuple):
     first_image: int
     end_image: int
     is_first: bool
+    sample: Sample | None
 
 
-def verify(path: Path, *, workers: int | None = None) -> VerifyReport:
+def verify(
+    path: Path, *, workers: int | None = None, quick: bool = False, sample: Sample | None = None
+) -> VerifyReport:
     """Check every value of a store against its checksum, and its index against its shards.
 
     Args:
         path: the store's folder, its index.lmdb, or a single shard.
         workers: number of processes; None takes one a core.
+        quick: check structure and sizes only: all of the index, that the shards are there, are the right ones and
+            have the right size, and that the keys and places in their tree pages are those that the index names. No
+            value is read, so that damaged ones are not found.
+        sample: check only so many patches and references; all metadata and the structure are checked nevertheless.
 
     Raises:
         NotASourceError: no store at all. What is wrong with one is a finding, not an error.
@@ -89,7 +125,12 @@ def verify(path: Path, *, workers: int | None = None) -> VerifyReport:
         if report.findings:
             return report
         with progress_bar(len(store), "verifying") as bar:
-            for part in run_in_order(_verify_part, _parts(store), workers=workers or available_cores(), bar=bar):
+            for part in run_in_order(
+                _verify_part,
+                _parts(store, None if quick else sample or _ALL),
+                workers=workers or available_cores(),
+                bar=bar,
+            ):
                 report.checked += part.checked
                 report.findings += part.findings
     return report
@@ -101,12 +142,12 @@ def _verify_index(store: Store) -> Iterator[Finding]:
             yield Finding(INDEX_FILE, "", "", "damaged", f"{message}; then verify again")
 
 
-def _parts(store: Store) -> Iterator[_Part]:
+def _parts(store: Store, sample: Sample | None) -> Iterator[_Part]:
     for entry in store.index.shards.values():
         end = entry.first_image + entry.images
         for first in range(entry.first_image, max(end, entry.first_image + 1), _IMAGES_A_JOB):
             last = min(first + _IMAGES_A_JOB, end)
-            yield _Part(store.path, entry.number, first, last, is_first=first == entry.first_image)
+            yield _Part(store.path, entry.number, first, last, first == entry.first_image, sample)
 
 
 def _verify_part(part: _Part) -> VerifyReport:
@@ -120,9 +161,18 @@ def _verify_part(part: _Part) -> VerifyReport:
                 report.findings.append(Finding(shard_name, "", "", _kind(error), str(error)))
             return report
         if part.is_first:
-            report.findings += _verify_structure(store, shard)
+            report.findings += (_verify_places if part.sample is None else _verify_structure)(store, shard)
         for number in range(part.first_image, part.end_image):
-            _verify_image(store, number, shard_name, report)
+            try:
+                count = store.patch_count(number)
+            except DamagedError as error:
+                report.findings.append(Finding(INDEX_FILE, "", "", "index", str(error)))
+                continue
+            if part.sample is None:
+                report.checked += 1 + store.has_reference(number) + count
+                report_done(count, 0)
+            else:
+                _verify_image(store, number, shard_name, report, part.sample)
     return report
 
 
@@ -140,26 +190,49 @@ def _verify_structure(store: Store, shard: Shard) -> Iterator[Finding]:
         yield Finding(shard.path.name, "", "", "damaged", str(error))
         return
     if not store.index.agrees_with(shard.header, directory):
-        message = f"{INDEX_FILE} names other places than the shard's own tree; run dlas-store reindex"
-        yield Finding(shard.path.name, "", "", "index", message)
+        yield _other_places(shard)
 
 
-def _verify_image(store: Store, number: int, shard: str, report: VerifyReport) -> None:
-    first, end = store.first_patch(number), store.first_patch(number + 1)
+def _verify_places(store: Store, shard: Shard) -> Iterator[Finding]:
+    """Compare the keys and places in the shard's tree with those of the index, without reading any value."""
+    entry = store.index.shards[shard.header.number]
+    numbers = range(entry.first_image, entry.first_image + entry.images)
+    named = chain.from_iterable(map(store.index.places, numbers))
+    found = ((key, place.offset, place.length) for key, place in shard.values())
+    try:
+        is_same = all(ours == theirs for ours, theirs in zip_longest(named, found))
+    except DamagedError as error:
+        yield Finding(shard.path.name, "", "", "damaged", str(error))
+        return
+    if not is_same:
+        yield _other_places(shard)
+
+
+def _other_places(shard: Shard) -> Finding:
+    message = f"{INDEX_FILE} names other places than the shard's own tree; run dlas-store reindex"
+    return Finding(shard.path.name, "", "", "index", message)
+
+
+def _verify_image(store: Store, number: int, shard: str, report: VerifyReport, sample: Sample) -> None:
+    is_chosen = sample.of_image(number)
+    first, count = store.first_patch(number), store.patch_count(number)
     try:
         image = store.image(number)
         name, files = image.name, image.files
         if store.find_image(name) != number:
             report.findings.append(Finding(shard, name, "", "index", f"{INDEX_FILE} finds another image by this name"))
     except (DamagedError, NameNotFoundError) as error:
-        name, files = "", ("",) * (end - first)
+        name, files = "", ("",) * count
         report.findings.append(Finding(shard, name, "", "damaged", f"metadata of image {number}: {error}"))
-    reads: list[tuple[str, Callable[[], object]]] = [(REFERENCE_FILE, partial(store.read_reference, number))]
+    reads: list[tuple[str, Callable[[], object]]] = []
+    if store.has_reference(number):
+        reads.append((REFERENCE_FILE, partial(store.read_reference, number)))
     reads += [(file, partial(store.read, first + position)) for position, file in enumerate(files)]
-    for file, read in reads:
+    chosen = [read for read in reads if is_chosen()]
+    for file, read in chosen:
         try:
             read()
-        except DamagedError as error:
+        except (DamagedError, PatchIndexError) as error:
             report.findings.append(Finding(shard, name, file, "damaged", str(error)))
-    report.checked += 1 + end - first + store.has_reference(number)
-    report_done(end - first, store.payload_bytes(number))
+    report.checked += 1 + len(chosen)
+    report_done(count, store.payload_bytes(number))

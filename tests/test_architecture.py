@@ -28,7 +28,7 @@ LAYERS = {
     "the storage API and encodings": ["centers", "pixels", "pyturbojpeg", "sealed_file", "source"],
     "shard, index, folder": [
         "array_pictures", "chunked_folder", "cifar_batches", "class_folders", "folder_source", "idx_files", "index",
-        "index_writer", "picture_folder", "published", "shard", "shard_directory", "shard_writer",
+        "index_writer", "picture_folder", "published", "shard", "shard_directory", "shard_remains", "shard_writer",
     ],
     "store and writer": ["commit", "opening", "store", "dlas_store"],
     "what works on whole stores": ["compare", "info", "reindex", "verify"],

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import random
 import shutil
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,21 +13,15 @@ from small_stores import (
     damage_table,
     flip,
     flip_in,
-    in_child,
     make_store,
     shards_of,
     small_folder,
 )
 
-from dlas_store.errors import DamagedError, ForeignShardError, NotASourceError, StoreError
+from dlas_store.errors import DamagedError, ForeignShardError, NotASourceError
 from dlas_store.index import INDEX_FILE, Index
 from dlas_store.sealed_file import SealedFile
-from dlas_store.shard import Shard
 from dlas_store.store import Store
-from dlas_store.verify import verify
-
-FLIPS = 2000
-FLIPS_VERIFIED = 150
 
 
 @pytest.fixture(scope="module")
@@ -215,128 +207,6 @@ def test_a_patch_whose_image_cannot_be_named_is_still_an_error_of_ours(store: Pa
     flip(shards_of(store)[1], patch[0] + 5)
     with Store(store) as opened, pytest.raises(DamagedError, match=r"patch 5, number 1 of image 1"):
         opened.read(5)
-
-
-def places(store: Path, count: int, *, seed: int) -> list[tuple[Path, int, int]]:
-    """Return a fixed sample of bits: half of them anywhere, half where the files are dense."""
-    draw = random.Random(seed)
-    chosen = []
-    files = [store / INDEX_FILE, *shards_of(store)]
-    for number in range(count):
-        file = draw.choice(files)
-        size = file.stat().st_size
-        tail = draw.randrange(max(0, size - 600), size)
-        chosen.append((file, draw.randrange(size) if number % 2 else tail, draw.randrange(8)))
-    for file in shards_of(store)[:1]:  # the used places of a shard, which are few
-        for _, entry in Shard(file).values():
-            chosen += [(file, entry.offset - 8 + draw.randrange(min(entry.length, 60)), draw.randrange(8))]
-    return chosen
-
-
-def everything_readable(path: Path, content: dict[str, object]) -> bool:
-    """Read all that a store gives and check it; return whether there was an error of ours."""
-    failed = False
-    try:
-        opened = Store(path)
-    except StoreError:
-        return True
-    with opened as store:
-        for number in range(3):
-            name = "abc"[number]
-            reads: dict[str, Callable[[], object]] = {
-                "order": lambda number=number: store.image(number).name,  # type: ignore[misc]
-                f"{name}/ref.jpg": lambda number=number: store.read_reference(number),  # type: ignore[misc]
-                f"find {name}": lambda name=name: store.find_image(name),  # type: ignore[misc]
-                f"first {name}": lambda number=number: store.first_patch(number),  # type: ignore[misc]
-            }
-            expected = {
-                "order": name,
-                f"{name}/ref.jpg": content[f"{name}/ref.jpg"],
-                f"find {name}": number,
-                f"first {name}": number * 4,
-            }
-            for patch in range(4):
-                file = f"{patch:08d}.png"
-                index = number * 4 + patch
-                reads |= {
-                    f"{name}/{file}": lambda index=index: store.read(index),  # type: ignore[misc]
-                    f"find {name}/{file}": lambda name=name, file=file: store.find(name, file),  # type: ignore[misc]
-                    f"locate {index}": lambda index=index: store.locate(index),  # type: ignore[misc]
-                }
-                expected |= {
-                    f"{name}/{file}": content[f"{name}/{file}"],
-                    f"find {name}/{file}": index,
-                    f"locate {index}": (number, patch),
-                }
-            for key, read in reads.items():
-                try:
-                    assert read() == expected[key], key
-                except StoreError:
-                    failed = True
-    return failed
-
-
-def test_no_flipped_bit_gives_a_wrong_byte_or_a_crash(store: Path, content: dict[str, object]) -> None:
-    def flip_and_read() -> None:
-        outcomes = set()
-        for place in places(store, FLIPS, seed=1):
-            flip(*place)
-            outcomes.add(everything_readable(store, content))
-            flip(*place)
-        assert outcomes == {False, True}
-        assert not everything_readable(store, content)
-
-    assert in_child(flip_and_read) == 0
-
-
-def test_verify_finds_every_flip_that_changes_what_is_read(store: Path, content: dict[str, object]) -> None:
-    harmful = 0
-    for place in places(store, FLIPS, seed=2)[::-1]:
-        flip(*place)
-        if everything_readable(store, content):
-            harmful += 1
-            with suppress(StoreError):  # a flip may make the index one of a later version
-                assert not verify(store, workers=1).ok, place
-        flip(*place)
-        if harmful == FLIPS_VERIFIED:
-            break
-    assert harmful == FLIPS_VERIFIED
-    assert verify(store, workers=1).ok
-
-
-def test_no_flipped_bit_makes_a_single_shard_give_a_wrong_byte(store: Path, content: dict[str, object]) -> None:
-    shard = shards_of(store)[0]
-
-    def flip_and_read() -> None:
-        draw = random.Random(3)
-        size = shard.stat().st_size
-        for _ in range(FLIPS):
-            position, bit = draw.randrange(size), draw.randrange(8)
-            flip(shard, position, bit)
-            with suppress(StoreError), Store(shard) as opened:
-                held = content_of(opened)
-                assert held.pop("order") == ["a"]
-                assert held.items() <= content.items()
-            flip(shard, position, bit)
-
-    assert in_child(flip_and_read) == 0
-
-
-@pytest.mark.parametrize("step", [4096, 977])
-def test_a_cut_store_is_never_a_crash(store: Path, step: int) -> None:
-    def cut_and_read() -> None:
-        for file in [store / INDEX_FILE, shards_of(store)[0]]:
-            data = file.read_bytes()
-            for size in range(0, len(data), step):
-                file.write_bytes(data[:size])
-                with pytest.raises(StoreError):
-                    open_and_read(store)
-                with pytest.raises(StoreError):
-                    open_and_read(file)
-            file.write_bytes(data)
-        open_and_read(store)
-
-    assert in_child(cut_and_read) == 0
 
 
 def test_a_store_whose_engine_pages_are_gone_is_still_read_by_slices(store: Path, content: dict[str, object]) -> None:

@@ -5,21 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import string
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 from cli import done, findings, refused, run
-from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
 from samples import DATA
-from trees import Centers, Tree, centers_file, numbered_images, parted, patches, picture, ppm, read, write
-
-from dlas_store.converters.exporting import export_store
-from dlas_store.converters.importing import import_store
+from trees import centers_file, numbered_images, parted, patches, picture, ppm, read, write
 
 JPEG = picture("JPEG")
 
@@ -34,96 +27,6 @@ def test_real_data_comes_back(tmp_path: Path, name: str, workers: str) -> None:
     assert parted(tmp_path / "back") == parted(DATA / name)
     assert findings(tmp_path / "s.lmdb", "--against", tmp_path / "back") == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "s.lmdb"]
-
-
-def _is_a_name(name: str) -> bool:
-    return name not in {".", "..", "metadata.jsonl"} and len(os.fsencode(name)) <= 120
-
-
-_names = st.one_of(
-    st.text(string.ascii_letters + string.digits + " ._-", min_size=1, max_size=12),
-    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/\0"), min_size=1, max_size=12),
-).filter(_is_a_name)
-
-_STEMS = (
-    *("0", "1", "00000001", "01", "7", "00000012", "99999999", "9223372036854775807", "9223372036854775808"),
-    *("18446744073709551615", "18446744073709551616", "1" * 40, "-1", "+1", "1_0", " 1", "1 ", "1.5", "1e3", "0x1"),
-    *("left", "patch 1", "REF", "ref", "ref.jpg", "centers.pt", "٣", "\uff11", "²", "new\nline", "é", "e\u0301"),
-)
-_ENDINGS = ("jpg", "jpeg", "png", "ppm", "bmp", "webp", "JPG", "Jpeg", "PNG", "WebP")
-_PICTURES = (ppm(1), ppm(2), ppm(3), JPEG, picture("PNG"), picture("BMP"), picture("WEBP", side=3))
-
-_files = st.builds(
-    lambda stem, ending: f"{stem}.{ending}",
-    st.one_of(st.sampled_from(_STEMS), st.integers(0, 1 << 40).map(str)),
-    st.sampled_from(_ENDINGS),
-).filter(lambda name: name != "ref.jpg")
-
-_int64 = st.integers(-(1 << 63), (1 << 63) - 1)
-_centers = st.dictionaries(
-    st.one_of(st.integers(0, 12), _int64),
-    st.tuples(st.tuples(st.one_of(st.integers(0, 512), _int64), st.integers(-5, 512)), st.integers(0, 512)),
-    max_size=6,
-)
-
-
-@st.composite
-def _chunked_folders(draw: st.DrawFn) -> tuple[Tree, dict[str, Centers]]:
-    """Draw the files of a chunked folder, and the centres of its images."""
-    tree: Tree = {}
-    centers: dict[str, Centers] = {}
-    for image in draw(st.lists(_names, min_size=1, max_size=4, unique=True)):
-        pictures = st.sampled_from(_PICTURES)
-        for file in draw(st.lists(_files, min_size=1, max_size=8, unique=True)):
-            tree[f"{image}/{file}"] = draw(pictures)
-        if draw(st.booleans()):
-            tree[f"{image}/ref.jpg"] = draw(pictures)
-        if draw(st.booleans()):
-            centers[f"{image}/centers.pt"] = draw(_centers)
-    return tree, centers
-
-
-@given(folder=_chunked_folders(), shard_size=st.sampled_from([1, 100, 1 << 30]), hollow=st.sets(st.sampled_from("!mÿ")))
-@example(
-    folder=({"a/1.jpg": ppm(1), "a/00000001.jpg": ppm(2), "a/1.png": ppm(3), "a/x.jpg": ppm(4)}, {}),
-    shard_size=1,
-    hollow=set(),
-)
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_folder_to_store_to_folder_is_the_identity(
-    folder: tuple[Tree, dict[str, Centers]], shard_size: int, hollow: set[str]
-) -> None:
-    tree, centers = folder
-    with TemporaryDirectory() as place:
-        root = Path(place)
-        source = write(root / "data", {**tree, **{name: centers_file(value) for name, value in centers.items()}})
-        for name in hollow:
-            (source / name).mkdir(exist_ok=True)
-        import_store([source], root / "s.lmdb", layout="chunked", shard_size=shard_size, workers=1)
-        export_store(root / "s.lmdb", root / "back", workers=1)
-        assert parted(root / "back") == (tree, centers)
-        assert repr(sorted(parted(root / "back")[1].items())) == repr(sorted(parted(source)[1].items()))
-        assert {path.name for path in (root / "back").iterdir()} == {name.split("/")[0] for name in tree}
-
-
-_paths = st.lists(_names, max_size=3).flatmap(lambda parents: _files.map(lambda file: "/".join([*parents, file])))
-
-
-@given(
-    paths=st.lists(_paths, min_size=1, max_size=6, unique=True).filter(
-        lambda paths: not any(path.startswith(other + "/") for path in paths for other in paths)
-    ),
-    content=st.sampled_from(_PICTURES),
-)
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_pictures_at_any_depth_come_back(paths: list[str], content: bytes) -> None:
-    tree = {path: content + number.to_bytes(1, "big") for number, path in enumerate(paths)}
-    with TemporaryDirectory() as place:
-        root = Path(place)
-        source = write(root / "photos", tree)
-        import_store([source], root / "s.lmdb", layout="pictures", workers=1)
-        export_store(root / "s.lmdb", root / "back", workers=1)
-        assert read(root / "back") == tree
 
 
 # What is written beside the patches

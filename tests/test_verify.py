@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cli import run
 from samples import DATA, noise, png
 from small_stores import (
     NOBODY,
@@ -22,17 +25,25 @@ from small_stores import (
     small_folder,
     state_of,
 )
+from xxhash import xxh3_64_intdigest
 
+from dlas_store import open_source
 from dlas_store.centers import write_centers
+from dlas_store.commit import read_shard
 from dlas_store.compare import compare
 from dlas_store.converters.importing import import_store
 from dlas_store.errors import DamagedError, FormatVersionError, NotASourceError
 from dlas_store.extra_fields import extra_line
-from dlas_store.index import INDEX_FILE
+from dlas_store.index import INDEX_FILE, Index
+from dlas_store.index_writer import IndexWriter
 from dlas_store.info import info
+from dlas_store.lmdb_pages import read_meta
 from dlas_store.metadata import Center
+from dlas_store.sealed_file import SealedFile
 from dlas_store.store import Store
-from dlas_store.verify import Finding, VerifyReport, verify
+from dlas_store.verify import Finding, Sample, VerifyReport, verify
+
+FOOTER = struct.Struct("<8sIIQ")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +62,7 @@ def store(pristine: Path, tmp_path: Path) -> Path:
 
 
 def payload(store: Path, name: str) -> bytes:
-    with Store(store) as opened:
+    with open_source(store) as opened:
         data = content_of(opened)[name]
     assert isinstance(data, bytes)
     return data
@@ -135,7 +146,11 @@ class TestVerify:
 
     def test_a_store_of_a_later_version_is_an_error(self, store: Path) -> None:
         index = store / INDEX_FILE
-        flip(index, index.stat().st_size - 24, 2)
+        data = index.read_bytes()
+        _, _, body_size, lmdb_size = FOOTER.unpack(data[-32:-8])
+        footer = FOOTER.pack(b"dlasseal", 5, body_size, lmdb_size)
+        checksum = xxh3_64_intdigest(data[lmdb_size:-32], xxh3_64_intdigest(footer))
+        index.write_bytes(data[:-32] + footer + checksum.to_bytes(8, "little"))
         with pytest.raises(FormatVersionError, match=r"index\.lmdb: .*version 5"):
             verify(store)
 
@@ -200,6 +215,64 @@ class TestVerify:
         with pytest.raises(DamagedError):  # so verify must not call it fine
             Store(store)
         assert findings(verify(store)) == [("shard-00001.lmdb", "", "", "missing")]
+
+    def test_a_flipped_bit_in_the_version_is_damage_not_a_later_version(self, store: Path) -> None:
+        flip(store / INDEX_FILE, (store / INDEX_FILE).stat().st_size - 24, 2)
+        assert findings(verify(store)) == [(INDEX_FILE, "", "", "damaged")]
+
+    def test_quick_reads_no_value_and_finds_what_structure_and_sizes_show(self, store: Path) -> None:
+        flip_in(shards_of(store)[1], payload(store, "b/00000001.png"))
+        assert verify(store, quick=True) == VerifyReport(checked=18)
+        assert not verify(store).ok
+        with SealedFile(shards_of(store)[0], "shard").data as data:
+            root = read_meta(data).root
+        flip(shards_of(store)[0], root * 4096 + 12)
+        shards_of(store)[2].write_bytes(shards_of(store)[2].read_bytes()[:-1])
+        found = findings(verify(store, quick=True))
+        assert [(shard, kind) for shard, _, _, kind in found] == [
+            ("shard-00000.lmdb", "damaged"),
+            ("shard-00002.lmdb", "damaged"),
+        ]
+
+    def test_quick_finds_an_index_that_names_other_places(self, store: Path, folder: Path, tmp_path: Path) -> None:
+        directories = [read_shard(path, check_values=False) for path in shards_of(store)]
+        first = Index.open(store / INDEX_FILE)
+        writer = IndexWriter(tmp_path / "index", store_id=first.store_id, layout="chunked", generation=1)
+        rows = directories[1].directory.patches.copy()
+        rows["offset"][2] += 16
+        directories[1] = directories[1]._replace(directory=directories[1].directory._replace(patches=rows))
+        for header, directory, size in directories:
+            writer.add(header, directory, size=size)
+        writer.finish()
+        shutil.move(tmp_path / "index", store / INDEX_FILE)
+        assert findings(verify(store, quick=True)) == [("shard-00001.lmdb", "", "", "index")]
+
+    def test_a_sample_checks_its_share_and_the_same_for_the_same_seed(self, tmp_path: Path) -> None:
+        folder = small_folder(tmp_path / "source", *"abcdefghij", patches=20)
+        store = make_store(folder, tmp_path / "store.lmdb", shard_size=1 << 30)
+        everything = verify(store).checked
+        sampled = [verify(store, sample=Sample(0.25, seed)).checked - 10 for seed in (1, 1, 2)]
+        assert everything == 10 * 22
+        assert sampled[0] == sampled[1]
+        assert all(25 < count < 85 for count in sampled)
+        assert verify(store, sample=Sample(1.0, 5)).checked == everything
+        shard = shards_of(store)[0]
+        for position in range(20):
+            flip_in(shard, payload(folder, f"c/{position:08d}.png"))
+        found = [{finding.patch for finding in verify(store, sample=Sample(0.25, seed)).findings} for seed in (1, 1, 2)]
+        assert found[0] == found[1] != found[2]
+        assert 0 < len(found[0]) < 20
+
+    def test_the_command_says_how_much_it_checked(self, store: Path) -> None:
+        assert "18 values placed, none read, no finding" in run("verify", store, "--quick").out
+        whole = run("verify", store, "--sample", "100%", "--seed", "7")
+        assert "18 values checked (100% of patches and references, --seed 7), no finding" in whole.out
+        report = json.loads(run("verify", store, "--sample", "5%", "--json").out)
+        assert report["sample"]["share"] == 0.05
+        assert report["sample"]["seed"] >= 0
+        for wrong in (["--sample", "5"], ["--sample", "0%"], ["--sample", "101%"], ["--seed", "1"]):
+            assert run("verify", store, *wrong).status == 2
+        assert run("verify", store, "--quick", "--sample", "5%").status == 2
 
     def test_several_findings_are_all_listed_in_order(self, store: Path) -> None:
         shards = shards_of(store)

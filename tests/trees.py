@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import io
+import os
+import string
 from collections.abc import Mapping
 from pathlib import Path
 
 import lmdb
 import torch
+from hypothesis import strategies as st
 from PIL import Image
 
 from dlas_store import open_source
 
 Tree = dict[str, bytes]
 Centers = dict[int, tuple[tuple[int, int], int]]
+ChunkedTree = tuple[Tree, dict[str, Centers]]
+"""The files of a chunked folder but for centers.pt, and the centres of its images, by their paths."""
 
 
 def ppm(shade: int) -> bytes:
@@ -110,3 +115,62 @@ def states(store: Path) -> dict[str, tuple[int, int, bytes]]:
         shard.name: (shard.stat().st_ino, shard.stat().st_mtime_ns, shard.read_bytes())
         for shard in sorted(store.glob("shard-*.lmdb"))
     }
+
+
+def is_a_name(name: str) -> bool:
+    return name not in {".", "..", "metadata.jsonl"} and len(os.fsencode(name)) <= 120
+
+
+names = st.one_of(
+    st.text(string.ascii_letters + string.digits + " ._-", min_size=1, max_size=12),
+    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/\0"), min_size=1, max_size=12),
+).filter(is_a_name)
+
+STEMS = (
+    *("0", "1", "00000001", "01", "7", "00000012", "99999999", "9223372036854775807", "9223372036854775808"),
+    *("18446744073709551615", "18446744073709551616", "1" * 40, "-1", "+1", "1_0", " 1", "1 ", "1.5", "1e3", "0x1"),
+    *("left", "patch 1", "REF", "ref", "ref.jpg", "centers.pt", "٣", "\uff11", "²", "new\nline", "é", "e\u0301"),
+)
+ENDINGS = ("jpg", "jpeg", "png", "ppm", "bmp", "webp", "JPG", "Jpeg", "PNG", "WebP")
+PICTURES = (ppm(1), ppm(2), ppm(3), picture("JPEG"), picture("PNG"), picture("BMP"), picture("WEBP", side=3))
+
+files_of_patches = st.builds(
+    lambda stem, ending: f"{stem}.{ending}",
+    st.one_of(st.sampled_from(STEMS), st.integers(0, 1 << 40).map(str)),
+    st.sampled_from(ENDINGS),
+).filter(lambda name: name != "ref.jpg")
+
+_int64 = st.integers(-(1 << 63), (1 << 63) - 1)
+_centers = st.dictionaries(
+    st.one_of(st.integers(0, 12), _int64),
+    st.tuples(st.tuples(st.one_of(st.integers(0, 512), _int64), st.integers(-5, 512)), st.integers(0, 512)),
+    max_size=6,
+)
+
+
+@st.composite
+def chunked_trees(draw: st.DrawFn) -> ChunkedTree:
+    """Draw the files of a chunked folder, and the centres of its images."""
+    tree: Tree = {}
+    centers: dict[str, Centers] = {}
+    for image in draw(st.lists(names, min_size=1, max_size=4, unique=True)):
+        pictures = st.sampled_from(PICTURES)
+        for file in draw(st.lists(files_of_patches, min_size=1, max_size=8, unique=True)):
+            tree[f"{image}/{file}"] = draw(pictures)
+        if draw(st.booleans()):
+            tree[f"{image}/ref.jpg"] = draw(pictures)
+        if draw(st.booleans()):
+            centers[f"{image}/centers.pt"] = draw(_centers)
+    return tree, centers
+
+
+_paths = st.lists(names, max_size=3).flatmap(
+    lambda parents: files_of_patches.map(lambda file: "/".join([*parents, file]))
+)
+
+
+def picture_paths() -> st.SearchStrategy[list[str]]:
+    """Draw paths of pictures, of which none is a folder of another."""
+    return st.lists(_paths, min_size=1, max_size=6, unique=True).filter(
+        lambda paths: not any(path.startswith(other + "/") for path in paths for other in paths)
+    )

@@ -1,4 +1,7 @@
-"""Files named centers.pt that no torch.save wrote. Those that run what they name would create the file CANARY."""
+"""Files named centers.pt that no torch.save wrote. Those that run what they name would create the file CANARY.
+
+``python tests/hostile/hostile_centers.py`` writes the small ones beside this file.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import struct
 import zipfile
 from collections.abc import Iterator, Mapping
 from itertools import chain
+from pathlib import Path
 
 import torch
 
@@ -36,8 +40,15 @@ def zip_of(
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", compression) as archive:
         for name, content in {"data.pkl": pickled, "version": b"3\n", **(others or {})}.items():
-            archive.writestr(f"centers/{name}", content)
+            _add(archive, f"centers/{name}", content, compression)
     return file.getvalue()
+
+
+def _add(archive: zipfile.ZipFile, name: str, content: bytes, compression: int = zipfile.ZIP_STORED) -> None:
+    """Add a file dated 1980, so that the same archive comes out at any time."""
+    entry = zipfile.ZipInfo(name)
+    entry.compress_type = compression
+    archive.writestr(entry, content)
 
 
 def legacy_of(pickled: bytes, storages: bytes = pickle.dumps([], 2)) -> bytes:
@@ -74,7 +85,7 @@ def _two_pickles() -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         for folder in ("a", "b"):
-            archive.writestr(f"{folder}/data.pkl", _ENTRY)
+            _add(archive, f"{folder}/data.pkl", _ENTRY)
     return file.getvalue()
 
 
@@ -82,8 +93,8 @@ def _overlapping_entries() -> bytes:
     """Return a zip file whose directory names the same megabyte a thousand times."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("centers/data.pkl", _ENTRY)
-        archive.writestr("centers/data/0", bytes(1 << 20))
+        _add(archive, "centers/data.pkl", _ENTRY)
+        _add(archive, "centers/data/0", bytes(1 << 20))
         first = archive.getinfo("centers/data/0")
         for key in range(1, 1000):
             entry = zipfile.ZipInfo(f"centers/data/{key}")
@@ -164,6 +175,10 @@ _FILES = {
     "empty": b"",
 }
 
+with torch.random.fork_rng(devices=()):
+    torch.manual_seed(0)
+    _LINEAR = torch.nn.Linear(2, 2)
+
 _VALUES = {
     "list": [1],
     "text_key": {"1": ((2, 3), 4)},
@@ -180,8 +195,8 @@ _VALUES = {
     "tensor_of_three": {1: (torch.tensor([1, 2, 3]), 4)},
     "pair_as_width": {1: ((2, 3), torch.tensor([4, 5]))},
     "same_patch_as_tensor": {1: ((2, 3), 4), torch.tensor(1): ((2, 3), 4)},
-    "state_dict": torch.nn.Linear(2, 2).state_dict(),
-    "module": torch.nn.Linear(2, 2),
+    "state_dict": _LINEAR.state_dict(),
+    "module": _LINEAR,
 }
 
 HOSTILE: dict[str, bytes] = dict(
@@ -193,3 +208,21 @@ HOSTILE: dict[str, bytes] = dict(
     )
 )
 """What the file tries -> its bytes."""
+
+KEPT_BYTES = 1 << 16
+"""Files up to this size are kept beside this script, as FOLDER has them; larger ones are made when they are needed."""
+
+FOLDER = Path(__file__).parent
+
+
+def write_kept() -> None:
+    """Write the files that are kept, and remove those that are no longer made."""
+    for path in FOLDER.glob("*.pt"):
+        path.unlink()
+    for name, data in HOSTILE.items():
+        if len(data) <= KEPT_BYTES:
+            (FOLDER / f"{name}.pt").write_bytes(data)
+
+
+if __name__ == "__main__":
+    write_kept()

@@ -1,0 +1,79 @@
+"""Runs that could end their process: in forked children, so that a signal is a failure that names its run."""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from dlas_store import processes
+
+_BATCH = 2000
+
+
+def each_in_child(function: Callable[[int], object], numbers: Sequence[int], *, memory: int | None = None) -> None:
+    """Run ``function(number)`` for every number in a forked child.
+
+    Args:
+        function: what raises if the run fails.
+        numbers: of the runs.
+        memory: bytes that the child may map beyond what it has from this process; None for no limit.
+
+    Raises:
+        AssertionError: a run failed or its process was ended; says which.
+    """
+    context = multiprocessing.get_context("fork")
+    for start in range(0, len(numbers), _BATCH):
+        current = context.Value("q", -1)
+        receiver, sender = context.Pipe(duplex=False)
+        batch = numbers[start : start + _BATCH]
+        child = context.Process(target=_run, args=(function, batch, memory, current, sender))
+        child.start()
+        sender.close()
+        message = _received(receiver)
+        child.join()
+        assert message is None, f"run {current.value}: {message}"
+        assert child.exitcode == 0, f"run {current.value} ended its process with {child.exitcode}"
+
+
+def _received(receiver: Any) -> str | None:
+    try:
+        return str(receiver.recv())
+    except EOFError:
+        return None
+
+
+def _run(
+    function: Callable[[int], object], numbers: Sequence[int], memory: int | None, current: Any, sender: Any
+) -> None:
+    if memory is not None:
+        limit = _mapped_bytes() + memory
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    try:
+        for number in numbers:
+            current.value = number
+            function(number)
+    except BaseException:  # noqa: BLE001 - also what derives from no Exception is a failure, told to the parent
+        sender.send(traceback.format_exc())
+        sys.exit(0)
+
+
+def _mapped_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+
+def work_here(monkeypatch: Any, *modules: str) -> None:
+    """Let modules do the jobs of their worker processes in this one: the same work without the time to start some."""
+
+    def run_here(function: Callable[[Any], Any], jobs: Any, *, workers: int, bar: Any = None) -> Iterator[Any]:
+        return map(function, jobs)
+
+    context = multiprocessing.get_context("fork")
+    monkeypatch.setattr(processes, "_done", context.Array("Q", 2), raising=False)
+    monkeypatch.setattr(processes, "_stopping", context.Value("b", 0), raising=False)
+    for module in modules:
+        monkeypatch.setattr(f"{module}.run_in_order", run_here)

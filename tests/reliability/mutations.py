@@ -1,0 +1,56 @@
+"""Bytes changed as fuzzers change them, from a seed."""
+
+from __future__ import annotations
+
+import random
+import struct
+
+_EXTREMES = (
+    0,
+    1,
+    127,
+    128,
+    255,
+    256,
+    32767,
+    65535,
+    65536,
+    (1 << 31) - 1,
+    1 << 31,
+    (1 << 32) - 1,
+    (1 << 63) - 1,
+    1 << 63,
+)
+
+
+def mutated(data: bytes, draw: random.Random, *, others: list[bytes] | None = None) -> bytes:
+    """Return bytes with one to eight changes: flips, extreme numbers, parts cut, doubled, moved, or of others."""
+    changed = bytearray(data)
+    for _ in range(draw.randint(1, 8)):
+        _change(changed, draw, others or [data])
+    return bytes(changed)
+
+
+def _change(data: bytearray, draw: random.Random, others: list[bytes]) -> None:
+    at = draw.randrange(len(data) + 1)
+    size = min(len(data) - at, draw.choice((1, 2, 4, 8, 16, 64)))
+    match draw.randrange(7):
+        case 0 if size:
+            data[at] ^= 1 << draw.randrange(8)
+        case 1 if size:
+            data[at] = draw.randrange(256)
+        case 2:
+            number = (draw.choice(_EXTREMES) + draw.choice((-1, 0, 1))) % (1 << 64)
+            kind = draw.choice(["<B", "<H", "<I", "<Q", ">H", ">I", ">Q"])
+            packed = struct.pack(kind, number % (1 << 8 * struct.calcsize(kind)))
+            data[at : at + len(packed)] = packed
+        case 3:
+            del data[at : at + size]
+        case 4:
+            data[at:at] = data[at : at + size] * draw.choice((1, 2, 50))
+        case 5:
+            other = draw.choice(others)
+            start = draw.randrange(len(other) + 1)
+            data[at : at + size] = other[start : start + draw.choice((1, 4, 16, 200))]
+        case _:
+            data[at:at] = draw.randbytes(draw.choice((1, 4, 16)))

@@ -1,0 +1,74 @@
+"""A centers.pt runs nothing and takes bounded memory, whatever it holds."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Runs
+from hostile_centers import CANARY, FOLDER, HOSTILE, KEPT_BYTES, legacy_of, saved, zip_of
+
+from dlas_store.centers import write_centers
+from dlas_store.metadata import Center
+from reliability import watched
+from reliability.children import each_in_child
+from reliability.mutations import mutated
+
+GOOD = [
+    saved({1: ((2, 3), 4), 70_000: ((-5, 1 << 40), 256)}),
+    saved({1: ((torch.tensor(2), 3), torch.tensor([4.0]))}),
+    saved({1: (torch.tensor([5, 6]), 4)}, is_zip=False),
+    write_centers({number: Center(number, 300, 256) for number in range(5)}),
+]
+"""What is read, so that its mutations get far."""
+
+
+def test_the_files_that_are_kept_are_those_that_are_made() -> None:
+    kept = {path.stem: path.read_bytes() for path in FOLDER.glob("*.pt")}
+    assert len(kept) >= 24
+    assert kept == {name: data for name, data in HOSTILE.items() if len(data) <= KEPT_BYTES}
+
+
+@pytest.mark.parametrize("program", [b"cposix\nsystem\n.", b"cbuiltins\neval\n(X\x01\x00\x00\x001tR."])
+@pytest.mark.parametrize("make", [zip_of, legacy_of])
+def test_the_watch_sees_what_a_usual_unpickler_does(
+    program: bytes, make: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a watch that sees nothing elsewhere means something."""
+    import pickle
+
+    from dlas_store import centers
+
+    def unsafe(*_: object) -> object:
+        return pickle.loads(program)
+
+    def read_unsafely(number: int) -> None:
+        watched.install()
+        monkeypatch.setattr(centers, "_load", unsafe)
+        with pytest.raises(watched.RanSomethingError):
+            watched.read(make(program))  # type: ignore[operator]
+
+    each_in_child(read_unsafely, range(1))
+
+
+def test_nothing_is_run_and_memory_is_bounded_whatever_a_file_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: Runs
+) -> None:
+    """The kept files as they are, then mutations of them and of good ones; every other time mutated twice."""
+    monkeypatch.chdir(tmp_path)
+    hostile = [path.read_bytes() for path in sorted(FOLDER.glob("*.pt"))]
+    seeds = hostile + GOOD * 8
+
+    def read(number: int) -> None:
+        watched.install()
+        if not number:
+            assert all(map(watched.read, hostile))
+            assert not any(map(watched.read, GOOD))
+        draw = random.Random(number)
+        data = mutated(draw.choice(seeds), draw, others=seeds)
+        watched.read(mutated(data, draw, others=seeds) if number % 2 else data)
+
+    each_in_child(read, runs(small=4000, full=1_000_000), memory=800 << 20)
+    assert not (tmp_path / CANARY).exists()

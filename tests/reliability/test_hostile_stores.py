@@ -1,0 +1,432 @@
+"""Shards, indexes, metadata and pictures made to do harm, with sound checksums: errors of ours, in bounded memory."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+from conftest import Runs
+from small_stores import append, content_of, make_store, shards_of, small_folder
+from trees import picture
+from xxhash import xxh3_64_intdigest
+
+from dlas_store import lmdb_pages, metadata
+from dlas_store.converters import salvaging
+from dlas_store.converters.salvaging import salvage
+from dlas_store.errors import DamagedError, ImageError, StoreError
+from dlas_store.index import INDEX_FILE, ROW_TYPES, Index
+from dlas_store.info import info
+from dlas_store.keys import encode_value, pack_key
+from dlas_store.pixels import check_picture, decode, image_size
+from dlas_store.reindex import reindex
+from dlas_store.sealed_file import SealedFile
+from dlas_store.shard import Shard
+from dlas_store.store import Store
+from dlas_store.tables import BLOCK_BYTES
+from dlas_store.verify import verify
+from reliability.children import each_in_child, work_here
+from reliability.mutations import mutated
+
+MEMORY = 512 << 20
+FOOTER = struct.Struct("<8sIIQ")
+
+VALUES: tuple[Any, ...] = (
+    *(None, True, -1, 0, 1, 2, 255, 1 << 31, (1 << 32) - 1, 1 << 32, (1 << 63) - 1, 1 << 63, (1 << 64) - 1),
+    *(1.5, float("nan"), "", "chunked", "pictures", "x" * 300, "../..", b"", b"\0" * 16, b"\xff" * 16, b"x" * 7),
+    *([], [[]] * 50, {}, {"a": 1}, {1: 2}, [None] * 1000, ["<u1", b""], ["<u8", b"\xff" * 16], ["|O", b"12345678"]),
+    *(["<i8", b"1234567"], ["<u1"], msgpack.ExtType(5, b"x"), msgpack.Timestamp(1)),
+)
+"""What a field may hold that it should not, or not there."""
+
+
+@pytest.fixture(autouse=True)
+def _in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    work_here(monkeypatch, "dlas_store.verify", "dlas_store.reindex", salvaging.__name__)
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("hostile")
+    folder = small_folder(root / "source", "a", "b", "c")
+    store = make_store(folder, root / "store.lmdb", images="[ab]", shard_size=1 << 30)
+    append(folder, store)
+    return store
+
+
+def packed(body: object) -> bytes:
+    data: bytes = msgpack.packb(body, use_bin_type=True)
+    return data
+
+
+def sealed(pages: bytes, body: bytes) -> bytes:
+    """Return a file with a trailer whose checksum is right."""
+    footer = FOOTER.pack(b"dlasseal", 1, len(body), len(pages))
+    return pages + body + footer + struct.pack("<Q", xxh3_64_intdigest(body, xxh3_64_intdigest(footer)))
+
+
+def parts(path: Path) -> tuple[bytes, dict[str, Any]]:
+    """Return the pages and the trailer of a sealed file."""
+    file = SealedFile(path, "index" if path.name == INDEX_FILE else "shard")
+    return file.data[: file.lmdb_size], file.body
+
+
+def places(fields: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield every container in nested fields, with every key of it."""
+    items = fields.items() if isinstance(fields, dict) else enumerate(fields) if isinstance(fields, list) else ()
+    for key, value in list(items):
+        yield fields, key
+        yield from places(value)
+
+
+def spoil(fields: dict[str, Any], draw: random.Random) -> None:
+    """Change, remove or add one to three fields, at any depth."""
+    for _ in range(draw.randint(1, 3)):
+        inside, key = draw.choice(list(places(fields)))
+        match draw.randrange(6):
+            case 0:
+                del inside[key]
+            case 1 if isinstance(inside, dict):
+                inside["unknown"] = deepcopy(draw.choice(VALUES))
+            case 2 if isinstance(inside[key], int):
+                inside[key] += draw.choice((-1, 1, 5, -1000, 1 << 20))
+            case 3 if isinstance(inside[key], bytes):
+                inside[key] = mutated(inside[key], draw)
+            case _:
+                inside[key] = deepcopy(draw.choice(VALUES))
+        if not fields:
+            return
+
+
+def spoil_trailer(store: Path, draw: random.Random) -> None:
+    """Put impossible contents into the trailer of a file, or bytes that are no msgpack."""
+    path = draw.choice([store / INDEX_FILE, *shards_of(store)])
+    pages, body = parts(path)
+    if draw.random() < 0.7:
+        spoil(body, draw)
+        data = packed(body)
+    else:
+        data = mutated(packed(body), draw)
+    path.write_bytes(sealed(pages, data))
+
+
+def spoil_rows(store: Path, draw: random.Random) -> None:
+    """Change rows of a table of the index, with the checksum of the block put right."""
+    path = store / INDEX_FILE
+    _, body = parts(path)
+    row_type = draw.choice(ROW_TYPES)
+    (start,) = struct.unpack_from("<Q", body["chunks"][row_type.name])
+    data = bytearray(path.read_bytes())
+    size = row_type.dtype.itemsize
+    for _ in range(draw.randint(1, 3)):
+        row = start + size * draw.randrange(body["counts"][row_type.name])
+        name = draw.choice(row_type.dtype.names or ())
+        kind, offset = (row_type.dtype.fields or {})[name][:2]
+        code = "<Q" if kind.itemsize == 8 else "<I"
+        (old,) = struct.unpack_from(code, data, row + offset)
+        new = draw.choice((0, 1, 2, old + 1, old - 1, 1 << 31, len(data), len(data) - 1, (1 << 64) - 1, 1 << 63))
+        struct.pack_into(code, data, row + offset, new % (1 << 8 * kind.itemsize))
+    seed = xxh3_64_intdigest(b"%s:%s:0" % (body["table_id"], row_type.name.encode()))
+    checksum = xxh3_64_intdigest(bytes(data[start : start + BLOCK_BYTES - 8]), seed)
+    struct.pack_into("<Q", data, start + BLOCK_BYTES - 8, checksum)
+    path.write_bytes(data)
+
+
+def spoil_pages(store: Path, draw: random.Random) -> None:
+    """Change the tree pages of a file, which have no checksum."""
+    path = draw.choice([store / INDEX_FILE, *shards_of(store)])
+    data = bytearray(path.read_bytes())
+    pages, _ = parts(path)
+    trees = [0, 4096] + [
+        start for start in range(8192, len(pages), 4096) if struct.unpack_from("<H", data, start + 10)[0] in (1, 2)
+    ]
+    for _ in range(draw.randint(1, 4)):
+        at = draw.choice(trees) + draw.choice((draw.randrange(4096), draw.randrange(160)))
+        data[at : at + 1] = bytes([draw.choice((0, 1, 2, 4, 16, 255, draw.randrange(256)))])
+    path.write_bytes(data)
+
+
+def spoil_metadata(store: Path, draw: random.Random) -> None:
+    """Change the metadata record of an image in place, with its checksum put right."""
+    path = draw.choice(shards_of(store))
+    data = bytearray(path.read_bytes())
+    records = [(key, entry) for key, entry in Shard(path).values() if key.kind == 0]
+    key, entry = draw.choice(records)
+    record = bytes(data[entry.offset : entry.offset + entry.length])
+    if draw.random() < 0.5:
+        fields = msgpack.unpackb(record)
+        spoil(fields, draw)
+        changed = packed(fields)
+    else:
+        changed = mutated(record, draw)
+    if len(changed) > len(record):
+        changed = changed[: len(record)]
+    changed = (
+        changed + b"\xc0" * (len(record) - len(changed)) if draw.random() < 0.3 else changed.ljust(len(record), b"\0")
+    )
+    value = encode_value(pack_key(*key), changed)  # type: ignore[arg-type]
+    data[entry.offset - 8 : entry.offset + entry.length] = value
+    path.write_bytes(data)
+
+
+def use(store: Path, number: int) -> None:
+    """Do with a store what can be done; what is raised must be of ours."""
+    with suppress(StoreError), Store(store) as opened:
+        for image in range(opened.image_count):
+            for look in (opened.image, opened.read_reference, opened.first_patch, opened.patch_sizes):
+                with suppress(StoreError):
+                    look(image)
+            with suppress(StoreError):
+                opened.find(opened.image_name(image), "00000001.png")
+        for index in range(min(len(opened), 100)):
+            for look in (opened.read, opened.locate, opened.patch_path):
+                with suppress(StoreError):
+                    look(index)
+            with suppress(StoreError):
+                opened.read_pixels([index])
+        with suppress(StoreError):
+            list(opened.listings())
+    for file in store.glob("*.lmdb"):
+        with suppress(StoreError), Store(file) as opened:
+            content_of(opened)
+    for quick in (True, False):
+        with suppress(StoreError):
+            verify(store, workers=1, quick=quick)
+    with suppress(StoreError):
+        info(store)
+    if number % 4 == 0:
+        new = store.with_name("new.lmdb")
+        with suppress(StoreError):
+            salvage(store, new, workers=1)
+            assert verify(new, workers=1).ok
+        for left in (new, new.with_name("new.lmdb.partial")):
+            shutil.rmtree(left, ignore_errors=True)
+    if number % 4 == 1:
+        with suppress(StoreError):
+            reindex(store, workers=1)
+
+
+SPOILERS: list[Callable[[Path, random.Random], None]] = [spoil_trailer, spoil_rows, spoil_pages, spoil_metadata]
+
+
+@pytest.mark.parametrize("spoiler", SPOILERS)
+def test_a_store_with_sound_checksums_and_hostile_contents_is_an_error_of_ours(
+    pristine: Path, tmp_path: Path, spoiler: Callable[[Path, random.Random], None], runs: Runs
+) -> None:
+    def spoil_and_use(number: int) -> None:
+        store = Path(shutil.copytree(pristine, tmp_path / "store.lmdb"))
+        spoiler(store, random.Random(number))
+        use(store, number)
+        shutil.rmtree(store)
+
+    each_in_child(spoil_and_use, runs(small=150, full=60_000), memory=MEMORY)
+
+
+def test_records_of_any_bytes_are_an_error_or_an_image(runs: Runs) -> None:
+    image = metadata.Image(
+        name="a",
+        files=("1.jpg", "2.jpg"),
+        centers={1: metadata.Center(1, 2, 3)},
+        has_reference=True,
+        patch_ids=metadata.np.array([1, 2], "u8"),
+        heights=metadata.np.array([1, 2], "u4"),
+        widths=metadata.np.array([1, 2], "u4"),
+        extra={"deep": [[{"a": 1}]]},
+    )
+    record = metadata.encode_image(image)
+    bombs = [
+        b"\x90",
+        b"\x80",
+        b"\x91",
+        b"\x81\xa1a",
+        b"\xdd\xff\xff\xff\xff",
+        b"\xdf\xff\xff\xff\xff",
+        b"\xc6\xff\xff\xff\xff",
+    ]
+
+    def decode_one(number: int) -> None:
+        draw = random.Random(number)
+        data = mutated(record, draw)
+        if number % 500 == 0:  # a few bytes that would become a hundred times as many
+            filling = draw.choice(bombs) * draw.choice((1000, 1 << 20, 1 << 23))
+            at = draw.randrange(len(data) + 1)
+            data = data[:at] + draw.choice((b"", b"\xdd" + struct.pack(">I", len(filling)))) + filling
+        with suppress(StoreError):
+            metadata.decode_image(data)
+
+    each_in_child(decode_one, runs(small=1500, full=1_000_000), memory=MEMORY)
+
+
+def test_pages_of_any_bytes_are_an_error_or_entries(pristine: Path, runs: Runs) -> None:
+    data = shards_of(pristine)[0].read_bytes()
+
+    def walk_one(number: int) -> None:
+        draw = random.Random(number)
+        changed = bytearray(mutated(data, draw))
+        for _ in range(draw.randrange(20)):
+            changed[draw.choice((draw.randrange(len(changed)), draw.randrange(300)))] = draw.randrange(256)
+        with suppress(StoreError):
+            list(lmdb_pages.walk(bytes(changed)))
+        list(lmdb_pages.scan(bytes(changed)))
+
+    each_in_child(walk_one, runs(small=300, full=100_000), memory=MEMORY)
+
+
+# Pictures
+
+CLAIMED = 65_500
+
+
+def claiming(kind: str, height: int, width: int) -> bytes:
+    """Return a small picture whose header claims another size."""
+    data = bytearray(picture(kind, side=16))
+    match kind:
+        case "JPEG":
+            at = next(data.index(bytes([0xFF, code])) for code in (0xC0, 0xC2) if bytes([0xFF, code]) in data)
+            struct.pack_into(">HH", data, at + 5, height, width)
+        case "PNG":
+            import zlib
+
+            struct.pack_into(">II", data, 16, width, height)
+            struct.pack_into(">I", data, 29, zlib.crc32(data[12:29]))
+        case "BMP":
+            struct.pack_into("<ii", data, 18, width, height)
+        case "PPM":
+            data = bytearray(data.replace(b"16 16", b"%d %d" % (width, height), 1))
+        case "WEBP":  # the lossy form has 14 bits for each
+            at = data.index(b"\x9d\x01\x2a") + 3
+            struct.pack_into("<HH", data, at, min(width, 16383), min(height, 16383))
+    return bytes(data)
+
+
+KINDS = ("JPEG", "PNG", "BMP", "PPM", "WEBP")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_picture_that_claims_to_be_huge_is_refused_before_anything_is_allocated(kind: str, tmp_path: Path) -> None:
+    data = claiming(kind, CLAIMED, CLAIMED)
+
+    def refuse(number: int) -> None:
+        if kind == "JPEG":
+            assert image_size(data) == (CLAIMED, CLAIMED)
+        for look in (check_picture, decode, lambda data: check_picture(data, decode_all=True)):
+            with pytest.raises(ImageError, match="pixels"):
+                look(data)
+
+    each_in_child(refuse, range(1), memory=64 << 20)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_picture_of_any_bytes_is_an_error_or_pixels(kind: str, runs: Runs) -> None:
+    good = picture(kind, side=16)
+
+    def decode_one(number: int) -> None:
+        draw = random.Random(number)
+        data = mutated(good, draw)
+        if number % 10 == 0:
+            data = claiming(kind, draw.choice((0, 1, 16, 9000, 65_500)), draw.choice((0, 1, 16, 9000, 65_535)))
+        for look in (image_size, check_picture, lambda data: decode(data, alpha=bool(number % 2))):
+            with suppress(StoreError):
+                look(data)
+
+    each_in_child(decode_one, runs(small=300, full=200_000), memory=1 << 30)
+
+
+def test_an_index_that_names_a_shard_twice_or_leaves_a_gap_is_an_error(pristine: Path, tmp_path: Path) -> None:
+    pages, body = parts(pristine / INDEX_FILE)
+    for change in ({"first_image": 5}, {"number": 0}, {"images": 7}, {"patches": 1}):
+        spoiled = {**body, "shards": [body["shards"][0], body["shards"][1] | change]}
+        (tmp_path / INDEX_FILE).write_bytes(sealed(pages, packed(spoiled)))
+        with pytest.raises(StoreError, match=r"index\.lmdb: "):
+            Index.open(tmp_path / INDEX_FILE)
+
+
+# Named after what went wrong
+
+
+def resealed(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change the trailer of a file in place, with its checksum put right."""
+    pages, body = parts(path)
+    change(body)
+    path.write_bytes(sealed(pages, packed(body)))
+
+
+@pytest.fixture
+def store(pristine: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(pristine, tmp_path / "store.lmdb"))
+
+
+def test_chunk_offsets_of_half_a_number_were_a_value_error(store: Path) -> None:
+    resealed(store / INDEX_FILE, lambda body: body["chunks"].update(images=b"1234567"))
+    with pytest.raises(DamagedError, match=r"index\.lmdb: the trailer lacks fields or has unknown ones"):
+        Store(store)
+
+
+@pytest.mark.parametrize("field", ["number", "first_image", "size"])
+@pytest.mark.parametrize("value", ["1", None, -1, True, 1.0])
+def test_a_shard_table_of_anything_but_whole_numbers_was_a_type_error(store: Path, field: str, value: object) -> None:
+    resealed(store / INDEX_FILE, lambda body: body["shards"][0].update({field: value}))
+    with pytest.raises(DamagedError, match=rf"index\.lmdb: the trailer's {field} cannot be"):
+        Store(store)
+
+
+@pytest.mark.parametrize("field", ["number", "first_image", "store_id", "layout"])
+def test_a_shard_header_of_wrong_types_was_a_type_error(store: Path, field: str) -> None:
+    resealed(shards_of(store)[0], lambda body: body.update({field: "x"}))
+    with pytest.raises(DamagedError, match=rf"shard-00000\.lmdb: the trailer's {field} cannot be 'x'"):
+        Shard(shards_of(store)[0])
+
+
+def test_a_shard_of_another_number_than_the_index_has_was_a_key_error_in_verify(store: Path) -> None:
+    shard, size = shards_of(store)[0], shards_of(store)[0].stat().st_size
+    resealed(shard, lambda body: body.update(number=5))
+    assert shard.stat().st_size == size
+    (finding,) = verify(store, workers=1, quick=True).findings
+    assert (finding.shard, finding.kind) == ("shard-00000.lmdb", "damaged")
+    assert "says otherwise of itself" in finding.message
+
+
+def rewrite_row(store: Path, table: str, row: int, column: str, value: int) -> None:
+    """Set a number in the first block of a table, with the block's checksum put right."""
+    path = store / INDEX_FILE
+    _, body = parts(path)
+    row_type = next(each for each in ROW_TYPES if each.name == table)
+    (start,) = struct.unpack_from("<Q", body["chunks"][table])
+    kind, offset = (row_type.dtype.fields or {})[column][:2]
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<Q" if kind.itemsize == 8 else "<I", data, start + row * row_type.dtype.itemsize + offset, value)
+    seed = xxh3_64_intdigest(b"%s:%s:0" % (body["table_id"], table.encode()))
+    checksum = xxh3_64_intdigest(bytes(data[start : start + BLOCK_BYTES - 8]), seed)
+    struct.pack_into("<Q", data, start + BLOCK_BYTES - 8, checksum)
+    path.write_bytes(data)
+
+
+def test_a_first_patch_beyond_all_was_an_overflow_error(store: Path) -> None:
+    rewrite_row(store, "images", 1, "first_patch", 1 << 63)
+    with Store(store) as opened:
+        for look in (opened.patch_sizes, opened.payload_bytes, opened.image):
+            with pytest.raises(DamagedError, match="image 0 has rows that cannot be; run dlas-store reindex"):
+                look(0)
+    assert not verify(store, workers=1).ok
+    reindex(store, workers=1)
+    assert verify(store, workers=1).ok
+
+
+def test_an_empty_value_beyond_the_end_was_a_struct_error(store: Path) -> None:
+    rewrite_row(store, "patches", 0, "length", 0)
+    rewrite_row(store, "patches", 0, "offset", 1 << 40)
+    with Store(store) as opened, pytest.raises(DamagedError, match="the checksum of the 0 bytes"):
+        opened.read(0)
+
+
+def test_a_patch_of_another_image_was_given_a_position_before_it(store: Path) -> None:
+    rewrite_row(store, "patches", 0, "image", 2)
+    with Store(store) as opened, pytest.raises(DamagedError, match="patch 0 is none of image 2"):
+        opened.locate(0)

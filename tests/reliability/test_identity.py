@@ -1,0 +1,72 @@
+"""Folder to store to folder is the identity, for any tree that a chunked folder or a folder of pictures may be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from conftest import Runs
+from hypothesis import HealthCheck, example, given, seed, settings
+from hypothesis import strategies as st
+from trees import PICTURES, ChunkedTree, centers_file, chunked_trees, parted, picture_paths, ppm, read, write
+
+from dlas_store.converters import exporting, importing
+from dlas_store.converters.exporting import export_store
+from dlas_store.converters.importing import import_store
+from reliability.children import work_here
+
+
+@pytest.fixture(autouse=True)
+def _in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    work_here(monkeypatch, importing.__name__, exporting.__name__)
+
+
+def as_examples(numbers: range) -> settings:
+    """Return settings for as many examples as there are runs."""
+    return settings(max_examples=len(numbers), deadline=None, suppress_health_check=list(HealthCheck), database=None)
+
+
+def test_chunked_folder_to_store_to_folder(runs: Runs) -> None:
+    numbers = runs(small=40, full=2000)
+
+    @seed(numbers.start)
+    @as_examples(numbers)
+    @given(tree=chunked_trees(), shard_size=st.sampled_from([1, 100, 1 << 30]), hollow=st.sets(st.sampled_from("!mÿ")))
+    @example(
+        tree=({"a/1.jpg": ppm(1), "a/00000001.jpg": ppm(2), "a/1.png": ppm(3), "a/x.jpg": ppm(4)}, {}),
+        shard_size=1,
+        hollow=set(),
+    )
+    def go_and_return(tree: ChunkedTree, shard_size: int, hollow: set[str]) -> None:
+        files, centers = tree
+        with TemporaryDirectory() as place:
+            root = Path(place)
+            source = write(root / "data", {**files, **{name: centers_file(held) for name, held in centers.items()}})
+            for name in hollow:
+                (source / name).mkdir(exist_ok=True)
+            import_store([source], root / "s.lmdb", layout="chunked", shard_size=shard_size, workers=1)
+            export_store(root / "s.lmdb", root / "back", workers=1)
+            assert parted(root / "back") == (files, centers)
+            assert repr(sorted(parted(root / "back")[1].items())) == repr(sorted(parted(source)[1].items()))
+            assert {path.name for path in (root / "back").iterdir()} == {name.split("/")[0] for name in files}
+
+    go_and_return()
+
+
+def test_pictures_at_any_depth(runs: Runs) -> None:
+    numbers = runs(small=20, full=2000)
+
+    @seed(numbers.start)
+    @as_examples(numbers)
+    @given(paths=picture_paths(), content=st.sampled_from(PICTURES))
+    def go_and_return(paths: list[str], content: bytes) -> None:
+        tree = {path: content + number.to_bytes(1, "big") for number, path in enumerate(paths)}
+        with TemporaryDirectory() as place:
+            root = Path(place)
+            source = write(root / "photos", tree)
+            import_store([source], root / "s.lmdb", layout="pictures", workers=1)
+            export_store(root / "s.lmdb", root / "back", workers=1)
+            assert read(root / "back") == tree
+
+    go_and_return()
