@@ -1,14 +1,82 @@
-"""Data that several test modules read."""
+"""How often tests of reliability repeat what they do, and data that several test modules read."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 import torch
 from samples import DATA, Array, png
+
+
+class Runs(Protocol):
+    """Gives the numbers of the runs that a test is to do, each of which it seeds by its number."""
+
+    def __call__(self, *, small: int, full: int) -> range: ...
+
+
+def _part(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise pytest.UsageError(f"--soak-part {text}: is not I/N with I from 1 to N")
+    return int(found[1]), int(found[2])
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("reliability")
+    group.addoption("--soak", action="store_true", help="tests that repeat something, with their full counts")
+    group.addoption("--soak-part", metavar="I/N", default="1/1", help="of those counts, the I-th of N parts")
+    group.addoption("--soak-report", metavar="FILE", default="build/soak.jsonl", help="where --soak adds outcomes")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    _part(config.getoption("soak_part"))
+    if not config.getoption("soak"):
+        return
+    repeating = [item for item in items if "runs" in getattr(item, "fixturenames", ())]
+    config.hook.pytest_deselected(items=[item for item in items if item not in repeating])
+    for item in repeating:
+        item.add_marker(pytest.mark.timeout(0))
+    items[:] = repeating
+
+
+@pytest.fixture
+def runs(request: pytest.FixtureRequest) -> Runs:
+    """Return the numbers of a test's runs: a few, or with --soak its part of all."""
+
+    def numbers(*, small: int, full: int) -> range:
+        if not request.config.getoption("soak"):
+            return range(small)
+        part, parts = _part(request.config.getoption("soak_part"))
+        share = range(part - 1, full, parts)
+        request.node.user_properties.append(("runs", len(share)))
+        return share
+
+    return numbers
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    report = (yield).get_result()  # type: ignore[misc]
+    if not item.config.getoption("soak") or (report.when != "call" and report.passed):
+        return
+    outcome: dict[str, Any] = {
+        "test": item.nodeid,
+        "part": item.config.getoption("soak_part"),
+        **dict(item.user_properties),
+        "outcome": report.outcome,
+        "seconds": round(report.duration, 1),
+    }
+    if report.failed:
+        outcome["error"] = getattr(getattr(report.longrepr, "reprcrash", None), "message", report.longreprtext)
+    path = item.config.rootpath / item.config.getoption("soak_report")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(outcome) + "\n")
 
 
 class MakeImage(Protocol):
