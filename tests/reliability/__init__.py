@@ -1,0 +1,1 @@
+"""Promises that a store survives what may happen to it; RELIABILITY.md lists them."""
