@@ -95,7 +95,8 @@ def export_store(
         plan = {"store_id": source.index.store_id.hex(), "images": images, "count": source.image_count}
         growing.agree_on(plan, what="stores or images")
         tree = growing.path / TREE
-        tree.mkdir(exist_ok=True)
+        with write_errors(tree):
+            tree.mkdir(exist_ok=True)
         jobs = [
             _Job(source.path, tree, growing.path / f"building-{first}", numbers[first : first + _IMAGES_A_JOB])
             for first in range(0, len(numbers), _IMAGES_A_JOB)
@@ -211,5 +212,5 @@ def _write_extra_fields(tree: Path, store: Store, numbers: Sequence[int]) -> Non
     lines = (extra_line(image.name, image.extra) for image in images if image.extra)
     first = next(lines, None)
     if first is not None:
-        with (tree / EXTRA_FILE).open("w", encoding="utf-8") as file:
+        with write_errors(tree / EXTRA_FILE), (tree / EXTRA_FILE).open("w", encoding="utf-8") as file:
             file.writelines(chain([first], lines))

@@ -14,7 +14,7 @@ from typing import NamedTuple, Self
 from dlas_store.errors import BusyError, StoreError, TargetExistsError
 from dlas_store.index import INDEX_FILE, Index
 from dlas_store.index_writer import IndexWriter
-from dlas_store.publish import PartialFolder, publish_file, write_file
+from dlas_store.publish import PartialFolder, publish_file, remove_file, write_file
 from dlas_store.shard import Shard, ShardHeader, shard_file_name
 from dlas_store.shard_directory import Directory, read_directory
 from dlas_store.shard_writer import ShardWriter
@@ -172,7 +172,7 @@ class Commit:
         if self._base is None:
             for file in self.folder.iterdir():
                 if file.suffix == ".json":
-                    file.unlink()
+                    remove_file(file)
             self._partial.publish()
             return
         for header in self.plan.headers():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -94,7 +95,8 @@ def _write_index(
             publish_file(temporary, store / INDEX_FILE)
     finally:
         writer.close()
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # what went wrong before must not be hidden; the next one replaces the file
+            temporary.unlink()
 
 
 def _read_shard(path: Path) -> SealedShard | LeftOutShard:

@@ -21,7 +21,10 @@ from reliability.commands import Commands, Ended
 
 STORE = "s.lmdb"
 FOLDER = "folder"
-NAMES = ("import", "append", "reindex", "extract", "extract-append", "extract-folder", "export")
+NESTED = f"a/b/{STORE}"
+"""In folders that are made for it."""
+
+NAMES = ("import", "import-nested", "append", "reindex", "extract", "extract-append", "extract-folder", "export")
 
 Content = dict[str, object]
 
@@ -32,7 +35,7 @@ class Task:
 
     Attributes:
         words: the command; ``{}`` in a word stands for the folder.
-        target: what it writes: STORE or FOLDER.
+        target: what it writes: STORE, NESTED or FOLDER.
         prior: what is copied there before it runs; None where it makes something new.
         old: what is there then, as content() gives it.
         new: what is there when it is done.
@@ -78,9 +81,10 @@ class Task:
         else:
             assert (ended.status, ended.err) == (0, ""), ended
         assert self.content(folder) == self.new
-        assert [path.name for path in folder.iterdir()] == [self.target]
-        if self.target == STORE:
-            others = {path.name for path in (folder / STORE).iterdir() if not path.match("shard-?????.lmdb")}
+        target = folder / self.target
+        assert list(target.parent.iterdir()) == [target]
+        if target.suffix == ".lmdb":
+            others = {path.name for path in target.iterdir() if not path.match("shard-?????.lmdb")}
             assert others == {INDEX_FILE}
 
 
@@ -124,6 +128,7 @@ def make_tasks(root: Path, commands: Commands) -> dict[str, Task]:
     commands.done(*cut_shards, "--exclude", "2/", photos, root / "cut_part.lmdb")
     tasks = {
         "import": Task(words=("import", *shards, str(source), into), target=STORE),
+        "import-nested": Task(words=("import", *shards, str(source), f"{{}}/{NESTED}"), target=NESTED),
         "append": Task(
             words=("import", "--append", *shards, str(source), into), target=STORE, prior=root / "part.lmdb"
         ),

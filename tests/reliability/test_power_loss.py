@@ -1,0 +1,93 @@
+"""The power goes: what was published before is whole, whatever was not yet on the disk, and the same command completes.
+
+The calls of commands are recorded, and disks are made that lack any part of what no sync had covered by then.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from conftest import Runs
+from trees import read
+
+from reliability.commands import Commands
+from reliability.faults import Faults, Mode, read_log
+from reliability.power_loss import Disk
+from reliability.tasks import NAMES, Task
+
+RERUN_EVERY = 10
+"""Of so many states, one is also completed by the same command."""
+
+
+@dataclass
+class Past:
+    """A command, its record, and from which call on what it wrote was published.
+
+    It may have been killed and run again, since what the first run had not synced may be lost when the second is done.
+    """
+
+    task: Task
+    disk: Disk
+    published: int
+    folder: Path
+
+
+def _recorded(task: Task, folder: Path, commands: Commands, faults: Faults, *, killed_at: int | None) -> Past:
+    log = folder.with_name(f"{folder.name}.log")
+    log.touch()
+    task.prepare(folder)
+    before = shutil.copytree(folder, folder.with_name(f"{folder.name}.before"))
+    if killed_at is not None:
+        faults.watch(folder, log=log, mode=Mode.KILL, at=killed_at)
+        assert commands.run(task.command(folder)).status == -9
+    faults.watch(folder, log=log)
+    assert commands.run(task.command(folder)).status == 0
+    faults.stop()
+    records = read_log(log)
+    return Past(task, Disk(folder, before, records), len(records), folder)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_published_is_lost_when_the_power_goes(
+    tmp_path: Path,
+    runs: Runs,
+    commands: Commands,
+    faults: Faults,
+    tasks: dict[str, Task],
+    record_property: Callable[[str, object], None],
+    name: str,
+) -> None:
+    task = tasks[name]
+    pasts: list[Past] = []
+    found = {"old": 0, "new": 0}
+    for number in runs(small=25, full=1250):
+        draw = random.Random(number)
+        if number // 25 >= len(pasts) or not pasts:
+            kill = None if not pasts else draw.randrange(1, pasts[0].published)
+            pasts.append(_recorded(task, tmp_path / f"past_{len(pasts)}", commands, faults, killed_at=kill))
+        past = pasts[-1]
+        # A third of the states come after the command was done, when all must be there.
+        end = min(draw.randrange(len(past.disk) * 3 // 2), len(past.disk))
+        state = tmp_path / str(number)
+        past.disk.write_after_power_loss(state, end, draw)
+        content = task.content(state)
+        assert content in ((task.new,) if end >= past.published else (task.old, task.new)), (number, end)
+        found["new" if content == task.new else "old"] += 1
+        if number % RERUN_EVERY == 0:
+            task.complete(state, commands)
+        shutil.rmtree(state)
+    record_property("states", found)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_record_holds_every_change(
+    tmp_path: Path, commands: Commands, faults: Faults, tasks: dict[str, Task], name: str
+) -> None:
+    past = _recorded(tasks[name], tmp_path / "past", commands, faults, killed_at=None)
+    past.disk.write_as_it_was(tmp_path / "replayed", len(past.disk))
+    assert read(tmp_path / "replayed") == read(past.folder)
