@@ -1,9 +1,11 @@
-"""How often tests of reliability repeat what they do, and data that several test modules read."""
+"""How often tests of reliability repeat what they do, a small disk, and data that several test modules read."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -90,6 +92,29 @@ class MakeImage(Protocol):
         reference: Array | None = None,
         centers: Mapping[int, tuple[tuple[int, int], int]] | None = None,
     ) -> Path: ...
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mount a small disk, or change its options when it is there."""
+    if os.geteuid() != 0:
+        pytest.skip("only root mounts a small disk")
+    point = tmp_path / "disk"
+    point.mkdir()
+    mounted = False
+
+    def mount(options: str) -> Path:
+        nonlocal mounted
+        extra = ["-o", f"remount,{options}"] if mounted else ["-o", options]
+        result = subprocess.run(["mount", "-t", "tmpfs", *extra, "tmpfs", point], capture_output=True, check=False)
+        if result.returncode:
+            pytest.skip(f"no mounting here: {result.stderr.decode()}")
+        mounted = True
+        return point
+
+    yield mount
+    if mounted:
+        subprocess.run(["umount", point], check=True)
 
 
 @pytest.fixture(scope="session", params=["folder", "store"])

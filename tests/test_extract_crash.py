@@ -370,29 +370,6 @@ def test_a_second_append_is_refused_and_readers_go_on(tmp_path: Path, prepared: 
 # No room
 
 
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """Mount a small disk, or change its options when it is there."""
-    if os.geteuid() != 0:
-        pytest.skip("only root mounts a small disk")
-    point = tmp_path / "disk"
-    point.mkdir()
-    mounted = False
-
-    def mount(options: str) -> Path:
-        nonlocal mounted
-        extra = ["-o", f"remount,{options}"] if mounted else ["-o", options]
-        result = subprocess.run(["mount", "-t", "tmpfs", *extra, "tmpfs", point], capture_output=True, check=False)
-        if result.returncode:
-            pytest.skip(f"no mounting here: {result.stderr.decode()}")
-        mounted = True
-        return point
-
-    yield mount
-    if mounted:
-        subprocess.run(["umount", point], check=True)
-
-
 @pytest.mark.parametrize(
     "options",
     ["size=40m,nr_inodes=20", "size=1600k"],  # out of files, which no check of free bytes foresees; out of bytes

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -76,20 +77,26 @@ class Commands:
         )
         os.close(theirs)
 
-    def start(self, *commands: Sequence[str | Path]) -> Run:
-        """Start one process that runs commands, each as long as those before it succeed."""
+    def start(self, *commands: Sequence[str | Path], largest_file: int | None = None) -> Run:
+        """Start one process that runs commands, each as long as those before it succeed.
+
+        Args:
+            commands: what follows ``dlas-store``.
+            largest_file: bytes; the system refuses to let a file grow beyond that.
+        """
         for name in ("out", "err"):
             (self._folder / name).write_bytes(b"")
         request = {
             "commands": [[str(word) for word in command] for command in commands],
             "out": str(self._folder / "out"),
             "err": str(self._folder / "err"),
+            "largest_file": largest_file,
         }
         return Run(self, self._ask(request)["pid"])
 
-    def run(self, *commands: Sequence[str | Path]) -> Ended:
-        """Run commands to their end."""
-        return self.start(*commands).end()
+    def run(self, *commands: Sequence[str | Path], largest_file: int | None = None) -> Ended:
+        """Run commands to their end; as start()."""
+        return self.start(*commands, largest_file=largest_file).end()
 
     def done(self, *command: str | Path) -> str:
         """Run a command that must succeed, quietly but for its result, which is returned."""
@@ -164,6 +171,8 @@ def _run_commands(main: Any, request: dict[str, Any], published: int) -> int:
     for name, number in (("out", 1), ("err", 2)):
         os.dup2(os.open(request[name], os.O_WRONLY | os.O_APPEND), number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    if request["largest_file"] is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (request["largest_file"],) * 2)
     status = 0
     try:
         for command in request["commands"]:

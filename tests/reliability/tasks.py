@@ -10,7 +10,7 @@ from pathlib import Path
 
 from photo_files import encoded, scene
 from small_stores import content_of
-from trees import ppm, read, write
+from trees import Tree, ppm, read, write
 
 from dlas_store import open_source
 from dlas_store.centers import write_centers
@@ -96,22 +96,22 @@ def content_of_store(store: Path) -> Content:
         return content_of(source)
 
 
-def make_source(root: Path, images: range) -> Path:
-    """Write images of some patches each, from a few bytes to some pages of LMDB; the same each time."""
-    for number in images:
-        draw = random.Random(number)
-        folder = root / f"image_{number:05d}"
-        patches = draw.randrange(2, 7)
-        write(
-            folder,
-            {
-                f"{patch:08d}.ppm": ppm(number * 100 + patch) + draw.randbytes(draw.choice((0, 50, 3000, 9000)))
-                for patch in range(patches)
-            },
-        )
-        write(folder, {"ref.jpg": ppm(0xFF0000 + number)})
-        centers = {patch: Center(patch, number, 8) for patch in range(patches)}
-        write(folder, {"centers.pt": write_centers(centers)})
+def image_files(number: int) -> Tree:
+    """Return the files of the image of a number: patches of a few bytes to some pages of LMDB, a reference, centres."""
+    draw = random.Random(number)
+    count = draw.randrange(2, 7)
+    patches = {
+        f"{patch:08d}.ppm": ppm(number * 100 + patch) + draw.randbytes(draw.choice((0, 50, 3000, 9000)))
+        for patch in range(count)
+    }
+    centers = write_centers({patch: Center(patch, number, 8) for patch in range(count)})
+    return {**patches, "ref.jpg": ppm(0xFF0000 + number), "centers.pt": centers}
+
+
+def make_source(root: Path, numbers: range) -> Path:
+    """Write the images of some numbers into a chunked folder, and return that."""
+    for number in numbers:
+        write(root / f"image_{number:05d}", image_files(number))
     return root
 
 

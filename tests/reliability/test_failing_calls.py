@@ -25,6 +25,7 @@ SPARE_CALLS = 3
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name.lower())
 @pytest.mark.parametrize("name", NAMES)
 def test_the_nth_call_fails_and_all_or_nothing_is_there(
+    *,
     tmp_path: Path,
     runs: Runs,
     commands: Commands,

@@ -54,6 +54,7 @@ def _recorded(task: Task, folder: Path, commands: Commands, faults: Faults, *, k
 
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_published_is_lost_when_the_power_goes(
+    *,
     tmp_path: Path,
     runs: Runs,
     commands: Commands,
