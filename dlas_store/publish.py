@@ -80,7 +80,7 @@ class PartialFolder:
             _sync_folders_above(self.target)
             if content is None:
                 # Not before: who waits for the lock would make a new one, and leave it in what is published.
-                (self.target / _LOCK_FILE).unlink()
+                remove_lock(self.target)
                 sync_folder(self.target)
         if content is not None:
             self.remove()
@@ -119,6 +119,11 @@ def remove_folder_leftovers(folder: Path) -> None:
         with PartialFolder(folder) as growing:
             if not (growing.path / TREE).exists():
                 growing.remove()
+
+
+def remove_lock(folder: Path) -> None:
+    """Remove the lock from a folder that got its name with the lock in it."""
+    (folder / _LOCK_FILE).unlink(missing_ok=True)
 
 
 def _take_lock(path: Path) -> IO[bytes]:

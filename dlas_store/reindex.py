@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from dlas_store.commit import SealedShard, read_shard
+from dlas_store.commit import SealedShard, read_shard, remove_lock_left_in_store
 from dlas_store.errors import NotASourceError, StoreError
 from dlas_store.index import INDEX_FILE, Index
 from dlas_store.index_writer import IndexWriter
@@ -61,6 +61,7 @@ def reindex(store: Path, *, workers: int | None = None) -> ReindexSummary:
     if not store.is_dir():
         raise NotASourceError(f"{store}: is no folder of shards")
     with PartialFolder(store):
+        remove_lock_left_in_store(store)
         summary = ReindexSummary()
         old = _old_index(store)
         shards = _select(_open_shards(store, summary), old, summary)

@@ -82,10 +82,11 @@ class Task:
             assert (ended.status, ended.err) == (0, ""), ended
         assert self.content(folder) == self.new
         target = folder / self.target
-        assert list(target.parent.iterdir()) == [target]
+        left = [str(path.relative_to(folder)) for path in folder.rglob("*.partial*/**")]
+        assert list(target.parent.iterdir()) == [target], left
         if target.suffix == ".lmdb":
             others = {path.name for path in target.iterdir() if not path.match("shard-?????.lmdb")}
-            assert others == {INDEX_FILE}
+            assert others == {INDEX_FILE}, others
 
 
 def content_of_store(store: Path) -> Content:
