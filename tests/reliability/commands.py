@@ -6,6 +6,7 @@ Run as a script, this is the process that they are forked from.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import resource
@@ -20,6 +21,23 @@ from types import TracebackType
 from typing import IO, Any, NamedTuple, Self
 
 PATIENCE_SECONDS = 120
+
+_LOADED_LATE = (
+    "concurrent.futures.process",
+    "dlas_store.compare",
+    "dlas_store.converters.exporting",
+    "dlas_store.converters.extraction.extracting",
+    "dlas_store.converters.importing",
+    "dlas_store.info",
+    "dlas_store.published",
+    "dlas_store.reindex",
+    "dlas_store.verify",
+    "encodings.cp437",
+    "multiprocessing.popen_fork",
+    "multiprocessing.sharedctypes",
+    "multiprocessing.synchronize",
+)
+"""What commands load when they need it: no run is to spend its time with that, and any user is to have it."""
 
 
 class Ended(NamedTuple):
@@ -77,12 +95,13 @@ class Commands:
         )
         os.close(theirs)
 
-    def start(self, *commands: Sequence[str | Path], largest_file: int | None = None) -> Run:
+    def start(self, *commands: Sequence[str | Path], largest_file: int | None = None, user: int = 0) -> Run:
         """Start one process that runs commands, each as long as those before it succeed.
 
         Args:
             commands: what follows ``dlas-store``.
             largest_file: bytes; the system refuses to let a file grow beyond that.
+            user: as whom they run; 0: as whom the tests do.
         """
         for name in ("out", "err"):
             (self._folder / name).write_bytes(b"")
@@ -91,12 +110,13 @@ class Commands:
             "out": str(self._folder / "out"),
             "err": str(self._folder / "err"),
             "largest_file": largest_file,
+            "user": user,
         }
         return Run(self, self._ask(request)["pid"])
 
-    def run(self, *commands: Sequence[str | Path], largest_file: int | None = None) -> Ended:
+    def run(self, *commands: Sequence[str | Path], largest_file: int | None = None, user: int = 0) -> Ended:
         """Run commands to their end; as start()."""
-        return self.start(*commands, largest_file=largest_file).end()
+        return self.start(*commands, largest_file=largest_file, user=user).end()
 
     def done(self, *command: str | Path) -> str:
         """Run a command that must succeed, quietly but for its result, which is returned."""
@@ -150,7 +170,8 @@ class Commands:
 def _serve(published: int, requests: IO[str], answers: IO[str]) -> None:
     from dlas_store import cli
 
-    _load_everything()
+    for name in _LOADED_LATE:
+        importlib.import_module(name)
     for line in requests:
         request = json.loads(line)
         if "wait" in request:
@@ -173,6 +194,10 @@ def _run_commands(main: Any, request: dict[str, Any], published: int) -> int:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     if request["largest_file"] is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["largest_file"],) * 2)
+    if request["user"]:
+        os.setgroups([])
+        os.setgid(request["user"])
+        os.setuid(request["user"])
     status = 0
     try:
         for command in request["commands"]:
@@ -188,15 +213,6 @@ def _run_commands(main: Any, request: dict[str, Any], published: int) -> int:
         status = 70
     sys.stderr.flush()
     return status
-
-
-def _load_everything() -> None:
-    """Load what commands load when they need it, so that no run spends its time with that."""
-    import dlas_store.converters.exporting
-    import dlas_store.converters.extraction.extracting
-    import dlas_store.converters.importing
-    import dlas_store.reindex
-    import dlas_store.verify  # noqa: F401
 
 
 if __name__ == "__main__":
