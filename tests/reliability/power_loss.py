@@ -97,6 +97,10 @@ class Disk:
         """Write what may be there if the power goes after the first ``end`` calls."""
         self._write(folder, end, draw)
 
+    def write_what_was_synced(self, folder: Path, end: int) -> None:
+        """Write what is there if the power goes after the first ``end`` calls, and all is lost that can be."""
+        self._write(folder, end, random.Random(0), keep=(0,))
+
     def _load(self, node: _Folder, folder: Path) -> None:
         entries: dict[str, _Node] = {}
         self._start[node] = entries
@@ -150,11 +154,13 @@ class Disk:
         _rename(names, changes)
         return _Effect(record.ended, home, record, changes)
 
-    def _write(self, folder: Path, end: int, draw: random.Random | None) -> None:
+    def _write(
+        self, folder: Path, end: int, draw: random.Random | None, *, keep: Sequence[float] = (0, 0.5, 0.9, 1)
+    ) -> None:
         names: _Names = {node: dict(entries) for node, entries in self._start.items()}
         contents: dict[_File, bytearray] = {}
         # Few of all, most of all, one kind or the other: each makes states that a fair coin would hardly ever make.
-        keep_names, keep_data = (1.0, 1.0) if draw is None else (draw.choice((0, 0.5, 0.9, 1)) for _ in range(2))
+        keep_names, keep_data = (1.0, 1.0) if draw is None else (draw.choice(keep) for _ in range(2))
         for effect in self._effects[:end]:
             if effect is None:
                 continue

@@ -13,8 +13,8 @@ import pytest
 from conftest import Runs
 
 from reliability.commands import Commands
-from reliability.faults import Faults, Mode
-from reliability.tasks import NAMES, Task
+from reliability.faults import Call, Faults, Mode, read_log
+from reliability.tasks import NAMES, STORE, Task
 
 MODES = (Mode.ONCE, Mode.FROM_THERE_ON, Mode.KILL)
 ERRORS = (errno.EIO, errno.ENOSPC)
@@ -72,3 +72,45 @@ def _calls(task: Task, folder: Path, commands: Commands, faults: Faults) -> int:
     faults.stop()
     assert faults.calls > 10
     return faults.calls
+
+
+def _number_of(task: Task, folder: Path, commands: Commands, faults: Faults, *, call: Call, path: str) -> int:
+    """Return the number of the first call of a kind on a path below the folder."""
+    log = folder.with_name("log")
+    task.prepare(folder)
+    faults.watch(folder, log=log)
+    commands.done(*task.command(folder))
+    faults.stop()
+    records = read_log(log)
+    done = [(record.call, record.path) for record in records if record.call not in (Call.SYNC_ALL,)]
+    assert len(done) == faults.calls, "a call that changed nothing would shift the numbers"
+    return done.index((call, str(folder / path))) + 1
+
+
+def test_a_file_that_cannot_be_removed_is_named_with_its_folder(
+    tmp_path: Path, commands: Commands, faults: Faults, tasks: dict[str, Task]
+) -> None:
+    task, folder = tasks["append"], tmp_path / "run"
+    plan = f"{STORE}.partial/plan.json"
+    at = _number_of(task, tmp_path / "before", commands, faults, call=Call.UNLINK, path=plan)
+    task.prepare(folder)
+    faults.watch(folder, mode=Mode.ONCE, at=at)
+    ended = commands.run(task.command(folder))
+    faults.stop()
+    assert ended.status == 1
+    assert ended.err.startswith(f"dlas-store: {folder / STORE}.partial: cannot be written (Input/output error)")
+
+
+def test_what_went_wrong_first_is_what_is_told_when_tidying_up_fails_too(
+    tmp_path: Path, commands: Commands, faults: Faults, tasks: dict[str, Task]
+) -> None:
+    task, folder = tasks["reindex"], tmp_path / "run"
+    index = f"{STORE}/index.lmdb.tmp"
+    at = _number_of(task, tmp_path / "before", commands, faults, call=Call.WRITE, path=index)
+    task.prepare(folder)
+    faults.watch(folder, mode=Mode.FROM_THERE_ON, at=at)
+    ended = commands.run(task.command(folder))
+    faults.stop()
+    assert ended.status == 1
+    assert ended.err.startswith(f"dlas-store: {folder / index}: cannot be written")
+    assert task.content(folder) == task.old

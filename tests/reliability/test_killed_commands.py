@@ -30,7 +30,8 @@ def test_a_kill_at_any_moment_loses_nothing_published_and_a_rerun_completes(
         for _ in range(draw.choice((1, 1, 2, 3))):
             if task.prior is not None or not (folder / task.target).exists():
                 moment = draw.uniform(0, 1.1 * task.seconds)
-                ended = commands.killed(moment, task.command(folder), with_workers=draw.random() < 0.5)
+                command = [*task.command(folder), "--workers", str(draw.choice((1, 2)))]
+                ended = commands.killed(moment, command, with_workers=draw.random() < 0.5)
                 kills[name if ended.status == -9 else "none, it had ended"] += 1
                 task.check(folder, ended)
         task.complete(folder, commands)

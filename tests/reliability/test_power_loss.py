@@ -92,3 +92,11 @@ def test_the_record_holds_every_change(
     past = _recorded(tasks[name], tmp_path / "past", commands, faults, killed_at=None)
     past.disk.write_as_it_was(tmp_path / "replayed", len(past.disk))
     assert read(tmp_path / "replayed") == read(past.folder)
+
+
+def test_a_store_in_folders_made_for_it_is_not_lost_with_them(
+    tmp_path: Path, commands: Commands, faults: Faults, tasks: dict[str, Task]
+) -> None:
+    past = _recorded(tasks["import-nested"], tmp_path / "past", commands, faults, killed_at=None)
+    past.disk.write_what_was_synced(tmp_path / "synced", past.published)
+    assert past.task.content(tmp_path / "synced") == past.task.new
