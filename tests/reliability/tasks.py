@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 import shutil
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from photo_files import encoded, scene
 from small_stores import content_of
-from trees import Tree, ppm, read, write
+from trees import Tree, ppm, read, shard_contents, write
 
 from dlas_store import open_source
 from dlas_store.centers import write_centers
@@ -39,6 +39,7 @@ class Task:
         prior: what is copied there before it runs; None where it makes something new.
         old: what is there then, as content() gives it.
         new: what is there when it is done.
+        shards: keys and values of each shard then.
         seconds: how long it takes.
     """
 
@@ -47,6 +48,7 @@ class Task:
     prior: Path | None = None
     old: Content | None = None
     new: Content = field(default_factory=dict)
+    shards: dict[str, dict[bytes, bytes]] = field(default_factory=dict)
     seconds: float = 0.0
 
     def prepare(self, folder: Path) -> None:
@@ -70,6 +72,7 @@ class Task:
         """Check that the old or the new state is there, and the new one where the command said that it was done."""
         found = self.content(folder)
         assert found in ((self.new,) if ended.published else (self.old, self.new)), ended
+        self._check_untouched(folder)
 
     def complete(self, folder: Path, commands: Commands) -> None:
         """Run the command once more, which completes it and leaves nothing else behind."""
@@ -81,12 +84,19 @@ class Task:
         else:
             assert (ended.status, ended.err) == (0, ""), ended
         assert self.content(folder) == self.new
+        assert shard_contents(folder / self.target) == self.shards
+        self._check_untouched(folder)
         target = folder / self.target
         left = [str(path.relative_to(folder)) for path in folder.rglob("*.partial*/**")]
         assert list(target.parent.iterdir()) == [target], left
         if target.suffix == ".lmdb":
             others = {path.name for path in target.iterdir() if not path.match("shard-?????.lmdb")}
             assert others == {INDEX_FILE}, others
+
+    def _check_untouched(self, folder: Path) -> None:
+        """Check that every shard that was there before still is, byte for byte."""
+        for shard in () if self.prior is None else self.prior.glob("shard-*.lmdb"):
+            assert (folder / self.target / shard.name).read_bytes() == shard.read_bytes()
 
 
 def content_of_store(store: Path) -> Content:
@@ -152,4 +162,4 @@ def _tried(task: Task, folder: Path, commands: Commands) -> Task:
     seconds = time.monotonic() - started
     new = task.content(folder)
     assert new is not None
-    return Task(words=task.words, target=task.target, prior=task.prior, old=old, new=new, seconds=seconds)
+    return replace(task, old=old, new=new, shards=shard_contents(folder / task.target), seconds=seconds)

@@ -40,7 +40,7 @@ def test_the_nth_call_fails_and_all_or_nothing_is_there(
     total = _calls(task, tmp_path / "count", commands, faults) + SPARE_CALLS
     stride = next(step for step in range(round(total * 0.618), total) if math.gcd(step, total) == 1)
     statuses: Counter[str] = Counter()
-    for number in runs(small=4, full=total * len(ERRORS)):
+    for number in runs(small=3, full=total * len(ERRORS)):
         at = number % total * stride % total + 1  # a few lie all over the command
         folder = tmp_path / f"at_{at}_{number}"
         task.prepare(folder)
