@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import re
@@ -55,6 +56,7 @@ def runs(request: pytest.FixtureRequest) -> Runs:
             return range(small)
         part, parts = _part(request.config.getoption("soak_part"))
         share = range(part - 1, full, parts)
+        faulthandler.cancel_dump_traceback_later()  # hours are no hang
         request.node.user_properties.append(("runs", len(share)))
         return share
 

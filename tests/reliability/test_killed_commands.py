@@ -23,7 +23,7 @@ def test_a_kill_at_any_moment_loses_nothing_published_and_a_rerun_completes(
 ) -> None:
     """One run kills one command once to three times, before it completes it."""
     kills: Counter[str] = Counter()
-    for number in runs(small=40, full=1000):
+    for number in runs(small=24, full=1000):
         name, draw = NAMES[number % len(NAMES)], random.Random(number)
         task, folder = tasks[name], tmp_path / str(number)
         task.prepare(folder)
