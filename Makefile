@@ -9,11 +9,12 @@ PYTHON ?= $(shell for name in python3.11 python3; do \
 
 STEP := @printf '\n==> %s\n'
 
-.PHONY: help demo test check clean
+.PHONY: help demo test soak check clean
 
 help:
 	@echo 'make demo    cut sample photos up, verify, import, export, compare, measure them, and read them in every mode'
 	@echo 'make test    run all tests'
+	@echo 'make soak    the tests that repeat something, as often as RELIABILITY.md says: many hours; PART=1/12 runs a part'
 	@echo 'make check   lint, format and types'
 	@echo 'make clean   remove everything that make has made'
 	@echo 'Each sets up $(VENV) first where that is missing; PYTHON=... chooses the Python to use (3.11 or later).'
@@ -62,6 +63,12 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+# Many hours. Parts can run one after another or beside each other.
+PART := 1/1
+
+soak: $(INSTALLED)
+	$(BIN)/python -m pytest --soak --soak-part $(PART)
 
 # mypy sees the converters under the name that they are installed by, dlas_store.converters; not in an editable checkout.
 check: $(INSTALLED)
