@@ -15,6 +15,8 @@ import pytest
 import torch
 from samples import DATA, Array, png
 
+_OUTCOMES = pytest.StashKey[list[dict[str, Any]]]()
+
 
 class Runs(Protocol):
     """Gives the numbers of the runs that a test is to do, each of which it seeds by its number."""
@@ -77,6 +79,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     }
     if report.failed:
         outcome["error"] = getattr(getattr(report.longrepr, "reprcrash", None), "message", report.longreprtext)
+    item.config.stash.setdefault(_OUTCOMES, []).append(outcome)
     path = item.config.rootpath / item.config.getoption("soak_report")
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
@@ -94,6 +97,11 @@ class MakeImage(Protocol):
         reference: Array | None = None,
         centers: Mapping[int, tuple[tuple[int, int], int]] | None = None,
     ) -> Path: ...
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for outcome in config.stash.get(_OUTCOMES, []):
+        terminalreporter.write_line(", ".join(f"{key} {value}" for key, value in outcome.items() if key != "error"))
 
 
 @pytest.fixture
