@@ -43,6 +43,12 @@ class PartialFolder:
         self.path = target.with_name(target.name + ".partial")
         with write_errors(self.path):
             self._lock = _take_lock(self.path / _LOCK_FILE)
+            try:
+                # Shards of an append that move into the store must not outlive the plan by which a rerun finds them.
+                sync_folder(self.path.parent)
+            except OSError:
+                self.close()
+                raise
 
     def agree_on(self, plan: Mapping[str, Any], *, what: str) -> None:
         """Record what is to be written, or find that an interrupted run recorded the same.

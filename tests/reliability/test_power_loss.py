@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 from conftest import Runs
-from trees import read
+from trees import read, states
 
 from reliability.commands import Commands
 from reliability.faults import Faults, Mode, read_log
 from reliability.power_loss import Disk
-from reliability.tasks import NAMES, Task
+from reliability.tasks import NAMES, STORE, Task
 
 RERUN_EVERY = 10
 """Of so many states, one is also completed by the same command."""
@@ -96,6 +96,20 @@ def test_the_record_holds_every_change(
     past = _recorded(tasks[name], tmp_path / "past", commands, faults, killed_at=None)
     past.disk.write_as_it_was(tmp_path / "replayed", len(past.disk))
     assert read(tmp_path / "replayed") == read(past.folder)
+
+
+def test_the_plan_of_an_append_is_not_lost_before_its_shards_are_in_the_store(
+    tmp_path: Path, commands: Commands, faults: Faults, tasks: dict[str, Task]
+) -> None:
+    """Else a rerun would write them once more, and what had moved in would take room for ever."""
+    task = tasks["append"]
+    assert task.prior is not None
+    past = _recorded(task, tmp_path / "past", commands, faults, killed_at=None)
+    for end in range(len(past.disk)):
+        past.disk.write_what_was_synced(tmp_path / str(end), end)
+        shards = len(states(tmp_path / str(end) / STORE))
+        if shards > len(states(task.prior)) and task.content(tmp_path / str(end)) == task.old:
+            assert (tmp_path / str(end) / f"{STORE}.partial" / "plan.json").is_file()
 
 
 def test_a_store_in_folders_made_for_it_is_not_lost_with_them(
