@@ -11,10 +11,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from dlas_store.errors import BusyError, StoreError, TargetExistsError
+from dlas_store.errors import BusyError, StoreError, TargetExistsError, write_errors
 from dlas_store.index import INDEX_FILE, Index
 from dlas_store.index_writer import IndexWriter
-from dlas_store.publish import PartialFolder, publish_file, remove_file, remove_lock, write_file
+from dlas_store.publish import PartialFolder, publish_file, remove_file, remove_lock, sync_folder, write_file
 from dlas_store.shard import Shard, ShardHeader, shard_file_name
 from dlas_store.shard_directory import Directory, read_directory
 from dlas_store.shard_writer import ShardWriter
@@ -226,12 +226,18 @@ def remove_lock_left_in_store(store: Path) -> None:
 
 
 def remove_published_leftovers(store: Path, base: Index) -> None:
-    """Remove what an import or append leaves that was killed after it was published."""
+    """Make durable what was published just before a kill, and remove what that left.
+
+    Raises:
+        WriteError: the disk refused it.
+    """
     remove_lock_left_in_store(store)
     path = store.with_name(store.name + ".partial")
     if not path.is_dir():
         return
     with PartialFolder(store) as partial:
+        with write_errors(store):
+            sync_folder(store)
         plan = _decode_plan((path / _PLAN_FILE).read_bytes()) if (path / _PLAN_FILE).exists() else None
         # Without its plan nobody can go on with what is there: it was being removed.
         if plan is None or plan.commit in {shard.commit for shard in base.shards.values()}:

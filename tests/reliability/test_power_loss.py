@@ -16,9 +16,12 @@ from conftest import Runs
 from trees import read, states
 
 from reliability.commands import Commands
-from reliability.faults import Faults, Mode, read_log
+from reliability.faults import Call, Faults, Mode, read_log
 from reliability.power_loss import Disk
 from reliability.tasks import NAMES, STORE, Task
+
+STATES_A_PAST = 20
+"""So many are made of one record; every second record is of a command that was killed and run again."""
 
 RERUN_EVERY = 10
 """Of so many states, one is also completed by the same command."""
@@ -68,14 +71,15 @@ def test_nothing_published_is_lost_when_the_power_goes(
     name: str,
 ) -> None:
     task = tasks[name]
-    pasts: list[Past] = []
+    calls = len(_recorded(task, tmp_path / "undisturbed", commands, faults, killed_at=None).disk)
+    past_number = -1
     found = {"old": 0, "new": 0}
-    for number in runs(small=25, full=1250):
+    for number in runs(small=2 * STATES_A_PAST, full=1250):
         draw = random.Random(number)
-        if number // 25 >= len(pasts) or not pasts:
-            kill = None if not pasts else draw.randrange(1, len(pasts[0].disk))
-            pasts.append(_recorded(task, tmp_path / f"past_{len(pasts)}", commands, faults, killed_at=kill))
-        past = pasts[-1]
+        if number // STATES_A_PAST != past_number:
+            past_number = number // STATES_A_PAST
+            kill = random.Random(past_number).randrange(1, calls) if past_number % 2 else None
+            past = _recorded(task, tmp_path / f"past_{past_number}", commands, faults, killed_at=kill)
         # A third of the states come after the command was done, when all must be there.
         end = min(draw.randrange(len(past.disk) * 3 // 2), len(past.disk))
         state = tmp_path / str(number)
@@ -118,3 +122,16 @@ def test_a_store_in_folders_made_for_it_is_not_lost_with_them(
     past = _recorded(tasks["import-nested"], tmp_path / "past", commands, faults, killed_at=None)
     past.disk.write_what_was_synced(tmp_path / "synced", past.published)
     assert past.task.content(tmp_path / "synced") == past.task.new
+
+
+@pytest.mark.parametrize("name", ["append", "extract-append"])
+def test_an_append_killed_right_after_its_last_rename_is_durable_when_a_rerun_says_that_all_is_there(
+    tmp_path: Path, commands: Commands, faults: Faults, tasks: dict[str, Task], name: str
+) -> None:
+    task = tasks[name]
+    _recorded(task, tmp_path / "undisturbed", commands, faults, killed_at=None)
+    calls = [(record.call, Path(record.other).name) for record in read_log(tmp_path / "undisturbed.log")]
+    last_rename = len(calls) - calls[::-1].index((Call.RENAME, "index.lmdb"))
+    past = _recorded(task, tmp_path / "past", commands, faults, killed_at=last_rename + 1)
+    past.disk.write_what_was_synced(tmp_path / "synced", past.published)
+    assert task.content(tmp_path / "synced") == task.new
