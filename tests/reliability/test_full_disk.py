@@ -61,6 +61,8 @@ def test_without_room_nothing_old_is_lost_and_a_rerun_with_room_completes(
             disk(f"size={sum(had) + 8192 + draw.randrange(sum(needs) - sum(had) + 4096)},nr_inodes=10000")
         elif how == "files":
             disk(f"size=64m,nr_inodes={len(had) + 3 + draw.randrange(max(1, len(needs) - len(had)))}")
+        elif how == "filled meanwhile":
+            disk(f"size={2 * sum(needs) + (1 << 20)},nr_inodes=10000")  # soon filled
         elif how == "file size":
             limit = draw.randrange(1024, max(needs))  # what it has to say goes into a file too
         run = commands.start(command, largest_file=limit)
