@@ -93,7 +93,8 @@ def export_store(
         plan = {"store_id": source.index.store_id.hex(), "images": images, "count": source.image_count}
         growing.agree_on(plan, what="stores or images")
         tree = growing.path / TREE
-        tree.mkdir(exist_ok=True)
+        with write_errors(tree):
+            tree.mkdir(exist_ok=True)
         names = ExportNames(source.layout, Folding.of(growing.path))
         numbers, refused = sort_out(((number, source.image(number)) for number in numbers), names)
         jobs = [
@@ -200,5 +201,5 @@ def _write_extra_fields(tree: Path, store: Store, numbers: Sequence[int]) -> Non
     lines = (extra_line(image.name, image.extra) for image in images if image.extra)
     first = next(lines, None)
     if first is not None:
-        with (tree / EXTRA_FILE).open("w", encoding="utf-8") as file:
+        with write_errors(tree / EXTRA_FILE), (tree / EXTRA_FILE).open("w", encoding="utf-8") as file:
             file.writelines(chain([first], lines))

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dlas_store.commit import Commit, plan_commit, remove_published_leftovers
+from dlas_store.commit import Commit, plan_commit, remove_lock_left_in_store, remove_published_leftovers
 from dlas_store.converters.import_plan import ImportPlan, plan_import
 from dlas_store.converters.import_shards import BuiltShard, Finding, ShardJob, build_shard
 from dlas_store.errors import ConfigError, ImportFailedError, NotASourceError, TargetExistsError
@@ -194,6 +194,7 @@ def _check_options(
     if append and not (store / INDEX_FILE).is_file():
         raise NotASourceError(f"{store}: is no store to append to; leave --append out to make one")
     if not append and os.path.lexists(store):  # a broken link, too, would be in the way, but only at the end
+        remove_lock_left_in_store(store)
         raise TargetExistsError(f"{store}: exists; add new images with --append, or choose another name")
     if not sources:
         raise ConfigError("no source to import was given")

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dlas_store.publish import write_file
+from dlas_store.publish import remove_file, write_file
 from dlas_store.shard import ShardHeader
 
 
@@ -25,8 +25,12 @@ def save_report(folder: Path, header: ShardHeader, report: dict[str, Any]) -> No
 
 
 def remove_report(folder: Path, header: ShardHeader) -> None:
-    """Remove the report of a shard that is about to be built anew, if there is one."""
-    _report_file(folder, header).unlink(missing_ok=True)
+    """Remove the report of a shard that is about to be built anew, if there is one.
+
+    Raises:
+        WriteError: the disk refused it.
+    """
+    remove_file(_report_file(folder, header))
 
 
 def load_report(folder: Path, header: ShardHeader) -> dict[str, Any] | None:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from dlas_store.errors import BusyError, StoreError, TargetExistsError
+from dlas_store.errors import BusyError, StoreError, TargetExistsError, write_errors
 from dlas_store.index import INDEX_FILE, Index
 from dlas_store.index_writer import IndexWriter
-from dlas_store.publish import PartialFolder, publish_file, write_file
+from dlas_store.publish import PartialFolder, publish_file, remove_file, remove_lock, sync_folder, write_file
 from dlas_store.shard import Shard, ShardHeader, shard_file_name
 from dlas_store.shard_directory import Directory, read_directory
 from dlas_store.shard_writer import ShardWriter
@@ -141,6 +141,7 @@ class Commit:
         with ExitStack() as on_failure:
             on_failure.callback(self._partial.close)
             _check_unchanged(store, base)
+            remove_lock_left_in_store(store)
             self.plan = self._agree(plan)
             self._index = IndexWriter(
                 self.folder / (INDEX_FILE + ".tmp"),
@@ -172,7 +173,7 @@ class Commit:
         if self._base is None:
             for file in self.folder.iterdir():
                 if file.suffix == ".json":
-                    file.unlink()
+                    remove_file(file)
             self._partial.publish()
             return
         for header in self.plan.headers():
@@ -217,16 +218,30 @@ class Commit:
         return wanted
 
 
+def remove_lock_left_in_store(store: Path) -> None:
+    """Remove what an import leaves that was killed right after it had given the store its name."""
+    if (store / INDEX_FILE).is_file():
+        with suppress(OSError):  # it harms nobody, and the store may be read-only
+            remove_lock(store)
+
+
 def remove_published_leftovers(store: Path, base: Index) -> None:
-    """Remove what an append leaves that was killed after it was published."""
+    """Make durable what was published just before a kill, and remove what that left.
+
+    Raises:
+        WriteError: the disk refused it.
+    """
+    remove_lock_left_in_store(store)
     path = store.with_name(store.name + ".partial")
     if not path.is_dir():
         return
     with PartialFolder(store) as partial:
-        if (path / _PLAN_FILE).exists():
-            plan = _decode_plan((path / _PLAN_FILE).read_bytes())
-            if plan.commit in {shard.commit for shard in base.shards.values()}:
-                partial.remove()
+        with write_errors(store):
+            sync_folder(store)
+        plan = _decode_plan((path / _PLAN_FILE).read_bytes()) if (path / _PLAN_FILE).exists() else None
+        # Without its plan nobody can go on with what is there: it was being removed.
+        if plan is None or plan.commit in {shard.commit for shard in base.shards.values()}:
+            partial.remove()
 
 
 def _check_unchanged(store: Path, base: Index | None) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from dlas_store.index import NAME_ROW, ROW_TYPES, Index, ShardEntry, shard_entry
 from dlas_store.lmdb_pages import walk
 from dlas_store.lmdb_writer import LmdbWriter
+from dlas_store.publish import remove_file
 from dlas_store.sealed_file import map_file, seal
 from dlas_store.shard import ShardHeader
 from dlas_store.shard_directory import Directory, shifted
@@ -31,7 +32,7 @@ class IndexWriter:
     """
 
     def __init__(self, path: Path, *, store_id: bytes, layout: Layout, generation: int) -> None:
-        path.unlink(missing_ok=True)
+        remove_file(path)
         self._path = path
         self._body: dict[str, Any] = {
             "kind": "index",

@@ -18,7 +18,7 @@ from multiprocessing import connection
 from multiprocessing.sharedctypes import Synchronized, SynchronizedArray
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-from dlas_store.errors import StoreError
+from dlas_store.errors import StoreError, write_errors
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -92,11 +92,13 @@ def run_in_order(
 
     Raises:
         StoreError: a worker process was killed from outside.
+        WriteError: no room for what the processes have in common.
         Exception: whatever a job raised.
     """
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    done = context.Array("Q", 2)
-    stopping = context.Value("b", 0)
+    with write_errors("memory that worker processes share, in /dev/shm or where temporary files go"):
+        done = context.Array("Q", 2)
+        stopping = context.Value("b", 0)
     remaining = iter(jobs)
     waiting: deque[Future[R]] = deque()
     executor = ProcessPoolExecutor(workers, context, _start_worker, (done, stopping))

@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -42,6 +43,12 @@ class PartialFolder:
         self.path = target.with_name(target.name + ".partial")
         with write_errors(self.path):
             self._lock = _take_lock(self.path / _LOCK_FILE)
+            try:
+                # Shards of an append that move into the store must not outlive the plan by which a rerun finds them.
+                sync_folder(self.path.parent)
+            except OSError:
+                self.close()
+                raise
 
     def agree_on(self, plan: Mapping[str, Any], *, what: str) -> None:
         """Record what is to be written, or find that an interrupted run recorded the same.
@@ -73,24 +80,32 @@ class PartialFolder:
         """
         if self.target.exists():
             raise TargetExistsError(f"{self.target}: appeared meanwhile; move it away and run the same command again")
-        sync_folder(content or self.path)
-        (content or self.path).rename(self.target)
-        if content is None:
-            # Not before: who waits for the lock would make a new one, and leave it in what is published.
-            (self.target / _LOCK_FILE).unlink()
-            sync_folder(self.target)
-        else:
+        with write_errors(self.target):
+            sync_folder(content or self.path)
+            (content or self.path).rename(self.target)
+            _sync_folders_above(self.target)
+            if content is None:
+                # Not before: who waits for the lock would make a new one, and leave it in what is published.
+                remove_lock(self.target)
+                sync_folder(self.target)
+        if content is not None:
             self.remove()
-        sync_folder(self.target.parent)
 
     def remove(self) -> None:
-        """Remove the folder with all that is in it."""
-        shutil.rmtree(self.path)
+        """Remove the folder with all that is in it.
+
+        Raises:
+            WriteError: the disk refused it.
+        """
+        with write_errors(self.path):
+            shutil.rmtree(self.path)
 
     def close(self) -> None:
         """Let go of the lock; keep the folder if there is work in it."""
-        if _is_file(self.path / _LOCK_FILE, self._lock) and len(list(self.path.iterdir())) == 1:
-            self.remove()
+        # One that cannot be removed is taken over by the next; what went wrong before must not be hidden by it.
+        with suppress(OSError):
+            if _is_file(self.path / _LOCK_FILE, self._lock) and len(list(self.path.iterdir())) == 1:
+                self.remove()
         self._lock.close()
 
     def __enter__(self) -> Self:
@@ -110,6 +125,11 @@ def remove_folder_leftovers(folder: Path) -> None:
         with PartialFolder(folder) as growing:
             if not (growing.path / TREE).exists():
                 growing.remove()
+
+
+def remove_lock(folder: Path) -> None:
+    """Remove the lock from a folder that got its name with the lock in it."""
+    (folder / _LOCK_FILE).unlink(missing_ok=True)
 
 
 def _take_lock(path: Path) -> IO[bytes]:
@@ -171,6 +191,27 @@ def sync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _sync_folders_above(path: Path) -> None:
+    """Make a name durable, and those of the folders above it: of a path just made, none is before."""
+    sync_folder(path.parent)
+    device = path.parent.stat().st_dev
+    with suppress(PermissionError):  # one that we may not open, we did not make
+        for folder in path.absolute().parent.parents:
+            if folder.stat().st_dev != device:
+                return
+            sync_folder(folder)
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file, if there is one.
+
+    Raises:
+        WriteError: the disk refused it.
+    """
+    with write_errors(path):
+        path.unlink(missing_ok=True)
 
 
 def check_free_space(folder: Path, needed: int) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from dlas_store.commit import SealedShard, read_shard
+from dlas_store.commit import SealedShard, read_shard, remove_lock_left_in_store
 from dlas_store.errors import NotASourceError, StoreError
 from dlas_store.index import INDEX_FILE, Index
 from dlas_store.index_writer import IndexWriter
@@ -60,6 +61,7 @@ def reindex(store: Path, *, workers: int | None = None) -> ReindexSummary:
     if not store.is_dir():
         raise NotASourceError(f"{store}: is no folder of shards")
     with PartialFolder(store):
+        remove_lock_left_in_store(store)
         summary = ReindexSummary()
         old = _old_index(store)
         shards = select_published(_open_shards(store, summary), old, summary.left_out)
@@ -94,7 +96,8 @@ def _write_index(
             publish_file(temporary, store / INDEX_FILE)
     finally:
         writer.close()
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # what went wrong before must not be hidden; the next one replaces the file
+            temporary.unlink()
 
 
 def _read_shard(path: Path) -> SealedShard | LeftOutShard:

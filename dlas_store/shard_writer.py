@@ -14,6 +14,7 @@ from dlas_store.keys import Kind, encode_value, pack_key
 from dlas_store.lmdb_writer import BATCH_BYTES, LmdbWriter
 from dlas_store.metadata import Image, PatchIds, encode_image
 from dlas_store.pixels import Size
+from dlas_store.publish import remove_file
 from dlas_store.sealed_file import seal
 from dlas_store.shard import Shard, ShardHeader
 from dlas_store.shard_directory import Directory, read_directory
@@ -40,7 +41,7 @@ class ShardWriter:
         self._payload_bytes = 0
         self._waiting: list[tuple[bytes, bytes]] = []
         self._waiting_bytes = 0
-        path.unlink(missing_ok=True)
+        remove_file(path)
         self._lmdb = LmdbWriter(path)
         self._writer = ThreadPoolExecutor(1)
         self._writing: Future[None] | None = None

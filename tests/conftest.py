@@ -1,9 +1,12 @@
-"""How often tests of reliability repeat what they do, and data that several test modules read."""
+"""How often tests of reliability repeat what they do, a small disk, and data that several test modules read."""
 
 from __future__ import annotations
 
+import faulthandler
 import json
+import os
 import re
+import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +14,8 @@ from typing import Any, Protocol
 import pytest
 import torch
 from samples import DATA, Array, png
+
+_OUTCOMES = pytest.StashKey[list[dict[str, Any]]]()
 
 
 class Runs(Protocol):
@@ -53,6 +58,7 @@ def runs(request: pytest.FixtureRequest) -> Runs:
             return range(small)
         part, parts = _part(request.config.getoption("soak_part"))
         share = range(part - 1, full, parts)
+        faulthandler.cancel_dump_traceback_later()  # hours are no hang
         request.node.user_properties.append(("runs", len(share)))
         return share
 
@@ -73,6 +79,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     }
     if report.failed:
         outcome["error"] = getattr(getattr(report.longrepr, "reprcrash", None), "message", report.longreprtext)
+    item.config.stash.setdefault(_OUTCOMES, []).append(outcome)
     path = item.config.rootpath / item.config.getoption("soak_report")
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
@@ -90,6 +97,34 @@ class MakeImage(Protocol):
         reference: Array | None = None,
         centers: Mapping[int, tuple[tuple[int, int], int]] | None = None,
     ) -> Path: ...
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for outcome in config.stash.get(_OUTCOMES, []):
+        terminalreporter.write_line(", ".join(f"{key} {value}" for key, value in outcome.items() if key != "error"))
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mount a small disk, or change its options when it is there."""
+    if os.geteuid() != 0:
+        pytest.skip("only root mounts a small disk")
+    point = tmp_path / "disk"
+    point.mkdir()
+    mounted = False
+
+    def mount(options: str) -> Path:
+        nonlocal mounted
+        extra = ["-o", f"remount,{options}"] if mounted else ["-o", options]
+        result = subprocess.run(["mount", "-t", "tmpfs", *extra, "tmpfs", point], capture_output=True, check=False)
+        if result.returncode:
+            pytest.skip(f"no mounting here: {result.stderr.decode()}")
+        mounted = True
+        return point
+
+    yield mount
+    if mounted:
+        subprocess.run(["umount", point], check=True)
 
 
 @pytest.fixture(scope="session", params=["folder", "store"])

@@ -238,3 +238,31 @@ def test_reindex_gives_what_was_appended_too(source: Path, store: Path) -> None:
     write(source, {"zzz/1.ppm": ppm(1)})
     done("import", "--append", source, store)
     assert is_whole(store, source)
+
+
+@pytest.mark.parametrize("writer", ["append", "reindex", "import"])
+def test_a_lock_left_in_a_store_by_a_kill_is_removed_by_the_next_writer(source: Path, store: Path, writer: str) -> None:
+    (store / "lock").touch()
+    match writer:
+        case "append":
+            done("import", "--append", source, store)
+        case "reindex":
+            done("reindex", store)
+        case _:
+            assert "exists" in refused("import", source, store)
+    assert not (store / "lock").exists()
+    assert is_whole(store, source)
+
+
+def test_a_file_called_lock_in_a_folder_that_is_no_store_stays(tmp_path: Path, source: Path) -> None:
+    (tmp_path / "other.lmdb").mkdir()
+    (tmp_path / "other.lmdb" / "lock").touch()
+    refused("import", source, tmp_path / "other.lmdb")
+    assert (tmp_path / "other.lmdb" / "lock").exists()
+
+
+def test_what_is_left_of_a_removal_that_was_killed_is_removed_by_the_next_append(source: Path, store: Path) -> None:
+    write(store.with_name("s.lmdb.partial"), {"lock": b"", "shard-00002.lmdb.json": b"{}"})
+    done("import", "--append", source, store)
+    assert not store.with_name("s.lmdb.partial").exists()
+    assert is_whole(store, source)

@@ -1,16 +1,11 @@
-"""Commands that are killed: the old or the new state is there, never half of one, and a rerun completes.
-
-``DLAS_STORE_SOAK=N`` kills each command N times at random moments in place of a few.
-"""
+"""Commands that are killed: the old or the new state is there, never half of one, and a rerun completes."""
 
 from __future__ import annotations
 
 import os
-import random
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,117 +14,28 @@ from typing import NamedTuple
 import psutil
 import pytest
 from cli import await_while_running, done, end, error_line, info, is_whole, run, start
-from trees import numbered_images, numbered_pictures, parted, patches, read, shard_contents, states
-
-KILLS = int(os.environ.get("DLAS_STORE_SOAK", "10"))
+from conftest import Runs
+from trees import numbered_images, numbered_pictures, parted, patches, read, states
 
 WORKERS = "2"
 SHARD = ("--workers", WORKERS, "--shard-size", "1KiB")
 
 
 class Prepared(NamedTuple):
-    """A folder, stores of a part and of all of it, and how long each command takes undisturbed."""
+    """A folder, and stores of a part and of all of it."""
 
     source: Path
     part: Path
     whole: Path
-    seconds: dict[str, float]
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     root = tmp_path_factory.mktemp("prepared")
     source = numbered_images(root / "data", 60, 20)
-    seconds = {}
-
-    def timed(name: str, *arguments: str | Path) -> None:
-        start = time.monotonic()
-        done(*arguments)
-        seconds[name] = time.monotonic() - start
-
-    timed("import", "import", *SHARD, source, root / "whole.lmdb")
+    done("import", *SHARD, source, root / "whole.lmdb")
     done("import", *SHARD, "--images", "image_0000?", source, root / "part.lmdb")
-    shutil.copytree(root / "part.lmdb", root / "appended.lmdb")
-    timed("append", "import", "--append", *SHARD, source, root / "appended.lmdb")
-    timed("export", "export", "--workers", WORKERS, root / "whole.lmdb", root / "back")
-    return Prepared(source, root / "part.lmdb", root / "whole.lmdb", seconds)
-
-
-def _kill_after(seconds: float, *arguments: str | Path, with_workers: bool) -> None:
-    """Start a command and kill it at some moment, if it still runs then; with or without the processes it started."""
-    process = start(*arguments)
-    time.sleep(seconds)
-    (os.killpg if with_workers else os.kill)(process.pid, signal.SIGKILL)
-    process.wait()  # its pipes may be held by workers that outlive it
-    for pipe in (process.stdout, process.stderr):
-        assert pipe is not None
-        pipe.close()
-
-
-def _moments(seconds: float, seed: int) -> list[float]:
-    """Return a random moment in each of as many equal parts of a command's life, a little beyond its end."""
-    draw = random.Random(seed)
-    return [seconds * 1.1 * (part + draw.random()) / KILLS for part in range(KILLS)]
-
-
-# A run that is killed may have been killed before: each of these kills twice.
-
-
-def test_a_killed_import_is_invisible_or_whole_and_a_rerun_completes_it(tmp_path: Path, prepared: Prepared) -> None:
-    want = shard_contents(prepared.whole)
-    for number, moment in enumerate(_moments(prepared.seconds["import"], 1)):
-        store = tmp_path / f"{number}.lmdb"
-        command = ("import", *SHARD, prepared.source, store)
-        for _ in range(2):
-            if not store.exists():
-                _kill_after(moment, *command, with_workers=bool(number % 2))
-        if not store.exists():
-            done(*command)
-        assert not (tmp_path / f"{number}.lmdb.partial").exists()
-        assert is_whole(store, prepared.source)
-        assert shard_contents(store) == want
-
-
-def test_a_killed_append_leaves_old_or_new_and_a_rerun_completes_it(tmp_path: Path, prepared: Prepared) -> None:
-    old, new = patches(prepared.part), patches(prepared.whole)
-    before = states(prepared.part)
-    for number, moment in enumerate(_moments(prepared.seconds["append"], 2)):
-        store = tmp_path / f"{number}.lmdb"
-        shutil.copytree(prepared.part, store)
-        command = ("import", "--append", *SHARD, prepared.source, store)
-        for _ in range(2):
-            _kill_after(moment, *command, with_workers=bool(number % 2))
-            assert patches(store) in (old, new)
-        done(*command)
-        assert is_whole(store, prepared.source)
-        assert patches(store) == new
-        after = states(store)
-        assert {name: after[name][2] for name in before} == {name: state[2] for name, state in before.items()}
-
-
-def test_a_killed_export_is_invisible_or_whole_and_a_rerun_completes_it(tmp_path: Path, prepared: Prepared) -> None:
-    want = parted(prepared.source)
-    for number, moment in enumerate(_moments(prepared.seconds["export"], 3)):
-        folder = tmp_path / f"back_{number}"
-        command = ("export", "--workers", WORKERS, prepared.whole, folder)
-        for _ in range(2):
-            if not folder.exists():
-                _kill_after(moment, *command, with_workers=bool(number % 2))
-        if not folder.exists():
-            done(*command)
-        # Killed between the last rename and the tidying up, it may leave its lock and plan beside the folder.
-        assert not [path for path in tmp_path.glob("back_*.partial/**/*") if path.suffix in {".ppm", ".jpg"}]
-        assert parted(folder) == want
-
-
-def test_a_killed_reindex_leaves_the_index_as_it_was(tmp_path: Path, prepared: Prepared) -> None:
-    store = shutil.copytree(prepared.whole, tmp_path / "s.lmdb")
-    want = patches(store)
-    for moment in _moments(prepared.seconds["export"], 4):
-        _kill_after(moment, "reindex", store, with_workers=True)
-        assert patches(store) == want
-    done("reindex", store)
-    assert is_whole(store, prepared.source)
+    return Prepared(source, root / "part.lmdb", root / "whole.lmdb")
 
 
 def _shards(folder: Path) -> int:
@@ -172,9 +78,9 @@ def _has_shards(store: Path, count: int) -> bool:
     return len(list(store.glob("shard-*.lmdb"))) >= count
 
 
-def test_an_append_killed_while_shards_move_in_is_completed(tmp_path: Path, prepared: Prepared) -> None:
+def test_an_append_killed_while_shards_move_in_is_completed(tmp_path: Path, prepared: Prepared, runs: Runs) -> None:
     old, had = patches(prepared.part), len(states(prepared.part))
-    for number in range(max(2, KILLS // 4)):
+    for number in runs(small=2, full=50):
         store = shutil.copytree(prepared.part, tmp_path / f"{number}.lmdb")
         command = ("import", "--append", *SHARD, prepared.source, store)
         process = start(*command)
@@ -242,19 +148,20 @@ def test_ctrl_c_at_work_is_status_130_and_one_line(tmp_path: Path, prepared: Pre
         assert is_whole(store, source)
 
 
-@pytest.mark.parametrize("round_", range(max(5, KILLS // 2)))
 @pytest.mark.parametrize("command", ["import", "verify"])
 def test_ctrl_c_while_workers_start_is_status_130_and_one_line(
-    tmp_path: Path, prepared: Prepared, command: str, round_: int
+    tmp_path: Path, prepared: Prepared, command: str, runs: Runs
 ) -> None:
-    arguments: dict[str, tuple[str | Path, ...]] = {
-        "import": (*SHARD, prepared.source, tmp_path / "s.lmdb"),
-        "verify": ("--workers", WORKERS, prepared.whole, "--against", prepared.source),
-    }
-    process = start(command, *arguments[command])
-    await_while_running(process, psutil.Process(process.pid).children)
-    _interrupted(process)
-    assert not (tmp_path / "s.lmdb").exists()
+    for number in runs(small=5, full=100):
+        store = tmp_path / f"{number}.lmdb"
+        arguments: dict[str, tuple[str | Path, ...]] = {
+            "import": (*SHARD, prepared.source, store),
+            "verify": ("--workers", WORKERS, prepared.whole, "--against", prepared.source),
+        }
+        process = start(command, *arguments[command])
+        await_while_running(process, psutil.Process(process.pid).children)
+        _interrupted(process)
+        assert not store.exists()
 
 
 @pytest.mark.parametrize("is_append", [False, True], ids=["import", "append"])

@@ -1,17 +1,12 @@
-"""Extractions that are killed, interrupted or out of room: old or new state, and a rerun gives the same.
-
-``DLAS_STORE_SOAK=N`` kills each command N times at random moments in place of a few.
-"""
+"""Extractions that are killed, interrupted or out of room: old or new state, and a rerun gives the same."""
 
 from __future__ import annotations
 
 import os
-import random
 import re
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,13 +15,12 @@ from typing import NamedTuple
 import psutil
 import pytest
 from cli import await_while_running, done, end, error_line, findings, info, refused, run, start
+from conftest import Runs
 from photo_files import encoded, scene
-from trees import Tree, patches, read, shard_contents, states, write
+from trees import patches, read, shard_contents, states, write
 
 from dlas_store.compare import compare
 from dlas_store.verify import verify
-
-KILLS = int(os.environ.get("DLAS_STORE_SOAK", "3"))
 
 WORKERS = "2"
 OPTIONS = ("--crop-size", "64,128", "--step", "32,64", "--threshold", "8", "--workers", WORKERS)
@@ -35,13 +29,11 @@ SHARD = (*OPTIONS, "--shard-size", "100KiB")
 
 
 class Prepared(NamedTuple):
-    """Photos, what comes out of a part and of all of them, and how long each command takes undisturbed."""
+    """Photos, and stores of a part and of all of them."""
 
     photos: Path
     part: Path
     whole: Path
-    folder: Tree
-    seconds: dict[str, float]
 
 
 def _photo(number: int) -> bytes:
@@ -52,93 +44,15 @@ def _photo(number: int) -> bytes:
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     root = tmp_path_factory.mktemp("prepared")
     photos = write(root / "photos", {f"{n // 10}/{n:02d}.png": _photo(n) for n in range(20)})
-    seconds = {}
-
-    def timed(name: str, *arguments: str | Path) -> None:
-        start = time.monotonic()
-        done("extract", *arguments)
-        seconds[name] = time.monotonic() - start
-
-    timed("store", *SHARD, photos, root / "whole.lmdb")
-    timed("folder", *OPTIONS, photos, root / "folder")
+    done("extract", *SHARD, photos, root / "whole.lmdb")
     some = write(root / "some", {name: content for name, content in read(photos).items() if name.startswith("0/")})
     done("extract", *SHARD, some, root / "part.lmdb")
-    shutil.copytree(root / "part.lmdb", root / "appended.lmdb")
-    timed("append", "--append", *SHARD, photos, root / "appended.lmdb")
-    return Prepared(photos, root / "part.lmdb", root / "whole.lmdb", read(root / "folder"), seconds)
+    return Prepared(photos, root / "part.lmdb", root / "whole.lmdb")
 
 
 def _is_the_same(store: Path, other: Path) -> bool:
     """Return whether a store is sound, and another or a folder has its patches, references, centres and metadata."""
     return verify(store).ok and compare(store, other).ok
-
-
-def _kill_after(seconds: float, *arguments: str | Path, with_workers: bool) -> None:
-    """Start a command and kill it at some moment, if it still runs then; with or without the processes it started."""
-    process = start("extract", *arguments)
-    time.sleep(seconds)
-    (os.killpg if with_workers else os.kill)(process.pid, signal.SIGKILL)
-    process.wait()  # its pipes may be held by workers that outlive it
-    for pipe in (process.stdout, process.stderr):
-        assert pipe is not None
-        pipe.close()
-
-
-def _moments(seconds: float, seed: int) -> list[float]:
-    """Return a random moment in each of as many equal parts of a command's life, a little beyond its end."""
-    draw = random.Random(seed)
-    return [seconds * 1.1 * (part + draw.random()) / KILLS for part in range(KILLS)]
-
-
-# A run that is killed may have been killed before: each of these kills twice.
-
-
-def test_a_killed_extraction_to_a_store_is_invisible_or_whole_and_a_rerun_completes_it(
-    tmp_path: Path, prepared: Prepared
-) -> None:
-    want = shard_contents(prepared.whole)
-    for number, moment in enumerate(_moments(prepared.seconds["store"], 1)):
-        store = tmp_path / f"{number}.lmdb"
-        command = (*SHARD, prepared.photos, store)
-        for _ in range(2):
-            if not store.exists():
-                _kill_after(moment, *command, with_workers=bool(number % 2))
-        if not store.exists():
-            done("extract", *command)
-        assert [path.name for path in tmp_path.glob(f"{number}*")] == [f"{number}.lmdb"]
-        assert _is_the_same(store, prepared.whole)
-        assert shard_contents(store) == want
-
-
-def test_a_killed_extraction_to_a_folder_is_invisible_or_whole_and_a_rerun_completes_it(
-    tmp_path: Path, prepared: Prepared
-) -> None:
-    for number, moment in enumerate(_moments(prepared.seconds["folder"], 2)):
-        folder = tmp_path / f"folder_{number}"
-        command = (*OPTIONS, prepared.photos, folder)
-        for _ in range(2):
-            if not folder.exists():
-                _kill_after(moment, *command, with_workers=bool(number % 2))
-        if not folder.exists():
-            done("extract", *command)
-        assert read(folder) == prepared.folder
-        # Killed between the last rename and the tidying up, it may leave its lock and plan beside the folder.
-        assert not [path for path in tmp_path.glob(f"folder_{number}?*/**/*") if path.suffix in {".jpg", ".pt"}]
-
-
-def test_a_killed_append_leaves_old_or_new_and_a_rerun_completes_it(tmp_path: Path, prepared: Prepared) -> None:
-    old, new = patches(prepared.part), patches(prepared.whole)
-    before = states(prepared.part)
-    for number, moment in enumerate(_moments(prepared.seconds["append"], 3)):
-        store = shutil.copytree(prepared.part, tmp_path / f"{number}.lmdb")
-        command = ("--append", *SHARD, prepared.photos, store)
-        for _ in range(2):
-            _kill_after(moment, *command, with_workers=bool(number % 2))
-            assert patches(store) in (old, new)
-        done("extract", *command)
-        assert _is_the_same(store, prepared.whole)
-        after = states(store)
-        assert {name: after[name][2] for name in before} == {name: state[2] for name, state in before.items()}
 
 
 def _shards(folder: Path) -> int:
@@ -287,12 +201,13 @@ def test_ctrl_c_at_work_is_status_130_and_a_rerun_completes(tmp_path: Path, prep
     assert [path.name for path in tmp_path.iterdir()] == [to]
 
 
-@pytest.mark.parametrize("round_", range(max(2, KILLS // 2)))
-def test_ctrl_c_while_workers_start_is_status_130_and_one_line(tmp_path: Path, prepared: Prepared, round_: int) -> None:
-    process = start("extract", *SHARD, prepared.photos, tmp_path / "s.lmdb")
-    await_while_running(process, psutil.Process(process.pid).children)
-    _interrupted(process)
-    assert not (tmp_path / "s.lmdb").exists()
+def test_ctrl_c_while_workers_start_is_status_130_and_one_line(tmp_path: Path, prepared: Prepared, runs: Runs) -> None:
+    for number in runs(small=2, full=100):
+        store = tmp_path / f"{number}.lmdb"
+        process = start("extract", *SHARD, prepared.photos, store)
+        await_while_running(process, psutil.Process(process.pid).children)
+        _interrupted(process)
+        assert not store.exists()
 
 
 @pytest.mark.parametrize("to", ["s.lmdb", "folder"])
@@ -368,29 +283,6 @@ def test_a_second_append_is_refused_and_readers_go_on(tmp_path: Path, prepared: 
 
 
 # No room
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """Mount a small disk, or change its options when it is there."""
-    if os.geteuid() != 0:
-        pytest.skip("only root mounts a small disk")
-    point = tmp_path / "disk"
-    point.mkdir()
-    mounted = False
-
-    def mount(options: str) -> Path:
-        nonlocal mounted
-        extra = ["-o", f"remount,{options}"] if mounted else ["-o", options]
-        result = subprocess.run(["mount", "-t", "tmpfs", *extra, "tmpfs", point], capture_output=True, check=False)
-        if result.returncode:
-            pytest.skip(f"no mounting here: {result.stderr.decode()}")
-        mounted = True
-        return point
-
-    yield mount
-    if mounted:
-        subprocess.run(["umount", point], check=True)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import lmdb
@@ -573,29 +573,6 @@ def test_centers_that_do_not_match_the_patches_are_kept_and_reported(tmp_path: P
 
 # No room
 
-needs_mount = pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts a small disk")
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """Mount a small disk, or change its options when it is there."""
-    point = tmp_path / "disk"
-    point.mkdir()
-    mounted = False
-
-    def mount(options: str) -> Path:
-        nonlocal mounted
-        extra = ["-o", f"remount,{options}"] if mounted else ["-o", options]
-        result = subprocess.run(["mount", "-t", "tmpfs", *extra, "tmpfs", point], capture_output=True, check=False)
-        if result.returncode:
-            pytest.skip(f"no mounting here: {result.stderr.decode()}")
-        mounted = True
-        return point
-
-    yield mount
-    if mounted:
-        subprocess.run(["umount", point], check=True)
-
 
 def _noise_pictures(root: Path, count: int, size: int) -> Path:
     """Write pictures of ``size`` bytes each."""
@@ -604,7 +581,6 @@ def _noise_pictures(root: Path, count: int, size: int) -> Path:
     return write(root, {f"{number:04d}.ppm": head + os.urandom(3 * side) for number in range(count)})
 
 
-@needs_mount
 def test_free_space_is_checked_before_anything_is_written(tmp_path: Path, disk: Callable[[str], Path]) -> None:
     source = _noise_pictures(tmp_path / "photos", 40, 100_000)
     small = disk("size=2m")
@@ -617,7 +593,6 @@ def test_free_space_is_checked_before_anything_is_written(tmp_path: Path, disk: 
     assert is_whole(small / "s.lmdb", source)
 
 
-@needs_mount
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_disk_that_fills_up_meanwhile_is_an_error_and_a_rerun_goes_on(
     tmp_path: Path, disk: Callable[[str], Path], workers: str
@@ -648,7 +623,6 @@ def test_a_write_that_the_system_refuses_is_an_error_and_a_rerun_goes_on(tmp_pat
     assert is_whole(tmp_path / "s.lmdb", source)
 
 
-@needs_mount
 def test_an_append_without_room_leaves_the_store_as_it_was(tmp_path: Path, disk: Callable[[str], Path]) -> None:
     first = _noise_pictures(tmp_path / "photos", 4, 100_000)
     small = disk("size=2m")

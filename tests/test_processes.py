@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from small_stores import in_child
 from tqdm import tqdm
 
 from dlas_store.errors import StoreError, WriteError
@@ -240,3 +242,12 @@ def test_the_cores_are_those_that_this_process_may_use() -> None:
         os.sched_setaffinity(0, {min(allowed)})
         assert available_cores() == 1
         os.sched_setaffinity(0, allowed)
+
+
+def test_no_room_for_what_processes_share_is_an_error_that_says_where() -> None:
+    def attempt() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+        with pytest.raises(WriteError, match="memory that worker processes share, in /dev/shm"):
+            list(run_in_order(len, ["job"], workers=1))
+
+    assert in_child(attempt) == 0

@@ -179,6 +179,21 @@ def test_a_place_where_nothing_may_be_written_is_an_error_of_ours(write: Callabl
         assert {path.name for path in place.iterdir()} == {"source"}
 
 
+def test_folders_above_that_may_not_be_opened_are_no_hindrance() -> None:
+    def publish() -> None:
+        with PartialFolder(target) as partial:
+            (partial.path / "file").touch()
+            partial.publish()
+
+    with public_folder() as place:
+        target = place / "closed" / "open" / "store.lmdb"
+        target.parent.mkdir(parents=True)
+        target.parent.chmod(0o777)
+        target.parent.parent.chmod(0o711)
+        assert in_child(publish, user=NOBODY) == 0
+        assert [file.name for file in target.iterdir()] == ["file"]
+
+
 def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write_file(path, b"old")

@@ -1,0 +1,31 @@
+"""What the tests of reliability share: processes that run commands, and what the commands leave when undisturbed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from reliability.commands import Commands
+from reliability.faults import Faults
+from reliability.tasks import Task, make_tasks
+
+
+@pytest.fixture(scope="session")
+def faults(tmp_path_factory: pytest.TempPathFactory) -> Faults:
+    """The library that the commands run with."""
+    return Faults(tmp_path_factory.mktemp("faults").resolve())
+
+
+@pytest.fixture(scope="session")
+def commands(faults: Faults, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
+    """Commands whose calls can be watched."""
+    environment = {"LD_PRELOAD": str(faults.library), "FAULTS_CONTROL": str(faults.control)}
+    with Commands(tmp_path_factory.mktemp("commands"), environment) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def tasks(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Task]:
+    """Every task by its name."""
+    return make_tasks(tmp_path_factory.mktemp("tasks"), commands)

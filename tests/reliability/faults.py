@@ -1,0 +1,160 @@
+"""The calls by which a program changes files: counted, recorded, made to fail, or the moment at which it is killed.
+
+faults.c sees them from inside the program; this compiles it, tells it what to do, and reads what it recorded.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import mmap
+import shutil
+import struct
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+_CONTROL = struct.Struct("<QQQQIi1024s1024s")
+_FAIL_AT = struct.Struct("<QIi1024s1024s")
+_FAIL_AT_OFFSET = 24
+_RECORD = struct.Struct("<9Q")
+
+
+class Mode(enum.IntEnum):
+    """What happens at the Nth call; the numbers are those of faults.c."""
+
+    COUNT = 0
+    ONCE = 1
+    FROM_THERE_ON = 2
+    KILL = 3
+
+
+class Call(enum.IntEnum):
+    """What a call does; the numbers are those of faults.c."""
+
+    CREATE = 0
+    WRITE = 1
+    TRUNCATE = 2
+    ALLOCATE = 3
+    SYNC_FILE = 4
+    SYNC_ALL = 5
+    RENAME = 6
+    LINK = 7
+    UNLINK = 8
+    MKDIR = 9
+    RMDIR = 10
+
+
+class Record(NamedTuple):
+    """A call that succeeded.
+
+    Attributes:
+        call: what it did.
+        begun, ended: when; what ended before a sync began is what that sync covers.
+        offset, length: in bytes, of a write or allocation; of a truncation, the length is the new size.
+        is_durable: whether it was a write to a file that is opened for synchronous writing.
+        path: absolute.
+        other: the new path of a rename or link.
+        data: what was written.
+    """
+
+    call: Call
+    begun: int
+    ended: int
+    offset: int
+    length: int
+    is_durable: bool
+    path: str
+    other: str
+    data: bytes
+
+
+class Faults:
+    """What the preloaded library is told, and what it says.
+
+    Args:
+        folder: where the library, and the file by which it is told, are put.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.library = _compile(folder)
+        self.control = folder / "control"
+        self.control.write_bytes(bytes(_CONTROL.size))
+        with self.control.open("r+b") as file:
+            self._map = mmap.mmap(file.fileno(), 0)
+
+    def watch(
+        self, folder: Path, *, log: Path | None = None, mode: Mode = Mode.COUNT, at: int = 0, error: int = errno.EIO
+    ) -> None:
+        """Watch the calls below a folder from now on.
+
+        Args:
+            folder: an absolute path without links.
+            log: where to add records of the calls that succeed.
+            mode: what happens at a call.
+            at: which, from 1.
+            error: errno of those that fail.
+        """
+        log_name = b"" if log is None else str(log).encode()
+        self._map[:_FAIL_AT_OFFSET] = struct.pack("<QQQ", 0, self._number(8), 0)
+        _FAIL_AT.pack_into(self._map, _FAIL_AT_OFFSET, at, mode, error, str(folder).encode(), log_name)
+
+    def stop(self) -> None:
+        """Watch nothing any more; the counts stay."""
+        _FAIL_AT.pack_into(self._map, _FAIL_AT_OFFSET, 0, 0, 0, b"", b"")
+
+    @property
+    def calls(self) -> int:
+        """How many calls there were since watch()."""
+        return self._number(0)
+
+    @property
+    def failed(self) -> int:
+        """How many of them were made to fail."""
+        return self._number(16)
+
+    def _number(self, offset: int) -> int:
+        number: int = struct.unpack_from("<Q", self._map, offset)[0]
+        return number
+
+
+def read_log(path: Path) -> list[Record]:
+    """Return the calls that were recorded, in the order in which they ended."""
+    return sorted(_records(path.read_bytes()), key=lambda record: record.ended)
+
+
+def _records(data: bytes) -> Iterator[Record]:
+    position = 0
+    while position < len(data):
+        size, call, begun, ended, offset, length, is_durable, path_length, other_length = _RECORD.unpack_from(
+            data, position
+        )
+        path_end = position + _RECORD.size + path_length
+        other_end = path_end + other_length
+        yield Record(
+            Call(call),
+            begun,
+            ended,
+            offset,
+            length,
+            bool(is_durable),
+            data[position + _RECORD.size : path_end].decode(),
+            data[path_end:other_end].decode(),
+            data[other_end : position + size],
+        )
+        position += size
+
+
+def _compile(folder: Path) -> Path:
+    compiler = shutil.which("gcc")
+    if compiler is None:
+        pytest.fail("gcc is needed to see the calls that LMDB makes: install it (apt install gcc libc6-dev)")
+    source, library = Path(__file__).with_name("faults.c"), folder / "faults.so"
+    options = ["-O1", "-Wall", "-Wextra", "-shared", "-fPIC", "-o", library, source, "-ldl"]
+    result = subprocess.run([compiler, *options], capture_output=True, text=True, check=False)
+    if result.returncode:
+        pytest.fail(f"{source.name} does not compile: {result.stderr}")
+    return library

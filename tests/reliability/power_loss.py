@@ -1,0 +1,230 @@
+"""What a disk may hold after the power went: recorded calls replayed, any of those not yet synced lost.
+
+The model is the least that POSIX promises. Lost may be: bytes of a file that no later fsync of that file covers, each
+4 KiB block by itself, with or without the growth of the file; the making, removing and renaming of names that no later
+fsync of their folder covers, a rename as one. sync covers everything. A folder that was never synced into the one above
+takes with it all that is in it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from reliability.faults import Call, Record
+
+BLOCK = 4096
+
+
+class _Folder:
+    """A folder of the machine that ran; identity is all it has."""
+
+
+class _File:
+    """A file of it, with the bytes that it had before anything was recorded."""
+
+    def __init__(self, content: bytes = b"") -> None:
+        self.content = content
+
+
+_Node = _Folder | _File
+_Names = dict[_Folder, dict[str, _Node]]
+
+
+@dataclass
+class _Effect:
+    """What a call changed.
+
+    Attributes:
+        ended: when.
+        home: the file or folder whose fsync makes it durable.
+        record: the call.
+        names: names that it set, or removed (None).
+        covered: position in the record of the sync that made it durable, none yet: beyond the end.
+    """
+
+    ended: int
+    home: _Node
+    record: Record
+    names: list[tuple[_Folder, str, _Node | None]] = field(default_factory=list)
+    covered: int = 1 << 62
+
+
+class Disk:
+    """A folder's past: how it was, and all that was done in it.
+
+    Args:
+        root: where it lay, an absolute path.
+        before: a copy of how it was before the first call.
+        records: the calls, in the order in which they ended.
+    """
+
+    def __init__(self, root: Path, before: Path, records: Sequence[Record]) -> None:
+        self._root = str(root)
+        self._top = _Folder()
+        self._start: _Names = {}
+        self._load(self._top, before)
+        self._effects: list[_Effect | None] = []
+        names: _Names = {folder: dict(entries) for folder, entries in self._start.items()}
+        pending: list[_Effect] = []
+        for position, record in enumerate(records):
+            if record.call in (Call.SYNC_FILE, Call.SYNC_ALL):
+                node = None if record.call == Call.SYNC_ALL else self._find(names, record.path)
+                for effect in pending:
+                    if effect.ended < record.begun and (node is None or effect.home is node):
+                        effect.covered = position
+                pending = [effect for effect in pending if effect.covered > position]
+                self._effects.append(None)
+                continue
+            effect = self._effect(names, record)
+            if record.is_durable:
+                effect.covered = position
+            else:
+                pending.append(effect)
+            self._effects.append(effect)
+
+    def __len__(self) -> int:
+        """Number of calls."""
+        return len(self._effects)
+
+    def write_as_it_was(self, folder: Path, end: int) -> None:
+        """Write what the first ``end`` calls left, nothing lost."""
+        self._write(folder, end, None)
+
+    def write_after_power_loss(self, folder: Path, end: int, draw: random.Random) -> None:
+        """Write what may be there if the power goes after the first ``end`` calls."""
+        self._write(folder, end, draw)
+
+    def write_what_was_synced(self, folder: Path, end: int) -> None:
+        """Write what is there if the power goes after the first ``end`` calls, and all is lost that can be."""
+        self._write(folder, end, random.Random(0), keep=(0,))
+
+    def _load(self, node: _Folder, folder: Path) -> None:
+        entries: dict[str, _Node] = {}
+        self._start[node] = entries
+        for path in folder.iterdir():
+            if path.is_dir():
+                entries[path.name] = child = _Folder()
+                self._load(child, path)
+            else:
+                entries[path.name] = _File(path.read_bytes())
+
+    def _parts(self, path: str) -> list[str]:
+        assert path == self._root or path.startswith(self._root + "/"), path
+        return [part for part in path[len(self._root) :].split("/") if part]
+
+    def _find(self, names: _Names, path: str) -> _Node:
+        node: _Node = self._top
+        for part in self._parts(path):
+            assert isinstance(node, _Folder)
+            node = names[node][part]
+        return node
+
+    def _place(self, names: _Names, path: str) -> tuple[_Folder, str]:
+        parent, _, name = path.rpartition("/")
+        folder = self._find(names, parent)
+        assert isinstance(folder, _Folder)
+        return folder, name
+
+    def _effect(self, names: _Names, record: Record) -> _Effect:
+        """Return what a call changed, and change the names accordingly."""
+        if record.call in (Call.WRITE, Call.TRUNCATE, Call.ALLOCATE):
+            return _Effect(record.ended, self._find(names, record.path), record)
+        folder, name = self._place(names, record.path)
+        changes: list[tuple[_Folder, str, _Node | None]]
+        home = folder
+        match record.call:
+            case Call.CREATE:
+                changes = [(folder, name, _File())]
+            case Call.MKDIR:
+                made = _Folder()
+                names[made] = {}
+                changes = [(folder, name, made)]
+            case Call.UNLINK | Call.RMDIR:
+                changes = [(folder, name, None)]
+            case Call.RENAME | Call.LINK:
+                node = names[folder][name]
+                home, other = self._place(names, record.other)
+                gone: list[tuple[_Folder, str, _Node | None]] = [(folder, name, None)]
+                changes = [*(gone if record.call == Call.RENAME else []), (home, other, node)]
+            case _:
+                raise AssertionError(record.call)
+        _rename(names, changes)
+        return _Effect(record.ended, home, record, changes)
+
+    def _write(
+        self, folder: Path, end: int, draw: random.Random | None, *, keep: Sequence[float] = (0, 0.5, 0.9, 1)
+    ) -> None:
+        names: _Names = {node: dict(entries) for node, entries in self._start.items()}
+        contents: dict[_File, bytearray] = {}
+        # Few of all, most of all, one kind or the other: each makes states that a fair coin would hardly ever make.
+        keep_names, keep_data = (1.0, 1.0) if draw is None else (draw.choice(keep) for _ in range(2))
+        for effect in self._effects[:end]:
+            if effect is None:
+                continue
+            is_safe = draw is None or effect.covered < end
+            if effect.names:
+                if is_safe or _drawn(draw, keep_names):
+                    _rename(names, effect.names)
+                continue
+            assert isinstance(effect.home, _File)
+            content = contents.setdefault(effect.home, bytearray(effect.home.content))
+            if is_safe:
+                _change(content, effect.record, None, 1)
+            elif effect.record.call == Call.WRITE or _drawn(draw, keep_data):
+                _change(content, effect.record, draw, keep_data)
+        self._materialise(folder, self._top, names, contents)
+
+    def _materialise(self, path: Path, node: _Folder, names: _Names, contents: dict[_File, bytearray]) -> None:
+        path.mkdir(exist_ok=True)
+        for name, child in names.get(node, {}).items():
+            if isinstance(child, _Folder):
+                self._materialise(path / name, child, names, contents)
+            else:
+                (path / name).write_bytes(contents.get(child, child.content))
+
+
+def _drawn(draw: random.Random | None, chance: float) -> bool:
+    assert draw is not None
+    return draw.random() < chance
+
+
+def _rename(names: _Names, changes: list[tuple[_Folder, str, _Node | None]]) -> None:
+    for folder, name, node in changes:
+        entries = names.setdefault(folder, {})
+        if node is None:
+            entries.pop(name, None)
+        else:
+            entries[name] = node
+
+
+def _change(content: bytearray, record: Record, draw: random.Random | None, keep: float) -> None:
+    """Change a file's bytes as a call did, or as much of it as the disk had got."""
+    end = record.offset + record.length
+    if record.call == Call.TRUNCATE:
+        _resize(content, record.length)
+    elif record.call == Call.ALLOCATE:
+        _resize(content, max(len(content), end))
+    else:
+        if draw is not None and draw.random() < 0.5:
+            _resize(content, max(len(content), end))  # the file had grown, though its bytes had not come
+        for start, stop in _blocks(record.offset, end):
+            if draw is None or draw.random() < keep:
+                _resize(content, max(len(content), stop))
+                content[start:stop] = record.data[start - record.offset : stop - record.offset]
+
+
+def _blocks(start: int, end: int) -> Iterator[tuple[int, int]]:
+    while start < end:
+        stop = min(end, (start // BLOCK + 1) * BLOCK)
+        yield start, stop
+        start = stop
+
+
+def _resize(content: bytearray, size: int) -> None:
+    if size < len(content):
+        del content[size:]
+    else:
+        content.extend(bytes(size - len(content)))

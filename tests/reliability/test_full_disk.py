@@ -1,0 +1,83 @@
+"""No room: the error is clear, the old data whole, and the same command completes once there is room."""
+
+from __future__ import annotations
+
+import random
+import re
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from conftest import Runs
+
+from reliability.commands import Commands
+from reliability.tasks import NAMES, Task
+
+ROOMY = "size=64m,nr_inodes=10000"
+MESSAGE = re.compile(r"No space left|File too large|disk full|room|free")
+
+
+def _sizes(folder: Path) -> list[int]:
+    """Return what each file and folder takes of a disk, in bytes of whole pages."""
+    return [-(-path.stat().st_size // 4096) * 4096 for path in folder.rglob("*")]
+
+
+def _fill(folder: Path) -> None:
+    """Leave no byte free."""
+    with (folder / "ballast").open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(1 << 20))
+    assert shutil.disk_usage(folder).free == 0
+
+
+@pytest.mark.parametrize("how", ["bytes", "files", "filled meanwhile", "file size"])
+def test_without_room_nothing_old_is_lost_and_a_rerun_with_room_completes(
+    *,
+    tmp_path: Path,
+    runs: Runs,
+    commands: Commands,
+    tasks: dict[str, Task],
+    disk: Callable[[str], Path],
+    record_property: Callable[[str, object], None],
+    how: str,
+) -> None:
+    statuses: Counter[str] = Counter()
+    mounted = disk(ROOMY)
+    for number in runs(small=8, full=7 * len(NAMES)):
+        task, draw = tasks[NAMES[number % len(NAMES)]], random.Random(number)
+        folder = mounted / "work"
+        task.prepare(folder)
+        had = _sizes(folder)
+        commands.done(*task.command(folder))  # once with room, to see how much it takes
+        needs = _sizes(folder)
+        shutil.rmtree(folder)
+        task.prepare(folder)
+        command, limit = task.command(folder), None
+        if how == "bytes":
+            disk(f"size={sum(had) + 8192 + draw.randrange(sum(needs) - sum(had) + 4096)},nr_inodes=10000")
+        elif how == "files":
+            disk(f"size=64m,nr_inodes={len(had) + 3 + draw.randrange(max(1, len(needs) - len(had)))}")
+        elif how == "filled meanwhile":
+            disk(f"size={2 * sum(needs) + (1 << 20)},nr_inodes=10000")  # soon filled
+        elif how == "file size":
+            limit = draw.randrange(1024, max(needs))  # what it has to say goes into a file too
+        run = commands.start(command, largest_file=limit)
+        if how == "filled meanwhile":
+            time.sleep(task.seconds * draw.random())
+            _fill(mounted)
+        ended = run.end()
+        task.check(folder, ended)
+        if ended.status:
+            assert ended.status == 1, ended
+            assert re.fullmatch(rf"dlas-store: ({folder}|memory that worker processes share, ).*\n", ended.err), ended
+            assert MESSAGE.search(ended.err), ended
+        statuses["refused" if ended.status else "had room"] += 1
+        (mounted / "ballast").unlink(missing_ok=True)
+        disk(ROOMY)
+        task.complete(folder, commands)
+        shutil.rmtree(folder)
+    record_property("ends", dict(statuses))

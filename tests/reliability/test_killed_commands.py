@@ -1,0 +1,44 @@
+"""Commands that are killed at any moment: nothing published is lost, what is there opens, and a rerun completes."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from conftest import Runs
+
+from reliability.commands import Commands
+from reliability.tasks import NAMES, Task
+
+
+def test_a_kill_at_any_moment_loses_nothing_published_and_a_rerun_completes(
+    tmp_path: Path,
+    runs: Runs,
+    commands: Commands,
+    tasks: dict[str, Task],
+    record_property: Callable[[str, object], None],
+) -> None:
+    """One run kills one command once to three times, before it completes it; at least once while it is at work."""
+    kills: Counter[str] = Counter()
+    for number in runs(small=24, full=1000):
+        name, draw = NAMES[number % len(NAMES)], random.Random(number)
+        task, folder, reach = tasks[name], tmp_path / str(number), 1.1 * tasks[name].seconds
+        killed = 0
+        while not killed:
+            task.prepare(folder)
+            for _ in range(draw.choice((1, 1, 2, 3))):
+                if task.prior is not None or not (folder / task.target).exists():
+                    command = [*task.command(folder), "--workers", str(draw.choice((1, 2)))]
+                    moment, with_workers = draw.uniform(0, reach), draw.random() < 0.5
+                    ended = commands.killed(moment, command, with_workers=with_workers)
+                    killed += ended.status == -signal.SIGKILL
+                    task.check(folder, ended)
+            task.complete(folder, commands)
+            shutil.rmtree(folder)
+            reach *= 0.7  # it had ended before: it is faster now than it was
+        kills[name] += killed
+    record_property("kills", dict(kills))

@@ -1,0 +1,137 @@
+"""The power goes: what was published before is whole, whatever was not yet on the disk, and the same command completes.
+
+The calls of commands are recorded, and disks are made that lack any part of what no sync had covered by then.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from conftest import Runs
+from trees import read, states
+
+from reliability.commands import Commands
+from reliability.faults import Call, Faults, Mode, read_log
+from reliability.power_loss import Disk
+from reliability.tasks import NAMES, STORE, Task
+
+STATES_A_PAST = 20
+"""So many are made of one record; every second record is of a command that was killed and run again."""
+
+RERUN_EVERY = 10
+"""Of so many states, one is also completed by the same command."""
+
+
+@dataclass
+class Past:
+    """A command, its record, and from which call on what it wrote was published.
+
+    It may have been killed and run again, since what the first run had not synced may be lost when the second is done.
+    """
+
+    task: Task
+    disk: Disk
+    published: int
+    folder: Path
+
+
+def _recorded(task: Task, folder: Path, commands: Commands, faults: Faults, *, killed_at: int | None) -> Past:
+    log = folder.with_name(f"{folder.name}.log")
+    log.touch()
+    task.prepare(folder)
+    before = shutil.copytree(folder, folder.with_name(f"{folder.name}.before"))
+    if killed_at is not None:
+        faults.watch(folder, log=log, mode=Mode.KILL, at=killed_at)
+        assert commands.run(task.command(folder)).status == -9
+    faults.watch(folder, log=log)
+    ended = commands.run(task.command(folder))
+    faults.stop()
+    disk = Disk(folder, before, read_log(log))
+    if killed_at is None or ended.published:
+        assert (ended.status, ended.published) == (0, 1), ended
+        return Past(task, disk, len(disk), folder)
+    assert "exists; " in ended.err, ended  # killed after the last rename, and nobody has ever been told that it is done
+    return Past(task, disk, len(disk) + 1, folder)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_published_is_lost_when_the_power_goes(
+    *,
+    tmp_path: Path,
+    runs: Runs,
+    commands: Commands,
+    faults: Faults,
+    tasks: dict[str, Task],
+    record_property: Callable[[str, object], None],
+    name: str,
+) -> None:
+    task = tasks[name]
+    calls = len(_recorded(task, tmp_path / "undisturbed", commands, faults, killed_at=None).disk)
+    past_number = -1
+    found = {"old": 0, "new": 0}
+    for number in runs(small=2 * STATES_A_PAST, full=1250):
+        draw = random.Random(number)
+        if number // STATES_A_PAST != past_number:
+            past_number = number // STATES_A_PAST
+            kill = random.Random(past_number).randrange(1, calls) if past_number % 2 else None
+            past = _recorded(task, tmp_path / f"past_{past_number}", commands, faults, killed_at=kill)
+        # A third of the states come after the command was done, when all must be there.
+        end = min(draw.randrange(len(past.disk) * 3 // 2), len(past.disk))
+        state = tmp_path / str(number)
+        past.disk.write_after_power_loss(state, end, draw)
+        content = task.content(state)
+        assert content in ((task.new,) if end >= past.published else (task.old, task.new)), (number, end)
+        found["new" if content == task.new else "old"] += 1
+        if number % RERUN_EVERY == 0:
+            task.complete(state, commands)
+        shutil.rmtree(state)
+    record_property("states", found)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_record_holds_every_change(
+    tmp_path: Path, commands: Commands, faults: Faults, tasks: dict[str, Task], name: str
+) -> None:
+    past = _recorded(tasks[name], tmp_path / "past", commands, faults, killed_at=None)
+    past.disk.write_as_it_was(tmp_path / "replayed", len(past.disk))
+    assert read(tmp_path / "replayed") == read(past.folder)
+
+
+def test_the_plan_of_an_append_is_not_lost_before_its_shards_are_in_the_store(
+    tmp_path: Path, commands: Commands, faults: Faults, tasks: dict[str, Task]
+) -> None:
+    """Else a rerun would write them once more, and what had moved in would take room for ever."""
+    task = tasks["append"]
+    assert task.prior is not None
+    past = _recorded(task, tmp_path / "past", commands, faults, killed_at=None)
+    for end in range(len(past.disk)):
+        past.disk.write_what_was_synced(tmp_path / str(end), end)
+        shards = len(states(tmp_path / str(end) / STORE))
+        if shards > len(states(task.prior)) and task.content(tmp_path / str(end)) == task.old:
+            assert (tmp_path / str(end) / f"{STORE}.partial" / "plan.json").is_file()
+
+
+def test_a_store_in_folders_made_for_it_is_not_lost_with_them(
+    tmp_path: Path, commands: Commands, faults: Faults, tasks: dict[str, Task]
+) -> None:
+    past = _recorded(tasks["import-nested"], tmp_path / "past", commands, faults, killed_at=None)
+    past.disk.write_what_was_synced(tmp_path / "synced", past.published)
+    assert past.task.content(tmp_path / "synced") == past.task.new
+
+
+@pytest.mark.parametrize("name", ["append", "extract-append"])
+def test_an_append_killed_right_after_its_last_rename_is_durable_when_a_rerun_says_that_all_is_there(
+    tmp_path: Path, commands: Commands, faults: Faults, tasks: dict[str, Task], name: str
+) -> None:
+    task = tasks[name]
+    _recorded(task, tmp_path / "undisturbed", commands, faults, killed_at=None)
+    calls = [(record.call, Path(record.other).name) for record in read_log(tmp_path / "undisturbed.log")]
+    last_rename = len(calls) - calls[::-1].index((Call.RENAME, "index.lmdb"))
+    past = _recorded(task, tmp_path / "past", commands, faults, killed_at=last_rename + 1)
+    past.disk.write_what_was_synced(tmp_path / "synced", past.published)
+    assert task.content(tmp_path / "synced") == task.new

@@ -1,0 +1,116 @@
+"""A store where nothing may be written: reading, verifying and looking work as ever, and leave no trace."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import pytest
+from conftest import Runs
+from small_stores import NOBODY, content_of, public_folder, state_of
+
+from dlas_store import open_source
+from dlas_store.store import Store
+from reliability.commands import Commands, Ended
+from reliability.tasks import STORE, content_of_store, make_source
+
+
+@contextmanager
+def _owned_by_another(store: Path) -> Iterator[None]:
+    """Nobody else may write in it, and the commands run as somebody else."""
+    yield
+
+
+@contextmanager
+def _without_write_permission(store: Path) -> Iterator[None]:
+    """Nobody may write in it, its owner neither, whom the commands run as."""
+    below = [store.parent, store, *store.iterdir()]
+    for path in below:
+        os.chown(path, NOBODY, NOBODY)
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    try:
+        yield
+    finally:
+        for path in below:
+            path.chmod(0o755)
+
+
+@contextmanager
+def _mounted_read_only(store: Path) -> Iterator[None]:
+    """It lies on a file system that is mounted read-only, where root may not write either."""
+    place = store.parent
+    commands = (["mount", "--bind", place, place], ["mount", "-o", "remount,bind,ro", place])
+    for done, command in enumerate(commands):
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode:
+            if done:
+                subprocess.run(["umount", place], check=True)
+            pytest.skip(f"no mounting here: {result.stderr}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts, and gives files and processes to others")
+@pytest.mark.parametrize(
+    ("make", "user"),
+    [(_owned_by_another, NOBODY), (_without_write_permission, NOBODY), (_mounted_read_only, 0)],
+    ids=["owned by another", "no write permission", "mounted read-only"],
+)
+def test_what_only_reads_works_and_writes_nothing(
+    *, runs: Runs, commands: Commands, make: Callable[[Path], AbstractContextManager[None]], user: int
+) -> None:
+    """A run is a store of its own; each is read, verified, described, exported and compared."""
+    for number in runs(small=1, full=20):
+        with public_folder() as place:
+            numbers = range(number * 10, number * 10 + 5)
+            source = make_source(place / "source", numbers)
+            store = place / "shelf" / STORE
+            commands.done("import", "--shard-size", "20KiB", source, store)
+            (place / "desk").mkdir()
+            os.chown(place / "desk", user, user)
+            expected = content_of_store(store)
+            with open_source(source) as folder:
+                assert content_of(folder) == expected
+
+            def run(*words: str | Path) -> Ended:
+                return commands.run(words, user=user)
+
+            with make(store):
+                before = state_of(store.parent)
+                assert content_of_store(store) == expected
+                with Store(store) as opened:
+                    assert len(opened.read_pixels(range(len(opened)))) == len(opened)
+                for words in (
+                    ("info", store),
+                    ("info", store, "--json"),
+                    ("verify", store),
+                    ("verify", store, "--against", source),
+                    ("export", store, place / "desk" / "back"),
+                    ("import", store, place / "desk" / "copy.lmdb"),
+                ):
+                    ended = run(*words)
+                    assert (ended.status, ended.err) == (0, ""), (words, ended)
+                for words in (("reindex", store), ("import", "--append", _another(source), store)):
+                    ended = run(*words)
+                    assert ended.status == 1, (words, ended)
+                    assert ended.err.startswith(f"dlas-store: {store}"), ended
+                    assert "cannot be written" in ended.err
+                    assert ended.err.count("\n") == 1
+                assert state_of(store.parent) == before
+            assert content_of_store(place / "desk" / "copy.lmdb") == expected
+            assert not list(place.glob("**/*.partial"))
+
+
+def _another(source: Path) -> Path:
+    """Return a source with one image more."""
+    more = source.with_name("more")
+    if not more.exists():
+        shutil.copytree(source, more)
+        make_source(more, range(10**4, 10**4 + 1))
+    return more

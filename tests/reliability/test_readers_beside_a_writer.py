@@ -1,0 +1,136 @@
+"""Readers beside a writer that appends: no wrong byte, nothing missing, and what is open stays as it was opened."""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+import random
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
+from multiprocessing.sharedctypes import Synchronized
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from conftest import Runs
+
+from dlas_store.store import Store
+from reliability.commands import Commands
+from reliability.tasks import STORE, image_files, make_source
+
+
+class Told(NamedTuple):
+    """What readers and the test tell each other.
+
+    Attributes:
+        images: how many the writer had published, before it was asked for more.
+        reads: how many values were compared.
+        stop: set when the readers are to end.
+        failures: what went wrong.
+    """
+
+    images: Synchronized[int]
+    reads: Synchronized[int]
+    stop: Event
+    failures: Any
+
+
+def _check_image(store: Store, number: int) -> int:
+    """Compare all of an image with what was written, and return how many values that were."""
+    files = image_files(number)
+    image = store.image(number)
+    assert image.name == f"image_{number:05d}"
+    assert store.read_reference(number) == files.pop("ref.jpg")
+    assert image.centers is not None
+    assert set(image.centers) == set(range(len(files) - 1))
+    del files["centers.pt"]
+    first = store.first_patch(number)
+    found = {file: store.read(first + position) for position, file in enumerate(image.files)}
+    assert found == files, image.name
+    return len(found) + 1
+
+
+def _read(path: Path, inherited: Store | None, told: Told, seed: int) -> None:
+    """Read until told to stop: open, and read a while from what is open, sometimes a pickled copy; or never let go."""
+    draw = random.Random(seed)
+    try:
+        while not told.stop.is_set():
+            published = told.images.value
+            store = Store(path) if inherited is None else inherited
+            images, patches = store.image_count, len(store)
+            assert images >= published or inherited is not None
+            for _ in range(draw.choice((1, 20, 200))):
+                count = _check_image(store, draw.randrange(images))
+                with told.reads.get_lock():
+                    told.reads.value += count
+                assert (store.image_count, len(store)) == (images, patches)
+                with pytest.raises(IndexError):
+                    store.image(images)
+                if told.stop.is_set():
+                    break
+                if inherited is None and draw.random() < 0.1:
+                    store = pickle.loads(pickle.dumps(store))
+                    images, patches = store.image_count, len(store)
+                    assert images >= published
+            if inherited is None:
+                store.close()
+    except BaseException:
+        told.failures.put(f"{multiprocessing.current_process().name}: {traceback.format_exc()}")
+        raise
+
+
+def _start(context: BaseContext, path: Path, told: Told, count: int) -> list[BaseProcess]:
+    """Start readers, half of which keep the store that their parent had open before the first append."""
+    processes = []
+    for seed in range(count):
+        inherited = Store(path) if seed % 2 else None
+        process: BaseProcess = context.Process(target=_read, args=(path, inherited, told, seed))  # type: ignore[attr-defined]
+        process.start()
+        processes.append(process)
+    return processes
+
+
+def test_readers_find_all_that_was_published_and_keep_their_snapshot(
+    *,
+    tmp_path: Path,
+    runs: Runs,
+    request: pytest.FixtureRequest,
+    commands: Commands,
+    record_property: Callable[[str, object], None],
+) -> None:
+    """A run is a new store, appended to for a minute: 30 of them are half an hour."""
+    is_soak = request.config.getoption("soak")
+    seconds, readers = (60, 8) if is_soak else (3, 2)
+    appends = reads = 0
+    for number in runs(small=1, full=30):
+        source, path = tmp_path / f"source_{number}", tmp_path / f"{number}" / STORE
+        count = 4
+        make_source(source, range(count))
+        append = ("import", "--append", "--workers", "1", "--shard-size", "20KiB", source, path)
+        commands.done(append[0], *append[2:])
+        fork, spawn = multiprocessing.get_context("fork"), multiprocessing.get_context("spawn")
+        told = Told(spawn.Value("Q", count), spawn.Value("Q", 0), spawn.Event(), spawn.SimpleQueue())
+        processes = _start(fork, path, told, readers) + _start(spawn, path, told, readers)
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and told.failures.empty():
+            more = random.Random(count).randrange(1, 4)
+            make_source(source, range(count, count + more))
+            commands.done(*append)
+            count += more
+            told.images.value = count
+            appends += 1
+            if appends % 7 == 0:
+                commands.done("reindex", "--workers", "1", path)
+        told.stop.set()
+        for process in processes:
+            process.join(60)
+        assert told.failures.empty(), told.failures.get()
+        assert [process.exitcode for process in processes] == [0] * len(processes)
+        assert told.reads.value > len(processes)
+        reads += told.reads.value
+    record_property("commits", appends)
+    record_property("values compared", reads)
