@@ -63,7 +63,7 @@ demo: $(INSTALLED)
 	$(STEP) 'Now train on it for a minute: $(BIN)/python examples/train_sr.py'
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 # Many hours. Parts can run one after another or beside each other; the fuzzer runs with the first.
 PART := 1/1
