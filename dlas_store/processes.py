@@ -142,6 +142,7 @@ def interrupt_delayed() -> Iterator[None]:
 def _start_worker(done: SynchronizedArray[int], stopping: Synchronized[int]) -> None:
     global _done, _stopping
     _done, _stopping = done, stopping
+    _unreported[:] = 0, 0  # a forked worker has what its parent did itself
     gc.freeze()  # what the parent had is here for good: no collection need look at it, nor copy its pages
     leave_interrupts_to_parent()
     # A pool's workers wait for jobs for ever when their parent is killed.

@@ -174,6 +174,13 @@ def test_progress_is_that_of_all_workers() -> None:
         assert bar.n == 30
 
 
+def test_what_the_parent_did_itself_is_not_reported_by_its_workers() -> None:
+    report_done(1, 1)
+    with tqdm(total=30, file=io.StringIO()) as bar:
+        list(run_in_order(square_late, range(30), workers=3, bar=bar))
+        assert bar.n == 30
+
+
 def test_no_bar_is_shown_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
     with progress_bar(30, "testing") as bar:
         list(run_in_order(square_late, range(30), workers=3, bar=bar))

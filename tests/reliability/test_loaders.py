@@ -47,7 +47,9 @@ class Reader:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            env=os.environ | {"TMPDIR": str(self._temporary)},
+            # Python's tracker of semaphores may warn of one that is gone, as it should be.
+            env=os.environ
+            | {"TMPDIR": str(self._temporary), "PYTHONWARNINGS": "ignore:resource_tracker:UserWarning"},
         )
 
     def lines(self) -> Iterator[str]:
