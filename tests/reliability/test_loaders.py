@@ -48,8 +48,7 @@ class Reader:
             text=True,
             start_new_session=True,
             # Python's tracker of semaphores may warn of one that is gone, as it should be.
-            env=os.environ
-            | {"TMPDIR": str(self._temporary), "PYTHONWARNINGS": "ignore:resource_tracker:UserWarning"},
+            env=os.environ | {"TMPDIR": str(self._temporary), "PYTHONWARNINGS": "ignore:resource_tracker:UserWarning"},
         )
 
     def lines(self) -> Iterator[str]:
