@@ -489,6 +489,39 @@ def test_references_that_do_not_fit_the_cache_change_nothing(
         assert paths == [item["GT_path"] for item in reversed(expected)]
 
 
+@pytest.fixture
+def twelve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A dataset of 12 images of two patches, patches and references of the size of HQ, of which it keeps one."""
+    monkeypatch.setattr(references, "CACHE_BYTES", 0)
+    for number in range(12):
+        files = {name: jpeg(noise(32, 32, seed=3 * number + place)) for place, name in enumerate(("0.jpg", "1.jpg"))}
+        write(tmp_path / "chunked" / f"{number:02d}", {**files, "ref.jpg": jpeg(noise(32, 32, seed=3 * number + 2))})
+    options = {"paths": tmp_path / "chunked", "target_size": 32, "scale": 2, "need_ref": True}
+    return create_dataset({"mode": "single_image_extensible", **options})
+
+
+def test_the_memory_of_a_reference_that_made_room_is_used_again_unless_somebody_has_it(twelve: Any) -> None:
+    kept, source = twelve._references, twelve._roots.locate(0)[0]
+
+    def place(number: int) -> int:
+        return int(kept.get(source, number, (32, 32)).hq.ctypes.data)
+
+    assert place(0) == place(1) == place(2)
+    held = kept.get(source, 2, (32, 32))
+    before = held.hq.copy()
+    assert place(3) != held.hq.ctypes.data
+    assert np.array_equal(held.hq, before)
+
+
+def test_references_that_make_room_for_each_other_in_threads_are_right(twelve: Any) -> None:
+    expected = [twelve[index] for index in range(24)]
+    order = [*range(0, 24, 2), *range(1, 24, 2)]
+    loader = ThreadsLoader(twelve, sampler=order, batch_size=3, drop_last=False, threads=4)
+    for _ in range(10):
+        items = [{key: value[row] for key, value in batch.items()} for batch in loader for row in range(3)]
+        assert_same(sorted(items, key=lambda item: item["GT_path"]), expected)
+
+
 def test_a_reference_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
     write(tmp_path / "chunked" / "a", {"0.jpg": jpeg(noise(32, 32)), "ref.jpg": jpeg(noise(32, 32))[:-300]})
     dataset: Any = create_dataset(

@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -67,11 +68,11 @@ def pinned(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
     return array
 
 
-def is_free(held: list[NDArray[Any]], position: int) -> bool:
-    """Return whether nothing but a list refers to an array in it: no variable, no view, no tensor."""
+def is_free(held: Sequence[Any], position: int) -> bool:
+    """Return whether nothing but a list refers to an array (or a tuple) in it: no variable, no view, no tensor."""
     return sys.getrefcount(held[position]) == _FREE
 
 
 _PROBE = [np.empty(0)]
 _FREE = sys.getrefcount(_PROBE[0])
-"""The count of an array that only its list refers to; measured, for it is a detail of the interpreter."""
+"""The count of what only its list refers to; measured, for it is a detail of the interpreter."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from contextlib import suppress
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from dlas_store.bounded_cache import cached
+from dlas_store.datasets.batch_memory import is_free
 from dlas_store.datasets.patches import PatchOptions
-from dlas_store.datasets.planes import Planes, area_resize, to_planes
+from dlas_store.datasets.planes import Planes, area_resize, split_channels, to_planes, to_unit
 from dlas_store.errors import ImageError
 from dlas_store.pixels import decode
 from dlas_store.source import Pixels, Source
@@ -37,7 +38,7 @@ class References:
     def __init__(self, options: PatchOptions) -> None:
         self._options = options
         self._capacity = max(1, CACHE_BYTES // (4 * 3 * (options.hq_size**2 + options.lq_size**2)))
-        self._kept: dict[tuple[int, int, tuple[int, int]], Reference | bool] = {}
+        self._kept: dict[tuple[int, int, tuple[int, int]], Reference | Literal[False]] = {}
 
     def __reduce__(self) -> tuple[type[References], tuple[PatchOptions]]:
         return References, (self._options,)
@@ -53,22 +54,40 @@ class References:
         Raises:
             StoreError: it cannot be read or decoded.
         """
-
-        def read(_: object) -> Reference | bool:
+        key = (id(source), number, patch_size)
+        kept = self._kept.get(key)
+        if kept is None:
             encoded = source.read_reference(number)
-            return encoded is not None and self._make(decode_reference(encoded, source, number), patch_size)
+            evicted = self._evicted()
+            kept = encoded is not None and self._make(decode_reference(encoded, source, number), patch_size, evicted)
+            self._kept[key] = kept
+        return kept or None
 
-        kept = cached(self._kept, self._capacity, (id(source), number, patch_size), read)
-        return kept if isinstance(kept, Reference) else None
+    def _evicted(self) -> Reference | None:
+        """Let the newest reference make room where there is none; return it if nobody has it any more.
 
-    def _make(self, pixels: Pixels, patch_size: tuple[int, int]) -> Reference:
+        Its memory is then used again: the system clears new memory first, and lets one thread at a time ask for it.
+        """
+        if len(self._kept) < self._capacity:
+            return None
+        with suppress(KeyError):  # another thread may have taken the last one
+            newest = [self._kept.popitem()[1]]
+            return newest[0] or None if is_free(newest, 0) else None
+        return None
+
+    def _make(self, pixels: Pixels, patch_size: tuple[int, int], evicted: Reference | None) -> Reference:
         opt = self._options
+        size, target, hq_size = pixels.shape[:2], (opt.target_size, opt.target_size), (opt.hq_size, opt.hq_size)
+        if evicted is not None and size == patch_size == target == hq_size:
+            to_unit(split_channels(pixels), evicted.hq)
+            area_resize(evicted.hq, evicted.lq.shape[1:], out=evicted.lq)
+            return evicted._replace(size=size)
         planes = to_planes(pixels)
-        for size in (patch_size, (opt.target_size, opt.target_size)):
-            if planes.shape[1:] != size:
-                planes = area_resize(planes, size)
+        for wanted in (patch_size, target):
+            if planes.shape[1:] != wanted:
+                planes = area_resize(planes, wanted)
         hq = np.ascontiguousarray(planes[:, : opt.hq_size, : opt.hq_size])
-        return Reference((pixels.shape[0], pixels.shape[1]), hq, area_resize(hq, (opt.lq_size, opt.lq_size)))
+        return Reference((size[0], size[1]), hq, area_resize(hq, (opt.lq_size, opt.lq_size)))
 
 
 def decode_reference(encoded: bytes, source: Source, number: int) -> Pixels:
