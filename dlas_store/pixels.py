@@ -6,7 +6,6 @@ import io
 import struct
 import zlib
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import IO, Literal, NamedTuple
 
 import numpy as np
@@ -110,18 +109,27 @@ def decode_into(
     Raises:
         ImageError: see decode.
     """
-    if decoder == "simplejpeg" and data[:3] == _JPEG_START and out.shape[0] * out.shape[1] <= max_pixels:
-        # What raises is damaged, which decode describes.
-        with suppress(ValueError):
-            height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
-            if (height, width) == out.shape[:2] and colorspace not in _CMYK:
-                simplejpeg.decode_jpeg(data, "RGB", buffer=out)
-                return out
+    if decoder == "simplejpeg" and _is_jpeg_for(data, out, max_pixels):
+        try:
+            simplejpeg.decode_jpeg(data, "RGB", buffer=out)
+        except ValueError:
+            pass  # what is damaged, decode describes
+        else:
+            return out
     pixels = decode(bytes(data), max_pixels=max_pixels, decoder=decoder)
     if pixels.shape != out.shape:
         return pixels
     out[...] = pixels
     return out
+
+
+def _is_jpeg_for(data: bytes | memoryview, out: Pixels, max_pixels: int) -> bool:
+    """Return whether simplejpeg can decode a picture into an array as it is."""
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return False
+    return (height, width, 3) == out.shape and colorspace not in _CMYK and height * width <= max_pixels
 
 
 def as_batch(pictures: Sequence[Pixels]) -> Pixels | list[Pixels]:

@@ -500,19 +500,6 @@ def twelve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return create_dataset({"mode": "single_image_extensible", **options})
 
 
-def test_the_memory_of_a_reference_that_made_room_is_used_again_unless_somebody_has_it(twelve: Any) -> None:
-    kept, source = twelve._references, twelve._roots.locate(0)[0]
-
-    def place(number: int) -> int:
-        return int(kept.get(source, number, (32, 32)).hq.ctypes.data)
-
-    assert place(0) == place(1) == place(2)
-    held = kept.get(source, 2, (32, 32))
-    before = held.hq.copy()
-    assert place(3) != held.hq.ctypes.data
-    assert np.array_equal(held.hq, before)
-
-
 def test_references_that_make_room_for_each_other_in_threads_are_right(twelve: Any) -> None:
     expected = [twelve[index] for index in range(24)]
     order = [*range(0, 24, 2), *range(1, 24, 2)]

@@ -88,7 +88,8 @@ class BatchOrder:
         if isinstance(self.dataset, ItemDataset):
             self.dataset.set_epoch(self._epoch)
         self._epoch += 1
-        self._pass = Pass(self._as_draws(batches) if isinstance(self.dataset, ItemDataset) else batches)
+        needs_draws = isinstance(self.dataset, ItemDataset) and not isinstance(self.sampler, OrderSampler)
+        self._pass = Pass(self._as_draws(batches) if needs_draws else batches)
         return self._pass
 
     def end(self, this: Pass) -> None:

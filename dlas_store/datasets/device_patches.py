@@ -133,7 +133,7 @@ def _masks(squares: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
         places = torch.arange(side, device=squares.device)
         inside.append((places >= (middle - half)[:, None]) & (places < (middle + half)[:, None]))
     rows, columns = inside
-    return torch.where(rows[:, None, :, None] & columns[:, None, None, :], 1.0, float(MASK_OUTSIDE))
+    return torch.where(rows[:, None, :, None] & columns[:, None, None, :], 1.0, MASK_OUTSIDE)
 
 
 def _centers(raw: RawPatches, patch_size: tuple[int, ...], opt: PatchOptions) -> tuple[torch.Tensor, torch.Tensor]:

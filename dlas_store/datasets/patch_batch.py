@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from dlas_store.datasets.batches import Allocate, MakeItem
+from dlas_store.datasets.batches import Allocate, MakeItem, fill_in_groups
 from dlas_store.datasets.draws import Draw, ItemRandom
+from dlas_store.datasets.masked_reference import write_reference
 from dlas_store.datasets.patches import (
     UNKNOWN_CENTER,
     PatchOptions,
-    draw_mask,
     needed_center,
     rescale_center,
     rescale_square,
 )
-from dlas_store.datasets.planes import Planes, area_resize, split_channels, to_unit
+from dlas_store.datasets.planes import Planes, area_resize, split_channels, write_channels, write_planes
 from dlas_store.datasets.references import References
-from dlas_store.errors import StoreError
-from dlas_store.source import Source
+from dlas_store.datasets.roots import read_each_into
+from dlas_store.source import Pixels, Source
 
 
 class ItemPatches(NamedTuple):
@@ -71,7 +72,7 @@ class PatchBatch:
         self._options = options
         self._references = references
         self._seed = seed
-        self._replace = replace
+        self._replaced_by = replace
         frames = len(items[0].patches)
         self._shape = (len(items), frames) if framed else (len(items),)
         rows = (len(items), frames)
@@ -92,15 +93,13 @@ class PatchBatch:
 
     def fill(self, start: int, stop: int) -> None:
         """Make a part of the items; see BatchWork."""
-        size = self._options.target_size
-        decoded = np.empty((size, size, 3), np.uint8)
-        for item in self._order[start:stop]:
-            try:
-                self._fill_item(item, decoded)
-            except StoreError:
-                if self._replace is None:
-                    raise
-                self._write_item(item, self._replace(self._draws[item]))
+        decoded = np.empty((self._options.target_size, self._options.target_size, 3), np.uint8)
+
+        def fill(items: Sequence[int]) -> None:
+            nonlocal decoded
+            decoded = self._fill_items(items, decoded)
+
+        fill_in_groups(self._order[start:stop], fill, replace=self._replaced_by and self._write_replacement)
 
     def finish(self) -> dict[str, Any]:
         """Return the batch; see BatchWork."""
@@ -118,74 +117,97 @@ class PatchBatch:
         """Return the arrays of (items, frames, ...), in the order of an item's keys."""
         return self._hq, self._lq, self._hq_reference, self._lq_reference, *self._centers
 
-    def _fill_item(self, item: int, decoded: np.ndarray[Any, Any]) -> None:
-        source, patches = self._items[item]
-        for frame, patch in enumerate(patches):
-            size = self._read_patch(source, patch, decoded, self._hq[item, frame])
-            if self._options.need_ref:
-                self._add_reference(source, patch, size, (item, frame))
-        self._make_lq(item)
-        self._paths[item] = source.patch_path(patches[-1])
+    def _fill_items(self, items: Sequence[int], decoded: Pixels) -> Pixels:
+        """Make a few items.
 
-    def _write_item(self, item: int, values: dict[str, Any]) -> None:
-        """Take over an item that was made on its own."""
+        Args:
+            items: places in the batch.
+            decoded: what patches are decoded into, where it has their size.
+
+        Returns:
+            What is likely to have the size of the patches to come.
+        """
+        patches = [(self._items[item].source, patch) for item in items for patch in self._items[item].patches]
+        places: Iterable[tuple[int, int] | None] = repeat(None)
+        if self._options.need_ref:
+            places = [source.locate(patch) for source, patch in patches]
+        for item in items:
+            source, frames = self._items[item]
+            self._paths[item] = source.patch_path(frames[-1])
+        rows = [(item, frame) for item in items for frame in range(len(self._items[item].patches))]
+        read = read_each_into(patches, repeat(decoded))
+        for row, (source, _), pixels, place in zip(rows, patches, read, places, strict=False):
+            self._write_patch(pixels, row)
+            if place is not None:
+                self._add_reference(source, place, (pixels.shape[0], pixels.shape[1]), row)
+            decoded = pixels
+        if self._options.corruptions.is_active:
+            for item in items:
+                self._corrupt(item)
+        return decoded
+
+    def _write_replacement(self, item: int) -> None:
+        """Take over an item that is made on its own in place of another."""
+        assert self._replaced_by is not None
+        values = self._replaced_by(self._draws[item])
         keys = ("hq", "lq", "gt_fullsize_ref", "lq_fullsize_ref", "gt_center", "lq_center")
         for key, array in zip(keys, self._arrays(), strict=True):
             array[item] = values[key].numpy()
         self._paths[item] = values["GT_path"]
 
-    def _read_patch(self, source: Source, patch: int, decoded: np.ndarray[Any, Any], out: Planes) -> tuple[int, int]:
-        """Write a patch as HQ and return its own height and width."""
-        opt = self._options
-        pixels = source.read_into(patch, decoded)
-        size = pixels.shape[0], pixels.shape[1]
-        channels = split_channels(pixels)
-        if size == (opt.target_size, opt.target_size):
-            to_unit(np.ascontiguousarray(channels[:, : opt.hq_size, : opt.hq_size]), out)
-            return size
-        planes = to_unit(channels, np.empty(channels.shape, np.float32))
-        target = (opt.target_size, opt.target_size)
-        resized = area_resize(planes, target, interleaved=opt.corruptions.is_active)
-        out[...] = resized[:, : opt.hq_size, : opt.hq_size]
-        return size
+    def _write_patch(self, pixels: Pixels, row: tuple[int, int]) -> None:
+        """Write a patch as HQ, and as LQ where nothing is corrupted."""
+        opt, hq, lq = self._options, self._hq[row], self._lq[row]
+        is_cropped, is_corrupted = opt.hq_size != opt.target_size, opt.corruptions.is_active
+        if not (is_cropped or is_corrupted):
+            write_planes(pixels, hq, lq)
+            return
+        whole = np.empty((3, opt.target_size, opt.target_size), np.float32) if is_cropped else hq
+        write_channels(split_channels(pixels), whole, interleaved=is_corrupted)
+        if is_cropped:
+            hq[...] = whole[:, : opt.hq_size, : opt.hq_size]
+        if not is_corrupted:
+            area_resize(hq, lq.shape[1:], out=lq)
 
-    def _add_reference(self, source: Source, patch: int, size: tuple[int, int], row: tuple[int, int]) -> None:
-        """Write reference, mask and centre of a patch of a size."""
+    def _add_reference(
+        self, source: Source, place: tuple[int, int], size: tuple[int, int], row: tuple[int, int]
+    ) -> None:
+        """Write reference, mask and centre of a patch.
+
+        Args:
+            source: where it is.
+            place: its image, and its position there.
+            size: its height and width.
+            row: its item and frame.
+        """
         opt = self._options
-        number, position = source.locate(patch)
+        number, position = place
         reference = self._references.get(source, number, size)
         hq, lq = self._hq_reference[row], self._lq_reference[row]
         if reference is None:
             hq.fill(0)
             lq.fill(0)
             return
-        hq[:3], lq[:3] = reference.hq, reference.lq
         square = UNKNOWN_CENTER
         if opt.need_metadata:
             square = rescale_square(needed_center(source, number, position), reference.size, size)
         target = (opt.target_size, opt.target_size)
-        if size == target == (opt.hq_size, opt.hq_size):
-            draw_mask(square, hq[3])
-        else:
-            mask = np.empty((1, *size), np.float32)
-            draw_mask(square, mask[0])
-            hq[3:] = area_resize(mask, target)[:, : opt.hq_size, : opt.hq_size]
-        area_resize(hq[3:], (opt.lq_size, opt.lq_size), out=lq[3:])
+        write_reference(reference.hq, square, size=size, target=target, hq=hq, lq=lq)
+        lq[:3] = reference.lq
         center = rescale_center((square.row, square.col), size, target)
         cropped = (opt.hq_size, opt.hq_size)
         self._centers[0][row] = center
         self._centers[1][row] = rescale_center(center, cropped, (opt.lq_size, opt.lq_size))
 
-    def _make_lq(self, item: int) -> None:
-        """Write HQ brought down by ``scale`` and corrupted; references and masks are not corrupted."""
+    def _corrupt(self, item: int) -> None:
+        """Write HQ brought down by ``scale`` and corrupted as LQ; references and masks are not corrupted."""
         opt = self._options
         random = ItemRandom(self._seed, self._draws[item])
         frames: list[Planes] = list(self._hq[item])
-        interleaved = opt.corruptions.is_active
         if opt.corrupt_before_downsize:
             frames, _ = opt.corruptions.apply(frames, random)
         for frame, out in zip(frames, self._lq[item], strict=True):
-            area_resize(frame, (opt.lq_size, opt.lq_size), interleaved=interleaved, out=out)
-        if interleaved and not opt.corrupt_before_downsize:
+            area_resize(frame, (opt.lq_size, opt.lq_size), interleaved=True, out=out)
+        if not opt.corrupt_before_downsize:
             corrupted, _ = opt.corruptions.apply(list(self._lq[item]), random)
             self._lq[item] = corrupted

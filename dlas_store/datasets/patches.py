@@ -8,12 +8,11 @@ import numpy as np
 
 from dlas_store.datasets.corruptions import Corruptions
 from dlas_store.datasets.options import Options, check_lq_size
-from dlas_store.datasets.planes import Planes
 from dlas_store.errors import MissingMetadataError
 from dlas_store.metadata import Center
 from dlas_store.source import Source
 
-MASK_OUTSIDE = np.float32(0.1)
+MASK_OUTSIDE = float(np.float32(0.1))
 """Mask of the reference outside of the patch's square."""
 
 UNKNOWN_CENTER = Center(128, 128, 256)
@@ -83,27 +82,18 @@ def rescale_center(center: tuple[int, int], old_size: tuple[int, ...], size: tup
     >>> rescale_center((57, 113), (256, 256), (128, 128))
     (28, 56)
     """
+    if old_size == size:
+        return center
     row, col = (_rescale(*values) for values in zip(center, old_size, size, strict=True))
     return row, col
 
 
 def rescale_square(square: Center, old_size: tuple[int, ...], size: tuple[int, ...]) -> Center:
     """Return a square after its image went from one (height, width) to another."""
+    if old_size == size:
+        return square
     row, col = rescale_center((square.row, square.col), old_size, size)
     return Center(row, col, _rescale(square.width, old_size[1], size[1]))
-
-
-def draw_mask(square: Center, out: Planes) -> None:
-    """Write the mask of a patch's square in its reference, clamped to the image.
-
-    Args:
-        square: its centre and side, in pixels.
-        out: float32 (H, W); becomes 1 within the square, MASK_OUTSIDE elsewhere.
-    """
-    out.fill(MASK_OUTSIDE)
-    half = square.width // 2
-    rows, cols = (slice(max(middle - half, 0), max(middle + half, 0)) for middle in (square.row, square.col))
-    out[rows, cols] = 1
 
 
 def needed_center(source: Source, number: int, position: int) -> Center:

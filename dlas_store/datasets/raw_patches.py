@@ -9,10 +9,11 @@ import numpy as np
 import torch
 
 from dlas_store.bounded_cache import cached
-from dlas_store.datasets.batches import Allocate
+from dlas_store.datasets.batches import Allocate, fill_in_groups
 from dlas_store.datasets.patch_batch import ItemPatches
 from dlas_store.datasets.patches import UNKNOWN_CENTER, PatchOptions, needed_center, rescale_square
 from dlas_store.datasets.references import decode_reference
+from dlas_store.datasets.roots import read_each_into
 from dlas_store.errors import ImageError, StoreError
 from dlas_store.pixels import image_size
 from dlas_store.source import Pixels, Source
@@ -119,19 +120,25 @@ class RawPatchBatch:
 
     def fill(self, start: int, stop: int) -> None:
         """Decode a part of the items; see BatchWork."""
-        for item in self._order[start:stop]:
-            source, patches = self._items[item]
-            for frame, patch in enumerate(patches):
-                out = self._pixels[item, frame]
-                pixels = source.read_into(patch, out)
-                if pixels is not out:
-                    raise StoreError(
-                        f"{source.patch_path(patch)}: {pixels.shape[1]} x {pixels.shape[0]} pixels, where others of "
-                        f"its batch have {out.shape[1]} x {out.shape[0]}; leave the option device out"
-                    )
+        fill_in_groups(self._order[start:stop], self._fill_items, replace=None)
+
+    def _fill_items(self, items: Sequence[int]) -> None:
+        """Decode a few items, after all else that there is to do for them."""
+        patches = []
+        for item in items:
+            source, frames = self._items[item]
+            self._paths[item] = source.patch_path(frames[-1])
+            for frame, patch in enumerate(frames):
+                patches.append((source, patch))
                 if self._options.need_ref:
                     self._find_reference(source, patch, item, frame)
-            self._paths[item] = source.patch_path(patches[-1])
+        rows = [row for item in items for row in self._pixels[item]]
+        for (source, patch), out, pixels in zip(patches, rows, read_each_into(patches, rows), strict=True):
+            if pixels is not out:
+                raise StoreError(
+                    f"{source.patch_path(patch)}: {pixels.shape[1]} x {pixels.shape[0]} pixels, where others of "
+                    f"its batch have {out.shape[1]} x {out.shape[0]}; leave the option device out"
+                )
 
     def finish(self) -> RawPatches:
         """Return the batch."""

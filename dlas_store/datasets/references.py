@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from dlas_store.datasets.batch_memory import is_free
+from dlas_store.bounded_cache import cached
 from dlas_store.datasets.patches import PatchOptions
-from dlas_store.datasets.planes import Planes, area_resize, split_channels, to_planes, to_unit
+from dlas_store.datasets.planes import Planes, area_resize, split_channels, to_planes, write_planes
 from dlas_store.errors import ImageError
 from dlas_store.pixels import decode
 from dlas_store.source import Pixels, Source
 
 CACHE_BYTES = 128 << 20
-"""About 160 references of 256 x 256 pixels, for each dataset and process."""
+"""About 550 references of 256 x 256 pixels at scale 4, for each dataset and process."""
 
 
 class Reference(NamedTuple):
-    """A reference, ready to be copied into batches.
+    """A reference, ready to be written into batches.
 
     Attributes:
         size: height and width in pixels of what was decoded.
-        hq: at the size of HQ, float32 (3, h, w) in [0, 1].
-        lq: at the size of LQ.
+        hq: at the size of HQ: uint8 (3, h, w) as decoded where it had that size, which takes a quarter of the memory
+            and of the time to read it; else float32 in [0, 1].
+        lq: at the size of LQ, float32 (3, h / s, w / s) in [0, 1].
     """
 
     size: tuple[int, int]
-    hq: Planes
+    hq: Pixels | Planes
     lq: Planes
 
 
@@ -37,8 +37,8 @@ class References:
 
     def __init__(self, options: PatchOptions) -> None:
         self._options = options
-        self._capacity = max(1, CACHE_BYTES // (4 * 3 * (options.hq_size**2 + options.lq_size**2)))
         self._kept: dict[tuple[int, int, tuple[int, int]], Reference | Literal[False]] = {}
+        self._capacity = 1
 
     def __reduce__(self) -> tuple[type[References], tuple[PatchOptions]]:
         return References, (self._options,)
@@ -54,40 +54,30 @@ class References:
         Raises:
             StoreError: it cannot be read or decoded.
         """
-        key = (id(source), number, patch_size)
-        kept = self._kept.get(key)
-        if kept is None:
+
+        def read(_: object) -> Reference | Literal[False]:
             encoded = source.read_reference(number)
-            evicted = self._evicted()
-            kept = encoded is not None and self._make(decode_reference(encoded, source, number), patch_size, evicted)
-            self._kept[key] = kept
-        return kept or None
+            if encoded is None:
+                return False
+            made = self._make(decode_reference(encoded, source, number), patch_size)
+            self._capacity = max(1, CACHE_BYTES // (made.hq.nbytes + made.lq.nbytes))
+            return made
 
-    def _evicted(self) -> Reference | None:
-        """Let the newest reference make room where there is none; return it if nobody has it any more.
+        return cached(self._kept, self._capacity, (id(source), number, patch_size), read) or None
 
-        Its memory is then used again: the system clears new memory first, and lets one thread at a time ask for it.
-        """
-        if len(self._kept) < self._capacity:
-            return None
-        with suppress(KeyError):  # another thread may have taken the last one
-            newest = [self._kept.popitem()[1]]
-            return newest[0] or None if is_free(newest, 0) else None
-        return None
-
-    def _make(self, pixels: Pixels, patch_size: tuple[int, int], evicted: Reference | None) -> Reference:
+    def _make(self, pixels: Pixels, patch_size: tuple[int, int]) -> Reference:
         opt = self._options
-        size, target, hq_size = pixels.shape[:2], (opt.target_size, opt.target_size), (opt.hq_size, opt.hq_size)
-        if evicted is not None and size == patch_size == target == hq_size:
-            to_unit(split_channels(pixels), evicted.hq)
-            area_resize(evicted.hq, evicted.lq.shape[1:], out=evicted.lq)
-            return evicted._replace(size=size)
+        size = (pixels.shape[0], pixels.shape[1])
+        target = (opt.target_size, opt.target_size)
+        lq = np.empty((3, opt.lq_size, opt.lq_size), np.float32)
+        if size == patch_size == target == (opt.hq_size, opt.hq_size):
+            write_planes(pixels, lq)
+            return Reference(size, split_channels(pixels), lq)
         planes = to_planes(pixels)
         for wanted in (patch_size, target):
-            if planes.shape[1:] != wanted:
-                planes = area_resize(planes, wanted)
+            planes = area_resize(planes, wanted) if planes.shape[1:] != wanted else planes
         hq = np.ascontiguousarray(planes[:, : opt.hq_size, : opt.hq_size])
-        return Reference((size[0], size[1]), hq, area_resize(hq, (opt.lq_size, opt.lq_size)))
+        return Reference(size, hq, area_resize(hq, lq.shape[1:], out=lq))
 
 
 def decode_reference(encoded: bytes, source: Source, number: int) -> Pixels:

@@ -1,0 +1,290 @@
+/* Loops over pixels for which OpenCV and numpy pass through memory several times, and take Python's lock in between.
+ *
+ * Each function lets go of that lock while it works. datasets/planes.py has the same in Python, for where this could not
+ * be compiled. Arrays are taken by the buffer protocol, contiguous and in the machine's byte order. */
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <stdint.h>
+#include <string.h>
+
+/* A compiler's x86-64 is that of 2003: a second version of each loop is there for AVX2, and chosen when this is loaded. */
+#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__)
+#define VECTORS __attribute__((target_clones("avx2", "default")))
+#else
+#define VECTORS
+#endif
+
+/* How many bytes add up to no more than a sum of 16 bits can hold. */
+#define MOST_ADDENDS 257
+
+VECTORS static void divide_bytes(const uint8_t *restrict in, float *restrict out, size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        out[i] = (float)in[i] / 255.0f;
+}
+
+VECTORS static void divide_sums(const uint16_t *restrict in, float *restrict out, size_t count, float divisor)
+{
+    for (size_t i = 0; i < count; i++)
+        out[i] = (float)in[i] / divisor;
+}
+
+VECTORS static void split_row(const uint8_t *restrict in, uint8_t *restrict red, uint8_t *restrict green,
+                              uint8_t *restrict blue, size_t width)
+{
+    for (size_t x = 0; x < width; x++) {
+        red[x] = in[3 * x];
+        green[x] = in[3 * x + 1];
+        blue[x] = in[3 * x + 2];
+    }
+}
+
+VECTORS static void add_bytes(const uint8_t *restrict in, uint16_t *restrict sums, size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        sums[i] = (uint16_t)(sums[i] + in[i]);
+}
+
+VECTORS static void add_pairs(const uint16_t *restrict in, uint16_t *restrict sums, size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        sums[i] = (uint16_t)(in[2 * i] + in[2 * i + 1]);
+}
+
+/* Writes averages of factor x factor bytes, divided by 255. sums: of factor bytes each; they and spare are overwritten. */
+static void average(uint16_t *sums, uint16_t *spare, float *out, size_t count, size_t factor)
+{
+    const float divisor = 255.0f * (float)(factor * factor);
+
+    if (factor * factor < MOST_ADDENDS && (factor & (factor - 1)) == 0) {
+        for (; factor > 1; factor /= 2) {
+            uint16_t *halved = spare;
+
+            add_pairs(sums, halved, count * factor / 2);
+            spare = sums;
+            sums = halved;
+        }
+        divide_sums(sums, out, count, divisor);
+        return;
+    }
+    for (size_t i = 0; i < count; i++) {
+        uint32_t sum = 0;
+
+        for (size_t j = 0; j < factor; j++)
+            sum += sums[i * factor + j];
+        out[i] = (float)sum / divisor;
+    }
+}
+
+/* A picture that is written: float32, channel by channel, each pixel the average of factor x factor. */
+typedef struct {
+    float *data;
+    size_t height, width, factor;
+} Planes;
+
+/* scratch: of 17 * width bytes. */
+static void write_pixels(const uint8_t *pixels, size_t height, size_t width, const Planes *out, int count, void *scratch)
+{
+    uint16_t *sums[2] = {scratch, (uint16_t *)scratch + 3 * width}, *spare = sums[1] + 3 * width;
+    uint8_t *channels = (uint8_t *)(spare + width);
+
+    for (size_t y = 0; y < height; y++) {
+        split_row(pixels + 3 * width * y, channels, channels + width, channels + 2 * width, width);
+        for (int i = 0; i < count; i++) {
+            const size_t factor = out[i].factor, plane = out[i].height * out[i].width;
+            float *row = out[i].data + y / factor * out[i].width;
+
+            if (factor == 1) {
+                for (size_t c = 0; c < 3; c++)
+                    divide_bytes(channels + c * width, row + c * plane, width);
+                continue;
+            }
+            if (y % factor == 0)
+                memset(sums[i], 0, 3 * width * sizeof *sums[i]);
+            add_bytes(channels, sums[i], 3 * width);
+            if (y % factor == factor - 1)
+                for (size_t c = 0; c < 3; c++)
+                    average(sums[i] + c * width, spare, row + c * plane, out[i].width, factor);
+        }
+    }
+}
+
+typedef struct {
+    size_t top, bottom, left, right;
+} Box;
+
+static size_t overlap(size_t start, size_t length, size_t from, size_t to)
+{
+    size_t first = start > from ? start : from, end = start + length < to ? start + length : to;
+
+    return first < end ? end - first : 0;
+}
+
+/* Writes one plane: 1 inside of the box, `outside` elsewhere, and what is between where the box cuts a pixel. */
+static void write_box(Box box, float outside, const Planes *out)
+{
+    const size_t factor = out->factor;
+    const float area = (float)(factor * factor);
+
+    for (size_t y = 0; y < out->height; y++) {
+        float *row = out->data + y * out->width;
+        size_t rows = overlap(y * factor, factor, box.top, box.bottom), x = 0;
+
+        for (; x < (rows ? box.left / factor : out->width); x++)
+            row[x] = outside;
+        for (; x * factor < box.right && x < out->width; x++) {
+            float inside = (float)(rows * overlap(x * factor, factor, box.left, box.right));
+
+            row[x] = (inside + (area - inside) * outside) / area;
+        }
+        for (; x < out->width; x++)
+            row[x] = outside;
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------ from Python */
+
+/* Takes an array of three dimensions of one of some types ('B', 'f'); returns 0 after setting an error. */
+static int take(PyObject *object, Py_buffer *view, const char *types, int flags)
+{
+    if (PyObject_GetBuffer(object, view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | flags) < 0)
+        return 0;
+    if (view->ndim == 3 && view->format != NULL && strlen(view->format) == 1 && strchr(types, view->format[0]) != NULL)
+        return 1;
+    PyErr_Format(PyExc_ValueError, "an array of 3 dimensions and type %s is needed, not of %d and %s", types, view->ndim,
+                 view->format == NULL ? "B" : view->format);
+    PyBuffer_Release(view);
+    return 0;
+}
+
+/* Says what is written to an array of some channels, for a picture of a size; returns 0 after setting an error. */
+static int plan(const Py_buffer *view, Py_ssize_t channels, Py_ssize_t height, Py_ssize_t width, Planes *out)
+{
+    const Py_ssize_t *shape = view->shape, factor = shape[1] > 0 ? height / shape[1] : 0;
+
+    if (shape[0] != channels || factor < 1 || factor > MOST_ADDENDS || shape[1] * factor != height ||
+        shape[2] * factor != width) {
+        PyErr_Format(PyExc_ValueError, "%zd x %zd pixels in %zd channels are not %zd x %zd in %zd, brought down by at most %d",
+                     shape[2], shape[1], shape[0], width, height, channels, MOST_ADDENDS);
+        return 0;
+    }
+    *out = (Planes){view->buf, (size_t)shape[1], (size_t)shape[2], (size_t)factor};
+    return 1;
+}
+
+PyDoc_STRVAR(write_pixels_doc, "write_pixels(pixels, planes, more_planes=None, /)\n--\n\n"
+             "Write pixels to one or two arrays, each averaged by a whole factor from 1.\n\n"
+             "pixels is uint8 (H, W, 3); planes are float32 (3, H / f, W / f), in [0, 1].");
+
+static PyObject *py_write_pixels(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
+{
+    Py_buffer pixels, views[2];
+    Planes out[2];
+    PyObject *result = NULL;
+    void *scratch = NULL;
+    int outs = (int)count - 1, taken = 0;
+
+    if (outs < 1 || outs > 2)
+        return PyErr_Format(PyExc_TypeError, "write_pixels takes 2 or 3 arguments, not %zd", count);
+    if (!take(args[0], &pixels, "B", 0))
+        return NULL;
+    if (pixels.shape[2] != 3) {
+        PyErr_SetString(PyExc_ValueError, "pixels must be RGB");
+        goto done;
+    }
+    for (; taken < outs; taken++) {
+        if (!take(args[1 + taken], &views[taken], "f", PyBUF_WRITABLE))
+            goto done;
+        if (!plan(&views[taken], 3, pixels.shape[0], pixels.shape[1], &out[taken])) {
+            PyBuffer_Release(&views[taken]);
+            goto done;
+        }
+    }
+    scratch = PyMem_Malloc(17 * (size_t)pixels.shape[1]);
+    if (scratch == NULL) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    write_pixels(pixels.buf, (size_t)pixels.shape[0], (size_t)pixels.shape[1], out, outs, scratch);
+    Py_END_ALLOW_THREADS
+    result = Py_NewRef(Py_None);
+done:
+    PyMem_Free(scratch);
+    while (taken > 0)
+        PyBuffer_Release(&views[--taken]);
+    PyBuffer_Release(&pixels);
+    return result;
+}
+
+PyDoc_STRVAR(write_reference_doc, "write_reference(reference, box, outside, size, hq, lq, /)\n--\n\n"
+             "Write a reference and its mask as HQ, and the mask as the last channel of LQ.\n\n"
+             "reference is uint8, or float32 in [0, 1], (3, h, w). size is height and width of the mask before it is\n"
+             "averaged by whole factors from 1, box (top, bottom, left, right) where it is 1, outside what it is\n"
+             "elsewhere. hq is float32 (4, h, w), lq float32 (4, h / s, w / s).");
+
+static PyObject *py_write_reference(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    Py_buffer reference, hq, lq;
+    Planes large, small;
+    PyObject *from, *to_hq, *to_lq, *result = NULL;
+    Py_ssize_t top, bottom, left, right, height, width;
+    float outside;
+
+    if (!PyArg_ParseTuple(args, "O(nnnn)f(nn)OO:write_reference", &from, &top, &bottom, &left, &right, &outside, &height,
+                          &width, &to_hq, &to_lq))
+        return NULL;
+    if (!take(from, &reference, "Bf", 0))
+        return NULL;
+    if (!take(to_hq, &hq, "f", PyBUF_WRITABLE))
+        goto no_hq;
+    if (!take(to_lq, &lq, "f", PyBUF_WRITABLE))
+        goto no_lq;
+    if (reference.shape[0] != 3 || reference.shape[1] != hq.shape[1] || reference.shape[2] != hq.shape[2]) {
+        PyErr_SetString(PyExc_ValueError, "the reference must be RGB and have the size of HQ");
+        goto done;
+    }
+    if (top < 0 || top > bottom || bottom > height || left < 0 || left > right || right > width) {
+        PyErr_SetString(PyExc_ValueError, "the box reaches beyond the mask");
+        goto done;
+    }
+    if (!plan(&hq, 4, height, width, &large) || !plan(&lq, 4, height, width, &small))
+        goto done;
+    Py_BEGIN_ALLOW_THREADS
+    if (reference.format[0] == 'B')
+        divide_bytes(reference.buf, large.data, 3 * large.height * large.width);
+    else
+        memcpy(large.data, reference.buf, (size_t)reference.len);
+    large.data += 3 * large.height * large.width;
+    small.data += 3 * small.height * small.width;
+    write_box((Box){(size_t)top, (size_t)bottom, (size_t)left, (size_t)right}, outside, &large);
+    write_box((Box){(size_t)top, (size_t)bottom, (size_t)left, (size_t)right}, outside, &small);
+    Py_END_ALLOW_THREADS
+    result = Py_NewRef(Py_None);
+done:
+    PyBuffer_Release(&lq);
+no_lq:
+    PyBuffer_Release(&hq);
+no_hq:
+    PyBuffer_Release(&reference);
+    return result;
+}
+
+static PyMethodDef functions[] = {
+    {"write_pixels", (PyCFunction)(void (*)(void))py_write_pixels, METH_FASTCALL, write_pixels_doc},
+    {"write_reference", py_write_reference, METH_VARARGS, write_reference_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "dlas_store._pixel_loops",
+    .m_doc = "Loops over pixels in C; see datasets/planes.py.",
+    .m_methods = functions,
+};
+
+PyMODINIT_FUNC PyInit__pixel_loops(void)
+{
+    return PyModuleDef_Init(&definition);
+}

@@ -1,0 +1,64 @@
+"""The reference of a patch in a batch, with the mask of where the patch lies in it."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import numpy as np
+
+from dlas_store.datasets.patches import MASK_OUTSIDE
+from dlas_store.datasets.planes import Planes, area_resize, loops_for, to_unit
+from dlas_store.metadata import Center
+from dlas_store.source import Pixels
+
+
+def write_reference(
+    reference: Pixels | Planes,
+    square: Center,
+    *,
+    size: tuple[int, int],
+    target: tuple[int, int],
+    hq: Planes,
+    lq: Planes,
+) -> None:
+    """Write a reference and its mask as HQ, and the mask, brought down, as the last channel of LQ.
+
+    Args:
+        reference: uint8, or float32 in [0, 1], (3, h, w), contiguous.
+        square: where the patch lies in its reference, in pixels of a reference of ``size``.
+        size: height and width of the patch.
+        target: height and width that the patch is brought to, before it is cropped at the bottom and right.
+        hq: float32 (4, h, w), contiguous.
+        lq: float32 (4, h / s, w / s), contiguous; the other channels stay as they are.
+    """
+    _, height, width = hq.shape
+    if size == target:  # then cropping the mask and clamping its square are the same
+        size = target = (height, width)
+    top, bottom, left, right = mask_box(square, size)
+    loops = loops_for(size, hq, lq)
+    if loops is not None and target == (height, width):
+        loops.write_reference(reference, (top, bottom, left, right), MASK_OUTSIDE, size, hq, lq)
+        return
+    if reference.dtype == np.uint8:
+        to_unit(cast(Pixels, reference), hq[:3])
+    else:
+        hq[:3] = reference
+    mask = np.full((1, *size), MASK_OUTSIDE, np.float32)
+    mask[:, top:bottom, left:right] = 1
+    hq[3:] = area_resize(mask, target)[:, :height, :width]
+    area_resize(hq[3:], lq.shape[1:], out=lq[3:])
+
+
+def mask_box(square: Center, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Return where the mask of a patch's square is 1: first row, the row behind the last, and the same of columns.
+
+    Args:
+        square: its centre and side, in pixels of the reference.
+        size: height and width of the reference, to which the square is clamped.
+    """
+    half = square.width // 2
+    (top, bottom), (left, right) = (
+        (min(max(middle - half, 0), side), min(max(middle + half, 0), side))
+        for middle, side in ((square.row, size[0]), (square.col, size[1]))
+    )
+    return top, bottom, left, right
