@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from dlas_store.errors import DamagedError
 from dlas_store.keys import Key, Kind
 from dlas_store.lmdb_pages import Entry
-from dlas_store.shard import Shard, name_hash, read_image, read_payload
+from dlas_store.shard import Shard, name_hash, read_image, view_payload
 from dlas_store.tables import RowType
 
 IMAGE_ROW = RowType(
@@ -67,7 +67,7 @@ def read_directory(shard: Shard, *, check_values: bool = False) -> Directory:
     touched = 0
     for key, entry in shard.values():
         if check_values:
-            read_payload(shard.data, entry.key, entry.offset, entry.length, shard.path)
+            view_payload(shard.view, entry.key, entry.offset, entry.length, shard.path)
             touched += entry.length
         if touched >= _TOUCHED_BYTES:
             shard.release_pages()
