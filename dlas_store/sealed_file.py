@@ -31,6 +31,9 @@ _ID_BYTES = 16
 _NUMBER_LIMIT = 1 << 63
 """Sums of two such numbers still fit the 64 bits of a key."""
 
+_SHARD_LIMIT = 1 << 32
+"""Rows of the index name a shard in 32 bits."""
+
 
 class SealedFile:
     """A sealed file, mapped read-only.
@@ -108,7 +111,7 @@ def check_fields(path: Path, fields: Mapping[str, object]) -> None:
         elif key == "layout":
             is_valid = value in get_args(Layout)
         else:
-            is_valid = type(value) is int and 0 <= value < _NUMBER_LIMIT
+            is_valid = type(value) is int and 0 <= value < (_SHARD_LIMIT if key == "number" else _NUMBER_LIMIT)
         if not is_valid:
             raise DamagedError(f"{path}: the trailer's {key} cannot be {value!r:.80}; restore it from a copy")
 

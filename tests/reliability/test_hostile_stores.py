@@ -393,6 +393,12 @@ def test_a_shard_of_another_number_than_the_index_has_was_a_key_error_in_verify(
     assert "says otherwise of itself" in finding.message
 
 
+def test_a_shard_number_above_32_bits_was_an_overflow_error(store: Path) -> None:
+    resealed(shards_of(store)[0], lambda body: body.update(number=1 << 32))
+    with pytest.raises(DamagedError, match="the trailer's number cannot be 4294967296"):
+        Store(shards_of(store)[0])
+
+
 def rewrite_row(store: Path, table: str, row: int, column: str, value: int) -> None:
     """Set a number in the first block of a table, with the block's checksum put right."""
     path = store / INDEX_FILE
