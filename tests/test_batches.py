@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import random
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +28,7 @@ from trees import centers_file, write
 from dlas_store.centers import write_centers
 from dlas_store.converters.importing import import_store
 from dlas_store.datasets import create_dataset, references, zero_pad
-from dlas_store.datasets.batch_threads import submit_batch
+from dlas_store.datasets.batch_threads import BatchThreads
 from dlas_store.datasets.draws import Draw
 from dlas_store.datasets.item_dataset import ItemDataset
 from dlas_store.datasets.planes import to_unit
@@ -574,7 +576,8 @@ class Parts:
 @pytest.mark.parametrize("parts", [1, 2, 5])
 def test_parts_cover_every_item_once(threads: int, count: int, parts: int) -> None:
     with ThreadPoolExecutor(threads) as pool:
-        futures = [submit_batch(pool, lambda: Parts(count), parts=parts) for _ in range(4)]
+        making = BatchThreads(pool, parts=parts)
+        futures = [making.make(Parts(count)), *(making.begin_and_make(lambda: Parts(count)) for _ in range(4))]
         for future in futures:
             made = future.result(60)
             assert len(made) == min(parts, count)
@@ -584,16 +587,43 @@ def test_parts_cover_every_item_once(threads: int, count: int, parts: int) -> No
 @pytest.mark.parametrize("fails_at", [0, 3, 6])
 def test_an_error_in_any_part_is_that_of_the_batch(fails_at: int) -> None:
     with ThreadPoolExecutor(2) as pool:
+        making = BatchThreads(pool, parts=3)
         for _ in range(20):
-            future = submit_batch(pool, lambda: Parts(7, fails_at=fails_at), parts=3)
-            with pytest.raises(ImageError, match=f"item {fails_at} is damaged"):
-                future.result(60)
+            for future in (
+                making.make(Parts(7, fails_at=fails_at)),
+                making.begin_and_make(lambda: Parts(7, fails_at=fails_at)),
+            ):
+                with pytest.raises(ImageError, match=f"item {fails_at} is damaged"):
+                    future.result(60)
 
         def begin() -> Parts:
             raise StoreError("cannot begin")
 
         with pytest.raises(StoreError, match="cannot begin"):
-            submit_batch(pool, begin, parts=3).result(60)
+            making.begin_and_make(begin).result(60)
+
+
+def test_a_batch_that_was_begun_is_made_before_another_is_begun() -> None:
+    seen: list[Any] = []
+
+    class Seen(Parts):
+        def __init__(self, number: int) -> None:
+            super().__init__(8)
+            self.number = number
+            seen.append(f"begin {number}")
+
+        def fill(self, start: int, stop: int) -> None:
+            seen.append((self.number, start))
+
+    with ThreadPoolExecutor(1) as pool:
+        making = BatchThreads(pool, parts=4)
+        all_submitted = threading.Event()
+        pool.submit(all_submitted.wait)
+        futures = [making.begin_and_make(partial(Seen, number)) for number in range(3)]
+        all_submitted.set()
+        for future in futures:
+            future.result(60)
+    assert seen == [each for number in range(3) for each in (f"begin {number}", *((number, at) for at in (0, 2, 4, 6)))]
 
 
 class Untold(Dataset[int]):

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 from torch.utils.data import Dataset, Sampler, default_collate
 
 from dlas_store.datasets.batch_memory import BatchMemory, pinned
 from dlas_store.datasets.batch_order import Batch, BatchOrder
-from dlas_store.datasets.batch_threads import submit_batch
+from dlas_store.datasets.batch_threads import BatchThreads
 from dlas_store.datasets.batches import Allocate, BatchWork, Collate, ItemsWork
 from dlas_store.datasets.device_patches import DevicePatches
 from dlas_store.datasets.item_dataset import ItemDataset
@@ -76,10 +77,14 @@ class ThreadsLoader(Loader):
         making: deque[Future[Any]] = deque()
         process = os.getpid()
         pool = PassThreads(self.num_threads)
+        threads = BatchThreads(pool, parts=self.num_threads)
         try:
+            # Begun here, so that all threads make the first batch before any begins the second.
+            if (first := next(waiting, None)) is not None:
+                making.append(threads.make(self._begin(first)))
             while True:
                 while len(making) < BATCHES_AHEAD and (batch := next(waiting, None)) is not None:
-                    making.append(self._submit(pool, batch))
+                    making.append(threads.begin_and_make(partial(self._begin, batch)))
                 if not making:
                     break
                 made = making.popleft().result()
@@ -106,9 +111,6 @@ class ThreadsLoader(Loader):
             if len(waiting) > _ANNOUNCED_AHEAD:
                 yield waiting.popleft()
         yield from waiting
-
-    def _submit(self, pool: Executor, batch: Batch) -> Future[Any]:
-        return submit_batch(pool, lambda: self._begin(batch), parts=self.num_threads)
 
     def _begin(self, batch: Batch) -> BatchWork:
         allocate = pinned if self.pin_memory else self._memory.of_batch()

@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from dlas_store.datasets.batch_order import Batch, BatchOrder
-from dlas_store.datasets.batch_threads import submit_batch
+from dlas_store.datasets.batch_threads import BatchThreads
 from dlas_store.datasets.batches import Allocate, BatchWork, Collate
 from dlas_store.datasets.device_patches import DevicePatches
 from dlas_store.datasets.pass_threads import standing_still
@@ -123,7 +123,7 @@ class _WholeBatches(Dataset[Any]):
         self._slots = slots
         self._raw = raw
         self._memory: SharedMemory | None = None
-        self._pool: ThreadPoolExecutor | None = None
+        self._pool: BatchThreads | None = None
 
     def __getitems__(self, batch: Sequence[Any]) -> Any:
         worker = get_worker_info()
@@ -133,10 +133,11 @@ class _WholeBatches(Dataset[Any]):
             return work.finish()
         if self._memory is None:
             self._memory = SharedMemory(self._slots, worker.id)
-            self._pool = ThreadPoolExecutor(self._threads) if self._threads > 1 else None
+            if self._threads > 1:
+                self._pool = BatchThreads(ThreadPoolExecutor(self._threads), parts=self._threads)
         work = self._begin(batch, self._memory.allocate)
         if self._pool is not None:
-            return self._memory.send(submit_batch(self._pool, lambda: work, parts=self._threads).result())
+            return self._memory.send(self._pool.make(work).result())
         work.fill(0, len(work))
         return self._memory.send(work.finish())
 
