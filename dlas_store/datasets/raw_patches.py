@@ -15,6 +15,7 @@ from dlas_store.datasets.patches import UNKNOWN_CENTER, PatchOptions, needed_cen
 from dlas_store.datasets.references import decode_reference
 from dlas_store.datasets.roots import read_each_into
 from dlas_store.errors import ImageError, StoreError
+from dlas_store.metadata import Center
 from dlas_store.pixels import image_size
 from dlas_store.source import Pixels, Source
 
@@ -22,6 +23,8 @@ CACHE_BYTES = 128 << 20
 """About 680 references of 256 x 256 pixels, for each dataset and process."""
 
 NO_REFERENCE = -1
+
+_NO_SQUARE = Center(0, 0, 0)
 
 
 class ReferenceName(NamedTuple):
@@ -110,8 +113,9 @@ class RawPatchBatch:
             source.read_pixels(patches[:1])  # says which patch it is
             raise
         self._pixels = allocate((len(items), frames, *size, 3), np.uint8)
-        self._squares = np.zeros((len(items), frames, 3), np.int64)
-        self._found: list[list[tuple[ReferenceName, Pixels] | None]] = [[None] * frames for _ in items]
+        self._rows = list(self._pixels.reshape(-1, *size, 3))
+        self._squares = [_NO_SQUARE] * len(self._rows)
+        self._found: list[tuple[ReferenceName, Pixels] | None] = [None] * len(self._rows)
         self._paths = [""] * len(items)
         self._order = sorted(range(len(items)), key=lambda item: (id(items[item].source), items[item].patches[0]))
 
@@ -124,15 +128,15 @@ class RawPatchBatch:
 
     def _fill_items(self, items: Sequence[int]) -> None:
         """Decode a few items, after all else that there is to do for them."""
-        patches = []
+        patches, rows = [], []
         for item in items:
             source, frames = self._items[item]
             self._paths[item] = source.patch_path(frames[-1])
-            for frame, patch in enumerate(frames):
+            for row, patch in enumerate(frames, item * len(frames)):
                 patches.append((source, patch))
+                rows.append(self._rows[row])
                 if self._options.need_ref:
-                    self._find_reference(source, patch, item, frame)
-        rows = [row for item in items for row in self._pixels[item]]
+                    self._find_reference(source, patch, row)
         for (source, patch), out, pixels in zip(patches, rows, read_each_into(patches, rows), strict=True):
             if pixels is not out:
                 raise StoreError(
@@ -142,20 +146,19 @@ class RawPatchBatch:
 
     def finish(self) -> RawPatches:
         """Return the batch."""
-        found = [reference for frames in self._found for reference in frames]
-        distinct = dict(reference for reference in found if reference is not None)
+        distinct = dict(reference for reference in self._found if reference is not None)
         places = {name: place for place, name in enumerate(distinct)}
-        images = [NO_REFERENCE if reference is None else places[reference[0]] for reference in found]
+        images = [NO_REFERENCE if reference is None else places[reference[0]] for reference in self._found]
         return RawPatches(
             pixels=torch.from_numpy(self._pixels.reshape(-1, *self._pixels.shape[2:])),
             references=[(name, torch.from_numpy(pixels)) for name, pixels in distinct.items()],
             images=torch.tensor(images),
-            squares=torch.from_numpy(self._squares.reshape(-1, 3)),
+            squares=torch.tensor(self._squares),
             paths=self._paths,
             shape=self._shape,
         )
 
-    def _find_reference(self, source: Source, patch: int, item: int, frame: int) -> None:
+    def _find_reference(self, source: Source, patch: int, row: int) -> None:
         number, position = source.locate(patch)
         reference = self._references.get(source, number)
         if reference is None:
@@ -164,5 +167,5 @@ class RawPatchBatch:
         if self._options.need_metadata:
             size, patch_size = reference.shape[:2], self._pixels.shape[2:4]
             square = rescale_square(needed_center(source, number, position), size, patch_size)
-        self._squares[item, frame] = square
-        self._found[item][frame] = (ReferenceName(str(source.path), number), reference)
+        self._squares[row] = square
+        self._found[row] = (ReferenceName(str(source.path), number), reference)
