@@ -56,9 +56,12 @@ def mask_box(square: Center, size: tuple[int, int]) -> tuple[int, int, int, int]
         square: its centre and side, in pixels of the reference.
         size: height and width of the reference, to which the square is clamped.
     """
-    half = square.width // 2
-    (top, bottom), (left, right) = (
-        (min(max(middle - half, 0), side), min(max(middle + half, 0), side))
-        for middle, side in ((square.row, size[0]), (square.col, size[1]))
+    half, (height, width) = square.width // 2, size
+    top, bottom = square.row - half, square.row + half
+    left, right = square.col - half, square.col + half
+    return (
+        min(max(top, 0), height),
+        min(max(bottom, 0), height),
+        min(max(left, 0), width),
+        min(max(right, 0), width),
     )
-    return top, bottom, left, right

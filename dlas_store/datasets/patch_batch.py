@@ -83,7 +83,7 @@ class PatchBatch:
         allocate_references = allocate if options.need_ref else np.zeros
         self._hq_reference = allocate_references((*rows, 4, hq, hq), np.float32)
         self._lq_reference = allocate_references((*rows, 4, lq, lq), np.float32)
-        self._centers = np.zeros((2, *rows, 2), np.int64)
+        self._centers = np.zeros((2, *rows, 2), np.int64)  # of HQ, and of LQ
         self._paths = [""] * len(items)
         # As they lie in the store.
         self._order = sorted(range(len(items)), key=lambda item: (id(items[item].source), items[item].patches[0]))
@@ -196,8 +196,7 @@ class PatchBatch:
         lq[:3] = reference.lq
         center = rescale_center((square.row, square.col), size, target)
         cropped = (opt.hq_size, opt.hq_size)
-        self._centers[0][row] = center
-        self._centers[1][row] = rescale_center(center, cropped, (opt.lq_size, opt.lq_size))
+        self._centers[:, row[0], row[1]] = center, rescale_center(center, cropped, (opt.lq_size, opt.lq_size))
 
     def _corrupt(self, item: int) -> None:
         """Write HQ brought down by ``scale`` and corrupted as LQ; references and masks are not corrupted."""
