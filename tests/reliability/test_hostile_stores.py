@@ -96,7 +96,8 @@ def spoil(fields: dict[str, Any], draw: random.Random) -> None:
             case 1 if isinstance(inside, dict):
                 inside["unknown"] = deepcopy(draw.choice(VALUES))
             case 2 if isinstance(inside[key], int):
-                inside[key] += draw.choice((-1, 1, 5, -1000, 1 << 20))
+                # No further than msgpack can write.
+                inside[key] = max(-(1 << 63), min(inside[key] + draw.choice((-1, 1, 5, -1000, 1 << 20)), (1 << 64) - 1))
             case 3 if isinstance(inside[key], bytes):
                 inside[key] = mutated(inside[key], draw)
             case _:
