@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,15 @@ def test_a_dataset_gives_the_same_without_them(without_loops: Any, make_image: M
         np.testing.assert_allclose(made[key], expected[key], **CLOSE)
 
 
+@pytest.mark.parametrize(("side", "factor"), [(1, 1), (5, 1), (17, 1), (33, 3), (64, 4), (160, 32)])
+def test_nothing_is_written_beside_the_arrays(side: int, factor: int) -> None:
+    hq, lq = (np.full((3, 4, size, size), 7, np.float32) for size in (side, side // factor))
+    _pixel_loops.write_pixels(noise(side, side), hq[1, :3], lq[1, :3])
+    assert all((each == 7).all() for each in (hq[1, 3], lq[1, 3]))
+    _pixel_loops.write_reference(split_channels(noise(side, side)), (0, side, 0, side), 0.1, (side, side), hq[1], lq[1])
+    assert all((each == 7).all() for each in (hq[[0, 2]], lq[[0, 2]]))
+
+
 def test_threads_that_use_them_at_the_same_time_do_not_mix() -> None:
     pictures = [noise(64, 64, seed=number) for number in range(8)]
     expected = [picture.transpose(2, 0, 1) / np.float32(255) for picture in pictures]
@@ -224,6 +234,24 @@ BOX = (0, 8, 0, 8)
 def test_references_that_they_cannot_take_are_an_error(args: tuple[Any, ...], error: type[Exception]) -> None:
     with pytest.raises(error):
         _pixel_loops.write_reference(*args)
+
+
+@pytest.mark.parametrize("side", [8, 9])
+def test_arrays_are_let_go_of_after_an_error_as_well(side: int) -> None:
+    pixels = memoryview(bytearray(8 * 8 * 3)).cast("B", (8, 8, 3))
+    reference = memoryview(bytearray(3 * 8 * 8)).cast("B", (3, 8, 8))
+    planes_of = [memoryview(bytearray(4 * 3 * size * size)).cast("B").cast("f", (3, size, size)) for size in (8, side)]
+    with_mask = [memoryview(bytearray(4 * 4 * size * size)).cast("B").cast("f", (4, size, size)) for size in (8, side)]
+    calls: list[tuple[Any, ...]] = [
+        (_pixel_loops.write_pixels, pixels, *planes_of),
+        (_pixel_loops.write_reference, reference, BOX, 0.1, (8, 8), *with_mask),
+        (_pixel_loops.write_reference, reference, (9, 9, 9, 9), 0.1, (8, 8), *with_mask),
+    ]
+    for function, *args in calls:
+        with nullcontext() if side == 8 and args[1] != (9, 9, 9, 9) else pytest.raises(ValueError, match=r"pixels|box"):
+            function(*args)
+    for view in (pixels, reference, *planes_of, *with_mask):
+        view.release()  # raises BufferError while anything holds it
 
 
 def test_the_package_installs_and_works_where_there_is_no_compiler(tmp_path: Path) -> None:
