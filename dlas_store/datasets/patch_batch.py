@@ -19,7 +19,7 @@ from dlas_store.datasets.patches import (
     rescale_center,
     rescale_square,
 )
-from dlas_store.datasets.planes import Planes, area_resize, split_channels, write_channels, write_planes
+from dlas_store.datasets.planes import Planes, area_resize, to_planes, write_planes
 from dlas_store.datasets.references import References
 from dlas_store.datasets.roots import read_each_into
 from dlas_store.source import Pixels, Source
@@ -162,8 +162,12 @@ class PatchBatch:
         if not (is_cropped or is_corrupted):
             write_planes(pixels, hq, lq)
             return
-        whole = np.empty((3, opt.target_size, opt.target_size), np.float32) if is_cropped else hq
-        write_channels(split_channels(pixels), whole, interleaved=is_corrupted)
+        target = (opt.target_size, opt.target_size)
+        whole = np.empty((3, *target), np.float32) if is_cropped else hq
+        if is_corrupted and pixels.shape[:2] != target:
+            area_resize(to_planes(pixels), target, interleaved=True, out=whole)
+        else:
+            write_planes(pixels, whole)
         if is_cropped:
             hq[...] = whole[:, : opt.hq_size, : opt.hq_size]
         if not is_corrupted:

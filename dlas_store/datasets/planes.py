@@ -52,24 +52,13 @@ def write_planes(pixels: Pixels, *out: Planes) -> None:
     if loops is not None and pixels.shape[2] == 3 and pixels.flags.c_contiguous:
         loops.write_pixels(pixels, *out)
         return
-    write_channels(split_channels(pixels), out[0])
+    channels = split_channels(pixels)
+    if channels.shape == out[0].shape:
+        to_unit(channels, out[0])
+    else:
+        area_resize(to_unit(channels, np.empty(channels.shape, np.float32)), out[0].shape[1:], out=out[0])
     for larger, smaller in pairwise(out):
         area_resize(larger, smaller.shape[1:], out=smaller)
-
-
-def write_channels(channels: Pixels, out: Planes, *, interleaved: bool = False) -> None:
-    """Write uint8 (C, H, W) to a contiguous float32 array (C, h, w), brought to its size by area averaging.
-
-    Args:
-        channels: to be written.
-        out: becomes values in [0, 1].
-        interleaved: see area_resize.
-    """
-    if channels.shape == out.shape:
-        to_unit(channels, out)
-    else:
-        planes = to_unit(channels, np.empty(channels.shape, np.float32))
-        area_resize(planes, out.shape[1:], interleaved=interleaved, out=out)
 
 
 def loops_for(size: tuple[int, ...], *out: Planes) -> ModuleType | None:
