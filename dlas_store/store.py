@@ -116,8 +116,9 @@ class Store:
 
     def view(self, index: int) -> memoryview:
         """Return the encoded bytes of a patch in the map, checked against their checksum."""
-        offset, patch_id, length, image, shard_number = self._patch_row(index)
-        shard, image_id_offset = self._shard(shard_number)
+        # For every patch of every batch: without the names of PatchRow, which take as long to give as a row to read.
+        offset, patch_id, length, image, shard_number = self._patch_values(index)
+        shard, image_id_offset = self._shards.get(shard_number) or self._shard(shard_number)
         try:
             key = pack_key(image + image_id_offset, Kind.PATCH, patch_id)
             return view_payload(shard.view, key, offset, length, shard.path)
@@ -319,11 +320,16 @@ class Store:
         return self._index
 
     def _patch_row(self, index: int) -> PatchRow:
+        return PatchRow._make(self._patch_values(index))
+
+    def _patch_values(self, index: int) -> tuple[int, int, int, int, int]:
+        """Return what PatchRow names."""
         rows = self.index.patches
         index = operator.index(index)  # numpy's narrow integers would overflow below
         if not 0 <= index < len(rows):
             raise PatchIndexError(f"{self._path}: patch {index} is not in 0 .. {len(rows) - 1}")
-        return PatchRow._make(rows[index])
+        values: tuple[int, int, int, int, int] = rows[index]
+        return values
 
     def _image_row(self, number: int) -> ImageRow:
         rows = self.index.images
