@@ -218,44 +218,46 @@ done:
     return result;
 }
 
-PyDoc_STRVAR(write_reference_doc, "write_reference(reference, box, outside, size, hq, lq, /)\n--\n\n"
-             "Write a reference and its mask as HQ, and the mask as the last channel of LQ.\n\n"
-             "reference is uint8, or float32 in [0, 1], (3, h, w). size is height and width of the mask before it is\n"
-             "averaged by whole factors from 1, box (top, bottom, left, right) where it is 1, outside what it is\n"
-             "elsewhere. hq is float32 (4, h, w), lq float32 (4, h / s, w / s).");
+PyDoc_STRVAR(write_reference_doc, "write_reference(reference, small_reference, box, outside, size, hq, lq, /)\n--\n\n"
+             "Write a reference and its mask as HQ and as LQ.\n\n"
+             "reference is uint8, or float32 in [0, 1], (3, h, w), small_reference float32 (3, h / s, w / s). size is\n"
+             "height and width of the mask before it is averaged by whole factors from 1, box (top, bottom, left, right)\n"
+             "where it is 1, outside what it is elsewhere. hq is float32 (4, h, w), lq float32 (4, h / s, w / s).");
 
 static PyObject *py_write_reference(PyObject *Py_UNUSED(module), PyObject *args)
 {
-    Py_buffer reference, hq, lq;
+    enum { REFERENCE, SMALL_REFERENCE, HQ, LQ, ARRAYS };
+    static const char *const types[ARRAYS] = {"Bf", "f", "f", "f"};
+    Py_buffer views[ARRAYS];
     Planes large, small;
-    PyObject *from, *to_hq, *to_lq, *result = NULL;
+    PyObject *objects[ARRAYS], *result = NULL;
     Py_ssize_t top, bottom, left, right, height, width;
     float outside;
+    int taken = 0;
 
-    if (!PyArg_ParseTuple(args, "O(nnnn)f(nn)OO:write_reference", &from, &top, &bottom, &left, &right, &outside, &height,
-                          &width, &to_hq, &to_lq))
+    if (!PyArg_ParseTuple(args, "OO(nnnn)f(nn)OO:write_reference", &objects[REFERENCE], &objects[SMALL_REFERENCE], &top,
+                          &bottom, &left, &right, &outside, &height, &width, &objects[HQ], &objects[LQ]))
         return NULL;
-    if (!take(from, &reference, "Bf", 0))
-        return NULL;
-    if (!take(to_hq, &hq, "f", PyBUF_WRITABLE))
-        goto no_hq;
-    if (!take(to_lq, &lq, "f", PyBUF_WRITABLE))
-        goto no_lq;
-    if (reference.shape[0] != 3 || reference.shape[1] != hq.shape[1] || reference.shape[2] != hq.shape[2]) {
-        PyErr_SetString(PyExc_ValueError, "the reference must be RGB and have the size of HQ");
-        goto done;
-    }
+    for (; taken < ARRAYS; taken++)
+        if (!take(objects[taken], &views[taken], types[taken], taken >= HQ ? PyBUF_WRITABLE : 0))
+            goto done;
+    for (int i = 0; i < 2; i++)
+        if (views[i].shape[0] != 3 || memcmp(views[i].shape + 1, views[HQ + i].shape + 1, 2 * sizeof(Py_ssize_t)) != 0) {
+            PyErr_SetString(PyExc_ValueError, "references must be RGB and have the sizes of HQ and LQ");
+            goto done;
+        }
     if (top < 0 || top > bottom || bottom > height || left < 0 || left > right || right > width) {
         PyErr_SetString(PyExc_ValueError, "the box reaches beyond the mask");
         goto done;
     }
-    if (!plan(&hq, 4, height, width, &large) || !plan(&lq, 4, height, width, &small))
+    if (!plan(&views[HQ], 4, height, width, &large) || !plan(&views[LQ], 4, height, width, &small))
         goto done;
     Py_BEGIN_ALLOW_THREADS
-    if (reference.format[0] == 'B')
-        divide_bytes(reference.buf, large.data, 3 * large.height * large.width);
+    if (views[REFERENCE].format[0] == 'B')
+        divide_bytes(views[REFERENCE].buf, large.data, 3 * large.height * large.width);
     else
-        memcpy(large.data, reference.buf, (size_t)reference.len);
+        memcpy(large.data, views[REFERENCE].buf, (size_t)views[REFERENCE].len);
+    memcpy(small.data, views[SMALL_REFERENCE].buf, (size_t)views[SMALL_REFERENCE].len);
     large.data += 3 * large.height * large.width;
     small.data += 3 * small.height * small.width;
     write_box((Box){(size_t)top, (size_t)bottom, (size_t)left, (size_t)right}, outside, &large);
@@ -263,11 +265,8 @@ static PyObject *py_write_reference(PyObject *Py_UNUSED(module), PyObject *args)
     Py_END_ALLOW_THREADS
     result = Py_NewRef(Py_None);
 done:
-    PyBuffer_Release(&lq);
-no_lq:
-    PyBuffer_Release(&hq);
-no_hq:
-    PyBuffer_Release(&reference);
+    while (taken > 0)
+        PyBuffer_Release(&views[--taken]);
     return result;
 }
 

@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 def write_pixels(pixels: NDArray[np.uint8], /, *planes: NDArray[np.float32]) -> None: ...
 def write_reference(
     reference: NDArray[Any],
+    small_reference: NDArray[np.float32],
     box: tuple[int, int, int, int],
     outside: float,
     size: tuple[int, int],

@@ -20,6 +20,7 @@ from dlas_store import _pixel_loops
 from dlas_store.datasets import create_dataset, planes
 from dlas_store.datasets.masked_reference import write_reference
 from dlas_store.datasets.planes import Planes, split_channels, to_planes, write_planes
+from dlas_store.datasets.references import Reference
 from dlas_store.metadata import Center
 
 ROOT = Path(__file__).parents[1]
@@ -129,14 +130,14 @@ def test_references_and_masks_are_those_of_opencv(
     without_loops: Any, square: Center, sides: tuple[int, int, int, int], as_bytes: bool
 ) -> None:
     patch, target, hq, lq = sides
-    reference = split_channels(noise(hq, hq)) if as_bytes else to_planes(noise(hq, hq))
+    whole, reduced = to_planes(noise(hq, hq)), to_planes(noise(lq, lq))
+    reference = Reference((hq, hq), split_channels(noise(hq, hq)) if as_bytes else whole, reduced)
     made, expected = ((filled(4, hq, hq), filled(4, lq, lq)) for _ in range(2))
     for call, (large, small) in ((lambda f, *a, **o: f(*a, **o), made), (without_loops, expected)):
         call(write_reference, reference, square, size=(patch, patch), target=(target, target), hq=large, lq=small)
-    np.testing.assert_array_equal(made[0][:3], to_planes(noise(hq, hq)))
-    np.testing.assert_allclose(made[0], expected[0], **CLOSE)
-    np.testing.assert_allclose(made[1][3], expected[1][3], **CLOSE)
-    assert np.isnan(made[1][:3]).all()
+    for one, other, planes_of in zip(made, expected, (whole, reduced), strict=True):
+        np.testing.assert_array_equal(one[:3], planes_of)
+        np.testing.assert_allclose(one, other, **CLOSE)
 
 
 def test_a_dataset_gives_the_same_without_them(without_loops: Any, make_image: MakeImage) -> None:
@@ -155,7 +156,8 @@ def test_nothing_is_written_beside_the_arrays(side: int, factor: int) -> None:
     hq, lq = (np.full((3, 4, size, size), 7, np.float32) for size in (side, side // factor))
     _pixel_loops.write_pixels(noise(side, side), hq[1, :3], lq[1, :3])
     assert all((each == 7).all() for each in (hq[1, 3], lq[1, 3]))
-    _pixel_loops.write_reference(split_channels(noise(side, side)), (0, side, 0, side), 0.1, (side, side), hq[1], lq[1])
+    reference = split_channels(noise(side, side))
+    _pixel_loops.write_reference(reference, lq[0, :3], (0, side, 0, side), 0.1, (side, side), hq[1], lq[1])
     assert all((each == 7).all() for each in (hq[[0, 2]], lq[[0, 2]]))
 
 
@@ -217,18 +219,21 @@ BOX = (0, 8, 0, 8)
 @pytest.mark.parametrize(
     ("args", "error"),
     [
-        ((REFERENCE, BOX, 0.1, (8, 8), HQ4), TypeError),
-        ((REFERENCE, BOX[:3], 0.1, (8, 8), HQ4, LQ4), TypeError),
-        ((REFERENCE, (0, 9, 0, 8), 0.1, (8, 8), HQ4, LQ4), ValueError),
-        ((REFERENCE, (-1, 8, 0, 8), 0.1, (8, 8), HQ4, LQ4), ValueError),
-        ((REFERENCE, (0, 8, 5, 4), 0.1, (8, 8), HQ4, LQ4), ValueError),
-        ((REFERENCE, BOX, 0.1, (8, 16), HQ4, LQ4), ValueError),
-        ((REFERENCE, BOX, 0.1, (1 << 62, 1 << 62), HQ4, LQ4), ValueError),
-        ((REFERENCE.astype(np.float64), BOX, 0.1, (8, 8), HQ4, LQ4), ValueError),
-        ((REFERENCE[:, :4], BOX, 0.1, (8, 8), HQ4, LQ4), ValueError),
-        ((REFERENCE, BOX, 0.1, (8, 8), HQ, LQ4), ValueError),
-        ((REFERENCE, BOX, 0.1, (8, 8), HQ4, LQ), ValueError),
-        ((REFERENCE, BOX, 0.1, (8, 8), read_only(HQ4), LQ4), ValueError),
+        ((REFERENCE, LQ, BOX, 0.1, (8, 8), HQ4), TypeError),
+        ((REFERENCE, LQ, BOX[:3], 0.1, (8, 8), HQ4, LQ4), TypeError),
+        ((REFERENCE, HQ, BOX, 0.1, (8, 8), HQ4, LQ4), ValueError),
+        ((REFERENCE, LQ.astype(np.uint8), BOX, 0.1, (8, 8), HQ4, LQ4), ValueError),
+        ((REFERENCE, LQ4, BOX, 0.1, (8, 8), HQ4, LQ4), ValueError),
+        ((REFERENCE, LQ, (0, 9, 0, 8), 0.1, (8, 8), HQ4, LQ4), ValueError),
+        ((REFERENCE, LQ, (-1, 8, 0, 8), 0.1, (8, 8), HQ4, LQ4), ValueError),
+        ((REFERENCE, LQ, (0, 8, 5, 4), 0.1, (8, 8), HQ4, LQ4), ValueError),
+        ((REFERENCE, LQ, BOX, 0.1, (8, 16), HQ4, LQ4), ValueError),
+        ((REFERENCE, LQ, BOX, 0.1, (1 << 62, 1 << 62), HQ4, LQ4), ValueError),
+        ((REFERENCE.astype(np.float64), LQ, BOX, 0.1, (8, 8), HQ4, LQ4), ValueError),
+        ((REFERENCE[:, :4], LQ, BOX, 0.1, (8, 8), HQ4, LQ4), ValueError),
+        ((REFERENCE, LQ, BOX, 0.1, (8, 8), HQ, LQ4), ValueError),
+        ((REFERENCE, LQ, BOX, 0.1, (8, 8), HQ4, LQ), ValueError),
+        ((REFERENCE, LQ, BOX, 0.1, (8, 8), read_only(HQ4), LQ4), ValueError),
     ],
 )
 def test_references_that_they_cannot_take_are_an_error(args: tuple[Any, ...], error: type[Exception]) -> None:
@@ -244,11 +249,13 @@ def test_arrays_are_let_go_of_after_an_error_as_well(side: int) -> None:
     with_mask = [memoryview(bytearray(4 * 4 * size * size)).cast("B").cast("f", (4, size, size)) for size in (8, side)]
     calls: list[tuple[Any, ...]] = [
         (_pixel_loops.write_pixels, pixels, *planes_of),
-        (_pixel_loops.write_reference, reference, BOX, 0.1, (8, 8), *with_mask),
-        (_pixel_loops.write_reference, reference, (9, 9, 9, 9), 0.1, (8, 8), *with_mask),
+        (_pixel_loops.write_reference, reference, planes_of[1], BOX, 0.1, (8, 8), *with_mask),
+        (_pixel_loops.write_reference, reference, planes_of[1], (9, 9, 9, 9), 0.1, (8, 8), *with_mask),
+        (_pixel_loops.write_reference, reference, pixels, BOX, 0.1, (8, 8), *with_mask),
     ]
     for function, *args in calls:
-        with nullcontext() if side == 8 and args[1] != (9, 9, 9, 9) else pytest.raises(ValueError, match=r"pixels|box"):
+        is_wrong = side == 9 or (9, 9, 9, 9) in args or args[1] is pixels
+        with pytest.raises(ValueError, match=r"pixels|box|type") if is_wrong else nullcontext():
             function(*args)
     for view in (pixels, reference, *planes_of, *with_mask):
         view.release()  # raises BufferError while anything holds it

@@ -8,12 +8,13 @@ import numpy as np
 
 from dlas_store.datasets.patches import MASK_OUTSIDE
 from dlas_store.datasets.planes import Planes, area_resize, loops_for, to_unit
+from dlas_store.datasets.references import Reference
 from dlas_store.metadata import Center
 from dlas_store.source import Pixels
 
 
 def write_reference(
-    reference: Pixels | Planes,
+    reference: Reference,
     square: Center,
     *,
     size: tuple[int, int],
@@ -21,15 +22,15 @@ def write_reference(
     hq: Planes,
     lq: Planes,
 ) -> None:
-    """Write a reference and its mask as HQ, and the mask, brought down, as the last channel of LQ.
+    """Write a reference, with the mask of a patch as its fourth channel, as HQ and as LQ.
 
     Args:
-        reference: uint8, or float32 in [0, 1], (3, h, w), contiguous.
+        reference: of the image.
         square: where the patch lies in its reference, in pixels of a reference of ``size``.
         size: height and width of the patch.
         target: height and width that the patch is brought to, before it is cropped at the bottom and right.
         hq: float32 (4, h, w), contiguous.
-        lq: float32 (4, h / s, w / s), contiguous; the other channels stay as they are.
+        lq: float32 (4, h / s, w / s), contiguous.
     """
     _, height, width = hq.shape
     if size == target:  # then cropping the mask and clamping its square are the same
@@ -37,12 +38,13 @@ def write_reference(
     top, bottom, left, right = mask_box(square, size)
     loops = loops_for(size, hq, lq)
     if loops is not None and target == (height, width):
-        loops.write_reference(reference, (top, bottom, left, right), MASK_OUTSIDE, size, hq, lq)
+        loops.write_reference(reference.hq, reference.lq, (top, bottom, left, right), MASK_OUTSIDE, size, hq, lq)
         return
-    if reference.dtype == np.uint8:
-        to_unit(cast(Pixels, reference), hq[:3])
+    if reference.hq.dtype == np.uint8:
+        to_unit(cast(Pixels, reference.hq), hq[:3])
     else:
-        hq[:3] = reference
+        hq[:3] = reference.hq
+    lq[:3] = reference.lq
     mask = np.full((1, *size), MASK_OUTSIDE, np.float32)
     mask[:, top:bottom, left:right] = 1
     hq[3:] = area_resize(mask, target)[:, :height, :width]

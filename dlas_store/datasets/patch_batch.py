@@ -196,8 +196,7 @@ class PatchBatch:
         if opt.need_metadata:
             square = rescale_square(needed_center(source, number, position), reference.size, size)
         target = (opt.target_size, opt.target_size)
-        write_reference(reference.hq, square, size=size, target=target, hq=hq, lq=lq)
-        lq[:3] = reference.lq
+        write_reference(reference, square, size=size, target=target, hq=hq, lq=lq)
         center = rescale_center((square.row, square.col), size, target)
         cropped = (opt.hq_size, opt.hq_size)
         self._centers[:, row[0], row[1]] = center, rescale_center(center, cropped, (opt.lq_size, opt.lq_size))
