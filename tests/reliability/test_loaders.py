@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
@@ -78,11 +80,23 @@ class Reader:
         shutil.rmtree(self._temporary)
 
     def _left(self) -> list[str]:
-        shared = [str(path) for path in set(_SHARED_MEMORY.iterdir()) - self._shared]
+        new = set(_SHARED_MEMORY.iterdir()) - self._shared
+        # Less what others have in use, who run beside; its own processes are in the list themselves.
+        in_use = _mapped_files() if new else set()
+        shared = [str(path) for path in new if path.exists() and path.stat().st_ino not in in_use]
         return [*map(str, self._processes()), *map(str, self._temporary.iterdir()), *shared]
 
     def _processes(self) -> list[psutil.Process]:
         return [process for process in psutil.process_iter() if _session(process.pid) == self.process.pid]
+
+
+def _mapped_files() -> set[int]:
+    """Return the inodes of the files of shared memory that processes have mapped, be it under an earlier name."""
+    inodes = set()
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        with suppress(OSError):  # it has ended
+            inodes |= set(map(int, re.findall(rf"(\d+)\s+{_SHARED_MEMORY}/", maps.read_text())))
+    return inodes
 
 
 def _session(pid: int) -> int | None:
