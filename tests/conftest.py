@@ -6,6 +6,7 @@ import faulthandler
 import json
 import os
 import re
+import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -36,6 +37,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--soak", action="store_true", help="tests that repeat something, with their full counts")
     group.addoption("--soak-part", metavar="I/N", default="1/1", help="of those counts, the I-th of N parts")
     group.addoption("--soak-report", metavar="FILE", default="build/soak.jsonl", help="where --soak adds outcomes")
+
+
+def pytest_configure() -> None:
+    # Of a shell that runs them in the background, tests and what they start inherit that interrupts are ignored.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
