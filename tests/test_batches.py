@@ -502,6 +502,26 @@ def twelve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return create_dataset({"mode": "single_image_extensible", **options})
 
 
+def test_references_of_both_kinds_keep_to_the_room_that_they_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of every four the first three have another size than their patches, so that they are kept as float32."""
+    room = 20 * (3 * 32**2 + 4 * 3 * 16**2)
+    monkeypatch.setattr(references, "CACHE_BYTES", room)
+    for number in range(40):
+        side = 32 if number % 4 == 3 else 48
+        files = {"0.jpg": jpeg(noise(32, 32, seed=number)), "ref.jpg": jpeg(noise(side, side, seed=number))}
+        write(tmp_path / "chunked" / f"{number:02d}", files)
+    options = {"paths": tmp_path / "chunked", "target_size": 32, "scale": 2, "need_ref": True}
+    dataset: Any = create_dataset({"mode": "single_image_extensible", **options})
+    for index in range(40):
+        dataset[index]
+    kept = dataset._references._kept.values()
+    assert {each.hq.dtype for each in kept} == {np.dtype(np.uint8), np.dtype(np.float32)}
+    largest = max(each.hq.nbytes + each.lq.nbytes for each in kept)
+    assert sum(each.hq.nbytes + each.lq.nbytes for each in kept) <= room + largest
+
+
 def test_references_that_make_room_for_each_other_in_threads_are_right(twelve: Any) -> None:
     expected = [twelve[index] for index in range(24)]
     order = [*range(0, 24, 2), *range(1, 24, 2)]

@@ -38,7 +38,8 @@ class References:
     def __init__(self, options: PatchOptions) -> None:
         self._options = options
         self._kept: dict[tuple[int, int, tuple[int, int]], Reference | Literal[False]] = {}
-        self._capacity = 1
+        # As if all were uint8; one that is not takes four times the room, and lowers it for all that come later.
+        self._capacity = max(1, CACHE_BYTES // (3 * options.hq_size**2 + 4 * 3 * options.lq_size**2))
 
     def __reduce__(self) -> tuple[type[References], tuple[PatchOptions]]:
         return References, (self._options,)
@@ -60,7 +61,7 @@ class References:
             if encoded is None:
                 return False
             made = self._make(decode_reference(encoded, source, number), patch_size)
-            self._capacity = max(1, CACHE_BYTES // (made.hq.nbytes + made.lq.nbytes))
+            self._capacity = max(1, min(self._capacity, CACHE_BYTES // (made.hq.nbytes + made.lq.nbytes)))
             return made
 
         return cached(self._kept, self._capacity, (id(source), number, patch_size), read) or None
