@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -98,10 +98,6 @@ class ArrayPictures:
             return pixels
         out[...] = pixels
         return out
-
-    def read_each_into(self, indices: Sequence[int], out: Iterable[Pixels]) -> Iterator[Pixels]:
-        """Decode a few patches; see Source.read_each_into."""
-        return map(self.read_into, indices, out)
 
     def read_pixels(self, indices: Sequence[int], *, alpha: bool = False) -> Pixels | list[Pixels]:
         """Return pixels; see Source.read_pixels."""

@@ -7,7 +7,7 @@ import threading
 from abc import ABC, abstractmethod
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -120,10 +120,6 @@ class FolderSource(ABC):
             return decode_into(self.read(index), out, max_pixels=self._max_pixels, decoder=self._decoder)
         except ImageError as error:
             raise self._image_error(index, error) from error
-
-    def read_each_into(self, indices: Sequence[int], out: Iterable[Pixels]) -> Iterator[Pixels]:
-        """Decode a few patches; see Source.read_each_into."""
-        return map(self.read_into, indices, out)
 
     def read_pixels(self, indices: Sequence[int], *, alpha: bool = False) -> Pixels | list[Pixels]:
         """Decode patches; see Source."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, NamedTuple, Protocol, Self
@@ -90,16 +90,6 @@ class Source(Protocol):
 
         Returns:
             RGB: ``out``, or a new array where the patch has another size.
-        """
-
-    def read_each_into(self, indices: Sequence[int], out: Iterable[Pixels]) -> Iterator[Pixels]:
-        """Decode a few patches one after another, each when it is asked for; see read_into.
-
-        Their bytes may all be looked up first, so one that is missing or damaged can be an error before any is decoded.
-
-        Args:
-            indices: of the patches, in any order, repeats allowed.
-            out: an array for each, or the same for all.
         """
 
     def read_pixels(self, indices: Sequence[int], *, alpha: bool = False) -> Pixels | list[Pixels]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -143,17 +143,6 @@ class Store:
             return decode_into(self.view(index), out, max_pixels=self._max_pixels, decoder=self._decoder)
         except ImageError as error:
             raise self._image_error(index, error) from error
-
-    def read_each_into(self, indices: Sequence[int], out: Iterable[Pixels]) -> Iterator[Pixels]:
-        """Decode a few patches; see Source.read_each_into."""
-        # Decoding drives everything else out of the processor's caches: what finds bytes is faster for several at once.
-        encoded = [self.view(index) for index in indices]
-        for index, data, array in zip(indices, encoded, out, strict=False):
-            try:
-                pixels = decode_into(data, array, max_pixels=self._max_pixels, decoder=self._decoder)
-            except ImageError as error:
-                raise self._image_error(index, error) from error
-            yield pixels
 
     def read_pixels(self, indices: Sequence[int], *, alpha: bool = False) -> Pixels | list[Pixels]:
         """Decode patches; see Source.read_pixels."""

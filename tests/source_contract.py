@@ -10,7 +10,6 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import repeat
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
@@ -117,7 +116,6 @@ CALLS: dict[str, Callable[[Source, int], object]] = {
     "view": lambda source, number: bytes(source.view(number)),
     "read_pixels": lambda source, number: source.read_pixels([number]),
     "read_into": lambda source, number: source.read_into(number, np.empty((16, 16, 3), np.uint8)),
-    "read_each_into": lambda source, number: list(source.read_each_into([number], [np.empty((16, 16, 3), np.uint8)])),
     "locate": lambda source, number: source.locate(number),
     "image": lambda source, number: source.image(number),
     "first_patch": lambda source, number: source.first_patch(number),
@@ -251,20 +249,6 @@ class SourceContract(ABC):
             assert np.array_equal(out, expected)
             assert (rows[[0, 2]] == 77).all()
 
-    def test_several_patches_are_decoded_each_into_its_own_array_or_all_into_one(self, source: Source) -> None:
-        indices = [*range(len(source)), 0, 0]
-        expected = [source.read_pixels([index])[0] for index in indices]
-        out = [np.empty_like(pixels) for pixels in expected]
-        given = list(source.read_each_into(indices, out))
-        assert all(one is other for one, other in zip(given, out, strict=True))
-        assert all(map(np.array_equal, given, expected))
-        one = np.empty_like(expected[0])
-        same = [
-            np.array_equal(*pair) for pair in zip(source.read_each_into(indices, repeat(one)), expected, strict=True)
-        ]
-        assert all(same)
-        assert list(source.read_each_into([], [])) == []
-
     @pytest.mark.parametrize("grown", [(-1, 0), (0, -1), (1, 0), (0, 1), (5, 5), (-1, -1), (100, 100)])
     def test_an_array_of_another_size_gets_nothing_written_beside_it(
         self, source: Source, grown: tuple[int, int]
@@ -329,8 +313,7 @@ class SourceContract(ABC):
 
     @pytest.mark.parametrize("name", CALLS)
     def test_numbers_outside_are_an_error(self, source: Source, name: str) -> None:
-        of_patches = ("read", "view", "read_pixels", "read_into", "read_each_into", "locate")
-        end = len(source) if name in of_patches else source.image_count
+        end = len(source) if name in ("read", "view", "read_pixels", "read_into", "locate") else source.image_count
         for number in (-1, -end, end + (name == "first_patch"), end + 1000, 1 << 70, -(1 << 70)):
             with pytest.raises(PatchIndexError, match=str(number)):
                 CALLS[name](source, number)

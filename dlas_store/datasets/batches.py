@@ -10,7 +10,6 @@ from numpy.typing import DTypeLike, NDArray
 from torch.utils.data import default_collate
 
 from dlas_store.datasets.draws import Draw
-from dlas_store.errors import StoreError
 
 Allocate = Callable[[tuple[int, ...], DTypeLike], NDArray[Any]]
 """Gives an array of a shape and a type, contiguous, its content undefined; numpy.empty does."""
@@ -18,10 +17,6 @@ Allocate = Callable[[tuple[int, ...], DTypeLike], NDArray[Any]]
 Collate = Callable[[list[Any]], Any]
 
 MakeItem = Callable[[Draw], dict[str, Any]]
-
-_ITEMS_AT_ONCE = 8
-"""What is looked up before patches are decoded is faster for several at once, since decoding drives it out of the
-processor's caches; but other threads wait for Python's lock meanwhile."""
 
 
 class BatchWork(Protocol):
@@ -39,33 +34,6 @@ class BatchWork(Protocol):
 
     def finish(self) -> Any:
         """Return the batch: what PyTorch's own collate makes of the items, in the order asked for."""
-
-
-def fill_in_groups(
-    items: Sequence[int], fill: Callable[[Sequence[int]], None], *, replace: Callable[[int], None] | None
-) -> None:
-    """Make items a few at a time.
-
-    Args:
-        items: of a batch.
-        fill: makes some of them.
-        replace: makes another in place of one that cannot be read; None lets the error be raised.
-
-    Raises:
-        StoreError: an item cannot be read, and is not replaced.
-    """
-    for first in range(0, len(items), _ITEMS_AT_ONCE):
-        group = items[first : first + _ITEMS_AT_ONCE]
-        try:
-            fill(group)
-        except StoreError:
-            if replace is None:
-                raise
-            for item in group:
-                try:
-                    fill([item])
-                except StoreError:
-                    replace(item)
 
 
 class BatchOfItems(Sequence[dict[str, Any]]):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from itertools import repeat
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from dlas_store.datasets.batches import Allocate, MakeItem, fill_in_groups
+from dlas_store.datasets.batches import Allocate, MakeItem
 from dlas_store.datasets.draws import Draw, ItemRandom
 from dlas_store.datasets.masked_reference import write_reference
 from dlas_store.datasets.patches import (
@@ -21,7 +20,7 @@ from dlas_store.datasets.patches import (
 )
 from dlas_store.datasets.planes import Planes, area_resize, to_planes, write_planes
 from dlas_store.datasets.references import References
-from dlas_store.datasets.roots import read_each_into
+from dlas_store.errors import StoreError
 from dlas_store.source import Pixels, Source
 
 
@@ -72,7 +71,7 @@ class PatchBatch:
         self._options = options
         self._references = references
         self._seed = seed
-        self._replaced_by = replace
+        self._replace = replace
         frames = len(items[0].patches)
         self._shape = (len(items), frames) if framed else (len(items),)
         rows = (len(items), frames)
@@ -93,13 +92,15 @@ class PatchBatch:
 
     def fill(self, start: int, stop: int) -> None:
         """Make a part of the items; see BatchWork."""
-        decoded = np.empty((self._options.target_size, self._options.target_size, 3), np.uint8)
-
-        def fill(items: Sequence[int]) -> None:
-            nonlocal decoded
-            decoded = self._fill_items(items, decoded)
-
-        fill_in_groups(self._order[start:stop], fill, replace=self._replaced_by and self._write_replacement)
+        size = self._options.target_size
+        decoded = np.empty((size, size, 3), np.uint8)
+        for item in self._order[start:stop]:
+            try:
+                decoded = self._fill_item(item, decoded)
+            except StoreError:
+                if self._replace is None:
+                    raise
+                self._write_item(item, self._replace(self._draws[item]))
 
     def finish(self) -> dict[str, Any]:
         """Return the batch; see BatchWork."""
@@ -117,39 +118,29 @@ class PatchBatch:
         """Return the arrays of (items, frames, ...), in the order of an item's keys."""
         return self._hq, self._lq, self._hq_reference, self._lq_reference, *self._centers
 
-    def _fill_items(self, items: Sequence[int], decoded: Pixels) -> Pixels:
-        """Make a few items.
+    def _fill_item(self, item: int, decoded: Pixels) -> Pixels:
+        """Make an item.
 
         Args:
-            items: places in the batch.
+            item: its place in the batch.
             decoded: what patches are decoded into, where it has their size.
 
         Returns:
-            What is likely to have the size of the patches to come.
+            What is likely to have the size of the patches to come: the pixels of the last one.
         """
-        patches = [(self._items[item].source, patch) for item in items for patch in self._items[item].patches]
-        places: Iterable[tuple[int, int] | None] = repeat(None)
-        if self._options.need_ref:
-            places = [source.locate(patch) for source, patch in patches]
-        for item in items:
-            source, frames = self._items[item]
-            self._paths[item] = source.patch_path(frames[-1])
-        rows = [(item, frame) for item in items for frame in range(len(self._items[item].patches))]
-        read = read_each_into(patches, repeat(decoded))
-        for row, (source, _), pixels, place in zip(rows, patches, read, places, strict=False):
-            self._write_patch(pixels, row)
-            if place is not None:
-                self._add_reference(source, place, (pixels.shape[0], pixels.shape[1]), row)
-            decoded = pixels
+        source, patches = self._items[item]
+        for frame, patch in enumerate(patches):
+            decoded = source.read_into(patch, decoded)
+            self._write_patch(decoded, (item, frame))
+            if self._options.need_ref:
+                self._add_reference(source, patch, (decoded.shape[0], decoded.shape[1]), (item, frame))
         if self._options.corruptions.is_active:
-            for item in items:
-                self._corrupt(item)
+            self._corrupt(item)
+        self._paths[item] = source.patch_path(patches[-1])
         return decoded
 
-    def _write_replacement(self, item: int) -> None:
-        """Take over an item that is made on its own in place of another."""
-        assert self._replaced_by is not None
-        values = self._replaced_by(self._draws[item])
+    def _write_item(self, item: int, values: dict[str, Any]) -> None:
+        """Take over an item that was made on its own."""
         keys = ("hq", "lq", "gt_fullsize_ref", "lq_fullsize_ref", "gt_center", "lq_center")
         for key, array in zip(keys, self._arrays(), strict=True):
             array[item] = values[key].numpy()
@@ -173,19 +164,10 @@ class PatchBatch:
         if not is_corrupted:
             area_resize(hq, lq.shape[1:], out=lq)
 
-    def _add_reference(
-        self, source: Source, place: tuple[int, int], size: tuple[int, int], row: tuple[int, int]
-    ) -> None:
-        """Write reference, mask and centre of a patch.
-
-        Args:
-            source: where it is.
-            place: its image, and its position there.
-            size: its height and width.
-            row: its item and frame.
-        """
+    def _add_reference(self, source: Source, patch: int, size: tuple[int, int], row: tuple[int, int]) -> None:
+        """Write reference, mask and centre of a patch of a size."""
         opt = self._options
-        number, position = place
+        number, position = source.locate(patch)
         reference = self._references.get(source, number, size)
         hq, lq = self._hq_reference[row], self._lq_reference[row]
         if reference is None:

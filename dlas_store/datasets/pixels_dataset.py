@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from dlas_store.datasets.batches import Allocate, BatchOfItems, BatchWork, MakeItem, fill_in_groups
+from dlas_store.datasets.batches import Allocate, BatchOfItems, BatchWork, MakeItem
 from dlas_store.datasets.draws import Draw, ItemRandom
 from dlas_store.datasets.item_dataset import ItemDataset
 from dlas_store.datasets.options import Options
-from dlas_store.datasets.roots import Roots, image_path, open_roots, read_each_into
+from dlas_store.datasets.roots import Roots, image_path, open_roots
 from dlas_store.errors import StoreError
 from dlas_store.pixels import image_size
 from dlas_store.source import Pixels
@@ -73,7 +73,7 @@ class _PixelsBatch:
 
     def __init__(self, roots: Roots, draws: Sequence[Draw], allocate: Allocate, *, replace: MakeItem | None) -> None:
         self._draws = draws
-        self._replaced_by = replace
+        self._replace = replace
         self._places = [roots.locate(draw.index) for draw in draws]
         self._indices = np.array([draw.index for draw in draws], np.int64)
         self._order = sorted(range(len(draws)), key=lambda item: (id(self._places[item][0]), self._places[item][1]))
@@ -85,18 +85,16 @@ class _PixelsBatch:
 
     def fill(self, start: int, stop: int) -> None:
         """Decode a part of the pictures."""
-        fill_in_groups(self._order[start:stop], self._read, replace=self._replaced_by and self._write_replacement)
-
-    def _read(self, items: Sequence[int]) -> None:
-        read = read_each_into([self._places[item] for item in items], [self._pixels[item] for item in items])
-        for item, pixels in zip(items, read, strict=True):
-            self._decoded[item] = pixels
-
-    def _write_replacement(self, item: int) -> None:
-        assert self._replaced_by is not None
-        replacement = self._replaced_by(self._draws[item])
-        self._decoded[item] = replacement["pixels"].numpy()
-        self._indices[item] = replacement["index"]
+        for item in self._order[start:stop]:
+            source, patch = self._places[item]
+            try:
+                self._decoded[item] = source.read_into(patch, self._pixels[item])
+            except StoreError:
+                if self._replace is None:
+                    raise
+                replacement = self._replace(self._draws[item])
+                self._decoded[item] = replacement["pixels"].numpy()
+                self._indices[item] = replacement["index"]
 
     def finish(self) -> dict[str, Any]:
         """Return the batch."""
@@ -123,7 +121,7 @@ class _PixelsBatch:
             except StoreError:
                 continue  # to be raised, or replaced, when it is read
             return size.height, size.width
-        if self._replaced_by is None:
+        if self._replace is None:
             return 1, 1
-        height, width, _ = self._replaced_by(self._draws[0])["pixels"].shape
+        height, width, _ = self._replace(self._draws[0])["pixels"].shape
         return height, width

@@ -9,11 +9,10 @@ import numpy as np
 import torch
 
 from dlas_store.bounded_cache import cached
-from dlas_store.datasets.batches import Allocate, fill_in_groups
+from dlas_store.datasets.batches import Allocate
 from dlas_store.datasets.patch_batch import ItemPatches
 from dlas_store.datasets.patches import UNKNOWN_CENTER, PatchOptions, needed_center, rescale_square
 from dlas_store.datasets.references import decode_reference
-from dlas_store.datasets.roots import read_each_into
 from dlas_store.errors import ImageError, StoreError
 from dlas_store.metadata import Center
 from dlas_store.pixels import image_size
@@ -124,25 +123,19 @@ class RawPatchBatch:
 
     def fill(self, start: int, stop: int) -> None:
         """Decode a part of the items; see BatchWork."""
-        fill_in_groups(self._order[start:stop], self._fill_items, replace=None)
-
-    def _fill_items(self, items: Sequence[int]) -> None:
-        """Decode a few items, after all else that there is to do for them."""
-        patches, rows = [], []
-        for item in items:
-            source, frames = self._items[item]
-            self._paths[item] = source.patch_path(frames[-1])
-            for row, patch in enumerate(frames, item * len(frames)):
-                patches.append((source, patch))
-                rows.append(self._rows[row])
+        for item in self._order[start:stop]:
+            source, patches = self._items[item]
+            for row, patch in enumerate(patches, item * len(patches)):
+                out = self._rows[row]
+                pixels = source.read_into(patch, out)
+                if pixels is not out:
+                    raise StoreError(
+                        f"{source.patch_path(patch)}: {pixels.shape[1]} x {pixels.shape[0]} pixels, where others of "
+                        f"its batch have {out.shape[1]} x {out.shape[0]}; leave the option device out"
+                    )
                 if self._options.need_ref:
                     self._find_reference(source, patch, row)
-        for (source, patch), out, pixels in zip(patches, rows, read_each_into(patches, rows), strict=True):
-            if pixels is not out:
-                raise StoreError(
-                    f"{source.patch_path(patch)}: {pixels.shape[1]} x {pixels.shape[0]} pixels, where others of "
-                    f"its batch have {out.shape[1]} x {out.shape[0]}; leave the option device out"
-                )
+            self._paths[item] = source.patch_path(patches[-1])
 
     def finish(self) -> RawPatches:
         """Return the batch."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate, groupby
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dlas_store.datasets.options import Options
 from dlas_store.datasets.shared_stores import open_shared
 from dlas_store.errors import PatchIndexError, StoreError
-from dlas_store.source import Layout, Pixels, Source
+from dlas_store.source import Layout, Source
 
 
 class Roots:
@@ -94,19 +94,6 @@ class Roots:
         root = bisect_right(self._ends, index)
         start = self._ends[root - 1] if root else 0
         return root, (index - start) % self._lengths[root]
-
-
-def read_each_into(patches: Iterable[tuple[Source, int]], out: Iterable[Pixels]) -> Iterator[Pixels]:
-    """Decode a few patches of several sources one after another; see Source.read_each_into.
-
-    Args:
-        patches: sources and indices there; those of one source together are faster.
-        out: an array for each.
-    """
-    arrays = iter(out)
-    for _, group in groupby(patches, key=lambda patch: id(patch[0])):
-        of_source = list(group)
-        yield from of_source[0][0].read_each_into([index for _, index in of_source], arrays)
 
 
 def announce(patches: Iterable[tuple[Source, int]]) -> None:
