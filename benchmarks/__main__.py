@@ -6,13 +6,14 @@ import argparse
 import subprocess
 import sys
 
-from benchmarks import extracting, first, importing, memory, opening, read, train
+from benchmarks import extracting, first, importing, memory, opening, read, steps, train
 from benchmarks.options import at_least_one
 from benchmarks.report import print_report, write_json
 from dlas_store import StoreError
 
 SUBJECTS = {
     "read": read,
+    "steps": steps,
     "train": train,
     "first": first,
     "memory": memory,

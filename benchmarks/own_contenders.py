@@ -36,7 +36,8 @@ def prepare_loader(reading: Reading, path: str, *, loader: str) -> Open:
         if loader == "workers":
             opt["n_workers"] = available_cores()
         dataset, collate = create_dataset(opt, return_collate=True)
-        made = create_dataloader(dataset, opt, sampler=_order(reading), collate_fn=collate)
+        sampler: Sampler[Any] = epoch_order(reading)
+        made = create_dataloader(dataset, opt, sampler=sampler, collate_fn=collate)
         return _batch_pass(reading, dataset, made)
 
     return opening
@@ -50,7 +51,7 @@ def prepare_raw(reading: Reading, path: str) -> Open:
         assert isinstance(dataset, PatchDataset)
         loader = ThreadsLoader(
             dataset,
-            sampler=_order(reading),
+            sampler=epoch_order(reading),
             batch_size=reading.batch,
             drop_last=True,
             threads=available_cores(),
@@ -104,7 +105,7 @@ class _FirstItems(Dataset[Any]):
         return self._dataset[index]
 
 
-def _order(reading: Reading) -> Sampler[Any]:
+def epoch_order(reading: Reading) -> EpochSampler:
     """Return the sampler that create_dataloader makes, for the first items only."""
     return EpochSampler(reading.items, seed=0, shuffle=True, batch_size=reading.batch, drop_last=True)
 

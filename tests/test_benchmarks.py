@@ -397,6 +397,13 @@ def test_import_measures_a_folder_of_the_user(tmp_path: Path) -> None:
     assert report["figures"]["store_disk_bytes"] > 0
 
 
+def test_steps_measure_the_loader_from_decoding_up(tmp_path: Path) -> None:
+    (comparison,) = measure(tmp_path, "steps", "--patches", "128", "--size", "32")["comparisons"]
+    names = list(comparison["results"])
+    assert (names[0], names[-1], len(names)) == ("decoding alone, in memory, all cores", "threads loader", 7)
+    assert all(rate > 0 for result in comparison["results"].values() for rate in result["rounds"])
+
+
 def test_open_measures_time_and_memory_by_size(tmp_path: Path) -> None:
     time, memory = measure(tmp_path, "open", "--patches", "5000", "90000")["comparisons"]
     assert list(time["results"]) == list(memory["results"]) == ["1,000 patches", "5,000 patches", "90,000 patches"]

@@ -1,0 +1,78 @@
+"""What stands between decoding and a batch of the threads loader, added step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import numpy as np
+import simplejpeg
+
+from benchmarks.decode_limit import DecodeLimit
+from benchmarks.own_contenders import epoch_order, prepare_loader
+from benchmarks.read_contenders import LIMIT
+from benchmarks.reading import Reading
+from dlas_store.datasets import create_dataset
+from dlas_store.datasets.batch_memory import BatchMemory
+from dlas_store.datasets.item_dataset import ItemDataset
+from dlas_store.pixels import Size
+from dlas_store.processes import available_cores
+from dlas_store.source import Pixels, Source
+
+_BATCHES_HELD = 5
+"""As many as the loader holds on to, so that results go to as many places."""
+
+
+def loader_steps(reading: Reading, source: Source) -> dict[str, Callable[[], object]]:
+    """Return a pass over all patches for each step: the loader's batches, one a thread."""
+    threads = available_cores()
+    encoded = list(map(source.read, range(reading.items)))
+    mapped = list(map(source.view, range(reading.items)))
+    batches = list(epoch_order(reading).batches())
+    indices = [sorted(draw.index for draw in batch) for batch in batches]
+    shape = (reading.batch, reading.height, reading.width, 3)
+    places = [list(np.zeros(shape, np.uint8)) for _ in range(_BATCHES_HELD)]
+    limit = DecodeLimit(encoded, size=Size(*shape[1:3]), batch=reading.batch, threads=threads)
+    dataset = create_dataset(reading.options(reading.data))
+    memory = BatchMemory(_BATCHES_HELD)
+    loader = prepare_loader(reading, reading.data, loader="threads")()
+
+    def over_patches(decode: Callable[[int, Pixels], object]) -> Callable[[], None]:
+        def decode_batch(number: int) -> None:
+            for index, place in zip(indices[number], places[number % _BATCHES_HELD], strict=True):
+                decode(index, place)
+
+        return partial(_each, threads, decode_batch, range(len(indices)))
+
+    def whole_batch(number: int) -> None:
+        _make(dataset, batches[number], memory)
+
+    return {
+        LIMIT: limit.run,
+        "in the loader's order, to as many places": over_patches(
+            lambda index, place: simplejpeg.decode_jpeg(encoded[index], "RGB", buffer=place)
+        ),
+        "of bytes in the map": over_patches(
+            lambda index, place: simplejpeg.decode_jpeg(mapped[index], "RGB", buffer=place)
+        ),
+        "looked up and checked": over_patches(
+            lambda index, place: simplejpeg.decode_jpeg(source.view(index), "RGB", buffer=place)
+        ),
+        "header read, errors named": over_patches(source.read_into),
+        "batches begun and finished": partial(_each, threads, whole_batch, range(len(batches))),
+        "threads loader": loader.run,
+    }
+
+
+def _each(threads: int, work: Callable[[int], None], numbers: Iterable[int]) -> None:
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, numbers))
+
+
+def _make(dataset: Any, batch: Sequence[Any], memory: BatchMemory) -> None:
+    assert isinstance(dataset, ItemDataset)
+    work = dataset.begin_batch(batch, memory.of_batch())
+    work.fill(0, len(work))
+    work.finish()
