@@ -83,11 +83,19 @@ class Reader:
         new = set(_SHARED_MEMORY.iterdir()) - self._shared
         # Less what others have in use, who run beside; its own processes are in the list themselves.
         in_use = _mapped_files() if new else set()
-        shared = [str(path) for path in new if path.exists() and path.stat().st_ino not in in_use]
+        shared = [path for path in map(str, new) if _inode(path) not in (None, *in_use)]
         return [*map(str, self._processes()), *map(str, self._temporary.iterdir()), *shared]
 
     def _processes(self) -> list[psutil.Process]:
         return [process for process in psutil.process_iter() if _session(process.pid) == self.process.pid]
+
+
+def _inode(path: str) -> int | None:
+    """Return the inode of a file, None where it is gone."""
+    try:
+        return Path(path).stat().st_ino
+    except FileNotFoundError:
+        return None
 
 
 def _mapped_files() -> set[int]:
