@@ -1,7 +1,8 @@
 /* Loops over pixels for which OpenCV and numpy pass through memory several times, and take Python's lock in between.
  *
- * Each function lets go of that lock while it works. datasets/planes.py has the same in Python, for where this could not
- * be compiled. Arrays are taken by the buffer protocol, contiguous and in the machine's byte order. */
+ * Each function lets go of that lock while it works. Where this could not be compiled, datasets/planes.py and
+ * datasets/masked_reference.py do the same in Python. Arrays are taken by the buffer protocol, contiguous and in the
+ * machine's byte order. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -279,7 +280,7 @@ static PyMethodDef functions[] = {
 static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT,
     .m_name = "dlas_store._pixel_loops",
-    .m_doc = "Loops over pixels in C; see datasets/planes.py.",
+    .m_doc = "Loops over pixels in C; see datasets/planes.py and datasets/masked_reference.py.",
     .m_methods = functions,
 };
 
