@@ -14,6 +14,9 @@ from dlas_store.source import Pixels
 _LEAST_FACTOR = 3
 """Below this OpenCV is as fast."""
 
+_LEAST_PIXELS = 1 << 16
+"""Below this the time does not matter, and in a picture of a few pixels a rounding that differs is seen."""
+
 _ROWS_AT_ONCE = 32
 """Rows of the result, whose sums then stay in the processor's cache."""
 
@@ -32,7 +35,8 @@ def resized(pixels: Pixels, size: Size) -> Pixels:
     if (height, width) == size:
         return pixels
     by_whole_pixels = height % size.height == width % size.width == 0  # OpenCV has a fast way for these
-    if by_whole_pixels or height < _LEAST_FACTOR * size.height or width < size.width:
+    opencv_is_as_fast = by_whole_pixels or height < _LEAST_FACTOR * size.height or height * width < _LEAST_PIXELS
+    if opencv_is_as_fast or width < size.width:
         return cast(Pixels, cv2.resize(pixels, (size.width, size.height), interpolation=cv2.INTER_AREA))
     averaged: Pixels = np.empty((*size, pixels.shape[2]), np.uint8)
     edges = np.arange(size.height + 1) * (height / size.height)
