@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import cv2
 
 from dlas_store.converters.extraction.averaging import resized
 from dlas_store.converters.extraction.fitness import Problem, problem_of, why_no_tile
@@ -16,17 +14,13 @@ from dlas_store.converters.extraction.headers import header_of, read_photo
 from dlas_store.converters.extraction.masks import Mask, kept_tiles, read_mask
 from dlas_store.converters.extraction.options import ExtractOptions
 from dlas_store.converters.extraction.photos import Photo, PixelBuffer, load_photo, photo_squares
+from dlas_store.converters.extraction.tile_encoding import JpegEncoder
+from dlas_store.converters.extraction.tile_layer import TileLayer
 from dlas_store.converters.extraction.tiling import Square, Tile, center
 from dlas_store.errors import ImageError
 from dlas_store.metadata import Image
 from dlas_store.pixels import Size
 from dlas_store.source import Pixels
-
-_SAMPLING = {
-    "4:2:0": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,
-    "4:2:2": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_422,
-    "4:4:4": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
-}
 
 
 class EncodedTile(NamedTuple):
@@ -61,43 +55,26 @@ class CutImage:
     def reference(self) -> bytes:
         """Return the square brought to the tile dimension, as a JPEG."""
         side = self._options.tile_dimension
-        return self._encode(resized(self._photo.region(*self._square), Size(side, side)))
+        return self._encoder.encode(resized(self._photo.region(*self._square), Size(side, side)))
 
     def pixels(self) -> Iterator[Pixels]:
         """Yield the tiles' pixels in order, uint8 (size, size, 3) BGR; some are views of the photo's."""
-        for (crop, size), group in groupby(self.tiles, key=lambda tile: (tile.crop, tile.size)):
-            tiles = list(group)
-            factor = crop // size
-            reduced = self._reduced(crop, size, len(tiles))
-            for tile in tiles:
-                if reduced is not None and tile.row % factor == tile.col % factor == 0:
-                    row, col = tile.row // factor, tile.col // factor
-                    yield reduced[row : row + size, col : col + size]
-                else:
-                    crop_pixels = self._photo.region(self._square.top + tile.row, self._square.left + tile.col, crop)
-                    yield resized(crop_pixels, Size(size, size))
-
-    def _reduced(self, crop: int, size: int, count: int) -> Pixels | None:
-        """Return the whole square reduced as its tiles are, where that is less work than reducing tiles that overlap.
-
-        A tile that starts at a multiple of the factor is the same either way.
-        """
-        side = self._square.side // (crop // size or 1) * (crop // size)
-        if crop % size or crop == size or count * crop**2 <= side**2 or self._photo.is_reduced:
-            return None
-        reduced_side = side * size // crop
-        return resized(self._photo.region(self._square.top, self._square.left, side), Size(reduced_side, reduced_side))
+        for layer in self._layers():
+            yield from layer.pixels()
 
     def encoded(self) -> Iterator[EncodedTile]:
         """Yield the tiles, each cut and encoded when it is asked for."""
-        for number, (tile, pixels) in enumerate(zip(self.tiles, self.pixels(), strict=True)):
-            yield EncodedTile(f"{number:08d}.jpg", self._encode(pixels), Size(tile.size, tile.size))
+        jpegs = chain.from_iterable(layer.jpegs(self._encoder) for layer in self._layers())
+        for number, (tile, data) in enumerate(zip(self.tiles, jpegs, strict=True)):
+            yield EncodedTile(f"{number:08d}.jpg", data, Size(tile.size, tile.size))
 
-    def _encode(self, pixels: Pixels) -> bytes:
-        """Encode BGR pixels, by OpenCV: simplejpeg uses the fast DCT, whose errors can be seen at quality 95."""
-        sampling = (cv2.IMWRITE_JPEG_SAMPLING_FACTOR, _SAMPLING[self._options.subsampling])
-        _, encoded = cv2.imencode(".jpg", pixels, (cv2.IMWRITE_JPEG_QUALITY, self._options.quality, *sampling))
-        return encoded.tobytes()
+    def _layers(self) -> Iterator[TileLayer]:
+        for _, tiles in groupby(self.tiles, key=lambda tile: (tile.crop, tile.size)):
+            yield TileLayer(self._photo, self._square, list(tiles))
+
+    @property
+    def _encoder(self) -> JpegEncoder:
+        return JpegEncoder(self._options.quality, self._options.subsampling)
 
 
 class CutPhoto(NamedTuple):

@@ -1,0 +1,592 @@
+/* Cuts JPEGs out of a larger one along its blocks, without decoding: of each block only the first coefficient, DC, is coded
+ * anew, since it is stored as the difference to the block before; the bits of all others are copied.
+ *
+ * Takes what libjpeg makes by default: one baseline scan of three components, without restart markers, by Huffman codes
+ * that are made for any picture. */
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <stdint.h>
+#include <string.h>
+
+enum { COMPONENTS = 3, MOST_BLOCKS_A_UNIT = 10, COEFFICIENTS = 64 };
+
+/* Codes of up to this length are found at once. */
+#define LOOKUP_BITS 10
+
+/* Bits that one read gives at least, wherever it starts in a byte. */
+#define READ_BITS 57
+
+/* Bytes beyond the end that a read may touch. */
+#define PADDING 8
+
+/* Of samples of 8 bits: DC, and the sizes of a difference of two and of an AC coefficient, in bits. */
+#define LEAST_DC (-1024)
+#define MOST_DC 1023
+#define MOST_DC_BITS 11
+#define MOST_AC_BITS 10
+
+/* Of a DC difference: the longest code, and the bits after it. */
+#define MOST_DC_LENGTH (16 + MOST_DC_BITS)
+
+typedef struct {
+    uint8_t counts[17];                  /* of codes of each length */
+    uint8_t symbols[256];                /* in order of their codes */
+    uint8_t lengths[256];                /* of each symbol's code, 0 where it has none */
+    uint16_t codes[256];                 /* of each symbol */
+    uint16_t lookup[1 << LOOKUP_BITS];   /* the next bits -> length << 8 | symbol, 0 where the code is longer */
+    int is_given;
+} Huffman;
+
+typedef struct {
+    int columns, rows;     /* blocks of a unit */
+    int dc_table, ac_table;
+} Component;
+
+/* Where the coefficients after DC lie, in bits of the scan, and the value of DC. */
+typedef struct {
+    uint32_t start;
+    uint16_t bits;
+    int16_t dc;
+} Block;
+
+typedef struct {
+    PyObject_HEAD
+    uint8_t *header;       /* all up to the scan */
+    size_t header_size, size_at; /* size_at: where height and width are in it */
+    uint8_t *scan;         /* without the zeros that follow bytes of ones */
+    size_t scan_size;
+    Block *blocks;         /* unit by unit, row by row */
+    Huffman dc[2], ac[2];
+    Component components[COMPONENTS];
+    uint8_t component_of[MOST_BLOCKS_A_UNIT]; /* of a unit's blocks */
+    size_t blocks_a_unit, unit_height, unit_width;
+    size_t height, width, unit_rows, unit_columns;
+} JpegBlocks;
+
+static uint64_t big_endian(uint64_t value)
+{
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+    return __builtin_bswap64(value);
+#else
+    return value;
+#endif
+}
+
+/* Returns bits of a scan from a place on, the first one highest; at least READ_BITS of them are right. */
+static inline uint64_t read_bits(const uint8_t *scan, size_t at)
+{
+    uint64_t bits;
+
+    memcpy(&bits, scan + at / 8, sizeof bits);
+    return big_endian(bits) << at % 8;
+}
+
+/* ---------------------------------------------------------------------------------------------------- headers */
+
+/* Where a header is read; values beyond the end are 0, and at is then beyond it too. */
+typedef struct {
+    const uint8_t *data;
+    size_t at, end;
+} Cursor;
+
+static unsigned take_byte(Cursor *cursor)
+{
+    size_t at = cursor->at++;
+
+    return at < cursor->end ? cursor->data[at] : 0;
+}
+
+static unsigned take_short(Cursor *cursor)
+{
+    unsigned high = take_byte(cursor);
+
+    return high << 8 | take_byte(cursor);
+}
+
+/* Makes the tables of a Huffman code from counts and symbols; returns 0 where there is no such code. */
+static int complete(Huffman *huffman)
+{
+    unsigned code = 0, symbol = 0;
+
+    for (unsigned length = 1; length <= 16; length++, code <<= 1)
+        for (unsigned i = 0; i < huffman->counts[length]; i++, code++, symbol++) {
+            const uint8_t value = huffman->symbols[symbol];
+
+            if (code >= 1u << length || huffman->lengths[value])
+                return 0;
+            huffman->lengths[value] = (uint8_t)length;
+            huffman->codes[value] = (uint16_t)code;
+            if (length <= LOOKUP_BITS)
+                for (unsigned rest = 0; rest < 1u << (LOOKUP_BITS - length); rest++)
+                    huffman->lookup[code << (LOOKUP_BITS - length) | rest] = (uint16_t)(length << 8 | value);
+        }
+    huffman->is_given = 1;
+    return 1;
+}
+
+static int read_huffman(JpegBlocks *self, Cursor *segment)
+{
+    while (segment->at < segment->end) {
+        unsigned kind = take_byte(segment), total = 0;
+        Huffman *huffman = (kind >> 4 ? self->ac : self->dc) + (kind & 1);
+
+        if (kind & ~0x11u)
+            return 0;
+        memset(huffman, 0, sizeof *huffman);
+        for (unsigned length = 1; length <= 16; length++)
+            total += huffman->counts[length] = (uint8_t)take_byte(segment);
+        if (total > 256)
+            return 0;
+        for (unsigned i = 0; i < total; i++)
+            huffman->symbols[i] = (uint8_t)take_byte(segment);
+        if (segment->at > segment->end || !complete(huffman))
+            return 0;
+    }
+    return 1;
+}
+
+static int read_frame(JpegBlocks *self, Cursor *segment, uint8_t ids[COMPONENTS])
+{
+    size_t highest = 1, widest = 1;
+    unsigned precision = take_byte(segment);
+
+    self->size_at = segment->at;
+    self->height = take_short(segment);
+    self->width = take_short(segment);
+    if (precision != 8 || self->height == 0 || self->width == 0 || take_byte(segment) != COMPONENTS)
+        return 0;
+    for (int c = 0; c < COMPONENTS; c++) {
+        unsigned sampling;
+
+        ids[c] = (uint8_t)take_byte(segment);
+        sampling = take_byte(segment);
+        take_byte(segment); /* its quantization table */
+        self->components[c].columns = (int)(sampling >> 4);
+        self->components[c].rows = (int)(sampling & 15);
+        if (sampling >> 4 < 1 || sampling >> 4 > 4 || (sampling & 15) < 1 || (sampling & 15) > 4)
+            return 0;
+        widest = sampling >> 4 > widest ? sampling >> 4 : widest;
+        highest = (sampling & 15) > highest ? sampling & 15 : highest;
+    }
+    self->unit_width = 8 * widest;
+    self->unit_height = 8 * highest;
+    self->unit_columns = (self->width + self->unit_width - 1) / self->unit_width;
+    self->unit_rows = (self->height + self->unit_height - 1) / self->unit_height;
+    return segment->at == segment->end;
+}
+
+/* Whether all differences of DC have codes, not just those of one picture. */
+static int is_general(const Huffman *dc)
+{
+    for (int size = 0; size <= MOST_DC_BITS; size++)
+        if (!dc->lengths[size])
+            return 0;
+    return dc->is_given;
+}
+
+static int read_scan_header(JpegBlocks *self, Cursor *segment, const uint8_t ids[COMPONENTS])
+{
+    if (take_byte(segment) != COMPONENTS)
+        return 0;
+    for (int c = 0; c < COMPONENTS; c++) {
+        Component *component = &self->components[c];
+        unsigned id = take_byte(segment), tables = take_byte(segment);
+
+        if (id != ids[c] || tables & ~0x11u || !is_general(&self->dc[tables >> 4]) || !self->ac[tables & 1].is_given)
+            return 0;
+        component->dc_table = (int)(tables >> 4);
+        component->ac_table = (int)(tables & 1);
+        for (int i = 0; i < component->columns * component->rows; i++) {
+            if (self->blocks_a_unit == MOST_BLOCKS_A_UNIT)
+                return 0;
+            self->component_of[self->blocks_a_unit++] = (uint8_t)c;
+        }
+    }
+    return take_byte(segment) == 0 && take_byte(segment) == COEFFICIENTS - 1 && take_byte(segment) == 0 &&
+           segment->at == segment->end;
+}
+
+/* Reads all up to the scan, and returns where that starts; 0 where it is not of the kind that is taken. */
+static size_t read_header(JpegBlocks *self, const uint8_t *data, size_t size)
+{
+    enum { SOI = 0xD8, SOF0 = 0xC0, DHT = 0xC4, SOS = 0xDA, DQT = 0xDB, APP0 = 0xE0, APP15 = 0xEF, COM = 0xFE };
+    uint8_t ids[COMPONENTS];
+    Cursor file = {data, 0, size};
+
+    if (take_short(&file) != (0xFF00 | SOI))
+        return 0;
+    for (;;) {
+        unsigned marker = take_short(&file), length = take_short(&file);
+        Cursor segment = {data, file.at, file.at + length - 2};
+        int is_right = 1;
+
+        if (marker >> 8 != 0xFF || length < 2 || segment.end > size)
+            return 0;
+        file.at = segment.end;
+        marker &= 0xFF;
+        if (marker == DHT)
+            is_right = read_huffman(self, &segment);
+        else if (marker == SOF0)
+            is_right = self->size_at == 0 && read_frame(self, &segment, ids);
+        else if (marker == SOS)
+            return self->size_at != 0 && read_scan_header(self, &segment, ids) ? file.at : 0;
+        else if (marker != DQT && marker != COM && (marker < APP0 || marker > APP15))
+            return 0;
+        if (!is_right)
+            return 0;
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------------- scan */
+
+/* Copies a scan without the zeros that follow bytes of ones, as far as the marker that ends it; returns its size. */
+static size_t unstuff(const uint8_t *data, size_t size, uint8_t *out)
+{
+    const uint8_t *end = data + size;
+    uint8_t *start = out;
+
+    while (data < end) {
+        const uint8_t *ones = memchr(data, 0xFF, (size_t)(end - data));
+        size_t count = (size_t)((ones == NULL ? end : ones) - data);
+
+        memcpy(out, data, count);
+        out += count;
+        data += count;
+        if (ones == NULL || end - ones < 2 || ones[1] != 0)
+            break;
+        *out++ = 0xFF;
+        data += 2;
+    }
+    return (size_t)(out - start);
+}
+
+/* Returns length << 8 | symbol of the code that bits start with, 0 where there is none. */
+static inline unsigned find_code(const Huffman *huffman, uint64_t bits)
+{
+    unsigned found = huffman->lookup[bits >> (64 - LOOKUP_BITS)], first = 0, index = 0;
+
+    if (found)
+        return found;
+    for (unsigned length = 1; length <= 16; length++, first <<= 1) {
+        unsigned code = (unsigned)(bits >> (64 - length)), count = huffman->counts[length];
+
+        if (code - first < count && code >= first)
+            return length << 8 | huffman->symbols[index + code - first];
+        first += count;
+        index += count;
+    }
+    return 0;
+}
+
+/* Returns the number that some bits of a size stand for. */
+static inline int signed_value(unsigned bits, unsigned size)
+{
+    return size && bits < 1u << (size - 1) ? (int)bits - (1 << size) + 1 : (int)bits;
+}
+
+/* Finds all blocks; returns 0 where the scan holds something else. */
+static int read_blocks(JpegBlocks *self)
+{
+    const size_t units = self->unit_rows * self->unit_columns, end = 8 * self->scan_size;
+    int dc[COMPONENTS] = {0};
+    size_t at = 0;
+    Block *block = self->blocks;
+
+    for (size_t unit = 0; unit < units; unit++)
+        for (size_t i = 0; i < self->blocks_a_unit; i++, block++) {
+            const int c = self->component_of[i];
+            const Huffman *ac = &self->ac[self->components[c].ac_table];
+            uint64_t bits = read_bits(self->scan, at);
+            unsigned found = find_code(&self->dc[self->components[c].dc_table], bits), size = found & 0xFF;
+
+            if (!found || size > MOST_DC_BITS)
+                return 0;
+            bits <<= found >> 8;
+            dc[c] += signed_value(size ? (unsigned)(bits >> (64 - size)) : 0, size);
+            at += (found >> 8) + size;
+            if (dc[c] < LEAST_DC || dc[c] > MOST_DC)
+                return 0;
+            block->start = (uint32_t)at;
+            block->dc = (int16_t)dc[c];
+            for (unsigned k = 1; k < COEFFICIENTS; k++) {
+                if (at > end)
+                    return 0;
+                found = find_code(ac, read_bits(self->scan, at));
+                size = found & 0x0F;
+                if (!found || size > MOST_AC_BITS)
+                    return 0;
+                at += (found >> 8) + size;
+                if ((found & 0xFF) == 0)
+                    break;
+                k += found >> 4 & 0x0F;
+                if (k >= COEFFICIENTS)
+                    return 0;
+            }
+            if (at > end)
+                return 0;
+            block->bits = (uint16_t)(at - block->start);
+        }
+    return end - at < 8;
+}
+
+/* Where bits are written: of the next 64, `free` are not there yet. */
+typedef struct {
+    uint8_t *out;
+    uint64_t bits;
+    unsigned free;
+} Writer;
+
+static void put_byte(Writer *writer, uint8_t byte)
+{
+    *writer->out++ = byte;
+    if (byte == 0xFF)
+        *writer->out++ = 0;
+}
+
+/* Writes up to READ_BITS bits, the lowest of a number whose others are 0. */
+static inline void put(Writer *writer, uint64_t bits, unsigned count)
+{
+    const uint64_t highest = 0x8080808080808080u, ones = 0x0101010101010101u;
+
+    if (count < writer->free) {
+        writer->bits = writer->bits << count | bits;
+        writer->free -= count;
+        return;
+    }
+    count -= writer->free;
+    writer->bits = writer->bits << writer->free | bits >> count;
+    if (writer->bits & highest & ~(writer->bits + ones)) { /* a byte may be 0xFF */
+        for (int shift = 56; shift >= 0; shift -= 8)
+            put_byte(writer, (uint8_t)(writer->bits >> shift));
+    } else {
+        const uint64_t stored = big_endian(writer->bits);
+
+        memcpy(writer->out, &stored, sizeof stored);
+        writer->out += sizeof stored;
+    }
+    writer->bits = bits; /* those above were written, and will be shifted out */
+    writer->free = 64 - count;
+}
+
+/* Writes what is left, filled up with ones. */
+static void end_scan(Writer *writer)
+{
+    put(writer, 0x7F, 7);
+    for (int shift = 64 - (int)writer->free; shift >= 8;) {
+        shift -= 8;
+        put_byte(writer, (uint8_t)(writer->bits >> shift));
+    }
+    *writer->out++ = 0xFF;
+    *writer->out++ = 0xD9;
+}
+
+/* Writes a block after one of the same component. */
+static inline void put_block(Writer *writer, const JpegBlocks *self, const Block *block, const Huffman *dc, int before)
+{
+    const int difference = block->dc - before;
+    const unsigned magnitude = (unsigned)(difference < 0 ? -difference : difference);
+    const unsigned size = magnitude ? 32 - (unsigned)__builtin_clz(magnitude) : 0;
+    const unsigned value = (unsigned)(difference - (difference < 0)) & ((1u << size) - 1);
+    size_t at = block->start;
+    unsigned left = block->bits;
+
+    put(writer, (uint64_t)dc->codes[size] << size | value, dc->lengths[size] + size);
+    for (; left > READ_BITS; left -= READ_BITS, at += READ_BITS)
+        put(writer, read_bits(self->scan, at) >> (64 - READ_BITS), READ_BITS);
+    if (left)
+        put(writer, read_bits(self->scan, at) >> (64 - left), left);
+}
+
+/* Writes the scan of a part, in units; returns its end. */
+static uint8_t *write_scan(const JpegBlocks *self, size_t top, size_t left, size_t rows, size_t columns, uint8_t *out)
+{
+    Writer writer = {out, 0, 64};
+    int before[COMPONENTS] = {0};
+
+    for (size_t row = top; row < top + rows; row++) {
+        const Block *block = self->blocks + (row * self->unit_columns + left) * self->blocks_a_unit;
+
+        for (size_t column = 0; column < columns; column++)
+            for (size_t i = 0; i < self->blocks_a_unit; i++, block++) {
+                const int c = self->component_of[i];
+
+                put_block(&writer, self, block, &self->dc[self->components[c].dc_table], before[c]);
+                before[c] = block->dc;
+            }
+    }
+    end_scan(&writer);
+    return writer.out;
+}
+
+/* Returns how many bytes a part can have at most, in units. */
+static size_t most_bytes(const JpegBlocks *self, size_t top, size_t left, size_t rows, size_t columns)
+{
+    const size_t blocks = rows * columns * self->blocks_a_unit;
+    size_t bits = blocks * MOST_DC_LENGTH;
+
+    for (size_t row = top; row < top + rows; row++) {
+        const Block *first = self->blocks + (row * self->unit_columns + left) * self->blocks_a_unit;
+        const Block *last = first + columns * self->blocks_a_unit - 1;
+
+        bits += last->start + last->bits - first->start;
+    }
+    return self->header_size + 2 * (bits / 8 + sizeof(uint64_t)) + 2;
+}
+
+/* ------------------------------------------------------------------------------------------------ from Python */
+
+static void deallocate(JpegBlocks *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+
+    PyMem_Free(self->header);
+    PyMem_Free(self->scan);
+    PyMem_Free(self->blocks);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+/* Reads a whole JPEG; returns 0 after setting an error. */
+static int read_jpeg(JpegBlocks *self, const uint8_t *data, size_t size)
+{
+    const size_t scan_at = read_header(self, data, size);
+    size_t blocks;
+
+    if (scan_at == 0) {
+        PyErr_SetString(PyExc_ValueError, "not a JPEG of one baseline scan of three components");
+        return 0;
+    }
+    blocks = self->unit_rows * self->unit_columns * self->blocks_a_unit;
+    if (size - scan_at > UINT32_MAX / 8 || blocks > 4 * (size - scan_at)) { /* a block has two codes, of a bit at least */
+        PyErr_SetString(PyExc_ValueError, "its scan is too long, or too short for its size");
+        return 0;
+    }
+    self->header_size = scan_at;
+    self->header = PyMem_Malloc(scan_at);
+    self->scan = PyMem_Malloc(size - scan_at + PADDING);
+    self->blocks = PyMem_Malloc(blocks * sizeof *self->blocks);
+    if (self->header == NULL || self->scan == NULL || self->blocks == NULL) {
+        PyErr_NoMemory();
+        return 0;
+    }
+    memcpy(self->header, data, scan_at);
+    self->scan_size = unstuff(data + scan_at, size - scan_at, self->scan);
+    memset(self->scan + self->scan_size, 0xFF, PADDING);
+    if (!read_blocks(self)) {
+        PyErr_SetString(PyExc_ValueError, "its scan is damaged");
+        return 0;
+    }
+    return 1;
+}
+
+static PyObject *create(PyTypeObject *type, PyObject *args, PyObject *keywords)
+{
+    JpegBlocks *self;
+    Py_buffer data;
+    int is_read;
+
+    if (keywords != NULL && PyDict_GET_SIZE(keywords) > 0) {
+        PyErr_SetString(PyExc_TypeError, "JpegBlocks takes no keyword arguments");
+        return NULL;
+    }
+    if (!PyArg_ParseTuple(args, "y*:JpegBlocks", &data))
+        return NULL;
+    self = (JpegBlocks *)type->tp_alloc(type, 0);
+    if (self == NULL) {
+        PyBuffer_Release(&data);
+        return NULL;
+    }
+    is_read = read_jpeg(self, data.buf, (size_t)data.len);
+    PyBuffer_Release(&data);
+    if (!is_read)
+        Py_CLEAR(self);
+    return (PyObject *)self;
+}
+
+PyDoc_STRVAR(crop_doc, "crop($self, top, left, height, width, /)\n--\n\n"
+             "Return a part of the picture as a JPEG.\n\n"
+             "All are in pixels and multiples of the size of a unit, 8 or 16 pixels by the subsampling of colour.");
+
+static PyObject *crop(JpegBlocks *self, PyObject *args)
+{
+    Py_ssize_t top, left, height, width;
+    const Py_ssize_t high = (Py_ssize_t)self->unit_height, wide = (Py_ssize_t)self->unit_width;
+    size_t part[4];
+    uint8_t *out, *end;
+    PyObject *result;
+
+    if (!PyArg_ParseTuple(args, "nnnn:crop", &top, &left, &height, &width))
+        return NULL;
+    if (top < 0 || left < 0 || height < 1 || width < 1 || height > (Py_ssize_t)self->height ||
+        width > (Py_ssize_t)self->width || top > (Py_ssize_t)self->height - height ||
+        left > (Py_ssize_t)self->width - width || top % high || height % high || left % wide || width % wide)
+        return PyErr_Format(PyExc_ValueError, "%zd x %zd pixels from (%zd, %zd) on are not whole units of %zd x %zd in %zu x %zu",
+                            width, height, left, top, wide, high, self->width, self->height);
+    part[0] = (size_t)(top / high);
+    part[1] = (size_t)(left / wide);
+    part[2] = (size_t)(height / high);
+    part[3] = (size_t)(width / wide);
+    out = PyMem_Malloc(most_bytes(self, part[0], part[1], part[2], part[3]));
+    if (out == NULL)
+        return PyErr_NoMemory();
+    memcpy(out, self->header, self->header_size);
+    out[self->size_at] = (uint8_t)(height >> 8);
+    out[self->size_at + 1] = (uint8_t)height;
+    out[self->size_at + 2] = (uint8_t)(width >> 8);
+    out[self->size_at + 3] = (uint8_t)width;
+    end = write_scan(self, part[0], part[1], part[2], part[3], out + self->header_size);
+    result = PyBytes_FromStringAndSize((char *)out, end - out);
+    PyMem_Free(out);
+    return result;
+}
+
+static PyMethodDef methods[] = {
+    {"crop", (PyCFunction)crop, METH_VARARGS, crop_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+PyDoc_STRVAR(type_doc, "JpegBlocks(jpeg, /)\n--\n\n"
+             "The blocks of a JPEG, out of which parts are cut without loss.\n\n"
+             "Raises ValueError where it is not one baseline scan of three components, or is damaged.");
+
+static PyType_Slot slots[] = {
+    {Py_tp_doc, (void *)type_doc},
+    {Py_tp_new, create},
+    {Py_tp_dealloc, deallocate},
+    {Py_tp_methods, methods},
+    {0, NULL},
+};
+
+static PyType_Spec specification = {
+    .name = "dlas_store.converters.extraction._jpeg_crop.JpegBlocks",
+    .basicsize = sizeof(JpegBlocks),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = slots,
+};
+
+static int add_type(PyObject *module)
+{
+    PyObject *type = PyType_FromSpec(&specification);
+    int failed = type == NULL || PyModule_AddType(module, (PyTypeObject *)type) < 0;
+
+    Py_XDECREF(type);
+    return failed ? -1 : 0;
+}
+
+static PyModuleDef_Slot module_slots[] = {
+    {Py_mod_exec, add_type},
+    {0, NULL},
+};
+
+static struct PyModuleDef definition = {
+    .m_base = PyModuleDef_HEAD_INIT,
+    .m_name = "dlas_store.converters.extraction._jpeg_crop",
+    .m_doc = "Cutting JPEGs out of a larger one without decoding; see tile_encoding.py.",
+    .m_slots = module_slots,
+};
+
+PyMODINIT_FUNC PyInit__jpeg_crop(void)
+{
+    return PyModuleDef_Init(&definition);
+}
