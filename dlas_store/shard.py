@@ -61,27 +61,24 @@ class Shard:
     Args:
         path: its file.
 
+    Attributes:
+        path: its file.
+        data: the whole file, mapped.
+        header: what it says of itself.
+
     Raises:
         NotASourceError, DamagedError, FormatVersionError: see SealedFile.
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = SealedFile(path, "shard")
+        file = SealedFile(path, "shard")
+        self.path = file.path
+        self.data = file.data
         try:
-            self.header = ShardHeader(**{key: value for key, value in self._file.body.items() if key != "kind"})
+            self.header = ShardHeader(**{key: value for key, value in file.body.items() if key != "kind"})
         except TypeError as error:
             raise DamagedError(f"{path}: the trailer lacks fields or has unknown ones ({error})") from error
         check_fields(path, asdict(self.header))
-
-    @property
-    def path(self) -> Path:
-        """The shard's file."""
-        return self._file.path
-
-    @property
-    def data(self) -> mmap.mmap:
-        """The whole file, mapped."""
-        return self._file.data
 
     @cached_property
     def view(self) -> memoryview:

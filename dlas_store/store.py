@@ -152,8 +152,8 @@ class Store:
 
     def locate(self, index: int) -> tuple[int, int]:
         """Return (image number, position of the patch in its image)."""
-        image = self._patch_row(index).image
-        first, end = cached(self._ranges, _CACHED_IMAGES, image, self._read_range)
+        _, _, _, image, _ = self._patch_values(index)
+        first, end = self._ranges.get(image) or cached(self._ranges, _CACHED_IMAGES, image, self._read_range)
         index = operator.index(index)
         if not first <= index < end:
             raise DamagedError(f"{self.index.place}: patch {index} is none of image {image}; run dlas-store reindex")
@@ -313,7 +313,7 @@ class Store:
 
     def _patch_values(self, index: int) -> tuple[int, int, int, int, int]:
         """Return what PatchRow names."""
-        rows = self.index.patches
+        rows = self._check_open().patches
         index = operator.index(index)  # numpy's narrow integers would overflow below
         if not 0 <= index < len(rows):
             raise PatchIndexError(f"{self._path}: patch {index} is not in 0 .. {len(rows) - 1}")

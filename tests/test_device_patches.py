@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import MakeImage
@@ -16,6 +17,7 @@ from trees import write
 
 from dlas_store.converters.importing import import_store
 from dlas_store.datasets import Loader, create_dataloader, create_dataset, device_patches, raw_patches
+from dlas_store.datasets.draws import Draw
 from dlas_store.errors import ConfigError, ImageError, MissingMetadataError, StoreError
 from dlas_store.store import Store
 
@@ -180,6 +182,24 @@ def test_bounded_caches_of_references_change_nothing(
     device = made._to_device  # type: ignore[attr-defined]
     assert sum(tensor.nbytes for tensor in device._references.values()) == device._bytes <= room
     assert len(device._references) == min(2, room // (32 * 32 * 3))
+
+
+def test_references_of_several_sizes_keep_to_the_room_that_they_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = 10 * 3 * 48**2
+    monkeypatch.setattr(raw_patches, "CACHE_BYTES", room)
+    for number in range(40):
+        side = 16 if number % 4 == 3 else 48
+        files = {"0.jpg": jpeg(noise(32, 32, seed=number)), "ref.jpg": jpeg(noise(side, side, seed=number))}
+        write(tmp_path / "chunked" / f"{number:02d}", files)
+    options = {"paths": tmp_path / "chunked", "target_size": 32, "scale": 2, "need_ref": True, "seed": 0}
+    dataset: Any = create_dataset({"mode": "single_image_extensible", **options})
+    work = dataset.begin_raw_batch([Draw(index, 0) for index in range(40)], np.empty)
+    work.fill(0, 40)
+    assert len(work.finish().references) == 40
+    kept = dataset._pixel_references._kept.values()
+    assert room // 2 < sum(pixels.nbytes for pixels in kept) <= room
 
 
 def test_references_are_decoded_once_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from dlas_store.datasets.patches import (
 )
 from dlas_store.datasets.planes import Planes, area_resize, to_planes, write_planes
 from dlas_store.datasets.references import References
+from dlas_store.datasets.roots import reading_order
 from dlas_store.errors import StoreError
 from dlas_store.source import Pixels, Source
 
@@ -84,8 +85,7 @@ class PatchBatch:
         self._lq_reference = allocate_references((*rows, 4, lq, lq), np.float32)
         self._centers = np.zeros((2, *rows, 2), np.int64)  # of HQ, and of LQ
         self._paths = [""] * len(items)
-        # As they lie in the store.
-        self._order = sorted(range(len(items)), key=lambda item: (id(items[item].source), items[item].patches[0]))
+        self._order = reading_order([(source, patches[0]) for source, patches in items])
 
     def __len__(self) -> int:
         return len(self._items)

@@ -12,7 +12,7 @@ from dlas_store.datasets.batches import Allocate, BatchOfItems, BatchWork, MakeI
 from dlas_store.datasets.draws import Draw, ItemRandom
 from dlas_store.datasets.item_dataset import ItemDataset
 from dlas_store.datasets.options import Options
-from dlas_store.datasets.roots import Roots, image_path, open_roots
+from dlas_store.datasets.roots import Roots, image_path, open_roots, reading_order
 from dlas_store.errors import StoreError
 from dlas_store.pixels import image_size
 from dlas_store.source import Pixels
@@ -76,9 +76,10 @@ class _PixelsBatch:
         self._replace = replace
         self._places = [roots.locate(draw.index) for draw in draws]
         self._indices = np.array([draw.index for draw in draws], np.int64)
-        self._order = sorted(range(len(draws)), key=lambda item: (id(self._places[item][0]), self._places[item][1]))
+        self._order = reading_order(self._places)
         self._pixels = allocate((len(draws), *self._first_size(), 3), np.uint8)
-        self._decoded: list[Pixels] = list(self._pixels)
+        self._rows = list(self._pixels)
+        self._elsewhere: dict[int, Pixels] = {}
 
     def __len__(self) -> int:
         return len(self._draws)
@@ -87,18 +88,28 @@ class _PixelsBatch:
         """Decode a part of the pictures."""
         for item in self._order[start:stop]:
             source, patch = self._places[item]
+            row = self._rows[item]
             try:
-                self._decoded[item] = source.read_into(patch, self._pixels[item])
+                pixels = source.read_into(patch, row)
             except StoreError:
                 if self._replace is None:
                     raise
                 replacement = self._replace(self._draws[item])
-                self._decoded[item] = replacement["pixels"].numpy()
+                pixels = replacement["pixels"].numpy()
                 self._indices[item] = replacement["index"]
+            if pixels is not row:
+                self._elsewhere[item] = pixels
 
     def finish(self) -> dict[str, Any]:
         """Return the batch."""
-        shapes = {pixels.shape: item for item, pixels in enumerate(self._decoded)}
+        if self._elsewhere:
+            self._gather()
+        return {"pixels": torch.from_numpy(self._pixels), "index": torch.from_numpy(self._indices)}
+
+    def _gather(self) -> None:
+        """Bring into the batch what is not: replacements, and pictures of another size than the first one claims."""
+        decoded = [self._elsewhere.get(item, row) for item, row in enumerate(self._rows)]
+        shapes = {pixels.shape: item for item, pixels in enumerate(decoded)}
         if len(shapes) > 1:
             (first, _), (second, item) = list(shapes.items())[:2]
             source, patch = self._places[item]
@@ -106,12 +117,10 @@ class _PixelsBatch:
                 f"{source.patch_path(patch)}: {second[1]} x {second[0]} pixels, where others of its batch have "
                 f"{first[1]} x {first[0]}; set needs_collate to pad them, or batch_size to 1"
             )
-        if next(iter(shapes)) != self._pixels.shape[1:]:  # what the first picture claims, and none has
-            self._pixels = np.stack(self._decoded)
-        for row, pixels in zip(self._pixels, self._decoded, strict=True):
-            if not np.may_share_memory(row, pixels):
-                row[...] = pixels
-        return {"pixels": torch.from_numpy(self._pixels), "index": torch.from_numpy(self._indices)}
+        if len(decoded) == len(self._elsewhere):
+            self._pixels = np.stack(decoded)
+        for item, pixels in self._elsewhere.items():
+            self._pixels[item] = pixels
 
     def _first_size(self) -> tuple[int, int]:
         """Return height and width of the first picture of the batch that can be read."""

@@ -13,8 +13,8 @@ from dlas_store.datasets.batches import Allocate
 from dlas_store.datasets.patch_batch import ItemPatches
 from dlas_store.datasets.patches import UNKNOWN_CENTER, PatchOptions, needed_center, rescale_square
 from dlas_store.datasets.references import decode_reference
+from dlas_store.datasets.roots import reading_order
 from dlas_store.errors import ImageError, StoreError
-from dlas_store.metadata import Center
 from dlas_store.pixels import image_size
 from dlas_store.source import Pixels, Source
 
@@ -22,8 +22,6 @@ CACHE_BYTES = 128 << 20
 """About 680 references of 256 x 256 pixels, for each dataset and process."""
 
 NO_REFERENCE = -1
-
-_NO_SQUARE = Center(0, 0, 0)
 
 
 class ReferenceName(NamedTuple):
@@ -59,7 +57,7 @@ class PixelReferences:
 
     def __init__(self) -> None:
         self._kept: dict[tuple[int, int], Pixels | bool] = {}
-        self._capacity = 1
+        self._capacity = CACHE_BYTES  # as many as may be, until the size of the first one is known
 
     def __reduce__(self) -> tuple[type[PixelReferences], tuple[()]]:
         return PixelReferences, ()
@@ -80,7 +78,7 @@ class PixelReferences:
             if encoded is None:
                 return False
             pixels = decode_reference(encoded, source, number)
-            self._capacity = max(1, CACHE_BYTES // pixels.nbytes)
+            self._capacity = max(1, min(self._capacity, CACHE_BYTES // pixels.nbytes))
             return pixels
 
         kept = cached(self._kept, self._capacity, (id(source), number), read)
@@ -113,10 +111,10 @@ class RawPatchBatch:
             raise
         self._pixels = allocate((len(items), frames, *size, 3), np.uint8)
         self._rows = list(self._pixels.reshape(-1, *size, 3))
-        self._squares = [_NO_SQUARE] * len(self._rows)
+        self._squares = np.zeros((len(self._rows), 3), np.int64)
         self._found: list[tuple[ReferenceName, Pixels] | None] = [None] * len(self._rows)
         self._paths = [""] * len(items)
-        self._order = sorted(range(len(items)), key=lambda item: (id(items[item].source), items[item].patches[0]))
+        self._order = reading_order([(source, patches[0]) for source, patches in items])
 
     def __len__(self) -> int:
         return len(self._items)
@@ -145,8 +143,8 @@ class RawPatchBatch:
         return RawPatches(
             pixels=torch.from_numpy(self._pixels.reshape(-1, *self._pixels.shape[2:])),
             references=[(name, torch.from_numpy(pixels)) for name, pixels in distinct.items()],
-            images=torch.tensor(images),
-            squares=torch.tensor(self._squares),
+            images=torch.from_numpy(np.array(images, np.int64)),
+            squares=torch.from_numpy(self._squares),
             paths=self._paths,
             shape=self._shape,
         )

@@ -96,6 +96,12 @@ class Roots:
         return root, (index - start) % self._lengths[root]
 
 
+def reading_order(patches: Sequence[tuple[Source, int]]) -> list[int]:
+    """Return the positions of patches of sources in the order in which they lie there."""
+    keys = [(id(source), patch) for source, patch in patches]
+    return sorted(range(len(keys)), key=keys.__getitem__)
+
+
 def announce(patches: Iterable[tuple[Source, int]]) -> None:
     """Let the system fetch patches of sources from the disk; see Source.will_need."""
     by_source: dict[int, tuple[Source, list[int]]] = {}
