@@ -189,15 +189,15 @@ def test_references_of_several_sizes_keep_to_the_room_that_they_have(
 ) -> None:
     room = 10 * 3 * 48**2
     monkeypatch.setattr(raw_patches, "CACHE_BYTES", room)
-    for number in range(40):
+    for number in range(120):
         side = 16 if number % 4 == 3 else 48
         files = {"0.jpg": jpeg(noise(32, 32, seed=number)), "ref.jpg": jpeg(noise(side, side, seed=number))}
-        write(tmp_path / "chunked" / f"{number:02d}", files)
+        write(tmp_path / "chunked" / f"{number:03d}", files)
     options = {"paths": tmp_path / "chunked", "target_size": 32, "scale": 2, "need_ref": True, "seed": 0}
     dataset: Any = create_dataset({"mode": "single_image_extensible", **options})
-    work = dataset.begin_raw_batch([Draw(index, 0) for index in range(40)], np.empty)
-    work.fill(0, 40)
-    assert len(work.finish().references) == 40
+    work = dataset.begin_raw_batch([Draw(index, 0) for index in range(120)], np.empty)
+    work.fill(0, 120)
+    assert len(work.finish().references) == 120
     kept = dataset._pixel_references._kept.values()
     assert room // 2 < sum(pixels.nbytes for pixels in kept) <= room
 
