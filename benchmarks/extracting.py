@@ -27,6 +27,7 @@ from benchmarks.synthetic import write_photos
 from dlas_store.converters.extraction.options import ExtractOptions
 from dlas_store.converters.extraction.plan import ExtractPlan, plan_extraction
 from dlas_store.converters.extraction.tiles import cut_photo
+from dlas_store.errors import ConfigError
 from dlas_store.processes import available_cores
 
 LIMIT = "decoding and encoding alone, in memory, all cores"
@@ -41,31 +42,40 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--megapixels", type=_range, default=(2.0, 15.0), metavar="LOW,HIGH", help="of the photos (default: 2,15)"
     )
+    parser.add_argument(
+        "--step",
+        type=_steps,
+        default=list(ExtractOptions().steps),
+        metavar="N,N",
+        help="pixels from one tile to the next, of the crop sizes 256 and 512 (default: half of each)",
+    )
     add_scratch_option(parser)
 
 
 def run(options: argparse.Namespace) -> Report:
     """Measure as the options say."""
+    extraction = ExtractOptions.read({"step": options.step})
     with tempfile.TemporaryDirectory(prefix="dlas-benchmark-", dir=options.scratch) as scratch:
         folder = options.folder
         if folder is None:
             folder = Path(scratch, "photos")
             write_photos(folder, count=options.photos, megapixels=options.megapixels)
-        plan = plan_extraction(folder, ExtractOptions())
+        plan = plan_extraction(folder, extraction)
         for path in plan.paths:
             (folder / path).read_bytes()  # into the cache
         contenders = {
-            LIMIT: partial(_limit_seconds, plan),
-            STORE: partial(_command_seconds, folder, Path(scratch, "photos.lmdb")),
-            FOLDER: partial(_command_seconds, folder, Path(scratch, "cut")),
+            LIMIT: partial(_limit_seconds, plan, extraction),
+            STORE: partial(_command_seconds, folder, Path(scratch, "photos.lmdb"), extraction),
+            FOLDER: partial(_command_seconds, folder, Path(scratch, "cut"), extraction),
         }
         rounds = run_rounds(contenders, rounds=options.rounds)
     expected = plan.expected
+    steps = " and ".join(map(str, options.step))
     comparison = Comparison(title="Cutting photos up", unit="s", reference=LIMIT, rounds=rounds)
     return Report(
         subject=(
-            f"{len(plan.paths)} photos, {expected.photo_pixels / 1e6:,.0f} megapixels, {expected.tiles:,} tiles, "
-            f"{available_cores()} cores, files in the page cache"
+            f"{len(plan.paths)} photos, {expected.photo_pixels / 1e6:,.0f} megapixels, {expected.tiles:,} tiles every "
+            f"{steps} pixels, {available_cores()} cores, files in the page cache"
         ),
         comparisons=[comparison],
         figures={
@@ -86,7 +96,15 @@ def _range(text: str) -> tuple[float, float]:
     return low, high
 
 
-def _limit_seconds(plan: ExtractPlan) -> float:
+def _steps(text: str) -> list[int]:
+    """Return steps as ``dlas-store extract --step`` takes them."""
+    try:
+        return list(ExtractOptions.read({"step": list(map(int, text.split(",")))}).steps)
+    except (ValueError, ConfigError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _limit_seconds(plan: ExtractPlan, options: ExtractOptions) -> float:
     """Return the seconds that decoding every photo and encoding every tile once takes on all cores, shared perfectly.
 
     The other cores are kept as busy as this one: each worker takes whole photos, and stops its clock while it cuts the
@@ -96,37 +114,32 @@ def _limit_seconds(plan: ExtractPlan) -> float:
     cv2.setNumThreads(1)  # before the workers are forked off
     largest_first = sorted(plan.paths, key=lambda path: -(plan.root / path).stat().st_size)
     with ProcessPoolExecutor(cores, get_context("fork")) as pool:
-        return sum(pool.map(_time_photo, [(plan.root, path) for path in largest_first])) / cores
+        return sum(pool.map(partial(_time_photo, plan.root, options), largest_first)) / cores
 
 
-def _time_photo(photo: tuple[Path, str]) -> float:
+def _time_photo(root: Path, options: ExtractOptions, path: str) -> float:
     """Return the seconds of one core for a photo: read into memory, decoded into a buffer, its tiles encoded."""
-    data = Path(*photo).read_bytes()
-    tiles = _tiles(*photo)
+    data = (root / path).read_bytes()
+    tiles = _tiles(root, options, path)
     buffer: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "BGR")
     started = time.perf_counter()
     simplejpeg.decode_jpeg(data, "BGR", buffer=buffer)
     for tile in tiles:
-        cv2.imencode(".jpg", tile, _ENCODING)
+        cv2.imencode(".jpg", tile, (cv2.IMWRITE_JPEG_QUALITY, options.quality))
     return time.perf_counter() - started
 
 
-_ENCODING = (cv2.IMWRITE_JPEG_QUALITY, ExtractOptions().quality)
-
-
-def _tiles(root: Path, path: str) -> Sequence[NDArray[np.uint8]]:
+def _tiles(root: Path, options: ExtractOptions, path: str) -> Sequence[NDArray[np.uint8]]:
     """Return the pixels of a photo's tiles, of which some lie over each other."""
-    return [
-        np.ascontiguousarray(pixels)
-        for cut in cut_photo(root, path, ExtractOptions()).images
-        for pixels in cut.pixels()
-    ]
+    images = cut_photo(root, path, options).images
+    return [np.ascontiguousarray(pixels) for cut in images for pixels in cut.pixels()]
 
 
-def _command_seconds(folder: Path, dst: Path) -> float:
+def _command_seconds(folder: Path, dst: Path, options: ExtractOptions) -> float:
     """Return the seconds of the whole command; what it leaves is removed after the clock has stopped."""
     os.sync()
-    command = [sys.executable, "-m", "dlas_store", "extract", str(folder), str(dst)]
+    steps = ",".join(map(str, options.steps))
+    command = [sys.executable, "-m", "dlas_store", "extract", str(folder), str(dst), "--step", steps]
     started = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # noqa: S603 - our own command
     seconds = time.perf_counter() - started

@@ -427,7 +427,9 @@ def test_extract_measures_photos_of_the_user(tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()
     shutil.copy(DATA / "photos" / "retina.jpg", photos)
-    assert "1 photos, 2 megapixels" in measure(tmp_path, "extract", "--folder", photos)["subject"]
+    report = measure(tmp_path, "extract", "--folder", photos, "--step", "256,300")
+    assert "1 photos, 2 megapixels" in report["subject"]
+    assert "tiles every 256 and 300 pixels" in report["subject"]
 
 
 @pytest.mark.parametrize(
@@ -437,6 +439,9 @@ def test_extract_measures_photos_of_the_user(tmp_path: Path) -> None:
         ["read", "--mode", "video"],
         ["import", "--patches", "-1"],
         ["extract", "--megapixels", "5,2"],
+        ["extract", "--step", "128"],
+        ["extract", "--step", "128,0"],
+        ["extract", "--step", "wide"],
         ["export"],
     ],
 )
