@@ -38,7 +38,7 @@ FOLDER = "dlas-store extract, to a folder"
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this subject."""
     parser.add_argument("--folder", type=Path, help="cut up the photos of this folder, not synthetic ones; JPEGs only")
-    parser.add_argument("--photos", type=at_least_one, default=24, metavar="N", help="number of photos (default: 24)")
+    parser.add_argument("--photos", type=at_least_one, default=80, metavar="N", help="number of photos (default: 80)")
     parser.add_argument(
         "--megapixels", type=_range, default=(2.0, 15.0), metavar="LOW,HIGH", help="of the photos (default: 2,15)"
     )

@@ -11,8 +11,8 @@
 
 enum { COMPONENTS = 3, MOST_BLOCKS_A_UNIT = 10, COEFFICIENTS = 64 };
 
-/* Codes of up to this length are found at once. */
-#define LOOKUP_BITS 10
+/* Codes of up to this length are found at once, and as many AC coefficients as fit into so many bits. */
+#define LOOKUP_BITS 11
 
 /* Bits that one read gives at least, wherever it starts in a byte. */
 #define READ_BITS 57
@@ -38,6 +38,12 @@ typedef struct {
     int is_given;
 } Huffman;
 
+/* What the next bits hold of a block in whole: how many bits, how many coefficients, zeros and an end of block included,
+ * and whether they end with that. */
+typedef struct {
+    uint8_t bits, coefficients, is_end;
+} Run;
+
 typedef struct {
     int columns, rows;     /* blocks of a unit */
     int dc_table, ac_table;
@@ -58,6 +64,7 @@ typedef struct {
     size_t scan_size;
     Block *blocks;         /* unit by unit, row by row */
     Huffman dc[2], ac[2];
+    Run runs[2][1 << LOOKUP_BITS]; /* of each AC table */
     Component components[COMPONENTS];
     uint8_t component_of[MOST_BLOCKS_A_UNIT]; /* of a unit's blocks */
     size_t blocks_a_unit, unit_height, unit_width;
@@ -285,6 +292,66 @@ static inline int signed_value(unsigned bits, unsigned size)
     return size && bits < 1u << (size - 1) ? (int)bits - (1 << size) + 1 : (int)bits;
 }
 
+/* Fills in what any next bits hold in whole, by an AC table. */
+static void find_runs(const Huffman *ac, Run *runs)
+{
+    for (unsigned bits = 0; bits < 1u << LOOKUP_BITS; bits++) {
+        Run *run = &runs[bits];
+
+        *run = (Run){0};
+        while (!run->is_end) {
+            unsigned found = ac->lookup[bits << run->bits & ((1u << LOOKUP_BITS) - 1)], size = found & 0x0F;
+
+            if (!found || size > MOST_AC_BITS || run->bits + (found >> 8) + size > LOOKUP_BITS)
+                break;
+            run->bits = (uint8_t)(run->bits + (found >> 8) + size);
+            run->is_end = (found & 0xFF) == 0;
+            run->coefficients = (uint8_t)(run->coefficients + (run->is_end ? 1 : (found >> 4 & 0x0F) + 1));
+        }
+    }
+}
+
+/* Reads the AC coefficients of a block from a place on; returns where they end, 0 where they are something else. */
+static inline size_t skip_coefficients(const JpegBlocks *self, unsigned table, size_t at)
+{
+    const size_t end = 8 * self->scan_size;
+
+    for (unsigned k = 1; k < COEFFICIENTS;) {
+        uint64_t bits;
+        unsigned left = READ_BITS, found, size;
+
+        if (at > end)
+            return 0;
+        bits = read_bits(self->scan, at);
+        while (left >= LOOKUP_BITS) {
+            const Run *run = &self->runs[table][bits >> (64 - LOOKUP_BITS)];
+
+            /* Past the last coefficient the next block begins. */
+            if (!run->bits || k + run->coefficients > COEFFICIENTS)
+                break;
+            at += run->bits;
+            if (run->is_end)
+                return at > end ? 0 : at;
+            k += run->coefficients;
+            bits <<= run->bits;
+            left -= run->bits;
+        }
+        if (left < READ_BITS)
+            continue;
+        found = find_code(&self->ac[table], bits);
+        size = found & 0x0F;
+        if (!found || size > MOST_AC_BITS)
+            return 0;
+        at += (found >> 8) + size;
+        if ((found & 0xFF) == 0)
+            break;
+        k += (found >> 4 & 0x0F) + 1;
+        if (k > COEFFICIENTS)
+            return 0;
+    }
+    return at > end ? 0 : at;
+}
+
 /* Finds all blocks; returns 0 where the scan holds something else. */
 static int read_blocks(JpegBlocks *self)
 {
@@ -293,10 +360,11 @@ static int read_blocks(JpegBlocks *self)
     size_t at = 0;
     Block *block = self->blocks;
 
+    for (int table = 0; table < 2; table++)
+        find_runs(&self->ac[table], self->runs[table]);
     for (size_t unit = 0; unit < units; unit++)
         for (size_t i = 0; i < self->blocks_a_unit; i++, block++) {
             const int c = self->component_of[i];
-            const Huffman *ac = &self->ac[self->components[c].ac_table];
             uint64_t bits = read_bits(self->scan, at);
             unsigned found = find_code(&self->dc[self->components[c].dc_table], bits), size = found & 0xFF;
 
@@ -309,21 +377,8 @@ static int read_blocks(JpegBlocks *self)
                 return 0;
             block->start = (uint32_t)at;
             block->dc = (int16_t)dc[c];
-            for (unsigned k = 1; k < COEFFICIENTS; k++) {
-                if (at > end)
-                    return 0;
-                found = find_code(ac, read_bits(self->scan, at));
-                size = found & 0x0F;
-                if (!found || size > MOST_AC_BITS)
-                    return 0;
-                at += (found >> 8) + size;
-                if ((found & 0xFF) == 0)
-                    break;
-                k += found >> 4 & 0x0F;
-                if (k >= COEFFICIENTS)
-                    return 0;
-            }
-            if (at > end)
+            at = skip_coefficients(self, (unsigned)self->components[c].ac_table, at);
+            if (at == 0)
                 return 0;
             block->bits = (uint16_t)(at - block->start);
         }
