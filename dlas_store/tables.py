@@ -44,6 +44,22 @@ def _seed(row_type: RowType, table_id: bytes, block: int) -> int:
     return xxh3_64_intdigest(b"%s:%s:%d" % (table_id, row_type.name.encode(), block))
 
 
+class MappedRows(NamedTuple):
+    """Where the rows of a table lie, for who reads them without Python.
+
+    Attributes:
+        data: the mapped file.
+        chunk_offsets: uint64 (chunks,), where each chunk starts in it, bytes.
+        checked: a byte for each block, not 0 once its checksum was found right; rows of others must not be read.
+        rows: how many there are.
+    """
+
+    data: mmap.mmap
+    chunk_offsets: NDArray[np.uint64]
+    checked: bytearray
+    rows: int
+
+
 class Table(Sequence[tuple[Any, ...]]):
     """A table in a mapped file.
 
@@ -97,6 +113,11 @@ class Table(Sequence[tuple[Any, ...]]):
         if not self._checked[block]:
             self._check(block, start)
         return self._unpack(self._data, start + row * self._row_bytes)
+
+    @property
+    def mapped(self) -> MappedRows:
+        """Where the rows lie."""
+        return MappedRows(self._data, np.array(self._chunk_offsets, np.uint64), self._checked, self._count)
 
     def arrays(self, start: int = 0, stop: int | None = None) -> Iterator[NDArray[np.void]]:
         """Yield the rows start .. stop - 1 as structured arrays, a block's at a time."""

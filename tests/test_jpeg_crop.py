@@ -169,7 +169,7 @@ def test_tiles_are_the_same_where_none_can_be_cut_out(how: str, monkeypatch: pyt
     picture, encoder, places = scene(160, 160), JpegEncoder(95, "4:2:0"), places_every(16, 96)
     expected = [encoder.encode(place.square(picture, 64)) for place in places]
     if how == "not compiled":
-        monkeypatch.setattr(tile_encoding, "_jpeg_crop", None)
+        monkeypatch.setattr(tile_encoding, "JpegBlocks", None)
     else:
         imencode = cv2.imencode
         monkeypatch.setattr(
@@ -205,5 +205,5 @@ def test_photos_are_cut_into_the_same_tiles_without_it(
         return found
 
     expected = tiles()
-    monkeypatch.setattr(tile_encoding, "_jpeg_crop", None)
+    monkeypatch.setattr(tile_encoding, "JpegBlocks", None)
     assert tiles() == expected

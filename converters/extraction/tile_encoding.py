@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 
@@ -13,14 +12,10 @@ from dlas_store.converters.extraction.options import Subsampling
 from dlas_store.pixels import Size
 from dlas_store.source import Pixels
 
-if TYPE_CHECKING:
-    from dlas_store.converters.extraction._jpeg_crop import JpegBlocks
-
-_jpeg_crop: ModuleType | None
 try:
-    from dlas_store.converters.extraction import _jpeg_crop
+    from dlas_store.converters.extraction._jpeg_crop import JpegBlocks
 except ImportError:  # installed where there was no compiler
-    _jpeg_crop = None
+    JpegBlocks = None  # type: ignore[assignment, misc]
 
 _SAMPLING = {
     "4:2:0": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,
@@ -58,13 +53,12 @@ class JpegEncoder(NamedTuple):
 
     def encode_blocks(self, pixels: Pixels) -> JpegBlocks | None:
         """Encode BGR pixels out of which JPEGs will be cut; None where that is not possible."""
-        if _jpeg_crop is None:
+        if JpegBlocks is None:
             return None
         try:
-            blocks: JpegBlocks = _jpeg_crop.JpegBlocks(self._encoded(pixels))
+            return JpegBlocks(self._encoded(pixels))
         except ValueError:  # this OpenCV was built with an encoder that makes JPEGs of another kind
             return None
-        return blocks
 
     def _encoded(self, pixels: Pixels) -> Any:
         sampling = (cv2.IMWRITE_JPEG_SAMPLING_FACTOR, _SAMPLING[self.subsampling])

@@ -74,8 +74,9 @@ class _PixelsBatch:
     def __init__(self, roots: Roots, draws: Sequence[Draw], allocate: Allocate, *, replace: MakeItem | None) -> None:
         self._draws = draws
         self._replace = replace
-        self._places = [roots.locate(draw.index) for draw in draws]
-        self._indices = np.array([draw.index for draw in draws], np.int64)
+        indices = [draw.index for draw in draws]
+        self._places = roots.locate_all(indices)
+        self._indices = np.array(indices, np.int64)
         self._order = reading_order(self._places)
         self._pixels = allocate((len(draws), *self._first_size(), 3), np.uint8)
         self._rows = list(self._pixels)

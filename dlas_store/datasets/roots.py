@@ -66,6 +66,13 @@ class Roots:
         number = int(np.searchsorted(kept, position, side="right")) - 1
         return source, source.first_patch(number) + self._ignore_first + position - int(kept[number])
 
+    def locate_all(self, indices: Sequence[int]) -> list[tuple[Source, int]]:
+        """Return what locate() does for each of some patches, one or more."""
+        if len(self._sources) > 1 or self._ignore_first or min(indices) < 0 or max(indices) >= len(self):
+            return list(map(self.locate, indices))
+        source, length = self._sources[0], self._lengths[0]
+        return [(source, index % length) for index in indices]
+
     def will_need(self, indices: Sequence[int], /) -> None:
         """Let the system fetch patches from the disk, without waiting for it; a hint."""
         announce(map(self.locate, indices))
@@ -98,7 +105,9 @@ class Roots:
 
 def reading_order(patches: Sequence[tuple[Source, int]]) -> list[int]:
     """Return the positions of patches of sources in the order in which they lie there."""
-    keys = [(id(source), patch) for source, patch in patches]
+    keys: list[int] | list[tuple[int, int]] = [patch for _, patch in patches]
+    if len({id(source) for source, _ in patches}) > 1:
+        keys = [(id(source), patch) for source, patch in patches]
     return sorted(range(len(keys)), key=keys.__getitem__)
 
 

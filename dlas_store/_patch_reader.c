@@ -1,0 +1,463 @@
+/* What stands between a patch's number and its decoded pixels: its row in the index, its key, the checksum of its bytes,
+ * the size that its JPEG claims. In Python that takes several times as long between two decodings, which leave nothing
+ * of it in the processor's caches, and other threads wait for Python's lock meanwhile.
+ *
+ * Only what is as it should be is read here. For anything else the answer is no, and Store.read_into does it in Python:
+ * it opens the shard, checks the block of the index, converts the picture, or says what is wrong. */
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <stdint.h>
+#include <string.h>
+
+/* A compiler's x86-64 is that of 2003: a second version is there for AVX2, and chosen when this is loaded. */
+#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__)
+#define VECTORS __attribute__((target_clones("avx2", "default")))
+#else
+#define VECTORS
+#endif
+
+static uint64_t little64(const uint8_t *bytes)
+{
+    uint64_t value;
+
+    memcpy(&value, bytes, sizeof value);
+#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+    value = __builtin_bswap64(value);
+#endif
+    return value;
+}
+
+static uint32_t little32(const uint8_t *bytes)
+{
+    uint32_t value;
+
+    memcpy(&value, bytes, sizeof value);
+#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+    value = __builtin_bswap32(value);
+#endif
+    return value;
+}
+
+/* --------------------------------------------------------------------------------------------------- checksum */
+
+/* XXH3-64, as its specification has it, for the two lengths that matter here: keys, and payloads of more than 240 bytes.
+ * xxhash itself can be called from Python only. */
+
+enum { KEY_BYTES = 17, CHECKSUM_BYTES = 8, LEAST_PAYLOAD = 241, SECRET_BYTES = 192, STRIPE = 64, LANES = 8 };
+
+/* Stripes until the lanes are scrambled: each takes the secret 8 bytes further on. */
+enum { STRIPES_A_BLOCK = (SECRET_BYTES - STRIPE) / 8 };
+
+static const uint32_t prime32[] = {0, 0x9E3779B1u, 0x85EBCA77u, 0xC2B2AE3Du};
+static const uint64_t prime64[] = {0, 0x9E3779B185EBCA87u, 0xC2B2AE3D27D4EB4Fu, 0x165667B19E3779F9u,
+                                   0x85EBCA77C2B2AE63u, 0x27D4EB2F165667C5u};
+
+static const uint8_t secret[SECRET_BYTES] = {
+    0xb8, 0xfe, 0x6c, 0x39, 0x23, 0xa4, 0x4b, 0xbe, 0x7c, 0x01, 0x81, 0x2c, 0xf7, 0x21, 0xad, 0x1c,
+    0xde, 0xd4, 0x6d, 0xe9, 0x83, 0x90, 0x97, 0xdb, 0x72, 0x40, 0xa4, 0xa4, 0xb7, 0xb3, 0x67, 0x1f,
+    0xcb, 0x79, 0xe6, 0x4e, 0xcc, 0xc0, 0xe5, 0x78, 0x82, 0x5a, 0xd0, 0x7d, 0xcc, 0xff, 0x72, 0x21,
+    0xb8, 0x08, 0x46, 0x74, 0xf7, 0x43, 0x24, 0x8e, 0xe0, 0x35, 0x90, 0xe6, 0x81, 0x3a, 0x26, 0x4c,
+    0x3c, 0x28, 0x52, 0xbb, 0x91, 0xc3, 0x00, 0xcb, 0x88, 0xd0, 0x65, 0x8b, 0x1b, 0x53, 0x2e, 0xa3,
+    0x71, 0x64, 0x48, 0x97, 0xa2, 0x0d, 0xf9, 0x4e, 0x38, 0x19, 0xef, 0x46, 0xa9, 0xde, 0xac, 0xd8,
+    0xa8, 0xfa, 0x76, 0x3f, 0xe3, 0x9c, 0x34, 0x3f, 0xf9, 0xdc, 0xbb, 0xc7, 0xc7, 0x0b, 0x4f, 0x1d,
+    0x8a, 0x51, 0xe0, 0x4b, 0xcd, 0xb4, 0x59, 0x31, 0xc8, 0x9f, 0x7e, 0xc9, 0xd9, 0x78, 0x73, 0x64,
+    0xea, 0xc5, 0xac, 0x83, 0x34, 0xd3, 0xeb, 0xc3, 0xc5, 0x81, 0xa0, 0xff, 0xfa, 0x13, 0x63, 0xeb,
+    0x17, 0x0d, 0xdd, 0x51, 0xb7, 0xf0, 0xda, 0x49, 0xd3, 0x16, 0x55, 0x26, 0x29, 0xd4, 0x68, 0x9e,
+    0x2b, 0x16, 0xbe, 0x58, 0x7d, 0x47, 0xa1, 0xfc, 0x8f, 0xf8, 0xb8, 0xd1, 0x7a, 0xd0, 0x31, 0xce,
+    0x45, 0xcb, 0x3a, 0x8f, 0x95, 0x16, 0x04, 0x28, 0xaf, 0xd7, 0xfb, 0xca, 0xbb, 0x4b, 0x40, 0x7e,
+};
+
+static uint64_t fold_product(uint64_t one, uint64_t other)
+{
+    unsigned __int128 product = (unsigned __int128)one * other;
+
+    return (uint64_t)product ^ (uint64_t)(product >> 64);
+}
+
+static uint64_t avalanche(uint64_t hash)
+{
+    hash ^= hash >> 37;
+    hash *= 0x165667919E3779F9u;
+    return hash ^ hash >> 32;
+}
+
+/* Returns the hash of a key, without a seed. */
+static uint64_t hash_key(const uint8_t key[KEY_BYTES])
+{
+    uint64_t hash = KEY_BYTES * prime64[1];
+
+    hash += fold_product(little64(key) ^ little64(secret), little64(key + 8) ^ little64(secret + 8));
+    key += KEY_BYTES - 16;
+    hash += fold_product(little64(key) ^ little64(secret + 16), little64(key + 8) ^ little64(secret + 24));
+    return avalanche(hash);
+}
+
+static inline void take_stripe(uint64_t *restrict lanes, const uint8_t *restrict data, const uint8_t *restrict keys)
+{
+    for (int i = 0; i < LANES; i++) {
+        const uint64_t value = little64(data + 8 * i), keyed = value ^ little64(keys + 8 * i);
+
+        lanes[i ^ 1] += value;
+        lanes[i] += (keyed & 0xFFFFFFFFu) * (keyed >> 32);
+    }
+}
+
+/* Takes whole stripes, and scrambles after each block of them. */
+VECTORS static void take_stripes(uint64_t *restrict lanes, const uint8_t *restrict data, size_t stripes,
+                                 const uint8_t *restrict keys)
+{
+    for (size_t at = 0; at < stripes; at++) {
+        take_stripe(lanes, data + STRIPE * at, keys + 8 * (at % STRIPES_A_BLOCK));
+        if (at % STRIPES_A_BLOCK == STRIPES_A_BLOCK - 1)
+            for (int i = 0; i < LANES; i++) {
+                lanes[i] ^= lanes[i] >> 47 ^ little64(keys + SECRET_BYTES - STRIPE + 8 * i);
+                lanes[i] *= prime32[1];
+            }
+    }
+}
+
+/* Returns the hash of a payload of LEAST_PAYLOAD bytes or more. */
+static uint64_t hash_payload(const uint8_t *data, size_t size, uint64_t seed)
+{
+    uint64_t lanes[LANES] = {prime32[3], prime64[1], prime64[2], prime64[3], prime64[4], prime32[2], prime64[5], prime32[1]};
+    uint64_t keys[SECRET_BYTES / 8], hash = size * prime64[1];
+    const uint8_t *key_bytes = (const uint8_t *)keys;
+
+    for (int i = 0; i < SECRET_BYTES / 8; i++) {
+        const uint64_t key = little64(secret + 8 * i) + (i % 2 ? 0 - seed : seed);
+
+        keys[i] = little64((const uint8_t *)&key);
+    }
+    take_stripes(lanes, data, (size - 1) / STRIPE, key_bytes);
+    take_stripe(lanes, data + size - STRIPE, key_bytes + SECRET_BYTES - STRIPE - 7);
+    for (int i = 0; i < LANES; i += 2)
+        hash += fold_product(lanes[i] ^ little64(key_bytes + 11 + 8 * i), lanes[i + 1] ^ little64(key_bytes + 19 + 8 * i));
+    return avalanche(hash);
+}
+
+/* ------------------------------------------------------------------------------------------------------- JPEG */
+
+typedef struct {
+    size_t height, width, channels;
+} Picture;
+
+/* Returns what a JPEG says of itself in its frame header, zeros where it has none. */
+static Picture frame_of(const uint8_t *data, size_t size)
+{
+    size_t at = 2;
+
+    if (size < 2 || data[0] != 0xFF || data[1] != 0xD8)
+        return (Picture){0};
+    while (size - at >= 4 && data[at] == 0xFF) {
+        const uint8_t marker = data[at + 1];
+        const size_t length = (size_t)data[at + 2] << 8 | data[at + 3];
+
+        if (length < 2 || length > size - at - 2)
+            break;
+        if (marker >= 0xC0 && marker <= 0xC2 && length >= 8)
+            return (Picture){(size_t)data[at + 5] << 8 | data[at + 6], (size_t)data[at + 7] << 8 | data[at + 8], data[at + 9]};
+        /* Others between tables, comments and applications' own segments do not stand before the frame. */
+        if (marker != 0xC4 && (marker < 0xDB || marker > 0xFE))
+            break;
+        at += 2 + length;
+    }
+    return (Picture){0};
+}
+
+/* ----------------------------------------------------------------------------------------------------- reader */
+
+/* A row of the index's table of patches, little-endian: offset and patch id of 8 bytes, then length, image and shard of 4;
+ * see index.py. */
+enum { ROW_BYTES = 28, BLOCK_BYTES = 4096, BLOCKS_A_CHUNK = 64 };
+
+typedef struct {
+    PyObject_HEAD
+    Py_buffer table;     /* the mapped index */
+    Py_buffer chunks;    /* uint64 each: where it starts there */
+    Py_buffer checked;   /* a byte for each block, not 0 once its checksum was found right */
+    Py_ssize_t count;
+    PyObject *shards;    /* Store's: number -> (shard, what to add to an image's number to get its id) */
+    PyObject *decode;    /* simplejpeg.decode_jpeg */
+    Py_ssize_t max_pixels;
+    PyObject *view, *colours, *keywords; /* constant arguments */
+} PatchReader;
+
+typedef struct {
+    uint64_t offset, patch_id;
+    uint32_t length, image, shard;
+} Row;
+
+/* Finds a patch's row; returns 0 where there is none, or its block was not checked yet. */
+static int find_row(const PatchReader *self, Py_ssize_t index, Row *row)
+{
+    const Py_ssize_t rows_a_block = (BLOCK_BYTES - 8) / ROW_BYTES;
+    Py_ssize_t block, chunk;
+    uint64_t start;
+    const uint8_t *bytes;
+
+    if (index < 0 || index >= self->count)
+        return 0;
+    block = index / rows_a_block;
+    chunk = block / BLOCKS_A_CHUNK;
+    if (block >= self->checked.len || !((const uint8_t *)self->checked.buf)[block] || chunk >= self->chunks.len / 8)
+        return 0;
+    start = ((const uint64_t *)self->chunks.buf)[chunk] + (uint64_t)(block % BLOCKS_A_CHUNK) * BLOCK_BYTES;
+    if (start > (uint64_t)self->table.len || (uint64_t)self->table.len - start < BLOCK_BYTES)
+        return 0;
+    bytes = (const uint8_t *)self->table.buf + start + index % rows_a_block * ROW_BYTES;
+    *row = (Row){little64(bytes), little64(bytes + 8), little32(bytes + 16), little32(bytes + 20), little32(bytes + 24)};
+    return 1;
+}
+
+/* Returns a new reference to the memoryview of a row's shard and sets the image's id; NULL where the shard is not open. */
+static PyObject *find_shard(const PatchReader *self, const Row *row, uint64_t *image_id)
+{
+    PyObject *number = PyLong_FromUnsignedLong(row->shard), *open, *view = NULL;
+    long long added;
+
+    if (number == NULL)
+        return NULL;
+    open = PyDict_GetItemWithError(self->shards, number);
+    Py_DECREF(number);
+    if (open == NULL || !PyTuple_Check(open) || PyTuple_GET_SIZE(open) != 2)
+        return NULL;
+    Py_INCREF(open); /* another thread may close the shard while Python runs */
+    added = PyLong_AsLongLong(PyTuple_GET_ITEM(open, 1));
+    if (!PyErr_Occurred() && added >= -(long long)row->image && added <= INT64_MAX - (long long)row->image) {
+        *image_id = (uint64_t)(added + (long long)row->image);
+        view = PyObject_GetAttr(PyTuple_GET_ITEM(open, 0), self->view);
+        if (view != NULL && !PyMemoryView_Check(view))
+            Py_CLEAR(view);
+    }
+    Py_DECREF(open);
+    return view;
+}
+
+static void put_big64(uint8_t *bytes, uint64_t value)
+{
+    for (int i = 7; i >= 0; i--, value >>= 8)
+        bytes[i] = (uint8_t)value;
+}
+
+/* Whether the bytes of a row are those that were stored under its key, and a JPEG that decodes to such an array as it is. */
+static int is_sound(const PatchReader *self, const Py_buffer *shard, const Row *row, uint64_t image_id, const Py_buffer *out)
+{
+    const uint8_t *payload;
+    const uint64_t size = (uint64_t)shard->len;
+    uint8_t key[KEY_BYTES];
+    Picture picture;
+
+    if (row->length < LEAST_PAYLOAD || row->offset < CHECKSUM_BYTES || row->offset > size || row->length > size - row->offset)
+        return 0;
+    payload = (const uint8_t *)shard->buf + row->offset;
+    put_big64(key, image_id);
+    key[8] = 2; /* Kind.PATCH */
+    put_big64(key + 9, row->patch_id);
+    if (little64(payload - CHECKSUM_BYTES) != hash_payload(payload, row->length, hash_key(key)))
+        return 0;
+    picture = frame_of(payload, row->length);
+    return (picture.channels == 1 || picture.channels == 3) && picture.height == (size_t)out->shape[0] &&
+           picture.width == (size_t)out->shape[1] && picture.height * picture.width <= (size_t)self->max_pixels;
+}
+
+static int has_shape(PyObject *array, const Py_ssize_t *shape)
+{
+    Py_buffer view;
+    int is_same;
+
+    if (PyObject_GetBuffer(array, &view, PyBUF_ND) < 0)
+        return 0;
+    is_same = view.ndim == 3 && memcmp(view.shape, shape, 3 * sizeof *shape) == 0;
+    PyBuffer_Release(&view);
+    return is_same;
+}
+
+/* Returns whether a patch was decoded into an array; errors of Python may be set where it was not. */
+static int decode_into(const PatchReader *self, Py_ssize_t index, PyObject *array, const Py_buffer *out)
+{
+    PyObject *view, *encoded = NULL, *decoded = NULL;
+    const Py_buffer *shard;
+    uint64_t image_id;
+    Row row;
+    int is_done = 0;
+
+    if (!find_row(self, index, &row))
+        return 0;
+    view = find_shard(self, &row, &image_id);
+    if (view == NULL)
+        return 0;
+    shard = PyMemoryView_GET_BUFFER(view);
+    if (is_sound(self, shard, &row, image_id, out))
+        encoded = PySequence_GetSlice(view, (Py_ssize_t)row.offset, (Py_ssize_t)(row.offset + row.length));
+    if (encoded != NULL) {
+        PyObject *args[] = {encoded, self->colours, array};
+
+        decoded = PyObject_Vectorcall(self->decode, args, 2, self->keywords);
+        Py_DECREF(encoded);
+    }
+    if (decoded != NULL) {
+        is_done = has_shape(decoded, out->shape);
+        Py_DECREF(decoded);
+    }
+    Py_DECREF(view);
+    return is_done;
+}
+
+/* ------------------------------------------------------------------------------------------------ from Python */
+
+PyDoc_STRVAR(read_into_doc, "read_into($self, index, out, /)\n--\n\n"
+             "Decode a patch into an array, uint8 (H, W, 3); return whether it could be done.\n\n"
+             "After False the array's content is undefined.");
+
+static PyObject *read_into(PatchReader *self, PyObject *const *args, Py_ssize_t count)
+{
+    Py_buffer out;
+    Py_ssize_t index;
+    int is_done = 0;
+
+    if (count != 2)
+        return PyErr_Format(PyExc_TypeError, "read_into takes 2 arguments, not %zd", count);
+    index = PyNumber_AsSsize_t(args[0], PyExc_IndexError);
+    if (!PyErr_Occurred() && PyObject_GetBuffer(args[1], &out, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE | PyBUF_FORMAT) == 0) {
+        if (out.ndim == 3 && out.shape[2] == 3 && out.itemsize == 1 && strcmp(out.format, "B") == 0)
+            is_done = decode_into(self, index, args[1], &out);
+        PyBuffer_Release(&out);
+    }
+    if (PyErr_Occurred()) {
+        if (!PyErr_ExceptionMatches(PyExc_Exception)) /* an interrupt */
+            return NULL;
+        PyErr_Clear();
+    }
+    return PyBool_FromLong(is_done);
+}
+
+static void deallocate(PatchReader *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+
+    PyObject_GC_UnTrack(self);
+    PyBuffer_Release(&self->table);
+    PyBuffer_Release(&self->chunks);
+    PyBuffer_Release(&self->checked);
+    Py_XDECREF(self->shards);
+    Py_XDECREF(self->decode);
+    Py_XDECREF(self->view);
+    Py_XDECREF(self->colours);
+    Py_XDECREF(self->keywords);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static int traverse(PatchReader *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(self->shards);
+    Py_VISIT(self->decode);
+    return 0;
+}
+
+static PyObject *create(PyTypeObject *type, PyObject *args, PyObject *keywords)
+{
+    PatchReader *self;
+
+    if (keywords != NULL && PyDict_GET_SIZE(keywords) > 0) {
+        PyErr_SetString(PyExc_TypeError, "PatchReader takes no keyword arguments");
+        return NULL;
+    }
+    self = (PatchReader *)type->tp_alloc(type, 0);
+    if (self == NULL)
+        return NULL;
+    if (!PyArg_ParseTuple(args, "y*y*y*nO!On:PatchReader", &self->table, &self->chunks, &self->checked, &self->count,
+                          &PyDict_Type, &self->shards, &self->decode, &self->max_pixels)) {
+        self->shards = self->decode = NULL; /* were borrowed */
+        Py_DECREF(self);
+        return NULL;
+    }
+    Py_INCREF(self->shards);
+    Py_INCREF(self->decode);
+    self->view = PyUnicode_InternFromString("view");
+    self->colours = PyUnicode_FromString("RGB");
+    self->keywords = Py_BuildValue("(s)", "buffer");
+    if (self->view == NULL || self->colours == NULL || self->keywords == NULL)
+        Py_CLEAR(self);
+    return (PyObject *)self;
+}
+
+static PyMethodDef methods[] = {
+    {"read_into", (PyCFunction)(void (*)(void))read_into, METH_FASTCALL, read_into_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+PyDoc_STRVAR(type_doc, "PatchReader(table, chunks, checked, count, shards, decode, max_pixels, /)\n--\n\n"
+             "Reads patches of a store whose index is mapped.\n\n"
+             "table is the mapped index, chunks uint64 offsets of the patch table's chunks in it, checked a byte for each of\n"
+             "its blocks, count the number of rows. shards are those that are open, as Store has them, decode is\n"
+             "simplejpeg.decode_jpeg, max_pixels the number of pixels above which a picture is not decoded.");
+
+static PyType_Slot slots[] = {
+    {Py_tp_doc, (void *)type_doc},
+    {Py_tp_new, create},
+    {Py_tp_dealloc, deallocate},
+    {Py_tp_traverse, traverse},
+    {Py_tp_methods, methods},
+    {0, NULL},
+};
+
+static PyType_Spec specification = {
+    .name = "dlas_store._patch_reader.PatchReader",
+    .basicsize = sizeof(PatchReader),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = slots,
+};
+
+static PyObject *checksum(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    Py_buffer key, payload;
+    PyObject *result = NULL;
+
+    if (!PyArg_ParseTuple(args, "y*y*:checksum", &key, &payload))
+        return NULL;
+    if (key.len != KEY_BYTES || payload.len < LEAST_PAYLOAD)
+        PyErr_Format(PyExc_ValueError, "keys have %d bytes, and payloads at least %d", KEY_BYTES, LEAST_PAYLOAD);
+    else
+        result = PyLong_FromUnsignedLongLong(hash_payload(payload.buf, (size_t)payload.len, hash_key(key.buf)));
+    PyBuffer_Release(&key);
+    PyBuffer_Release(&payload);
+    return result;
+}
+
+PyDoc_STRVAR(checksum_doc, "checksum(key, payload, /)\n--\n\n"
+             "Return what keys.value_checksum does, for payloads of at least 241 bytes.");
+
+static PyMethodDef functions[] = {
+    {"checksum", checksum, METH_VARARGS, checksum_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static int add_type(PyObject *module)
+{
+    PyObject *type = PyType_FromSpec(&specification);
+    int failed = type == NULL || PyModule_AddType(module, (PyTypeObject *)type) < 0;
+
+    Py_XDECREF(type);
+    return failed ? -1 : 0;
+}
+
+static PyModuleDef_Slot module_slots[] = {
+    {Py_mod_exec, add_type},
+    {0, NULL},
+};
+
+static struct PyModuleDef definition = {
+    .m_base = PyModuleDef_HEAD_INIT,
+    .m_name = "dlas_store._patch_reader",
+    .m_doc = "Reading patches in C; see Store.read_into.",
+    .m_methods = functions,
+    .m_slots = module_slots,
+};
+
+PyMODINIT_FUNC PyInit__patch_reader(void)
+{
+    return PyModuleDef_Init(&definition);
+}

@@ -1,0 +1,22 @@
+from collections.abc import Callable, Mapping
+from mmap import mmap
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+class PatchReader:
+    def __new__(
+        cls,
+        table: mmap,
+        chunks: NDArray[np.uint64],
+        checked: bytearray,
+        count: int,
+        shards: Mapping[int, tuple[Any, int]],
+        decode: Callable[..., NDArray[np.uint8]],
+        max_pixels: int,
+        /,
+    ) -> PatchReader: ...
+    def read_into(self, index: int, out: NDArray[np.uint8], /) -> bool: ...
+
+def checksum(key: bytes, payload: bytes, /) -> int: ...

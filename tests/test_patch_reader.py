@@ -1,0 +1,461 @@
+"""Patches that are read in C are what Python reads, and all that is not as it should be is left to Python."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import pytest
+import simplejpeg
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from samples import DATA, Array, noise, png
+from small_stores import append, flip, make_store, shards_of
+from source_contract import cmyk
+from trees import write
+
+from dlas_store import store as store_module
+from dlas_store._patch_reader import PatchReader, checksum
+from dlas_store.converters.importing import import_store
+from dlas_store.errors import ClosedError, DamagedError, ImageError, PatchIndexError
+from dlas_store.keys import Kind, encode_value, pack_key, value_checksum
+from dlas_store.pixels import decode
+from dlas_store.store import Store
+
+
+def saved(pixels: Array, **options: Any) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", **{"quality": 90, **options})
+    return file.getvalue()
+
+
+def with_segment(data: bytes, marker: int, content: bytes) -> bytes:
+    """Return a JPEG with one more segment behind its start."""
+    return data[:2] + struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content + data[2:]
+
+
+PIXELS = noise(32, 48)
+READ = {
+    "444": saved(PIXELS, subsampling=0),
+    "420": saved(PIXELS, subsampling=2),
+    "progressive": saved(PIXELS, progressive=True),
+    "restarts": saved(PIXELS, restart_marker_blocks=1),
+    "grey": saved(PIXELS[:, :, 0]),
+    "rgb": saved(PIXELS, keep_rgb=True),
+    "thumbnail": with_segment(saved(PIXELS), 0xE1, b"Exif\0\0" + saved(noise(8, 8))),
+    "comment": with_segment(saved(PIXELS), 0xFE, b""),
+    "bytes after": saved(PIXELS) + b"\xff\xd9 and more",
+    "opencv": bytes(cv2.imencode(".jpg", PIXELS)[1]),
+}
+LEFT = {
+    "png": png(PIXELS),
+    "cmyk": cmyk(PIXELS),
+    "wider": saved(noise(32, 49)),
+    "higher": saved(noise(33, 48)),
+    "turned": saved(noise(48, 32)),
+    "smaller": saved(noise(16, 16)),
+    "fill bytes": saved(PIXELS)[:2] + b"\xff" + saved(PIXELS)[2:],
+}
+
+
+def open_patches(folder: Path, patches: dict[str, bytes]) -> Store:
+    """Import patches of one image, and open its shard by reading them."""
+    files = {f"{number:02d}.jpg": data for number, data in enumerate(patches.values())}
+    write(folder / "chunked" / "image", files | {"ref.jpg": READ["420"]})
+    store = Store(make_store(folder / "chunked", folder / "store.lmdb"))
+    list(map(store.read, range(len(store))))
+    return store
+
+
+def reader_of(store: Store) -> PatchReader:
+    assert store._reader is not None
+    return store._reader
+
+
+def blank() -> Array:
+    return np.zeros(PIXELS.shape, np.uint8)
+
+
+def test_jpegs_of_the_arrays_size_are_read_as_python_decodes_them(tmp_path: Path) -> None:
+    store = open_patches(tmp_path, READ)
+    for index, (name, data) in enumerate(READ.items()):
+        out = blank()
+        assert reader_of(store).read_into(index, out), name
+        assert np.array_equal(out, decode(data)), name
+        out = blank()
+        assert store.read_into(index, out) is out
+        assert np.array_equal(out, decode(data)), name
+
+
+def test_all_else_is_left_to_python(tmp_path: Path) -> None:
+    store = open_patches(tmp_path, LEFT)
+    for index, (name, data) in enumerate(LEFT.items()):
+        out = blank()
+        assert not reader_of(store).read_into(index, out), name
+        assert not out.any()
+        assert np.array_equal(store.read_into(index, out), decode(data)), name
+
+
+def test_arrays_of_another_kind_are_left_to_python(tmp_path: Path) -> None:
+    store = open_patches(tmp_path, {"one": READ["420"]})
+    read_only = blank()
+    read_only.setflags(write=False)
+    others: list[Any] = [
+        read_only,
+        blank().astype(np.int8),
+        np.zeros(PIXELS.shape, np.uint16),
+        np.zeros((*PIXELS.shape[:2], 4), np.uint8),
+        np.zeros((*PIXELS.shape, 1), np.uint8),
+        np.zeros((32, 96, 3), np.uint8)[:, ::2],
+        np.zeros(PIXELS.size, np.uint8),
+        bytes(PIXELS.size),
+        None,
+    ]
+    for other in others:
+        assert reader_of(store).read_into(0, other) is False
+    assert not any(np.any(other) for other in others[:-2])
+
+
+def test_numbers_of_no_patch_are_left_to_python(tmp_path: Path) -> None:
+    store = open_patches(tmp_path, {"one": READ["420"]})
+    numbers: list[Any] = [1, -1, 1 << 62, 1 << 70, -(1 << 70), 0.0, "0", None]
+    for number in numbers:
+        assert reader_of(store).read_into(number, blank()) is False
+        with pytest.raises((PatchIndexError, TypeError)):
+            store.read_into(number, blank())
+    assert reader_of(store).read_into(np.uint8(0), blank())  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        reader_of(store).read_into(0)  # type: ignore[call-arg]
+
+
+def test_shards_and_blocks_are_opened_and_checked_by_python_first(tmp_path: Path) -> None:
+    for number in range(3):
+        write(tmp_path / "chunked" / f"{number}", {"0.jpg": saved(noise(32, 48, seed=number))})
+    store = Store(make_store(tmp_path / "chunked", tmp_path / "store.lmdb"))
+    assert len(shards_of(store.path)) == 3
+    for index in range(3):
+        assert not reader_of(store).read_into(index, blank())
+        expected = store.read_into(index, blank())
+        out = blank()
+        assert reader_of(store).read_into(index, out)
+        assert np.array_equal(out, expected)
+
+
+def test_appended_images_are_read_by_who_opens_the_store_again(tmp_path: Path) -> None:
+    """Their numbers in the store are not their ids in the shard once an image was left out between."""
+    write(tmp_path / "a" / "first", {"0.jpg": READ["420"]})
+    store = make_store(tmp_path / "a", tmp_path / "store.lmdb")
+    write(tmp_path / "b" / "second", {"0.jpg": READ["444"], "1.jpg": READ["grey"]})
+    append(tmp_path / "b", store)
+    opened = Store(store)
+    for index, name in enumerate(("420", "444", "grey")):
+        opened.read(index)
+        out = blank()
+        assert reader_of(opened).read_into(index, out)
+        assert np.array_equal(out, decode(READ[name]))
+
+
+def test_the_sample_is_read_in_c(tmp_path: Path) -> None:
+    import_store([DATA / "chunked"], tmp_path / "store.lmdb")
+    store = Store(tmp_path / "store.lmdb")
+    list(map(store.read, range(len(store))))
+    for index in range(len(store)):
+        expected = decode(store.read(index))
+        out = np.zeros_like(expected)
+        assert reader_of(store).read_into(index, out)
+        assert np.array_equal(out, expected)
+
+
+def test_a_flipped_bit_is_left_to_python_which_says_so(tmp_path: Path) -> None:
+    store = open_patches(tmp_path, {"one": READ["420"]})
+    (shard,) = shards_of(store.path)
+    offset = store._patch_row(0).offset
+    random = np.random.default_rng(0)
+    for position in [
+        *range(offset - 8, offset + 40),
+        *random.integers(offset, offset + len(READ["420"]), 100).tolist(),
+    ]:
+        flip(shard, position, position % 8)
+        opened = Store(store.path)
+        with pytest.raises(DamagedError):
+            opened.read(0)
+        assert not reader_of(opened).read_into(0, blank())
+        with pytest.raises(DamagedError, match="checksum"):
+            opened.read_into(0, blank())
+        flip(shard, position, position % 8)
+
+
+def test_a_truncated_jpeg_with_a_sound_checksum_is_left_to_python() -> None:
+    cut = [READ["420"][:size] for size in (300, 700, len(READ["420"]) - 40)]
+    reader, _ = crafted([encode(data, number) for number, data in enumerate(cut)])
+    for index in range(len(cut)):
+        assert not reader.read_into(index, blank())
+
+
+def test_a_picture_above_the_limit_is_left_to_python_which_refuses_it(tmp_path: Path) -> None:
+    path = open_patches(tmp_path, {"one": READ["420"]}).path
+    for limit, is_read in ((PIXELS.shape[0] * PIXELS.shape[1], True), (PIXELS.shape[0] * PIXELS.shape[1] - 1, False)):
+        store = Store(path, max_pixels=limit)
+        store.read(0)
+        assert reader_of(store).read_into(0, blank()) == is_read
+        if not is_read:
+            with pytest.raises(ImageError, match="limit"):
+                store.read_into(0, blank())
+
+
+def test_single_shards_and_other_decoders_are_read_in_python(tmp_path: Path) -> None:
+    store = open_patches(tmp_path, READ)
+    assert Store(shards_of(store.path)[0])._reader is None
+    assert Store(store.path, decoder="pyturbojpeg")._reader is None
+
+
+def test_pixels_are_the_same_where_it_was_not_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_patches(tmp_path, READ | LEFT)
+    monkeypatch.setattr(store_module, "PatchReader", None)
+    without = Store(store.path)
+    assert without._reader is None
+    for index in range(len(store)):
+        assert np.array_equal(store.read_into(index, blank()), without.read_into(index, blank()))
+
+
+def test_a_closed_store_lets_go_of_its_files(tmp_path: Path) -> None:
+    store = open_patches(tmp_path, {"one": READ["420"]})
+    assert store.read_into(0, blank()).any()
+    assert str(store.path) in Path("/proc/self/maps").read_text()
+    store.close()
+    with pytest.raises(ClosedError):
+        store.read_into(0, blank())
+    assert str(store.path) not in Path("/proc/self/maps").read_text()
+
+
+def test_threads_read_side_by_side(tmp_path: Path) -> None:
+    store = open_patches(tmp_path, READ)
+    expected = [decode(data) for data in READ.values()]
+    wrong = []
+
+    def read() -> None:
+        for turn in range(200):
+            index = turn % len(expected)
+            wrong.extend([index] * (not np.array_equal(store.read_into(index, blank()), expected[index])))
+
+    threads = [threading.Thread(target=read) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@settings(max_examples=300, deadline=None)
+@given(key=st.binary(min_size=17, max_size=17), size=st.integers(241, 5000), seed=st.integers(0, 1 << 32))
+def test_the_checksum_is_that_of_the_format(key: bytes, size: int, seed: int) -> None:
+    payload = np.random.default_rng(seed).bytes(size)
+    assert checksum(key, payload) == value_checksum(key, payload)
+
+
+@pytest.mark.parametrize("size", [*range(241, 260), *range(1020, 1030), 16384, 65537, 1_000_003])
+def test_the_checksum_is_that_of_the_format_around_whole_blocks(size: int) -> None:
+    key, payload = os.urandom(17), os.urandom(size)
+    assert checksum(key, payload) == value_checksum(key, payload)
+
+
+@pytest.mark.parametrize(
+    ("key", "payload"), [(bytes(16), bytes(300)), (bytes(18), bytes(300)), (bytes(17), bytes(240))]
+)
+def test_the_checksum_of_other_sizes_is_an_error(key: bytes, payload: bytes) -> None:
+    with pytest.raises(ValueError, match="17 bytes"):
+        checksum(key, payload)
+
+
+# Rows and shards that no command writes
+
+
+class Open(NamedTuple):
+    """What Store keeps of an open shard."""
+
+    shard: Any
+    image_id_offset: Any
+
+
+class Mapped(NamedTuple):
+    """What stands for a shard."""
+
+    view: Any
+
+
+ROW = struct.Struct("<QQIII")
+VALUES_AT = 100
+
+
+def encode(data: bytes, patch_id: int) -> bytes:
+    return encode_value(pack_key(7, Kind.PATCH, patch_id), data)
+
+
+def table_of(*rows: bytes) -> bytes:
+    return b"".join(rows).ljust(4096, b"\0")
+
+
+def crafted(
+    values: list[bytes], decode: Callable[..., Any] = simplejpeg.decode_jpeg
+) -> tuple[PatchReader, dict[int, Any]]:
+    """Return a reader of values of image id 7, which is image 2 of its store, in shard 5; and the open shards."""
+    rows, at = [], VALUES_AT
+    for patch_id, value in enumerate(values):
+        rows.append(ROW.pack(at + 8, patch_id, len(value) - 8, 2, 5))
+        at += len(value)
+    shards: dict[int, Any] = {5: Open(Mapped(memoryview(bytes(VALUES_AT) + b"".join(values))), 5)}
+    return reader_over(table_of(*rows), shards, count=len(rows), decode=decode), shards
+
+
+def reader_over(
+    table: bytes,
+    shards: Any,
+    *,
+    count: int = 1,
+    chunks: Any = (0,),
+    checked: bytes = b"\1",
+    decode: Any = simplejpeg.decode_jpeg,
+) -> PatchReader:
+    return PatchReader(table, np.array(chunks, np.uint64), bytearray(checked), count, shards, decode, 1 << 30)  # type: ignore[arg-type]
+
+
+def test_a_crafted_row_is_read() -> None:
+    reader, _ = crafted([encode(READ["420"], 0), encode(READ["grey"], 1)])
+    for index, name in enumerate(("420", "grey")):
+        out = blank()
+        assert reader.read_into(index, out)
+        assert np.array_equal(out, decode(READ[name]))
+
+
+VALUE = encode(READ["420"], 0)
+LENGTH = len(VALUE) - 8
+FILE = bytes(VALUES_AT) + VALUE
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        (VALUES_AT + 8, 1, LENGTH, 2, 5),
+        (VALUES_AT + 8, 0, LENGTH, 3, 5),
+        (VALUES_AT + 8, 0, LENGTH, 2, 6),
+        (VALUES_AT + 8, 0, LENGTH - 1, 2, 5),
+        (VALUES_AT + 8, 0, LENGTH + 1, 2, 5),
+        (VALUES_AT + 8, 0, 0, 2, 5),
+        (VALUES_AT + 8, 0, 2**32 - 1, 2, 5),
+        (VALUES_AT + 9, 0, LENGTH - 1, 2, 5),
+        (0, 0, LENGTH, 2, 5),
+        (7, 0, LENGTH, 2, 5),
+        (len(FILE), 0, LENGTH, 2, 5),
+        (len(FILE) + 1, 0, LENGTH, 2, 5),
+        (2**63, 0, LENGTH, 2, 5),
+        (2**64 - 1, 0, LENGTH, 2, 5),
+        (2**64 - LENGTH, 0, LENGTH, 2, 5),
+        (VALUES_AT + 8, 2**64 - 1, LENGTH, 2**32 - 1, 5),
+    ],
+)
+def test_rows_that_cannot_be_are_left_to_python(row: tuple[int, ...]) -> None:
+    reader = reader_over(table_of(ROW.pack(*row)), {5: Open(Mapped(memoryview(FILE)), 5)})
+    assert reader.read_into(0, blank()) is False
+
+
+@pytest.mark.parametrize(
+    "shards",
+    [
+        {},
+        {5: None},
+        {5: (1, 2, 3)},
+        {5: Open(None, 5)},
+        {5: Open(Mapped(FILE), 5)},
+        {5: Open(Mapped(memoryview(b"")), 5)},
+        {5: Open(Mapped(memoryview(FILE)), None)},
+        {5: Open(Mapped(memoryview(FILE)), -3)},
+        {5: Open(Mapped(memoryview(FILE)), 2**63 - 1)},
+        {5: Open(Mapped(memoryview(FILE)), 2**70)},
+    ],
+)
+def test_shards_that_cannot_be_are_left_to_python(shards: Any) -> None:
+    reader = reader_over(table_of(ROW.pack(VALUES_AT + 8, 0, LENGTH, 2, 5)), shards)
+    assert reader.read_into(0, blank()) is False
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"checked": b"\0"},
+        {"checked": b""},
+        {"chunks": ()},
+        {"chunks": (1,)},
+        {"chunks": (4096,)},
+        {"chunks": (2**64 - 1,)},
+        {"chunks": (2**64 - 4096,)},
+        {"count": 0},
+        {"count": -1},
+    ],
+)
+def test_tables_that_cannot_be_are_left_to_python(table: dict[str, Any]) -> None:
+    rows = table_of(ROW.pack(VALUES_AT + 8, 0, LENGTH, 2, 5))
+    shards = {5: Open(Mapped(memoryview(FILE)), 5)}
+    assert reader_over(rows, shards).read_into(0, blank())
+    assert reader_over(rows, shards, **table).read_into(0, blank()) is False
+
+
+def test_any_row_and_any_bytes_are_a_picture_or_left_to_python() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(3000):
+        data = bytearray(READ["420"])
+        for at in random.integers(0, 700, random.integers(0, 4)):
+            data[at] = random.integers(0, 256)
+        values = bytes(random.integers(0, 2000)) + encode(bytes(data[: random.integers(0, len(data))]), 0)
+        row = [random.integers(0, 2600), 0, random.integers(0, 2600), random.integers(0, 3), 5]
+        reader = reader_over(table_of(ROW.pack(*map(int, row))), {5: Open(Mapped(memoryview(values)), 5)})
+        assert reader.read_into(0, blank()) in (True, False)
+
+
+def test_what_the_decoder_does_is_looked_at() -> None:
+    def other_size(*_: Any, buffer: Array) -> Array:
+        return buffer[:-1]
+
+    def no_array(*_: Any, buffer: Array) -> None:
+        return None
+
+    def failing(*_: Any, buffer: Array) -> None:
+        raise MemoryError
+
+    def interrupted(*_: Any, buffer: Array) -> None:
+        raise KeyboardInterrupt
+
+    for decoder in (other_size, no_array, failing):
+        assert crafted([VALUE], decoder)[0].read_into(0, blank()) is False
+    with pytest.raises(KeyboardInterrupt):
+        crafted([VALUE], interrupted)[0].read_into(0, blank())
+
+
+def test_arguments_of_another_kind_are_an_error() -> None:
+    good: list[Any] = [b"", np.zeros(0, np.uint64), bytearray(), 0, {}, simplejpeg.decode_jpeg, 1]
+    PatchReader(*good)
+    for at in (0, 1, 2, 3, 4, 6):
+        with pytest.raises(TypeError):
+            PatchReader(*good[:at], "text" if at > 2 else 1, *good[at + 1 :])
+    with pytest.raises(TypeError):
+        PatchReader(*good[:-1])
+    with pytest.raises(TypeError):
+        PatchReader(*good, max_pixels=1)  # type: ignore[call-arg]
+
+
+def test_nothing_is_kept_of_what_was_read() -> None:
+    reader, shards = crafted([VALUE])
+    view, out = shards[5].shard.view, blank()
+    counts = [sys.getrefcount(each) for each in (view, out)]
+    for _ in range(100):
+        reader.read_into(0, out)
+        reader.read_into(1, out)
+    assert counts == [sys.getrefcount(each) for each in (view, out)]
