@@ -82,6 +82,7 @@ class Store:
         self._decoder: Decoder = decoder
         self._max_pixels = max_pixels
         self._path = path.parent if path.name == INDEX_FILE else path
+        self._prefix = f"{self._path}/"
         self._index: Index | None = _open_index(self._path)
         if check_shards and self._path.is_dir():
             _check_sizes(self._path, self._index)
@@ -137,9 +138,9 @@ class Store:
         """Ask the system to read patches and the references of their images; see Source.will_need."""
         places = set()
         for index in indices:
-            row = self._patch_row(index)
-            places.add((row.shard, row.offset, row.length))
-            image = self._image_row(row.image)
+            offset, _, length, number, shard_number = self._patch_values(index)
+            places.add((shard_number, offset, length))
+            image = self._image_row(number)
             if image.reference_offset:
                 places.add((image.shard, image.reference_offset, image.reference_length))
         for shard_number, offset, length in sorted(places):
@@ -177,7 +178,7 @@ class Store:
         """Return the path of a patch, as if the store were the folder it was made from."""
         number, position = self.locate(index)
         image = self.image(number)
-        return f"{self._path}/{relative_path(self.layout, image.name, image.files[position])}"
+        return self._prefix + relative_path(self.layout, image.name, image.files[position])
 
     def image_name(self, number: int) -> str:
         """Return the name of an image."""

@@ -15,6 +15,7 @@ from dlas_store.datasets.patches import UNKNOWN_CENTER, PatchOptions, needed_cen
 from dlas_store.datasets.references import decode_reference
 from dlas_store.datasets.roots import reading_order
 from dlas_store.errors import ImageError, StoreError
+from dlas_store.metadata import Center
 from dlas_store.pixels import image_size
 from dlas_store.source import Pixels, Source
 
@@ -22,6 +23,8 @@ CACHE_BYTES = 128 << 20
 """About 680 references of 256 x 256 pixels, for each dataset and process."""
 
 NO_REFERENCE = -1
+
+_NO_SQUARE = Center(0, 0, 0)
 
 
 class ReferenceName(NamedTuple):
@@ -111,7 +114,7 @@ class RawPatchBatch:
             raise
         self._pixels = allocate((len(items), frames, *size, 3), np.uint8)
         self._rows = list(self._pixels.reshape(-1, *size, 3))
-        self._squares = np.zeros((len(self._rows), 3), np.int64)
+        self._squares = [_NO_SQUARE] * len(self._rows)
         self._found: list[tuple[ReferenceName, Pixels] | None] = [None] * len(self._rows)
         self._paths = [""] * len(items)
         self._order = reading_order([(source, patches[0]) for source, patches in items])
@@ -144,7 +147,7 @@ class RawPatchBatch:
             pixels=torch.from_numpy(self._pixels.reshape(-1, *self._pixels.shape[2:])),
             references=[(name, torch.from_numpy(pixels)) for name, pixels in distinct.items()],
             images=torch.from_numpy(np.array(images, np.int64)),
-            squares=torch.from_numpy(self._squares),
+            squares=torch.from_numpy(np.array(self._squares, np.int64)),
             paths=self._paths,
             shape=self._shape,
         )

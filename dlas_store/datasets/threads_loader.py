@@ -77,11 +77,12 @@ class ThreadsLoader(Loader):
         making: deque[Future[Any]] = deque()
         process = os.getpid()
         pool = PassThreads(self.num_threads)
-        threads = BatchThreads(pool, parts=self.num_threads)
+        # While the oldest batch waits to be read, the others keep all threads busy; more parts would only cost more.
+        threads = BatchThreads(pool, parts=-(-self.num_threads // (BATCHES_AHEAD - 1)))
         try:
-            # Begun here, so that all threads make the first batch before any begins the second.
+            # Begun here, and shared by all threads before any begins the second, since the reader waits for it.
             if (first := next(waiting, None)) is not None:
-                making.append(threads.make(self._begin(first)))
+                making.append(threads.make(self._begin(first), parts=self.num_threads))
             while True:
                 while len(making) < BATCHES_AHEAD and (batch := next(waiting, None)) is not None:
                     making.append(threads.begin_and_make(partial(self._begin, batch)))
