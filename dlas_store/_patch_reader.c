@@ -306,6 +306,31 @@ static int decode_into(const PatchReader *self, Py_ssize_t index, PyObject *arra
 
 /* ------------------------------------------------------------------------------------------------ from Python */
 
+/* Returns what an exception that is set leaves to say: nothing, or NULL for an interrupt. */
+static PyObject *no_or_interrupt(PyObject *no)
+{
+    if (PyErr_Occurred()) {
+        if (!PyErr_ExceptionMatches(PyExc_Exception))
+            return NULL;
+        PyErr_Clear();
+    }
+    return Py_NewRef(no);
+}
+
+PyDoc_STRVAR(row_doc, "row($self, index, /)\n--\n\n"
+             "Return what PatchRow names of a patch; None where there is none, or its block was not checked yet.");
+
+static PyObject *row(PatchReader *self, PyObject *number)
+{
+    Py_ssize_t index = PyNumber_AsSsize_t(number, PyExc_IndexError);
+    Row found;
+
+    if (PyErr_Occurred() || !find_row(self, index, &found))
+        return no_or_interrupt(Py_None);
+    return Py_BuildValue("KKIII", (unsigned long long)found.offset, (unsigned long long)found.patch_id, found.length,
+                         found.image, found.shard);
+}
+
 PyDoc_STRVAR(read_into_doc, "read_into($self, index, out, /)\n--\n\n"
              "Decode a patch into an array, uint8 (H, W, 3); return whether it could be done.\n\n"
              "After False the array's content is undefined.");
@@ -324,12 +349,7 @@ static PyObject *read_into(PatchReader *self, PyObject *const *args, Py_ssize_t 
             is_done = decode_into(self, index, args[1], &out);
         PyBuffer_Release(&out);
     }
-    if (PyErr_Occurred()) {
-        if (!PyErr_ExceptionMatches(PyExc_Exception)) /* an interrupt */
-            return NULL;
-        PyErr_Clear();
-    }
-    return PyBool_FromLong(is_done);
+    return is_done ? Py_NewRef(Py_True) : no_or_interrupt(Py_False);
 }
 
 static void deallocate(PatchReader *self)
@@ -385,6 +405,7 @@ static PyObject *create(PyTypeObject *type, PyObject *args, PyObject *keywords)
 }
 
 static PyMethodDef methods[] = {
+    {"row", (PyCFunction)row, METH_O, row_doc},
     {"read_into", (PyCFunction)(void (*)(void))read_into, METH_FASTCALL, read_into_doc},
     {NULL, NULL, 0, NULL},
 };

@@ -331,6 +331,8 @@ class Store:
 
     def _patch_values(self, index: int) -> tuple[int, int, int, int, int]:
         """Return what PatchRow names."""
+        if self._reader is not None and (found := self._reader.row(index)) is not None:
+            return found
         rows = self._check_open().patches
         index = operator.index(index)  # numpy's narrow integers would overflow below
         if not 0 <= index < len(rows):

@@ -137,6 +137,15 @@ def test_numbers_of_no_patch_are_left_to_python(tmp_path: Path) -> None:
         reader_of(store).read_into(0)  # type: ignore[call-arg]
 
 
+def test_rows_are_those_of_the_index(tmp_path: Path) -> None:
+    store = open_patches(tmp_path, READ | LEFT)
+    for index in range(len(store)):
+        assert reader_of(store).row(index) == store.index.patches[index] == store._patch_values(index)
+    numbers: list[Any] = [len(store), -1, 1 << 70, 0.0, "0", None]
+    for number in numbers:
+        assert reader_of(store).row(number) is None
+
+
 def test_shards_and_blocks_are_opened_and_checked_by_python_first(tmp_path: Path) -> None:
     for number in range(3):
         write(tmp_path / "chunked" / f"{number}", {"0.jpg": saved(noise(32, 48, seed=number))})
@@ -404,7 +413,9 @@ def test_shards_that_cannot_be_are_left_to_python(shards: Any) -> None:
 def test_tables_that_cannot_be_are_left_to_python(table: dict[str, Any]) -> None:
     rows = table_of(ROW.pack(VALUES_AT + 8, 0, LENGTH, 2, 5))
     shards = {5: Open(Mapped(memoryview(FILE)), 5)}
+    assert reader_over(rows, shards).row(0) == (VALUES_AT + 8, 0, LENGTH, 2, 5)
     assert reader_over(rows, shards).read_into(0, blank())
+    assert reader_over(rows, shards, **table).row(0) is None
     assert reader_over(rows, shards, **table).read_into(0, blank()) is False
 
 
