@@ -21,22 +21,17 @@ class BatchThreads:
     """
 
     def __init__(self, pool: Executor, *, parts: int) -> None:
-        """Take the pool, and in how many parts a batch is made."""
+        """Take the pool, and how many threads share a batch."""
         self._pool = pool
         self._parts = parts
         self._begun: deque[Callable[[], None]] = deque()
         self._waiting: deque[Callable[[], None]] = deque()
 
-    def make(self, work: BatchWork, *, parts: int | None = None) -> Future[Any]:
-        """Let the pool make a batch that was begun; the future gives it, or raises what making it raised.
-
-        Args:
-            work: the batch.
-            parts: in how many parts this one is made.
-        """
+    def make(self, work: BatchWork) -> Future[Any]:
+        """Let the pool make a batch that was begun; the future gives it, or raises what making it raised."""
         batch = _SharedBatch()
         batch.future.set_running_or_notify_cancel()
-        for part in batch.share(work, parts or self._parts):
+        for part in batch.share(work, self._parts):
             self._submit(self._begun, part)
         return batch.future
 

@@ -77,12 +77,11 @@ class ThreadsLoader(Loader):
         making: deque[Future[Any]] = deque()
         process = os.getpid()
         pool = PassThreads(self.num_threads)
-        # While the oldest batch waits to be read, the others keep all threads busy; more parts would only cost more.
-        threads = BatchThreads(pool, parts=-(-self.num_threads // (BATCHES_AHEAD - 1)))
+        threads = BatchThreads(pool, parts=self.num_threads)
         try:
-            # Begun here, and shared by all threads before any begins the second, since the reader waits for it.
+            # Begun here, so that all threads make the first batch before any begins the second.
             if (first := next(waiting, None)) is not None:
-                making.append(threads.make(self._begin(first), parts=self.num_threads))
+                making.append(threads.make(self._begin(first)))
             while True:
                 while len(making) < BATCHES_AHEAD and (batch := next(waiting, None)) is not None:
                     making.append(threads.begin_and_make(partial(self._begin, batch)))
