@@ -5,17 +5,7 @@
  * Only what is as it should be is read here. For anything else the answer is no, and Store.read_into does it in Python:
  * it opens the shard, checks the block of the index, converts the picture, or says what is wrong. */
 
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-#include <stdint.h>
-#include <string.h>
-
-/* A compiler's x86-64 is that of 2003: a second version is there for AVX2, and chosen when this is loaded. */
-#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__)
-#define VECTORS __attribute__((target_clones("avx2", "default")))
-#else
-#define VECTORS
-#endif
+#include "_extension.h"
 
 static uint64_t little64(const uint8_t *bytes)
 {
@@ -456,17 +446,13 @@ static PyMethodDef functions[] = {
     {NULL, NULL, 0, NULL},
 };
 
-static int add_type(PyObject *module)
+static int add_reader(PyObject *module)
 {
-    PyObject *type = PyType_FromSpec(&specification);
-    int failed = type == NULL || PyModule_AddType(module, (PyTypeObject *)type) < 0;
-
-    Py_XDECREF(type);
-    return failed ? -1 : 0;
+    return add_type(module, &specification);
 }
 
 static PyModuleDef_Slot module_slots[] = {
-    {Py_mod_exec, add_type},
+    {Py_mod_exec, add_reader},
     {0, NULL},
 };
 

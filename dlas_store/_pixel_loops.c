@@ -4,17 +4,7 @@
  * datasets/masked_reference.py do the same in Python. Arrays are taken by the buffer protocol, contiguous and in the
  * machine's byte order. */
 
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-#include <stdint.h>
-#include <string.h>
-
-/* A compiler's x86-64 is that of 2003: a second version of each loop is there for AVX2, and chosen when this is loaded. */
-#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__)
-#define VECTORS __attribute__((target_clones("avx2", "default")))
-#else
-#define VECTORS
-#endif
+#include "_extension.h"
 
 /* How many bytes add up to no more than a sum of 16 bits can hold. */
 #define MOST_ADDENDS 257

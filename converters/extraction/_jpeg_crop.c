@@ -4,10 +4,7 @@
  * Takes what libjpeg makes by default: one baseline scan of three components, without restart markers, by Huffman codes
  * that are made for any picture. */
 
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-#include <stdint.h>
-#include <string.h>
+#include "../../dlas_store/_extension.h"
 
 enum { COMPONENTS = 3, MOST_BLOCKS_A_UNIT = 10, COEFFICIENTS = 64 };
 
@@ -620,17 +617,13 @@ static PyType_Spec specification = {
     .slots = slots,
 };
 
-static int add_type(PyObject *module)
+static int add_blocks(PyObject *module)
 {
-    PyObject *type = PyType_FromSpec(&specification);
-    int failed = type == NULL || PyModule_AddType(module, (PyTypeObject *)type) < 0;
-
-    Py_XDECREF(type);
-    return failed ? -1 : 0;
+    return add_type(module, &specification);
 }
 
 static PyModuleDef_Slot module_slots[] = {
-    {Py_mod_exec, add_type},
+    {Py_mod_exec, add_blocks},
     {0, NULL},
 };
 
