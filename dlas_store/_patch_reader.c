@@ -129,30 +129,46 @@ static uint64_t hash_payload(const uint8_t *data, size_t size, uint64_t seed)
 /* ------------------------------------------------------------------------------------------------------- JPEG */
 
 typedef struct {
-    size_t height, width, channels;
-} Picture;
+    size_t height, width;
+} PictureSize;
 
-/* Returns what a JPEG says of itself in its frame header, zeros where it has none. */
-static Picture frame_of(const uint8_t *data, size_t size)
+/* Whether brightness is sampled in one of the ways that have names, and colour once a unit: 4:4:4, 4:2:2, 4:4:0, 4:2:0, 4:1:1.
+ * components: of 3 bytes each, id, sampling and table. */
+static int is_named_sampling(const uint8_t *components)
+{
+    const uint8_t sampling = components[1];
+
+    return components[4] == 0x11 && components[7] == 0x11 &&
+           (sampling == 0x11 || sampling == 0x21 || sampling == 0x12 || sampling == 0x22 || sampling == 0x41);
+}
+
+/* Returns the size of a JPEG that simplejpeg decodes to RGB as it is, by its frame header; zeros for any other. */
+static PictureSize size_of_jpeg(const uint8_t *data, size_t size)
 {
     size_t at = 2;
 
     if (size < 2 || data[0] != 0xFF || data[1] != 0xD8)
-        return (Picture){0};
+        return (PictureSize){0};
     while (size - at >= 4 && data[at] == 0xFF) {
         const uint8_t marker = data[at + 1];
         const size_t length = (size_t)data[at + 2] << 8 | data[at + 3];
 
         if (length < 2 || length > size - at - 2)
             break;
-        if (marker >= 0xC0 && marker <= 0xC2 && length >= 8)
-            return (Picture){(size_t)data[at + 5] << 8 | data[at + 6], (size_t)data[at + 7] << 8 | data[at + 8], data[at + 9]};
+        if (marker >= 0xC0 && marker <= 0xC2) {
+            const size_t components = length >= 8 ? data[at + 9] : 0;
+
+            if (length != 8 + 3 * components || (components != 1 && components != 3) ||
+                (components == 3 && !is_named_sampling(data + at + 10)))
+                break;
+            return (PictureSize){(size_t)data[at + 5] << 8 | data[at + 6], (size_t)data[at + 7] << 8 | data[at + 8]};
+        }
         /* Others between tables, comments and applications' own segments do not stand before the frame. */
         if (marker != 0xC4 && (marker < 0xDB || marker > 0xFE))
             break;
         at += 2 + length;
     }
-    return (Picture){0};
+    return (PictureSize){0};
 }
 
 /* ----------------------------------------------------------------------------------------------------- reader */
@@ -236,7 +252,7 @@ static int is_sound(const PatchReader *self, const Py_buffer *shard, const Row *
     const uint8_t *payload;
     const uint64_t size = (uint64_t)shard->len;
     uint8_t key[KEY_BYTES];
-    Picture picture;
+    PictureSize picture;
 
     if (row->length < LEAST_PAYLOAD || row->offset < CHECKSUM_BYTES || row->offset > size || row->length > size - row->offset)
         return 0;
@@ -246,9 +262,9 @@ static int is_sound(const PatchReader *self, const Py_buffer *shard, const Row *
     put_big64(key + 9, row->patch_id);
     if (little64(payload - CHECKSUM_BYTES) != hash_payload(payload, row->length, hash_key(key)))
         return 0;
-    picture = frame_of(payload, row->length);
-    return (picture.channels == 1 || picture.channels == 3) && picture.height == (size_t)out->shape[0] &&
-           picture.width == (size_t)out->shape[1] && picture.height * picture.width <= (size_t)self->max_pixels;
+    picture = size_of_jpeg(payload, row->length);
+    return picture.height > 0 && picture.width > 0 && picture.height == (size_t)out->shape[0] &&
+           picture.width == (size_t)out->shape[1] && (long long)(picture.height * picture.width) <= self->max_pixels;
 }
 
 static int has_shape(PyObject *array, const Py_ssize_t *shape)
@@ -267,7 +283,7 @@ static int has_shape(PyObject *array, const Py_ssize_t *shape)
 static int decode_into(const PatchReader *self, Py_ssize_t index, PyObject *array, const Py_buffer *out)
 {
     PyObject *view, *encoded = NULL, *decoded = NULL;
-    const Py_buffer *shard;
+    Py_buffer shard;
     uint64_t image_id;
     Row row;
     int is_done = 0;
@@ -277,9 +293,13 @@ static int decode_into(const PatchReader *self, Py_ssize_t index, PyObject *arra
     view = find_shard(self, &row, &image_id);
     if (view == NULL)
         return 0;
-    shard = PyMemoryView_GET_BUFFER(view);
-    if (is_sound(self, shard, &row, image_id, out))
+    if (PyObject_GetBuffer(view, &shard, PyBUF_SIMPLE) < 0) { /* it was let go of */
+        Py_DECREF(view);
+        return 0;
+    }
+    if (is_sound(self, &shard, &row, image_id, out))
         encoded = PySequence_GetSlice(view, (Py_ssize_t)row.offset, (Py_ssize_t)(row.offset + row.length));
+    PyBuffer_Release(&shard);
     if (encoded != NULL) {
         PyObject *args[] = {encoded, self->colours, array};
 

@@ -28,8 +28,10 @@ Decoder = Literal["simplejpeg", "pyturbojpeg"]
 _Colors = Literal["RGB", "RGBA", "BGR"]
 
 _JPEG_START = b"\xff\xd8\xff"
-_CMYK = ("CMYK", "YCCK")
-"""Colour spaces of JPEGs that are left to Pillow."""
+_UNNAMED = "a subsampling that simplejpeg has no name for"
+
+_LEFT_TO_PILLOW = ("CMYK", "YCCK", _UNNAMED)
+"""Colour spaces of such JPEGs."""
 
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"IEND\xaeB`\x82"
@@ -84,7 +86,7 @@ def decode(
     if data.startswith(_JPEG_START):
         size, colorspace = _jpeg_header(data)
         _check_size(size, max_pixels)
-        if colorspace not in _CMYK:
+        if colorspace not in _LEFT_TO_PILLOW:
             wanted: _Colors = "RGBA" if alpha else "BGR" if bgr else "RGB"
             least = Size(-(-size.height // reduction), -(-size.width // reduction))
             return _decode_jpeg(data, wanted, decoder, least, buffer)
@@ -127,9 +129,9 @@ def _is_jpeg_for(data: bytes | memoryview, out: Pixels, max_pixels: int) -> bool
     """Return whether simplejpeg can decode a picture into an array as it is."""
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError:
+    except (ValueError, KeyError):
         return False
-    return (height, width, 3) == out.shape and colorspace not in _CMYK and height * width <= max_pixels
+    return (height, width, 3) == out.shape and colorspace not in _LEFT_TO_PILLOW and height * width <= max_pixels
 
 
 def as_batch(pictures: Sequence[Pixels]) -> Pixels | list[Pixels]:
@@ -160,16 +162,19 @@ def decode_batch(
     )
 
 
-def image_size(data: bytes) -> Size:
+def image_size(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Size:
     """Return the size a picture claims in its header.
 
     Raises:
-        ImageError: no picture.
+        ImageError: no picture, or one above max_pixels.
     """
     if data.startswith(_JPEG_START):
-        return _jpeg_header(data)[0]
-    with _open_with_pillow(data) as picture:
-        return Size(picture.height, picture.width)
+        size = _jpeg_header(data)[0]
+    else:
+        with _open_with_pillow(data) as picture:
+            size = Size(picture.height, picture.width)
+    _check_size(size, max_pixels)
+    return size
 
 
 def check_picture(data: bytes, *, decode_all: bool = False, max_pixels: int = MAX_PIXELS) -> Size:
@@ -181,8 +186,7 @@ def check_picture(data: bytes, *, decode_all: bool = False, max_pixels: int = MA
     Raises:
         ImageError: no picture, a damaged or truncated one, or one above max_pixels.
     """
-    size = image_size(data)
-    _check_size(size, max_pixels)
+    size = image_size(data, max_pixels=max_pixels)
     jpeg_ends = data.startswith(_JPEG_START) and data.endswith(b"\xff\xd9")
     png_ends = data.startswith(_PNG_START) and data.endswith(_PNG_END)
     if decode_all or not (jpeg_ends or png_ends):
@@ -200,12 +204,15 @@ def _jpeg_header(data: bytes) -> tuple[Size, str]:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError as error:
         raise ImageError(f"damaged JPEG header ({error})") from error
+    except KeyError:
+        with _open_with_pillow(data, ("JPEG",)) as picture:
+            return Size(picture.height, picture.width), _UNNAMED
     return Size(height, width), colorspace
 
 
 def _decode_other(data: bytes, *, alpha: bool, max_pixels: int, formats: tuple[str, ...]) -> Pixels:
     if data.startswith(_PNG_START) and data[24:25] == b"\x10":
-        _check_size(image_size(data), max_pixels)
+        image_size(data, max_pixels=max_pixels)
         return _decode_png16(data, alpha=alpha)
     with _open_with_pillow(data, formats) as picture:
         _check_size(Size(picture.height, picture.width), max_pixels)

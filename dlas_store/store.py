@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -148,7 +149,8 @@ class Store:
 
     def read_into(self, index: int, out: Pixels) -> Pixels:
         """Decode a patch; see Source.read_into."""
-        if self._reader is not None and self._reader.read_into(index, out):
+        reader = self._reader  # another thread may close the store
+        if reader is not None and reader.read_into(index, out):
             return out
         try:
             return decode_into(self.view(index), out, max_pixels=self._max_pixels, decoder=self._decoder)
@@ -241,7 +243,7 @@ class Store:
     def close(self) -> None:
         """Let go of all maps."""
         self._index = self._reader = None
-        self._shards.clear()
+        self._shards.clear()  # the reader has this very dict
         self._images.clear()
         self._ranges.clear()
 
@@ -276,7 +278,8 @@ class Store:
         rows = index.patches
         if PatchReader is None or self._decoder != "simplejpeg" or not isinstance(rows, Table):
             return None
-        return PatchReader(*rows.mapped, self._shards, decode_jpeg, self._max_pixels)
+        max_pixels = int(min(self._max_pixels, sys.maxsize))
+        return PatchReader(*rows.mapped, self._shards, decode_jpeg, max_pixels)
 
     def _decode(self, index: int, *, alpha: bool = False) -> Pixels:
         try:
@@ -331,7 +334,8 @@ class Store:
 
     def _patch_values(self, index: int) -> tuple[int, int, int, int, int]:
         """Return what PatchRow names."""
-        if self._reader is not None and (found := self._reader.row(index)) is not None:
+        reader = self._reader
+        if reader is not None and (found := reader.row(index)) is not None:
             return found
         rows = self._check_open().patches
         index = operator.index(index)  # numpy's narrow integers would overflow below

@@ -50,7 +50,8 @@ class MappedRows(NamedTuple):
     Attributes:
         data: the mapped file.
         chunk_offsets: uint64 (chunks,), where each chunk starts in it, bytes.
-        checked: a byte for each block, not 0 once its checksum was found right; rows of others must not be read.
+        checked: a byte for each block, not 0 once its checksum was found right, which the table goes on noting here;
+            rows of other blocks must not be read.
         rows: how many there are.
     """
 

@@ -164,6 +164,25 @@ def test_what_tiles_share_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> No
     assert encoded == [(64, 64)] * 4
 
 
+@pytest.mark.parametrize("step", [1, 3])
+def test_tiles_of_many_grids_do_not_each_need_the_whole_picture(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[tuple[int, ...]] = []
+    imencode = cv2.imencode
+
+    def counted(ending: str, pixels: Array, options: Any) -> Any:
+        encoded.append(pixels.shape[:2])
+        return imencode(ending, pixels, options)
+
+    picture, encoder, places = noise(200, 200), JpegEncoder(95, "4:4:4"), places_every(step, 72)
+    monkeypatch.setattr(tile_encoding.cv2, "imencode", counted)
+    tiles = TilesOfPicture(picture, places, 128, encoder)
+    made = [tiles.encode(place) for place in places]
+    shared = [shape for shape in encoded if shape != (128, 128)]
+    assert shared
+    assert sum(height * width for height, width in shared) <= 2 * 200 * 200
+    assert made == [encoder.encode(place.square(picture, 128)) for place in places]
+
+
 @pytest.mark.parametrize("how", ["not compiled", "another encoder"])
 def test_tiles_are_the_same_where_none_can_be_cut_out(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     picture, encoder, places = scene(160, 160), JpegEncoder(95, "4:2:0"), places_every(16, 96)

@@ -28,7 +28,7 @@ from dlas_store._patch_reader import PatchReader, checksum
 from dlas_store.converters.importing import import_store
 from dlas_store.errors import ClosedError, DamagedError, ImageError, PatchIndexError
 from dlas_store.keys import Kind, encode_value, pack_key, value_checksum
-from dlas_store.pixels import decode
+from dlas_store.pixels import decode, decode_into
 from dlas_store.store import Store
 
 
@@ -56,7 +56,17 @@ READ = {
     "bytes after": saved(PIXELS) + b"\xff\xd9 and more",
     "opencv": bytes(cv2.imencode(".jpg", PIXELS)[1]),
 }
+
+
+def with_sampling(data: bytes, sampling: int) -> bytes:
+    """Return a JPEG of 4:2:0 whose blocks of brightness are said to lie in another way, as many in a unit."""
+    changed = bytearray(data)
+    changed[data.index(b"\xff\xc0") + 11] = sampling
+    return bytes(changed)
+
+
 LEFT = {
+    "441": with_sampling(READ["opencv"], 0x14),
     "png": png(PIXELS),
     "cmyk": cmyk(PIXELS),
     "wider": saved(noise(32, 49)),
@@ -219,6 +229,24 @@ def test_a_picture_above_the_limit_is_left_to_python_which_refuses_it(tmp_path: 
         if not is_read:
             with pytest.raises(ImageError, match="limit"):
                 store.read_into(0, blank())
+
+
+@pytest.mark.parametrize(("limit", "is_read"), [(-1, False), (0, False), (float("inf"), True), (1 << 70, True)])
+def test_any_limit_is_that_of_python(tmp_path: Path, limit: Any, is_read: bool) -> None:
+    store = Store(open_patches(tmp_path, {"one": READ["420"]}).path, max_pixels=limit)
+    store.read(0)
+    assert reader_of(store).read_into(0, blank()) == is_read
+    if not is_read:
+        with pytest.raises(ImageError, match="limit"):
+            store.read_into(0, blank())
+
+
+def test_a_shard_that_was_let_go_of_is_left_to_python(tmp_path: Path) -> None:
+    store = open_patches(tmp_path, {"one": READ["420"]})
+    shard = store.shard(0)
+    shard.view.release()
+    shard.data.close()
+    assert reader_of(store).read_into(0, blank()) is False
 
 
 def test_single_shards_and_other_decoders_are_read_in_python(tmp_path: Path) -> None:
@@ -429,6 +457,21 @@ def test_any_row_and_any_bytes_are_a_picture_or_left_to_python() -> None:
         row = [random.integers(0, 2600), 0, random.integers(0, 2600), random.integers(0, 3), 5]
         reader = reader_over(table_of(ROW.pack(*map(int, row))), {5: Open(Mapped(memoryview(values)), 5)})
         assert reader.read_into(0, blank()) in (True, False)
+
+
+def test_what_is_read_of_changed_jpegs_is_what_python_reads() -> None:
+    random = np.random.default_rng(1)
+    read = 0
+    for _ in range(3000):
+        data = bytearray(list(READ.values())[random.integers(len(READ))])
+        for at in random.integers(2, 650, random.integers(1, 4)):
+            data[min(at, len(data) - 1)] = random.integers(0, 256)
+        out, expected = blank(), blank()
+        if crafted([encode(bytes(data), 0)])[0].read_into(0, out):
+            read += 1
+            assert decode_into(bytes(data), expected) is expected
+            assert np.array_equal(out, expected)
+    assert read > 300
 
 
 def test_what_the_decoder_does_is_looked_at() -> None:

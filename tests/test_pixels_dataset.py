@@ -12,9 +12,13 @@ import torch
 from equality import assert_same
 from pictures import store_of, write_pictures
 from samples import noise
+from source_contract import jpeg
+from trees import write
 
 from dlas_store.datasets import PixelsDataset, create_dataloader, create_dataset
-from dlas_store.errors import ConfigError, PatchIndexError, StoreError
+from dlas_store.datasets.draws import Draw
+from dlas_store.datasets.shared_batches import Receiver, SharedMemory, new_slots
+from dlas_store.errors import ConfigError, ImageError, PatchIndexError, StoreError
 
 PICTURES = {f"{name}/{n}.png": noise(20, 32, seed=n) for name, n in (("a", 0), ("a", 1), ("b", 2), ("b", 3))}
 
@@ -98,6 +102,49 @@ def test_a_bad_picture_is_replaced_whatever_its_place_and_size(tmp_path: Path, c
         assert torch.cat([batch["index"] for batch in batches]).tolist() == [2 if n == 1 else n for n in order]
         pixels = torch.cat([batch["pixels"] for batch in batches])
         assert torch.equal(pixels, torch.stack([dataset[n]["pixels"] for n in order]))
+
+
+def claiming(size: int) -> bytes:
+    """Return a JPEG of 32 x 20 pixels that claims to be a square of a size."""
+    data = bytearray(jpeg(noise(20, 32)))
+    at = data.index(b"\xff\xc0") + 5
+    data[at : at + 4] = size.to_bytes(2, "big") * 2
+    return bytes(data)
+
+
+@pytest.mark.parametrize("bad", [claiming(65000), claiming(16), b"no picture"], ids=["large", "small", "none"])
+@pytest.mark.parametrize("loader", [{"loader": "threads"}, {"loader": "workers", "n_workers": 1}])
+def test_a_batch_with_a_bad_picture_is_its_items(tmp_path: Path, bad: bytes, loader: dict[str, Any]) -> None:
+    files = {f"{number:02d}.jpg": jpeg(noise(20, 32, seed=number)) for number in range(6)}
+    folder = write(tmp_path / "photos", files | {"00.jpg": bad, "03.jpg": bad})
+    options = {"mode": "pixels", "paths": folder, "batch_size": 6, "on_error": "skip", "seed": 0, **loader}
+    dataset: Any = create_dataset(options)
+    items = [dataset[index] for index in range(6)]
+    assert [item["index"] for item in items] == [1, 1, 2, 4, 4, 5]
+    assert dataset.take_skipped() == 2
+    (batch,) = create_dataloader(dataset, {**options, "phase": "val"})
+    assert batch["index"].tolist() == [1, 1, 2, 4, 4, 5]
+    for row, item in zip(batch["pixels"], items, strict=True):
+        assert torch.equal(row, item["pixels"])
+    assert dataset._reported == 4  # the pass has reported as many
+    failing = create_dataset(options | {"on_error": "raise"})
+    with pytest.raises(ImageError, match=r"0[03]\.jpg"):
+        next(iter(create_dataloader(failing, {**options, "phase": "val"})))
+
+
+def test_memory_of_a_batch_that_came_out_otherwise_is_free_again(tmp_path: Path) -> None:
+    """The first picture claims a size that no other has, and is replaced."""
+    big = jpeg(noise(300, 300))
+    folder = write(tmp_path / "photos", {"0.jpg": big[:3000], "1.jpg": jpeg(noise(200, 200))})
+    dataset = PixelsDataset({"paths": folder, "on_error": "skip"})
+    slots = new_slots(1)
+    memory, receiver = SharedMemory(slots, 0), Receiver(slots, pin_memory=False)
+    for _ in range(20):
+        work = dataset.begin_batch([Draw(0, 0), Draw(1, 0)], memory.allocate)
+        work.fill(0, 2)
+        batch = receiver.receive(memory.send(work.finish()))
+        assert batch["pixels"].shape == (2, 200, 200, 3)
+    assert slots.sum() <= 1
 
 
 @pytest.mark.parametrize("index", [-1, 4])

@@ -27,8 +27,12 @@ _UNITS = {"4:2:0": Size(16, 16), "4:2:2": Size(8, 16), "4:4:4": Size(8, 8)}
 """What a JPEG is made of: pixels that are encoded by themselves, but for how their mean differs from the one before."""
 
 _LEAST_OVERLAP = 2
-"""How many tiles must share a pixel on average. To encode what they cover and find its blocks takes 1.7 times as long
-as only to encode it, and to cut a tile out a tenth of encoding the tile."""
+"""How many tiles of a grid must share a pixel on average. To encode what they cover and find its blocks takes 1.7 times
+as long as only to encode it, and to cut a tile out a tenth of encoding the tile."""
+
+
+_MOST_AREA = 2
+"""How much is encoded for several tiles, and held, in parts of the picture; many grids would need all of it each."""
 
 
 class JpegEncoder(NamedTuple):
@@ -79,8 +83,8 @@ class Place(NamedTuple):
 class TilesOfPicture:
     """Tiles of one size in one picture, each encoded as it would be by itself, byte for byte.
 
-    Where tiles whose places differ by whole units lie over each other, their blocks are equal. The part of the picture
-    that many such tiles cover is encoded once, when the first of them is asked for.
+    Where tiles of one grid, whose places differ by whole units, lie over each other, their blocks are equal. The part
+    of the picture that many such tiles cover is encoded once, when the first of them is asked for.
     """
 
     def __init__(self, picture: Pixels, places: Sequence[Place], size: int, encoder: JpegEncoder) -> None:
@@ -102,11 +106,13 @@ class TilesOfPicture:
         by_grid = defaultdict(list)
         for place in places:
             by_grid[self._grid(place)].append(place)
-        for grid, found in by_grid.items():
+        most_area = _MOST_AREA * picture.shape[0] * picture.shape[1]
+        for grid, found in sorted(by_grid.items(), key=lambda item: -len(item[1])):
             rows, cols = zip(*found, strict=True)
             part = _Part(min(rows), min(cols), max(rows) + size, max(cols) + size)
-            if len(found) * size**2 >= _LEAST_OVERLAP * part.area:
+            if len(found) * size**2 >= _LEAST_OVERLAP * part.area and part.area <= most_area:
                 self._parts[grid] = part
+                most_area -= part.area
 
     def encode(self, place: Place) -> bytes:
         """Return a tile as a JPEG."""

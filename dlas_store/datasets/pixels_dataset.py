@@ -124,14 +124,11 @@ class _PixelsBatch:
             self._pixels[item] = pixels
 
     def _first_size(self) -> tuple[int, int]:
-        """Return height and width of the first picture of the batch that can be read."""
+        """Return height and width of the first picture of the batch that says them; others are gathered at the end."""
         for source, patch in self._places:
             try:
                 size = image_size(bytes(source.view(patch)))
             except StoreError:
                 continue  # to be raised, or replaced, when it is read
             return size.height, size.width
-        if self._replace is None:
-            return 1, 1
-        height, width, _ = self._replace(self._draws[0])["pixels"].shape
-        return height, width
+        return 1, 1

@@ -69,12 +69,16 @@ class SharedMemory:
         return array
 
     def send(self, batch: Any) -> Any:
-        """Return a batch in the form that Receiver takes."""
+        """Return a batch in the form that Receiver takes; what was allocated and is not in it is free again."""
+        sent = batch
         if isinstance(batch, dict):
-            return {key: self._send(value) for key, value in batch.items()}
-        if isinstance(batch, RawPatches):
-            return batch._replace(**{key: self._send(value) for key, value in batch._asdict().items()})
-        return batch
+            sent = {key: self._send(value) for key, value in batch.items()}
+        elif isinstance(batch, RawPatches):
+            sent = batch._replace(**{key: self._send(value) for key, value in batch._asdict().items()})
+        for slot in self._given.values():
+            self._flags[slot] = _FREE
+        self._given.clear()
+        return sent
 
     def _find_slot(self, shape: tuple[int, ...], kind: torch.dtype) -> int | None:
         for slot, tensor in enumerate(self._tensors):
