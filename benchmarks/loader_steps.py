@@ -57,10 +57,10 @@ def loader_steps(reading: Reading, source: Source) -> dict[str, Callable[[], obj
         "of bytes in the map": over_patches(
             lambda index, place: simplejpeg.decode_jpeg(mapped[index], "RGB", buffer=place)
         ),
-        "looked up and checked": over_patches(
+        "found and checked in Python": over_patches(
             lambda index, place: simplejpeg.decode_jpeg(source.view(index), "RGB", buffer=place)
         ),
-        "header read, errors named": over_patches(source.read_into),
+        "by the store": over_patches(source.read_into),
         "batches begun and finished": partial(_each, threads, whole_batch, range(len(batches))),
         "threads loader": loader.run,
     }

@@ -77,6 +77,7 @@ class PatchBatch:
         self._shape = (len(items), frames) if framed else (len(items),)
         rows = (len(items), frames)
         hq, lq = options.hq_size, options.lq_size
+        self._target, self._hq_size, self._lq_size = ((side, side) for side in (options.target_size, hq, lq))
         self._hq = allocate((*rows, 3, hq, hq), np.float32)
         self._lq = allocate((*rows, 3, lq, lq), np.float32)
         # Without references they are 0: memory that the system gives, and fills only where it is touched.
@@ -92,8 +93,7 @@ class PatchBatch:
 
     def fill(self, start: int, stop: int) -> None:
         """Make a part of the items; see BatchWork."""
-        size = self._options.target_size
-        decoded = np.empty((size, size, 3), np.uint8)
+        decoded = np.empty((*self._target, 3), np.uint8)
         for item in self._order[start:stop]:
             try:
                 decoded = self._fill_item(item, decoded)
@@ -149,18 +149,17 @@ class PatchBatch:
     def _write_patch(self, pixels: Pixels, row: tuple[int, int]) -> None:
         """Write a patch as HQ, and as LQ where nothing is corrupted."""
         opt, hq, lq = self._options, self._hq[row], self._lq[row]
-        is_cropped, is_corrupted = opt.hq_size != opt.target_size, opt.corruptions.is_active
+        is_cropped, is_corrupted = self._hq_size != self._target, opt.corruptions.is_active
         if not (is_cropped or is_corrupted):
             write_planes(pixels, hq, lq)
             return
-        target = (opt.target_size, opt.target_size)
-        whole = np.empty((3, *target), np.float32) if is_cropped else hq
-        if is_corrupted and pixels.shape[:2] != target:
-            area_resize(to_planes(pixels), target, interleaved=True, out=whole)
+        whole = np.empty((3, *self._target), np.float32) if is_cropped else hq
+        if is_corrupted and pixels.shape[:2] != self._target:
+            area_resize(to_planes(pixels), self._target, interleaved=True, out=whole)
         else:
             write_planes(pixels, whole)
         if is_cropped:
-            hq[...] = whole[:, : opt.hq_size, : opt.hq_size]
+            hq[...] = whole[:, : hq.shape[1], : hq.shape[2]]
         if not is_corrupted:
             area_resize(hq, lq.shape[1:], out=lq)
 
@@ -177,11 +176,9 @@ class PatchBatch:
         square = UNKNOWN_CENTER
         if opt.need_metadata:
             square = rescale_square(needed_center(source, number, position), reference.size, size)
-        target = (opt.target_size, opt.target_size)
-        write_reference(reference, square, size=size, target=target, hq=hq, lq=lq)
-        center = rescale_center((square.row, square.col), size, target)
-        cropped = (opt.hq_size, opt.hq_size)
-        self._centers[:, row[0], row[1]] = center, rescale_center(center, cropped, (opt.lq_size, opt.lq_size))
+        write_reference(reference, square, size=size, target=self._target, hq=hq, lq=lq)
+        center = rescale_center((square.row, square.col), size, self._target)
+        self._centers[:, row[0], row[1]] = center, rescale_center(center, self._hq_size, self._lq_size)
 
     def _corrupt(self, item: int) -> None:
         """Write HQ brought down by ``scale`` and corrupted as LQ; references and masks are not corrupted."""
@@ -191,7 +188,7 @@ class PatchBatch:
         if opt.corrupt_before_downsize:
             frames, _ = opt.corruptions.apply(frames, random)
         for frame, out in zip(frames, self._lq[item], strict=True):
-            area_resize(frame, (opt.lq_size, opt.lq_size), interleaved=True, out=out)
+            area_resize(frame, self._lq_size, interleaved=True, out=out)
         if not opt.corrupt_before_downsize:
             corrupted, _ = opt.corruptions.apply(list(self._lq[item]), random)
             self._lq[item] = corrupted
