@@ -57,10 +57,10 @@ def loader_steps(reading: Reading, source: Source) -> dict[str, Callable[[], obj
         "of bytes in the map": over_patches(
             lambda index, place: simplejpeg.decode_jpeg(mapped[index], "RGB", buffer=place)
         ),
-        "found and checked in Python": over_patches(
+        "found and checked, Store.view": over_patches(
             lambda index, place: simplejpeg.decode_jpeg(source.view(index), "RGB", buffer=place)
         ),
-        "by the store": over_patches(source.read_into),
+        "decoded as well, Store.read_into": over_patches(source.read_into),
         "batches begun and finished": partial(_each, threads, whole_batch, range(len(batches))),
         "threads loader": loader.run,
     }

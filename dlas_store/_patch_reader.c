@@ -1,6 +1,6 @@
 /* What stands between a patch's number and its decoded pixels: its row in the index, its key, the checksum of its bytes,
- * the size that its JPEG claims. In Python that takes several times as long between two decodings, which leave nothing
- * of it in the processor's caches, and other threads wait for Python's lock meanwhile.
+ * the size that its JPEG claims. In Python that takes longest between two decodings, which leave nothing of it in the
+ * processor's caches, and other threads wait for Python's lock meanwhile.
  *
  * Only what is as it should be is read here. For anything else the answer is no, and Store.read_into does it in Python:
  * it opens the shard, checks the block of the index, converts the picture, or says what is wrong. */

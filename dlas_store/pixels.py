@@ -31,7 +31,7 @@ _JPEG_START = b"\xff\xd8\xff"
 _UNNAMED = "a subsampling that simplejpeg has no name for"
 
 _LEFT_TO_PILLOW = ("CMYK", "YCCK", _UNNAMED)
-"""Colour spaces of such JPEGs."""
+"""Colour spaces of JPEGs that simplejpeg does not turn into RGB, or not as Pillow does."""
 
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"IEND\xaeB`\x82"

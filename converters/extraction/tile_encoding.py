@@ -27,8 +27,8 @@ _UNITS = {"4:2:0": Size(16, 16), "4:2:2": Size(8, 16), "4:4:4": Size(8, 8)}
 """What a JPEG is made of: pixels that are encoded by themselves, but for how their mean differs from the one before."""
 
 _LEAST_OVERLAP = 2
-"""How many tiles of a grid must share a pixel on average. To encode what they cover and find its blocks takes 1.7 times
-as long as only to encode it, and to cut a tile out a tenth of encoding the tile."""
+"""How many tiles of a grid must share a pixel on average: with fewer it is not faster to encode what they cover, find
+its blocks and cut the tiles out than to encode each."""
 
 
 _MOST_AREA = 2
