@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
@@ -341,6 +342,24 @@ def test_a_pass_that_is_broken_off_leaves_no_process_and_the_next_works(
     assert processes() == []
     loader.set_epoch(0)
     assert [index for batch in loader for index, _ in batch] == list(range(400))
+
+
+class TemporaryFolders(Squares):
+    """Items say how many folders there are among the temporary files of their process."""
+
+    def __getitem__(self, item: int) -> int:
+        return sum(path.is_dir() for path in Path(tempfile.gettempdir()).iterdir())
+
+
+def test_the_folder_of_a_workers_socket_is_there_before_a_batch_is_sent_and_gone_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Made beside the end of its process, while the first batch was sent, it stayed."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # which a forked process has as well
+    batches = iter(loader_of(TemporaryFolders(), workers=1, collate_fn=None))
+    assert next(batches).tolist() == [1] * 4
+    del batches
+    assert not list(tmp_path.iterdir())
 
 
 def test_processes_end_with_the_pass(processes: Callable[[], list[Any]]) -> None:

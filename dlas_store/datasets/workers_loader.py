@@ -6,6 +6,7 @@ import multiprocessing
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import cv2
@@ -151,6 +152,9 @@ def _as_it_is(batch: Any) -> Any:
 
 def _start_worker(_: int) -> None:
     leave_interrupts_to_parent()
+    # Whoever sends the first tensor makes a socket in a temporary folder, which the end of the process removes. Batches
+    # are sent by a thread that this end does not wait for: beside it, it would leave the folder behind.
+    ForkingPickler.dumps(torch.zeros(1).share_memory_())  # type: ignore[no-untyped-call]
     # One thread a core is the aim; OpenCV's own pool in each would fight over the cores.
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

@@ -1,7 +1,7 @@
 """A program that reads a store through a loader, for tests to start, watch and interrupt.
 
 read_by_loader.py STORE CASE,...   read two epochs in each way, and say which; another item is an error
-read_by_loader.py STORE CASE --for-ever   read epoch after epoch, and say "batch" after each
+read_by_loader.py STORE CASE --long   read a pass of 10,000 times the store, and say "batch" after each batch
 """
 
 from __future__ import annotations
