@@ -80,8 +80,9 @@ class WorkersLoader(Loader):
             multiprocessing_context=self._start_method if self.num_workers else None,
         )
         receiver = Receiver(slots, pin_memory=self.pin_memory)
-        forks = (self._start_method or multiprocessing.get_start_method()) == "fork"
-        starting = interrupt_delayed() if self.num_workers else nullcontext()
+        start_method = self._start_method or multiprocessing.get_start_method()
+        forks = start_method == "fork"
+        starting = interrupt_delayed(start_method) if self.num_workers else nullcontext()
         iterator: Any = None
         try:
             with starting, standing_still() if self.num_workers and forks else nullcontext():
