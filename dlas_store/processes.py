@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
-import signal
 import sys
 import threading
 from collections import deque
@@ -14,11 +13,12 @@ from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import islice
-from multiprocessing import connection, resource_tracker
+from multiprocessing import connection
 from multiprocessing.sharedctypes import Synchronized, SynchronizedArray
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from dlas_store.errors import StoreError, write_errors
+from dlas_store.interrupts import leave_interrupts_to_parent, processes_start
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -29,9 +29,6 @@ J = TypeVar("J")
 R = TypeVar("R")
 
 _POLL_SECONDS = 0.1
-
-_HAS_MASKS = hasattr(signal, "pthread_sigmask")  # not on Windows
-
 _PATCHES_A_REPORT = 64
 """The workers lock what they share once for so many patches."""
 
@@ -105,7 +102,7 @@ def run_in_order(
     waiting: deque[Future[R]] = deque()
     executor = ProcessPoolExecutor(workers, context, _start_worker, (done, stopping))
     try:
-        with interrupt_delayed(context.get_start_method()):
+        with processes_start(context.get_start_method()):
             waiting.extend(executor.submit(_run_job, function, job) for job in islice(remaining, 2 * workers))
         while waiting:
             while not wait(list(islice(waiting, 1)), _POLL_SECONDS).done:
@@ -122,34 +119,6 @@ def run_in_order(
         executor.shutdown(wait=True, cancel_futures=True)
 
 
-@contextmanager
-def interrupt_delayed(start_method: str) -> Iterator[None]:
-    """Let Ctrl-C wait until the block is over, in which processes are started; it has no effect on these.
-
-    A pool that is interrupted while it starts cannot be shut down, and what runs around a fork swallows interrupts. A
-    process that is interrupted before its worker says that it leaves them to its parent ends with an error of its own.
-
-    Args:
-        start_method: of the processes.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread is interrupted
-        return
-    interrupted: list[int] = []
-    handler = signal.signal(signal.SIGINT, lambda number, _: interrupted.append(number))
-    if start_method != "fork" and _HAS_MASKS:
-        resource_tracker.ensure_running()  # it would be started in the block, which lets signals through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT]) if _HAS_MASKS else None
-    try:
-        yield
-    finally:
-        if before is not None:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        signal.signal(signal.SIGINT, handler)
-    if interrupted:
-        raise KeyboardInterrupt
-
-
 def _start_worker(done: SynchronizedArray[int], stopping: Synchronized[int]) -> None:
     global _done, _stopping
     _done, _stopping = done, stopping
@@ -158,13 +127,6 @@ def _start_worker(done: SynchronizedArray[int], stopping: Synchronized[int]) -> 
     leave_interrupts_to_parent()
     # A pool's workers wait for jobs for ever when their parent is killed.
     threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def leave_interrupts_to_parent() -> None:
-    """Let Ctrl-C, which reaches all processes of a terminal, have no effect on this one."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if _HAS_MASKS:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # its own processes need not have it blocked
 
 
 def _end_with_parent() -> None:

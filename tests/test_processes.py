@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import psutil
@@ -20,15 +19,7 @@ from small_stores import in_child
 from tqdm import tqdm
 
 from dlas_store.errors import StoreError, WriteError
-from dlas_store.processes import (
-    StoppedError,
-    available_cores,
-    interrupt_delayed,
-    leave_interrupts_to_parent,
-    progress_bar,
-    report_done,
-    run_in_order,
-)
+from dlas_store.processes import StoppedError, available_cores, progress_bar, report_done, run_in_order
 
 PATIENCE_SECONDS = 20.0
 
@@ -258,52 +249,6 @@ def test_the_cores_are_those_that_this_process_may_use() -> None:
         os.sched_setaffinity(0, {min(allowed)})
         assert available_cores() == 1
         os.sched_setaffinity(0, allowed)
-
-
-def send_mask(sender: Connection) -> None:
-    """Tell whether interrupts are blocked, before and after they are left to the parent, and how they are handled."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
-    os.kill(os.getpid(), signal.SIGINT)  # as if it came while the process starts
-    leave_interrupts_to_parent()
-    after = signal.pthread_sigmask(signal.SIG_BLOCK, [])
-    sender.send((signal.SIGINT in before, signal.SIGINT in after, signal.getsignal(signal.SIGINT)))
-
-
-@pytest.mark.parametrize("start_method", ["fork", "forkserver", "spawn"])
-def test_ctrl_c_does_not_reach_a_process_that_starts(start_method: str) -> None:
-    """It ended with an error, which PyTorch's loader raised in its parent in place of the interrupt."""
-    program = (
-        "import multiprocessing, signal\n"
-        "from test_processes import send_mask\n"
-        "from dlas_store.processes import interrupt_delayed\n"
-        "if __name__ == '__main__':\n"
-        f"    context = multiprocessing.get_context({start_method!r})\n"
-        "    receiver, sender = context.Pipe(duplex=False)\n"
-        "    for _ in range(2):\n"
-        f"        with interrupt_delayed({start_method!r}):\n"
-        "            context.Queue()\n"
-        "            process = context.Process(target=send_mask, args=(sender,))\n"
-        "            process.start()\n"
-        "        process.join()\n"
-        "        assert process.exitcode == 0\n"
-        "        assert receiver.recv() == (True, False, signal.SIG_IGN)\n"
-        "        assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])\n"
-    )
-    ended = subprocess.run(
-        [sys.executable, "-c", program], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
-    assert (ended.returncode, ended.stderr) == (0, "")
-
-
-def test_ctrl_c_while_processes_start_is_raised_when_they_have() -> None:
-    seen = []
-    handler = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), interrupt_delayed("fork"):  # noqa: PT012 - that it comes after the block
-        os.kill(os.getpid(), signal.SIGINT)
-        seen.append("after it")
-    assert seen == ["after it"]
-    assert signal.getsignal(signal.SIGINT) is handler
-    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 def test_no_room_for_what_processes_share_is_an_error_that_says_where() -> None:

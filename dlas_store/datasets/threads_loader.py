@@ -21,6 +21,7 @@ from dlas_store.datasets.pass_threads import PassThreads
 from dlas_store.datasets.passes import Loader
 from dlas_store.datasets.patch_dataset import PatchDataset
 from dlas_store.datasets.readahead import Readahead
+from dlas_store.interrupts import interrupt_delayed
 
 BATCHES_AHEAD = 3
 """How many batches are made while one is read: two keep all threads busy, one more evens out slow ones."""
@@ -80,22 +81,25 @@ class ThreadsLoader(Loader):
         threads = BatchThreads(pool, parts=self.num_threads)
         try:
             # Begun here, so that all threads make the first batch before any begins the second.
-            if (first := next(waiting, None)) is not None:
-                making.append(threads.make(self._begin(first)))
+            with interrupt_delayed():
+                if (first := next(waiting, None)) is not None:
+                    making.append(threads.make(self._begin(first)))
             while True:
-                while len(making) < BATCHES_AHEAD and (batch := next(waiting, None)) is not None:
-                    making.append(threads.begin_and_make(partial(self._begin, batch)))
-                if not making:
-                    break
-                made = making.popleft().result()
+                with interrupt_delayed():
+                    while len(making) < BATCHES_AHEAD and (batch := next(waiting, None)) is not None:
+                        making.append(threads.begin_and_make(partial(self._begin, batch)))
+                    if not making:
+                        break
+                    made = making.popleft().result()
                 this.delivered += 1
                 yield made if self._to_device is None else self._to_device.make(made)
                 del made  # its memory is free for the next one as soon as the reader lets go of it
         finally:
             if os.getpid() == process:  # a forked process has no such threads
-                for future in making:
-                    future.cancel()
-                pool.shutdown(wait=True, cancel_futures=True)
+                with interrupt_delayed():
+                    for future in making:
+                        future.cancel()
+                    pool.shutdown(wait=True, cancel_futures=True)
         self._order.end(this)
 
     def _announced(self, batches: Iterator[Batch]) -> Iterator[Batch]:

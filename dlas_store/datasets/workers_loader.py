@@ -22,7 +22,7 @@ from dlas_store.datasets.pass_threads import standing_still
 from dlas_store.datasets.passes import Loader
 from dlas_store.datasets.shared_batches import Receiver, SharedMemory, new_slots
 from dlas_store.datasets.threads_loader import begin_batch
-from dlas_store.processes import interrupt_delayed, leave_interrupts_to_parent
+from dlas_store.interrupts import interrupt_delayed, leave_interrupts_to_parent, processes_start
 
 
 class WorkersLoader(Loader):
@@ -82,12 +82,16 @@ class WorkersLoader(Loader):
         receiver = Receiver(slots, pin_memory=self.pin_memory)
         start_method = self._start_method or multiprocessing.get_start_method()
         forks = start_method == "fork"
-        starting = interrupt_delayed(start_method) if self.num_workers else nullcontext()
+        starting = processes_start(start_method) if self.num_workers else nullcontext()
         iterator: Any = None
         try:
             with starting, standing_still() if self.num_workers and forks else nullcontext():
                 iterator = iter(loader)
-            for sent in iterator:
+            while True:
+                with interrupt_delayed():
+                    sent = next(iterator, _END)
+                if sent is _END:
+                    break
                 made = receiver.receive(sent)
                 this.delivered += 1
                 yield made if self._to_device is None else self._to_device.make(made)
@@ -95,8 +99,12 @@ class WorkersLoader(Loader):
         finally:
             # By itself it would end them when it is forgotten, which an error's traceback may put off for long.
             if hasattr(iterator, "_shutdown_workers"):
-                iterator._shutdown_workers()
+                with interrupt_delayed():
+                    iterator._shutdown_workers()
         self._order.end(this)
+
+
+_END = object()
 
 
 class _Batches(Sampler[Batch]):
