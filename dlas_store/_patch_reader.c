@@ -177,6 +177,9 @@ static PictureSize size_of_jpeg(const uint8_t *data, size_t size)
  * see index.py. */
 enum { ROW_BYTES = 28, BLOCK_BYTES = 4096, BLOCKS_A_CHUNK = 64 };
 
+/* What is fetched ahead of a patch: all of it but for pictures that would not fit into the processor's caches. */
+enum { CACHE_LINE = 64, PREFETCH_BYTES = 1 << 16 };
+
 typedef struct {
     PyObject_HEAD
     Py_buffer table;     /* the mapped index */
@@ -246,8 +249,9 @@ static void put_big64(uint8_t *bytes, uint64_t value)
         bytes[i] = (uint8_t)value;
 }
 
-/* Whether the bytes of a row are those that were stored under its key, and a JPEG that decodes to such an array as it is. */
-static int is_sound(const PatchReader *self, const Py_buffer *shard, const Row *row, uint64_t image_id, const Py_buffer *out)
+/* Returns the size of a row's picture; zeros unless its bytes are those that were stored under its key, and a JPEG that
+ * decodes as it is. */
+static PictureSize check_picture(const PatchReader *self, const Py_buffer *shard, const Row *row, uint64_t image_id)
 {
     const uint8_t *payload;
     const uint64_t size = (uint64_t)shard->len;
@@ -255,16 +259,40 @@ static int is_sound(const PatchReader *self, const Py_buffer *shard, const Row *
     PictureSize picture;
 
     if (row->length < LEAST_PAYLOAD || row->offset < CHECKSUM_BYTES || row->offset > size || row->length > size - row->offset)
-        return 0;
+        return (PictureSize){0};
     payload = (const uint8_t *)shard->buf + row->offset;
     put_big64(key, image_id);
     key[8] = 2; /* Kind.PATCH */
     put_big64(key + 9, row->patch_id);
     if (little64(payload - CHECKSUM_BYTES) != hash_payload(payload, row->length, hash_key(key)))
-        return 0;
+        return (PictureSize){0};
     picture = size_of_jpeg(payload, row->length);
-    return picture.height > 0 && picture.width > 0 && picture.height == (size_t)out->shape[0] &&
-           picture.width == (size_t)out->shape[1] && (long long)(picture.height * picture.width) <= self->max_pixels;
+    if (picture.width == 0 || (long long)(picture.height * picture.width) > self->max_pixels)
+        return (PictureSize){0};
+    return picture;
+}
+
+typedef struct {
+    PyObject *shard; /* a memoryview, new; NULL where there is none */
+    Row row;
+    PictureSize picture; /* zeros where it is not as it should be */
+} Patch;
+
+/* Finds a patch and checks it; errors of Python may be set where it is not as it should be. */
+static Patch find_patch(const PatchReader *self, Py_ssize_t index)
+{
+    Patch patch = {0};
+    Py_buffer shard;
+    uint64_t image_id;
+
+    if (!find_row(self, index, &patch.row))
+        return patch;
+    patch.shard = find_shard(self, &patch.row, &image_id);
+    if (patch.shard == NULL || PyObject_GetBuffer(patch.shard, &shard, PyBUF_SIMPLE) < 0) /* it was let go of */
+        return patch;
+    patch.picture = check_picture(self, &shard, &patch.row, image_id);
+    PyBuffer_Release(&shard);
+    return patch;
 }
 
 static int has_shape(PyObject *array, const Py_ssize_t *shape)
@@ -282,24 +310,15 @@ static int has_shape(PyObject *array, const Py_ssize_t *shape)
 /* Returns whether a patch was decoded into an array; errors of Python may be set where it was not. */
 static int decode_into(const PatchReader *self, Py_ssize_t index, PyObject *array, const Py_buffer *out)
 {
-    PyObject *view, *encoded = NULL, *decoded = NULL;
-    Py_buffer shard;
-    uint64_t image_id;
-    Row row;
+    const Patch patch = find_patch(self, index);
+    const size_t height = patch.picture.height, width = patch.picture.width;
+    PyObject *encoded = NULL, *decoded = NULL;
     int is_done = 0;
 
-    if (!find_row(self, index, &row))
-        return 0;
-    view = find_shard(self, &row, &image_id);
-    if (view == NULL)
-        return 0;
-    if (PyObject_GetBuffer(view, &shard, PyBUF_SIMPLE) < 0) { /* it was let go of */
-        Py_DECREF(view);
-        return 0;
-    }
-    if (is_sound(self, &shard, &row, image_id, out))
-        encoded = PySequence_GetSlice(view, (Py_ssize_t)row.offset, (Py_ssize_t)(row.offset + row.length));
-    PyBuffer_Release(&shard);
+    if (height > 0 && height == (size_t)out->shape[0] && width == (size_t)out->shape[1])
+        encoded = PySequence_GetSlice(patch.shard, (Py_ssize_t)patch.row.offset,
+                                      (Py_ssize_t)(patch.row.offset + patch.row.length));
+    Py_XDECREF(patch.shard);
     if (encoded != NULL) {
         PyObject *args[] = {encoded, self->colours, array};
 
@@ -310,21 +329,60 @@ static int decode_into(const PatchReader *self, Py_ssize_t index, PyObject *arra
         is_done = has_shape(decoded, out->shape);
         Py_DECREF(decoded);
     }
+    return is_done;
+}
+
+/* Lets the processor fetch a patch's bytes from memory, meanwhile; a hint. */
+static void prefetch(const PatchReader *self, Py_ssize_t index)
+{
+    PyObject *view;
+    Py_buffer shard;
+    uint64_t image_id;
+    Row row;
+
+    if (!find_row(self, index, &row) || (view = find_shard(self, &row, &image_id)) == NULL) {
+        PyErr_Clear();
+        return;
+    }
+    if (PyObject_GetBuffer(view, &shard, PyBUF_SIMPLE) == 0) {
+        if (row.offset <= (uint64_t)shard.len && row.length <= (uint64_t)shard.len - row.offset)
+            for (size_t at = 0; at < row.length && at < PREFETCH_BYTES; at += CACHE_LINE)
+                __builtin_prefetch((const uint8_t *)shard.buf + row.offset + at, 0, 2);
+        PyBuffer_Release(&shard);
+    }
+    PyErr_Clear();
     Py_DECREF(view);
+}
+
+/* Returns whether a patch was decoded into an object; errors of Python may be set where it was not. */
+static int decode_into_array(const PatchReader *self, Py_ssize_t index, PyObject *array)
+{
+    Py_buffer out;
+    int is_done = 0;
+
+    if (PyObject_GetBuffer(array, &out, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE | PyBUF_FORMAT) < 0)
+        return 0;
+    if (out.ndim == 3 && out.shape[2] == 3 && out.itemsize == 1 && strcmp(out.format, "B") == 0)
+        is_done = decode_into(self, index, array, &out);
+    PyBuffer_Release(&out);
     return is_done;
 }
 
 /* ------------------------------------------------------------------------------------------------ from Python */
 
-/* Returns what an exception that is set leaves to say: nothing, or NULL for an interrupt. */
+/* Whether an interrupt is set as Python's error; any other is cleared. */
+static int is_interrupted(void)
+{
+    if (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_Exception))
+        return 1;
+    PyErr_Clear();
+    return 0;
+}
+
+/* Returns what an error that may be set leaves to say: nothing, or NULL for an interrupt. */
 static PyObject *no_or_interrupt(PyObject *no)
 {
-    if (PyErr_Occurred()) {
-        if (!PyErr_ExceptionMatches(PyExc_Exception))
-            return NULL;
-        PyErr_Clear();
-    }
-    return Py_NewRef(no);
+    return is_interrupted() ? NULL : Py_NewRef(no);
 }
 
 PyDoc_STRVAR(row_doc, "row($self, index, /)\n--\n\n"
@@ -347,19 +405,66 @@ PyDoc_STRVAR(read_into_doc, "read_into($self, index, out, /)\n--\n\n"
 
 static PyObject *read_into(PatchReader *self, PyObject *const *args, Py_ssize_t count)
 {
-    Py_buffer out;
     Py_ssize_t index;
     int is_done = 0;
 
     if (count != 2)
         return PyErr_Format(PyExc_TypeError, "read_into takes 2 arguments, not %zd", count);
     index = PyNumber_AsSsize_t(args[0], PyExc_IndexError);
-    if (!PyErr_Occurred() && PyObject_GetBuffer(args[1], &out, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE | PyBUF_FORMAT) == 0) {
-        if (out.ndim == 3 && out.shape[2] == 3 && out.itemsize == 1 && strcmp(out.format, "B") == 0)
-            is_done = decode_into(self, index, args[1], &out);
-        PyBuffer_Release(&out);
-    }
+    if (!PyErr_Occurred())
+        is_done = decode_into_array(self, index, args[1]);
     return is_done ? Py_NewRef(Py_True) : no_or_interrupt(Py_False);
+}
+
+PyDoc_STRVAR(read_all_into_doc, "read_all_into($self, indices, outs, /)\n--\n\n"
+             "Decode patches into arrays, uint8 (H, W, 3), one after another; return how many could be.\n\n"
+             "indices are ints. Reading ends with the first that could not be, whose array's content is undefined.");
+
+/* Returns an int of a list; -1, which no patch has, where there is none or it is too large. */
+static Py_ssize_t int_at(PyObject *list, Py_ssize_t position)
+{
+    Py_ssize_t value = -1;
+
+    if (position < PyList_GET_SIZE(list) && PyLong_CheckExact(PyList_GET_ITEM(list, position)))
+        value = PyLong_AsSsize_t(PyList_GET_ITEM(list, position));
+    PyErr_Clear();
+    return value;
+}
+
+static PyObject *read_all_into(PatchReader *self, PyObject *args)
+{
+    PyObject *indices, *outs;
+    Py_ssize_t done;
+
+    if (!PyArg_ParseTuple(args, "O!O!:read_all_into", &PyList_Type, &indices, &PyList_Type, &outs))
+        return NULL;
+    for (done = 0; done < PyList_GET_SIZE(outs); done++) {
+        PyObject *out = Py_NewRef(PyList_GET_ITEM(outs, done)); /* other threads may change the list meanwhile */
+        int is_done;
+
+        prefetch(self, int_at(indices, done + 1));
+        is_done = decode_into_array(self, int_at(indices, done), out);
+        Py_DECREF(out);
+        if (!is_done)
+            break;
+    }
+    return is_interrupted() ? NULL : PyLong_FromSsize_t(done);
+}
+
+PyDoc_STRVAR(claimed_size_doc, "claimed_size($self, index, /)\n--\n\n"
+             "Return the height and width of a patch that read_into can decode; None for any other.");
+
+static PyObject *claimed_size(PatchReader *self, PyObject *number)
+{
+    Py_ssize_t index = PyNumber_AsSsize_t(number, PyExc_IndexError);
+    Patch patch = {0};
+
+    if (!PyErr_Occurred())
+        patch = find_patch(self, index);
+    Py_XDECREF(patch.shard);
+    if (patch.picture.height == 0)
+        return no_or_interrupt(Py_None);
+    return Py_BuildValue("nn", (Py_ssize_t)patch.picture.height, (Py_ssize_t)patch.picture.width);
 }
 
 static void deallocate(PatchReader *self)
@@ -416,6 +521,8 @@ static PyObject *create(PyTypeObject *type, PyObject *args, PyObject *keywords)
 
 static PyMethodDef methods[] = {
     {"row", (PyCFunction)row, METH_O, row_doc},
+    {"claimed_size", (PyCFunction)claimed_size, METH_O, claimed_size_doc},
+    {"read_all_into", (PyCFunction)read_all_into, METH_VARARGS, read_all_into_doc},
     {"read_into", (PyCFunction)(void (*)(void))read_into, METH_FASTCALL, read_into_doc},
     {NULL, NULL, 0, NULL},
 };

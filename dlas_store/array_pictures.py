@@ -91,6 +91,11 @@ class ArrayPictures:
     def will_need(self, _: Sequence[int], /) -> None:
         """Do nothing: the pictures are in memory."""
 
+    def claimed_size(self, index: int) -> tuple[int, int]:
+        """Return the height and width of a picture; see Source.claimed_size."""
+        height, width = self._pixels(index).shape[:2]
+        return height, width
+
     def read_into(self, index: int, out: Pixels) -> Pixels:
         """Return a picture in an array; see Source.read_into."""
         pixels = _to_colour(self._pixels(index), alpha=False)
@@ -98,6 +103,10 @@ class ArrayPictures:
             return pixels
         out[...] = pixels
         return out
+
+    def read_all_into(self, indices: list[int], outs: list[Pixels]) -> list[Pixels]:
+        """Return pictures, each in its array; see Source.read_all_into."""
+        return [self.read_into(index, out) for index, out in zip(indices, outs, strict=True)]
 
     def read_pixels(self, indices: Sequence[int], *, alpha: bool = False) -> Pixels | list[Pixels]:
         """Return pixels; see Source.read_pixels."""

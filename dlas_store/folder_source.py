@@ -21,7 +21,16 @@ from dlas_store.extra_fields import EXTRA_FILE, ExtraFields
 from dlas_store.folder_walk import FolderWalk, LeftOut
 from dlas_store.metadata import Center, Image
 from dlas_store.names import Names
-from dlas_store.pixels import IMAGE_ENDINGS, MAX_PIXELS, Decoder, as_batch, decode, decode_batch, decode_into
+from dlas_store.pixels import (
+    IMAGE_ENDINGS,
+    MAX_PIXELS,
+    Decoder,
+    as_batch,
+    decode,
+    decode_batch,
+    decode_into,
+    image_size,
+)
 from dlas_store.source import Layout, Listing, Pixels, relative_path
 
 REFERENCE_FILE = "ref.jpg"
@@ -114,12 +123,23 @@ class FolderSource(ABC):
         """Do nothing: opening the files to announce them would cost as much as reading them."""
         self._check_open()
 
+    def claimed_size(self, index: int) -> tuple[int, int]:
+        """Return the height and width that a patch claims to have."""
+        try:
+            return image_size(self.read(index), max_pixels=self._max_pixels)
+        except ImageError as error:
+            raise self._image_error(index, error) from error
+
     def read_into(self, index: int, out: Pixels) -> Pixels:
         """Decode a patch; see Source."""
         try:
             return decode_into(self.read(index), out, max_pixels=self._max_pixels, decoder=self._decoder)
         except ImageError as error:
             raise self._image_error(index, error) from error
+
+    def read_all_into(self, indices: list[int], outs: list[Pixels]) -> list[Pixels]:
+        """Decode patches, each into its array; see Source."""
+        return [self.read_into(index, out) for index, out in zip(indices, outs, strict=True)]
 
     def read_pixels(self, indices: Sequence[int], *, alpha: bool = False) -> Pixels | list[Pixels]:
         """Decode patches; see Source."""

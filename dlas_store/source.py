@@ -81,6 +81,9 @@ class Source(Protocol):
     def will_need(self, indices: Sequence[int], /) -> None:
         """Let the system fetch patches and references from the disk, without waiting for it; a hint."""
 
+    def claimed_size(self, index: int) -> tuple[int, int]:
+        """Return the height and width in pixels that a patch claims to have."""
+
     def read_into(self, index: int, out: Pixels) -> Pixels:
         """Decode a patch into an array, where it has exactly that size.
 
@@ -90,6 +93,14 @@ class Source(Protocol):
 
         Returns:
             RGB: ``out``, or a new array where the patch has another size.
+        """
+
+    def read_all_into(self, indices: list[int], outs: list[Pixels]) -> list[Pixels]:
+        """Decode patches, each into its array; returns what read_into() does for each.
+
+        Args:
+            indices: of the patches; reading is fastest in ascending order.
+            outs: as many arrays, as in read_into(); their content is undefined after an error.
         """
 
     def read_pixels(self, indices: Sequence[int], *, alpha: bool = False) -> Pixels | list[Pixels]:

@@ -26,7 +26,7 @@ from dlas_store.errors import (
 from dlas_store.index import INDEX_FILE, ImageRow, Index, PatchRow, ShardEntry, shard_entry
 from dlas_store.keys import Kind, pack_key
 from dlas_store.metadata import Image
-from dlas_store.pixels import MAX_PIXELS, Decoder, as_batch, decode, decode_batch, decode_into
+from dlas_store.pixels import MAX_PIXELS, Decoder, as_batch, decode, decode_batch, decode_into, image_size
 from dlas_store.shard import Shard, has_shards, name_hash, read_image, read_payload, shard_file_name, view_payload
 from dlas_store.source import Layout, Listing, Pixels, relative_path
 from dlas_store.tables import Table
@@ -147,6 +147,16 @@ class Store:
         for shard_number, offset, length in sorted(places):
             self.shard(shard_number).will_need(offset, length)
 
+    def claimed_size(self, index: int) -> tuple[int, int]:
+        """Return the height and width that a patch claims to have; see Source.claimed_size."""
+        reader = self._reader  # another thread may close the store
+        if reader is not None and (size := reader.claimed_size(index)) is not None:
+            return size
+        try:
+            return image_size(self.read(index), max_pixels=self._max_pixels)
+        except ImageError as error:
+            raise self._image_error(index, error) from error
+
     def read_into(self, index: int, out: Pixels) -> Pixels:
         """Decode a patch; see Source.read_into."""
         reader = self._reader  # another thread may close the store
@@ -156,6 +166,16 @@ class Store:
             return decode_into(self.view(index), out, max_pixels=self._max_pixels, decoder=self._decoder)
         except ImageError as error:
             raise self._image_error(index, error) from error
+
+    def read_all_into(self, indices: list[int], outs: list[Pixels]) -> list[Pixels]:
+        """Decode patches, each into its array; see Source.read_all_into."""
+        reader = self._reader  # another thread may close the store
+        done = 0 if reader is None else reader.read_all_into(indices, outs)
+        if done == len(indices) == len(outs):
+            return outs
+        # What is not as it should be; the reader is asked about each of the others once more, at next to no cost.
+        rest = zip(indices[done:], outs[done:], strict=True)
+        return [*outs[:done], *(self.read_into(index, out) for index, out in rest)]
 
     def read_pixels(self, indices: Sequence[int], *, alpha: bool = False) -> Pixels | list[Pixels]:
         """Decode patches; see Source.read_pixels."""

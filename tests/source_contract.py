@@ -116,6 +116,8 @@ CALLS: dict[str, Callable[[Source, int], object]] = {
     "view": lambda source, number: bytes(source.view(number)),
     "read_pixels": lambda source, number: source.read_pixels([number]),
     "read_into": lambda source, number: source.read_into(number, np.empty((16, 16, 3), np.uint8)),
+    "read_all_into": lambda source, number: source.read_all_into([number], [np.empty((16, 16, 3), np.uint8)]),
+    "claimed_size": lambda source, number: source.claimed_size(number),
     "locate": lambda source, number: source.locate(number),
     "image": lambda source, number: source.image(number),
     "first_patch": lambda source, number: source.first_patch(number),
@@ -274,6 +276,29 @@ class SourceContract(ABC):
         for shape in ((8, 32, 3), (32, 8, 3), (1, 256, 3)):
             assert np.array_equal(source.read_into(index, np.empty(shape, np.uint8)), expected)
 
+    def test_patches_are_decoded_each_into_its_array_or_a_new_one(self, source: Source) -> None:
+        expected = [source.read_pixels([index])[0] for index in range(len(source))]
+        for indices in ([], [0], [1, 0, 0], list(range(len(source))), list(range(len(source)))[::-1]):
+            for other in (None, *range(len(indices))):
+                outs = [np.full_like(expected[index], 77) for index in indices]
+                if other is not None:
+                    outs[other] = np.full((100, 100, 3), 77, np.uint8)
+                given = source.read_all_into(indices, list(outs))
+                assert len(given) == len(indices)
+                for position, (pixels, out) in enumerate(zip(given, outs, strict=True)):
+                    assert np.array_equal(pixels, expected[indices[position]])
+                    assert (pixels is out) == (position != other)
+
+    def test_as_many_arrays_as_patches_are_needed(self, source: Source) -> None:
+        out = np.empty((16, 16, 3), np.uint8)
+        for indices, outs in (([0], []), ([], [out]), ([0, 0], [out]), ([0], [out, out])):
+            with pytest.raises(ValueError, match=r"shorter|longer"):
+                source.read_all_into(indices, outs)  # type: ignore[arg-type]
+
+    def test_the_size_that_a_patch_claims_is_that_of_its_pixels(self, source: Source) -> None:
+        for index in range(len(source)):
+            assert tuple(source.claimed_size(index)) == source.read_pixels([index])[0].shape[:2]
+
     def test_threads_decode_into_their_own_arrays(self, source: Source) -> None:
         expected = source.read_pixels(range(len(source)))
 
@@ -313,7 +338,8 @@ class SourceContract(ABC):
 
     @pytest.mark.parametrize("name", CALLS)
     def test_numbers_outside_are_an_error(self, source: Source, name: str) -> None:
-        end = len(source) if name in ("read", "view", "read_pixels", "read_into", "locate") else source.image_count
+        of_images = ("image", "first_patch", "read_reference")
+        end = source.image_count if name in of_images else len(source)
         for number in (-1, -end, end + (name == "first_patch"), end + 1000, 1 << 70, -(1 << 70)):
             with pytest.raises(PatchIndexError, match=str(number)):
                 CALLS[name](source, number)

@@ -199,7 +199,7 @@ def test_references_of_several_sizes_keep_to_the_room_that_they_have(
     work.fill(0, 120)
     assert len(work.finish().references) == 120
     kept = dataset._pixel_references._kept.values()
-    assert room // 2 < sum(pixels.nbytes for pixels in kept) <= room
+    assert room // 2 < sum(reference.pixels.nbytes for reference in kept) <= room
 
 
 def test_references_are_decoded_once_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,6 +115,59 @@ def test_all_else_is_left_to_python(tmp_path: Path) -> None:
         assert np.array_equal(store.read_into(index, out), decode(data)), name
 
 
+def test_several_are_read_up_to_the_first_that_is_left_to_python(tmp_path: Path) -> None:
+    store = open_patches(tmp_path, READ | LEFT)
+    everything = list(range(len(store)))
+    for indices in (everything, everything[::-1], [3, 1, len(READ), 2], [len(READ)], [0, 0, 0], []):
+        outs = [blank() for _ in indices]
+        left = [position for position, index in enumerate(indices) if index >= len(READ)]
+        done = reader_of(store).read_all_into(indices, outs)
+        assert done == (left[0] if left else len(indices))
+        for index, out in zip(indices[:done], outs, strict=False):
+            assert np.array_equal(out, decode(store.read(index)))
+        for index, pixels in zip(indices, store.read_all_into(indices, outs), strict=True):
+            assert np.array_equal(pixels, decode(store.read(index)))
+
+
+def test_several_that_are_no_patches_or_no_arrays_are_left_to_python(tmp_path: Path) -> None:
+    store = open_patches(tmp_path, {"one": READ["420"]})
+    numbers: list[Any] = [1, -1, 1 << 62, 1 << 70, -(1 << 70), 0.0, "0", None, np.int64(0), True]
+    for number in numbers:
+        assert reader_of(store).read_all_into([number], [blank()]) == 0
+        assert reader_of(store).read_all_into([0, number, 0], [blank(), blank(), blank()]) == 1
+    others: list[Any] = [None, b"", np.zeros(PIXELS.size, np.uint8)]
+    for other in others:
+        assert reader_of(store).read_all_into([0, 0], [blank(), other]) == 1
+    assert reader_of(store).read_all_into([0, 0], [blank()]) == 1
+    assert reader_of(store).read_all_into([0], [blank(), blank()]) == 1
+    arguments: list[Any] = [((0,), [blank()]), ([0], (blank(),)), ([0], None)]
+    for pair in arguments:
+        with pytest.raises(TypeError):
+            reader_of(store).read_all_into(*pair)
+
+
+def test_lists_that_change_meanwhile_end_the_reading() -> None:
+    indices, outs = [0] * 3, [blank() for _ in range(3)]
+
+    def shortening(*_: Any, buffer: Array) -> Array:
+        indices.clear()
+        outs.clear()
+        return buffer
+
+    assert crafted([VALUE], shortening)[0].read_all_into(indices, outs) == 1
+
+
+def test_claimed_sizes_are_those_of_what_can_be_read(tmp_path: Path) -> None:
+    store = open_patches(tmp_path, READ | LEFT)
+    for index, (name, data) in enumerate((READ | LEFT).items()):
+        size = reader_of(store).claimed_size(index)
+        assert size == decode(data).shape[:2] if name in READ else size in (None, decode(data).shape[:2])
+        assert tuple(store.claimed_size(index)) == decode(data).shape[:2]
+    numbers: list[Any] = [len(store), -1, 1 << 70, 0.0, "0", None]
+    for number in numbers:
+        assert reader_of(store).claimed_size(number) is None
+
+
 def test_arrays_of_another_kind_are_left_to_python(tmp_path: Path) -> None:
     store = open_patches(tmp_path, {"one": READ["420"]})
     read_only = blank()
@@ -208,6 +261,10 @@ def test_a_flipped_bit_is_left_to_python_which_says_so(tmp_path: Path) -> None:
         with pytest.raises(DamagedError):
             opened.read(0)
         assert not reader_of(opened).read_into(0, blank())
+        assert reader_of(opened).claimed_size(0) is None
+        for read in (opened.claimed_size, lambda index, opened=opened: opened.read_all_into([index], [blank()])):
+            with pytest.raises(DamagedError, match="checksum"):
+                read(0)
         with pytest.raises(DamagedError, match="checksum"):
             opened.read_into(0, blank())
         flip(shard, position, position % 8)
@@ -226,9 +283,12 @@ def test_a_picture_above_the_limit_is_left_to_python_which_refuses_it(tmp_path: 
         store = Store(path, max_pixels=limit)
         store.read(0)
         assert reader_of(store).read_into(0, blank()) == is_read
+        assert (reader_of(store).claimed_size(0) is not None) == is_read
         if not is_read:
             with pytest.raises(ImageError, match="limit"):
                 store.read_into(0, blank())
+            with pytest.raises(ImageError, match="limit"):
+                store.claimed_size(0)
 
 
 @pytest.mark.parametrize(("limit", "is_read"), [(-1, False), (0, False), (float("inf"), True), (1 << 70, True)])
@@ -402,6 +462,8 @@ FILE = bytes(VALUES_AT) + VALUE
 def test_rows_that_cannot_be_are_left_to_python(row: tuple[int, ...]) -> None:
     reader = reader_over(table_of(ROW.pack(*row)), {5: Open(Mapped(memoryview(FILE)), 5)})
     assert reader.read_into(0, blank()) is False
+    assert reader.read_all_into([1, 0, 0], [blank()] * 3) == 0
+    assert reader.claimed_size(0) is None
 
 
 @pytest.mark.parametrize(
@@ -422,6 +484,8 @@ def test_rows_that_cannot_be_are_left_to_python(row: tuple[int, ...]) -> None:
 def test_shards_that_cannot_be_are_left_to_python(shards: Any) -> None:
     reader = reader_over(table_of(ROW.pack(VALUES_AT + 8, 0, LENGTH, 2, 5)), shards)
     assert reader.read_into(0, blank()) is False
+    assert reader.read_all_into([0, 0], [blank()] * 2) == 0
+    assert reader.claimed_size(0) is None
 
 
 @pytest.mark.parametrize(
@@ -491,6 +555,8 @@ def test_what_the_decoder_does_is_looked_at() -> None:
         assert crafted([VALUE], decoder)[0].read_into(0, blank()) is False
     with pytest.raises(KeyboardInterrupt):
         crafted([VALUE], interrupted)[0].read_into(0, blank())
+    with pytest.raises(KeyboardInterrupt):
+        crafted([VALUE], interrupted)[0].read_all_into([0], [blank()])
 
 
 def test_arguments_of_another_kind_are_an_error() -> None:
@@ -512,4 +578,7 @@ def test_nothing_is_kept_of_what_was_read() -> None:
     for _ in range(100):
         reader.read_into(0, out)
         reader.read_into(1, out)
+        reader.read_all_into([0, 0, 1], [out, out, out])
+        reader.claimed_size(0)
+        reader.claimed_size(1)
     assert counts == [sys.getrefcount(each) for each in (view, out)]

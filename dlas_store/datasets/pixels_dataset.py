@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,8 @@ from dlas_store.datasets.batches import Allocate, BatchOfItems, BatchWork, MakeI
 from dlas_store.datasets.draws import Draw, ItemRandom
 from dlas_store.datasets.item_dataset import ItemDataset
 from dlas_store.datasets.options import Options
-from dlas_store.datasets.roots import Roots, image_path, open_roots, reading_order
+from dlas_store.datasets.roots import Roots, image_path, open_roots, read_all_into, reading_order
 from dlas_store.errors import StoreError
-from dlas_store.pixels import image_size
 from dlas_store.source import Pixels
 
 
@@ -87,17 +87,15 @@ class _PixelsBatch:
 
     def fill(self, start: int, stop: int) -> None:
         """Decode a part of the pictures."""
-        for item in self._order[start:stop]:
-            source, patch = self._places[item]
-            row = self._rows[item]
-            try:
-                pixels = source.read_into(patch, row)
-            except StoreError:
-                if self._replace is None:
-                    raise
-                replacement = self._replace(self._draws[item])
-                pixels = replacement["pixels"].numpy()
-                self._indices[item] = replacement["index"]
+        part = self._order[start:stop]
+        rows = [self._rows[item] for item in part]
+        try:
+            decoded = read_all_into([self._places[item] for item in part], rows)
+        except StoreError:
+            if self._replace is None:
+                raise
+            decoded = [self._read_or_replace(item, self._replace) for item in part]
+        for item, row, pixels in zip(part, rows, decoded, strict=True):
             if pixels is not row:
                 self._elsewhere[item] = pixels
 
@@ -106,6 +104,16 @@ class _PixelsBatch:
         if self._elsewhere:
             self._gather()
         return {"pixels": torch.from_numpy(self._pixels), "index": torch.from_numpy(self._indices)}
+
+    def _read_or_replace(self, item: int, replace: MakeItem) -> Pixels:
+        source, patch = self._places[item]
+        try:
+            return source.read_into(patch, self._rows[item])
+        except StoreError:
+            replacement = replace(self._draws[item])
+            self._indices[item] = replacement["index"]
+            pixels: Pixels = replacement["pixels"].numpy()
+            return pixels
 
     def _gather(self) -> None:
         """Bring into the batch what is not: replacements, and pictures of another size than the first one claims."""
@@ -126,9 +134,6 @@ class _PixelsBatch:
     def _first_size(self) -> tuple[int, int]:
         """Return height and width of the first picture of the batch that says them; others are gathered at the end."""
         for source, patch in self._places:
-            try:
-                size = image_size(bytes(source.view(patch)))
-            except StoreError:
-                continue  # to be raised, or replaced, when it is read
-            return size.height, size.width
+            with suppress(StoreError):  # to be raised, or replaced, when it is read
+                return source.claimed_size(patch)
         return 1, 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -13,10 +13,9 @@ from dlas_store.datasets.batches import Allocate
 from dlas_store.datasets.patch_batch import ItemPatches
 from dlas_store.datasets.patches import UNKNOWN_CENTER, PatchOptions, needed_center, rescale_square
 from dlas_store.datasets.references import decode_reference
-from dlas_store.datasets.roots import reading_order
-from dlas_store.errors import ImageError, StoreError
+from dlas_store.datasets.roots import read_all_into, reading_order
+from dlas_store.errors import StoreError
 from dlas_store.metadata import Center
-from dlas_store.pixels import image_size
 from dlas_store.source import Pixels, Source
 
 CACHE_BYTES = 128 << 20
@@ -32,6 +31,13 @@ class ReferenceName(NamedTuple):
 
     source: str
     image: int
+
+
+class NamedReference(NamedTuple):
+    """A reference, uint8 (h, w, 3), RGB, and its name."""
+
+    name: ReferenceName
+    pixels: Pixels
 
 
 class RawPatches(NamedTuple):
@@ -59,14 +65,14 @@ class PixelReferences:
     """Gives the references of sources as they are decoded, the first ones kept; for any number of threads."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[int, int], Pixels | bool] = {}
+        self._kept: dict[tuple[int, int], NamedReference | Literal[False]] = {}
         self._capacity = CACHE_BYTES  # as many as may be, until the size of the first one is known
 
     def __reduce__(self) -> tuple[type[PixelReferences], tuple[()]]:
         return PixelReferences, ()
 
-    def get(self, source: Source, number: int) -> Pixels | None:
-        """Return the reference of an image, uint8 (h, w, 3), None where it has none.
+    def get(self, source: Source, number: int) -> NamedReference | None:
+        """Return the reference of an image, None where it has none.
 
         Args:
             source: where the image is; it must live as long as this.
@@ -76,16 +82,15 @@ class PixelReferences:
             StoreError: it cannot be read or decoded.
         """
 
-        def read(_: object) -> Pixels | bool:
+        def read(_: object) -> NamedReference | Literal[False]:
             encoded = source.read_reference(number)
             if encoded is None:
                 return False
             pixels = decode_reference(encoded, source, number)
             self._capacity = max(1, min(self._capacity, CACHE_BYTES // pixels.nbytes))
-            return pixels
+            return NamedReference(ReferenceName(str(source.path), number), pixels)
 
-        kept = cached(self._kept, self._capacity, (id(source), number), read)
-        return None if isinstance(kept, bool) else kept
+        return cached(self._kept, self._capacity, (id(source), number), read) or None
 
 
 class RawPatchBatch:
@@ -101,48 +106,40 @@ class RawPatchBatch:
         allocate: Allocate,
     ) -> None:
         """Begin a batch; see PatchBatch."""
-        self._items = items
         self._options = options
         self._references = references
-        frames = len(items[0].patches)
-        self._shape = (len(items), frames) if framed else (len(items),)
-        source, patches = items[0]
-        try:
-            size = image_size(bytes(source.view(patches[0])))
-        except ImageError:
-            source.read_pixels(patches[:1])  # says which patch it is
-            raise
-        self._pixels = allocate((len(items), frames, *size, 3), np.uint8)
+        self._frames = len(items[0].patches)
+        self._shape = (len(items), self._frames) if framed else (len(items),)
+        self._places = [(source, patch) for source, patches in items for patch in patches]
+        source, patch = self._places[0]
+        size = source.claimed_size(patch)
+        self._pixels = allocate((len(items), self._frames, *size, 3), np.uint8)
         self._rows = list(self._pixels.reshape(-1, *size, 3))
         self._squares = [_NO_SQUARE] * len(self._rows)
-        self._found: list[tuple[ReferenceName, Pixels] | None] = [None] * len(self._rows)
+        self._found: list[NamedReference | None] = [None] * len(self._rows)
         self._paths = [""] * len(items)
         self._order = reading_order([(source, patches[0]) for source, patches in items])
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self._paths)
 
     def fill(self, start: int, stop: int) -> None:
         """Decode a part of the items; see BatchWork."""
-        for item in self._order[start:stop]:
-            source, patches = self._items[item]
-            for row, patch in enumerate(patches, item * len(patches)):
-                out = self._rows[row]
-                pixels = source.read_into(patch, out)
-                if pixels is not out:
-                    raise StoreError(
-                        f"{source.patch_path(patch)}: {pixels.shape[1]} x {pixels.shape[0]} pixels, where others of "
-                        f"its batch have {out.shape[1]} x {out.shape[0]}; leave the option device out"
-                    )
-                if self._options.need_ref:
-                    self._find_reference(source, patch, row)
-            self._paths[item] = source.patch_path(patches[-1])
+        part = self._order[start:stop]
+        rows = [row for item in part for row in range(item * self._frames, (item + 1) * self._frames)]
+        self._decode(rows)
+        if self._options.need_ref:
+            for row in rows:
+                self._find_reference(row)
+        for item in part:
+            source, patch = self._places[(item + 1) * self._frames - 1]
+            self._paths[item] = source.patch_path(patch)
 
     def finish(self) -> RawPatches:
         """Return the batch."""
         distinct = dict(reference for reference in self._found if reference is not None)
         places = {name: place for place, name in enumerate(distinct)}
-        images = [NO_REFERENCE if reference is None else places[reference[0]] for reference in self._found]
+        images = [NO_REFERENCE if reference is None else places[reference.name] for reference in self._found]
         return RawPatches(
             pixels=torch.from_numpy(self._pixels.reshape(-1, *self._pixels.shape[2:])),
             references=[(name, torch.from_numpy(pixels)) for name, pixels in distinct.items()],
@@ -152,14 +149,25 @@ class RawPatchBatch:
             shape=self._shape,
         )
 
-    def _find_reference(self, source: Source, patch: int, row: int) -> None:
+    def _decode(self, rows: Sequence[int]) -> None:
+        places = [self._places[row] for row in rows]
+        outs = [self._rows[row] for row in rows]
+        for (source, patch), out, pixels in zip(places, outs, read_all_into(places, outs), strict=True):
+            if pixels is not out:
+                raise StoreError(
+                    f"{source.patch_path(patch)}: {pixels.shape[1]} x {pixels.shape[0]} pixels, where others of "
+                    f"its batch have {out.shape[1]} x {out.shape[0]}; leave the option device out"
+                )
+
+    def _find_reference(self, row: int) -> None:
+        source, patch = self._places[row]
         number, position = source.locate(patch)
         reference = self._references.get(source, number)
         if reference is None:
             return
         square = UNKNOWN_CENTER
         if self._options.need_metadata:
-            size, patch_size = reference.shape[:2], self._pixels.shape[2:4]
+            size, patch_size = reference.pixels.shape[:2], self._pixels.shape[2:4]
             square = rescale_square(needed_center(source, number, position), size, patch_size)
         self._squares[row] = square
-        self._found[row] = (ReferenceName(str(source.path), number), reference)
+        self._found[row] = reference

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from itertools import accumulate
+from itertools import accumulate, groupby
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dlas_store.datasets.options import Options
 from dlas_store.datasets.shared_stores import open_shared
 from dlas_store.errors import PatchIndexError, StoreError
-from dlas_store.source import Layout, Source
+from dlas_store.source import Layout, Pixels, Source
 
 
 class Roots:
@@ -109,6 +109,16 @@ def reading_order(patches: Sequence[tuple[Source, int]]) -> list[int]:
     if len({id(source) for source, _ in patches}) > 1:
         keys = [(id(source), patch) for source, patch in patches]
     return sorted(range(len(keys)), key=keys.__getitem__)
+
+
+def read_all_into(patches: Sequence[tuple[Source, int]], outs: list[Pixels]) -> list[Pixels]:
+    """Decode patches of sources, each into its array; see Source.read_all_into."""
+    pixels: list[Pixels] = []
+    for _, group in groupby(patches, key=lambda place: id(place[0])):
+        (source, first), *others = group
+        indices = [first, *(patch for _, patch in others)]
+        pixels += source.read_all_into(indices, outs[len(pixels) : len(pixels) + len(indices)])
+    return pixels
 
 
 def announce(patches: Iterable[tuple[Source, int]]) -> None:

@@ -152,7 +152,8 @@ def test_ctrl_c_in_the_middle_ends_all_processes_and_leaves_nothing_behind(
             assert list(islice(reader.lines(), batches)) == ["batch"] * batches
             time.sleep(chance.random() / 50)
             reader.interrupt()
-            assert "KeyboardInterrupt" in reader.end(), f"{case}, run {run}"
-            assert reader.process.returncode == -signal.SIGINT
+            errors = reader.end()
+            assert "KeyboardInterrupt" in errors, f"{case}, run {run}: {errors}"
+            assert reader.process.returncode == -signal.SIGINT, f"{case}, run {run}: {errors}"
         finally:
             reader.kill()
