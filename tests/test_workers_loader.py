@@ -356,6 +356,9 @@ def test_the_folder_of_a_workers_socket_is_there_before_a_batch_is_sent_and_gone
 ) -> None:
     """Made beside the end of its process, while the first batch was sent, it stayed."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # which a forked process has as well
+    # So has it the folder that this process made for its own sockets, if it did.
+    configuration: dict[str, Any] = multiprocessing.current_process()._config  # type: ignore[attr-defined]
+    monkeypatch.delitem(configuration, "tempdir", raising=False)
     batches = iter(loader_of(TemporaryFolders(), workers=1, collate_fn=None))
     assert next(batches).tolist() == [1] * 4
     del batches
