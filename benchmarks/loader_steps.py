@@ -46,6 +46,9 @@ def loader_steps(reading: Reading, source: Source) -> dict[str, Callable[[], obj
 
         return partial(_each, threads, decode_batch, range(len(indices)))
 
+    def decode_in_one_call(number: int) -> None:
+        source.read_all_into(indices[number], list(places[number % _BATCHES_HELD]))
+
     def whole_batch(number: int) -> None:
         _make(dataset, batches[number], memory)
 
@@ -60,7 +63,7 @@ def loader_steps(reading: Reading, source: Source) -> dict[str, Callable[[], obj
         "found and checked, Store.view": over_patches(
             lambda index, place: simplejpeg.decode_jpeg(source.view(index), "RGB", buffer=place)
         ),
-        "decoded as well, Store.read_into": over_patches(source.read_into),
+        "decoded as well, Store.read_all_into": partial(_each, threads, decode_in_one_call, range(len(indices))),
         "batches begun and finished": partial(_each, threads, whole_batch, range(len(batches))),
         "threads loader": loader.run,
     }
