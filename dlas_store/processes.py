@@ -29,6 +29,7 @@ J = TypeVar("J")
 R = TypeVar("R")
 
 _POLL_SECONDS = 0.1
+
 _PATCHES_A_REPORT = 64
 """The workers lock what they share once for so many patches."""
 
