@@ -80,9 +80,13 @@ def test_a_handler_of_the_program_is_called_when_the_block_is_over(delay: Any) -
 def test_ignored_interrupts_stay_ignored() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
+        went_on = False
         with interrupt_delayed():
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
+            went_on = True
+        assert went_on
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
 
@@ -122,7 +126,7 @@ class Pressing:
 
 @pytest.mark.parametrize("loader", ["threads", "workers"])
 def test_ctrl_c_does_not_come_in_the_middle_of_a_loaders_own_work(loader: str) -> None:
-    """There it left a condition locked for which the end of the pass then waited: a process that hung."""
+    """There it can leave a condition locked, for which the end of the pass then waits for ever."""
     order = Pressing()
     options = {"loader": loader, "n_workers": 1, "batch_size": 2}
     batches = create_dataloader(Rolls(), options, sampler=order, collate_fn=list)  # type: ignore[arg-type]
@@ -144,7 +148,7 @@ def send_mask(sender: Connection) -> None:
 
 @pytest.mark.parametrize("start_method", ["fork", "forkserver", "spawn"])
 def test_ctrl_c_does_not_reach_a_process_that_starts(start_method: str) -> None:
-    """It ended with an error, which PyTorch's loader raised in its parent in place of the interrupt."""
+    """It ended with an error of its own, beside its parent's interrupt."""
     program = (
         "import multiprocessing, signal\n"
         "from test_interrupts import send_mask\n"
