@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -17,12 +18,14 @@ from benchmarks.reading import Reading
 from dlas_store.datasets import create_dataset
 from dlas_store.datasets.batch_memory import BatchMemory
 from dlas_store.datasets.item_dataset import ItemDataset
-from dlas_store.pixels import Size
+from dlas_store.pixels import Size, empty_pixels
 from dlas_store.processes import available_cores
 from dlas_store.source import Pixels, Source
 
 _BATCHES_HELD = 5
 """As many as the loader holds on to, so that results go to as many places."""
+
+_CACHE_LINE = 64
 
 
 def loader_steps(reading: Reading, source: Source) -> dict[str, Callable[[], object]]:
@@ -33,18 +36,24 @@ def loader_steps(reading: Reading, source: Source) -> dict[str, Callable[[], obj
     batches = list(epoch_order(reading).batches())
     indices = [sorted(draw.index for draw in batch) for batch in batches]
     shape = (reading.batch, reading.height, reading.width, 3)
-    places = [list(np.zeros(shape, np.uint8)) for _ in range(_BATCHES_HELD)]
+    aligned = [list(_aligned(shape)) for _ in range(_BATCHES_HELD)]
+    places = [list(empty_pixels(shape)) for _ in range(_BATCHES_HELD)]
     limit = DecodeLimit(encoded, size=Size(*shape[1:3]), batch=reading.batch, threads=threads)
     dataset = create_dataset(reading.options(reading.data))
     memory = BatchMemory(_BATCHES_HELD)
     loader = prepare_loader(reading, reading.data, loader="threads")()
 
-    def over_patches(decode: Callable[[int, Pixels], object]) -> Callable[[], None]:
+    def over_patches(
+        decode: Callable[[int, Pixels], object], places: Sequence[list[Pixels]] = places
+    ) -> Callable[[], None]:
         def decode_batch(number: int) -> None:
             for index, place in zip(indices[number], places[number % _BATCHES_HELD], strict=True):
                 decode(index, place)
 
         return partial(_each, threads, decode_batch, range(len(indices)))
+
+    def decode_encoded(index: int, place: Pixels) -> None:
+        simplejpeg.decode_jpeg(encoded[index], "RGB", buffer=place)
 
     def decode_in_one_call(number: int) -> None:
         source.read_all_into(indices[number], list(places[number % _BATCHES_HELD]))
@@ -54,9 +63,8 @@ def loader_steps(reading: Reading, source: Source) -> dict[str, Callable[[], obj
 
     return {
         LIMIT: limit.run,
-        "in the loader's order, to as many places": over_patches(
-            lambda index, place: simplejpeg.decode_jpeg(encoded[index], "RGB", buffer=place)
-        ),
+        "in the loader's order, to as many places": over_patches(decode_encoded, aligned),
+        "that are not aligned, as empty_pixels": over_patches(decode_encoded),
         "of bytes in the map": over_patches(
             lambda index, place: simplejpeg.decode_jpeg(mapped[index], "RGB", buffer=place)
         ),
@@ -67,6 +75,14 @@ def loader_steps(reading: Reading, source: Source) -> dict[str, Callable[[], obj
         "batches begun and finished": partial(_each, threads, whole_batch, range(len(batches))),
         "threads loader": loader.run,
     }
+
+
+def _aligned(shape: tuple[int, ...]) -> Pixels:
+    """Return an array, its content undefined, that begins with a cache line."""
+    size = math.prod(shape)
+    memory = np.empty(size + _CACHE_LINE, np.uint8)
+    start = -memory.ctypes.data % _CACHE_LINE
+    return memory[start : start + size].reshape(shape)
 
 
 def _each(threads: int, work: Callable[[int], None], numbers: Iterable[int]) -> None:

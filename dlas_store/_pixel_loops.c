@@ -6,6 +6,10 @@
 
 #include "_extension.h"
 
+#ifdef __SSE2__
+#include <xmmintrin.h>
+#endif
+
 /* How many bytes add up to no more than a sum of 16 bits can hold. */
 #define MOST_ADDENDS 257
 
@@ -74,31 +78,83 @@ typedef struct {
     size_t height, width, factor;
 } Planes;
 
-/* scratch: of 17 * width bytes. */
+/* Planes from this size on do not stay in the processor's caches until their batch is read. */
+enum { LARGE_PLANE = 1 << 17 };
+
+/* Values made between two writes past the caches: of more the last ones would wait for the first ones to arrive. */
+enum { VALUES_AT_ONCE = 64 };
+
+/* Writes a part of a row: of a large plane past the caches, which would else have to read what is about to be overwritten.
+ * Before other threads may see it comes end_rows. */
+static void write_values(const Planes *out, float *restrict to, const float *restrict values, size_t count)
+{
+    size_t x = 0;
+
+#ifdef __SSE2__
+    if (out->height * out->width * sizeof *to >= LARGE_PLANE && (uintptr_t)to % 16 == 0)
+        for (; x + 4 <= count; x += 4)
+            _mm_stream_ps(to + x, _mm_loadu_ps(values + x));
+#endif
+    memcpy(to + x, values + x, (count - x) * sizeof *to);
+}
+
+/* Writes a row of bytes, divided by 255. */
+static void write_bytes(const Planes *out, float *to, const uint8_t *bytes)
+{
+    float values[VALUES_AT_ONCE];
+
+    for (size_t x = 0; x < out->width; x += VALUES_AT_ONCE) {
+        const size_t left = out->width - x, count = left < VALUES_AT_ONCE ? left : VALUES_AT_ONCE;
+
+        divide_bytes(bytes + x, values, count);
+        write_values(out, to + x, values, count);
+    }
+}
+
+static void end_rows(void)
+{
+#ifdef __SSE2__
+    _mm_sfence();
+#endif
+}
+
+/* scratch: of 21 * width bytes. */
 static void write_pixels(const uint8_t *pixels, size_t height, size_t width, const Planes *out, int count, void *scratch)
 {
-    uint16_t *sums[2] = {scratch, (uint16_t *)scratch + 3 * width}, *spare = sums[1] + 3 * width;
+    float *row = scratch;
+    uint16_t *sums[2] = {(uint16_t *)(row + width), (uint16_t *)(row + width) + 3 * width}, *spare = sums[1] + 3 * width;
     uint8_t *channels = (uint8_t *)(spare + width);
 
     for (size_t y = 0; y < height; y++) {
         split_row(pixels + 3 * width * y, channels, channels + width, channels + 2 * width, width);
         for (int i = 0; i < count; i++) {
             const size_t factor = out[i].factor, plane = out[i].height * out[i].width;
-            float *row = out[i].data + y / factor * out[i].width;
+            float *to = out[i].data + y / factor * out[i].width;
 
             if (factor == 1) {
                 for (size_t c = 0; c < 3; c++)
-                    divide_bytes(channels + c * width, row + c * plane, width);
+                    write_bytes(&out[i], to + c * plane, channels + c * width);
                 continue;
             }
             if (y % factor == 0)
                 memset(sums[i], 0, 3 * width * sizeof *sums[i]);
             add_bytes(channels, sums[i], 3 * width);
             if (y % factor == factor - 1)
-                for (size_t c = 0; c < 3; c++)
-                    average(sums[i] + c * width, spare, row + c * plane, out[i].width, factor);
+                for (size_t c = 0; c < 3; c++) {
+                    average(sums[i] + c * width, spare, row, out[i].width, factor);
+                    write_values(&out[i], to + c * plane, row, out[i].width);
+                }
         }
     }
+    end_rows();
+}
+
+/* Writes the first three channels. */
+static void write_colors(const uint8_t *planes, const Planes *out)
+{
+    for (size_t y = 0; y < 3 * out->height; y++)
+        write_bytes(out, out->data + y * out->width, planes + y * out->width);
+    end_rows();
 }
 
 typedef struct {
@@ -112,26 +168,28 @@ static size_t overlap(size_t start, size_t length, size_t from, size_t to)
     return first < end ? end - first : 0;
 }
 
-/* Writes one plane: 1 inside of the box, `outside` elsewhere, and what is between where the box cuts a pixel. */
-static void write_box(Box box, float outside, const Planes *out)
+/* Writes the fourth channel: 1 inside of the box, `outside` elsewhere, and what is between where the box cuts a pixel.
+ * scratch: a row. */
+static void write_box(Box box, float outside, const Planes *out, float *scratch)
 {
     const size_t factor = out->factor;
     const float area = (float)(factor * factor);
 
     for (size_t y = 0; y < out->height; y++) {
-        float *row = out->data + y * out->width;
         size_t rows = overlap(y * factor, factor, box.top, box.bottom), x = 0;
 
         for (; x < (rows ? box.left / factor : out->width); x++)
-            row[x] = outside;
+            scratch[x] = outside;
         for (; x * factor < box.right && x < out->width; x++) {
             float inside = (float)(rows * overlap(x * factor, factor, box.left, box.right));
 
-            row[x] = (inside + (area - inside) * outside) / area;
+            scratch[x] = (inside + (area - inside) * outside) / area;
         }
         for (; x < out->width; x++)
-            row[x] = outside;
+            scratch[x] = outside;
+        write_values(out, out->data + (3 * out->height + y) * out->width, scratch, out->width);
     }
+    end_rows();
 }
 
 /* ------------------------------------------------------------------------------------------------ from Python */
@@ -192,7 +250,7 @@ static PyObject *py_write_pixels(PyObject *Py_UNUSED(module), PyObject *const *a
             goto done;
         }
     }
-    scratch = PyMem_Malloc(17 * (size_t)pixels.shape[1]);
+    scratch = PyMem_Malloc(21 * (size_t)pixels.shape[1]);
     if (scratch == NULL) {
         PyErr_NoMemory();
         goto done;
@@ -223,7 +281,7 @@ static PyObject *py_write_reference(PyObject *Py_UNUSED(module), PyObject *args)
     Planes large, small;
     PyObject *objects[ARRAYS], *result = NULL;
     Py_ssize_t top, bottom, left, right, height, width;
-    float outside;
+    float outside, *scratch = NULL;
     int taken = 0;
 
     if (!PyArg_ParseTuple(args, "OO(nnnn)f(nn)OO:write_reference", &objects[REFERENCE], &objects[SMALL_REFERENCE], &top,
@@ -243,19 +301,23 @@ static PyObject *py_write_reference(PyObject *Py_UNUSED(module), PyObject *args)
     }
     if (!plan(&views[HQ], 4, height, width, &large) || !plan(&views[LQ], 4, height, width, &small))
         goto done;
+    scratch = PyMem_Malloc((size_t)width * sizeof *scratch);
+    if (scratch == NULL) {
+        PyErr_NoMemory();
+        goto done;
+    }
     Py_BEGIN_ALLOW_THREADS
     if (views[REFERENCE].format[0] == 'B')
-        divide_bytes(views[REFERENCE].buf, large.data, 3 * large.height * large.width);
+        write_colors(views[REFERENCE].buf, &large);
     else
         memcpy(large.data, views[REFERENCE].buf, (size_t)views[REFERENCE].len);
     memcpy(small.data, views[SMALL_REFERENCE].buf, (size_t)views[SMALL_REFERENCE].len);
-    large.data += 3 * large.height * large.width;
-    small.data += 3 * small.height * small.width;
-    write_box((Box){(size_t)top, (size_t)bottom, (size_t)left, (size_t)right}, outside, &large);
-    write_box((Box){(size_t)top, (size_t)bottom, (size_t)left, (size_t)right}, outside, &small);
+    write_box((Box){(size_t)top, (size_t)bottom, (size_t)left, (size_t)right}, outside, &large, scratch);
+    write_box((Box){(size_t)top, (size_t)bottom, (size_t)left, (size_t)right}, outside, &small, scratch);
     Py_END_ALLOW_THREADS
     result = Py_NewRef(Py_None);
 done:
+    PyMem_Free(scratch);
     while (taken > 0)
         PyBuffer_Release(&views[--taken]);
     return result;

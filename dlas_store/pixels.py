@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import struct
 import zlib
 from collections.abc import Callable, Sequence
@@ -43,6 +44,9 @@ PILLOW_ERRORS = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.
 
 ORIENTATION = 0x112
 """The EXIF tag that says how a picture was held."""
+
+_ADDRESSES = 32
+"""At multiples of this libjpeg-turbo's vector code writes rows past the processor's caches."""
 
 
 class Size(NamedTuple):
@@ -134,6 +138,29 @@ def _is_jpeg_for(data: bytes | memoryview, out: Pixels, max_pixels: int) -> bool
     return (height, width, 3) == out.shape and colorspace not in _LEFT_TO_PILLOW and height * width <= max_pixels
 
 
+def empty_pixels(shape: tuple[int, ...]) -> Pixels:
+    """Return an array to decode pictures into: uint8 (..., 3), contiguous, its content undefined; see decoding_offset.
+
+    Views of it refer to it, as they do to an array that owns its memory.
+    """
+    size = math.prod(shape)
+    if not size:
+        return np.empty(shape, np.uint8)
+    memory = np.empty(size + _ADDRESSES, np.uint8)
+    start = decoding_offset(memory.ctypes.data)
+    # Not a slice of the array: views of that would refer to the array.
+    return np.asarray(memory.data[start : start + size].cast("B", shape))
+
+
+def decoding_offset(address: int) -> int:
+    """Return after how many bytes of some memory, fewer than 32, pictures are decoded fastest.
+
+    That is where the vectors of the decoder are not aligned. Where they are, it writes them past the caches, which
+    takes longer (``python -m benchmarks steps``), and whoever reads the pixels next has to wait for them.
+    """
+    return (_ADDRESSES // 2 - address) % _ADDRESSES
+
+
 def as_batch(pictures: Sequence[Pixels]) -> Pixels | list[Pixels]:
     """Return pictures as one array (n, H, W, C) when all sizes agree, else as a list."""
     if pictures and all(picture.shape == pictures[0].shape for picture in pictures):
@@ -154,7 +181,7 @@ def decode_batch(
     if not indices:
         return []
     first = decode_one(indices[0])
-    batch = np.empty((len(indices), *first.shape), np.uint8)
+    batch = empty_pixels((len(indices), *first.shape))
     batch[0] = first
     rows = [batch[0], *(decode_one_into(index, row) for index, row in zip(indices[1:], batch[1:], strict=True))]
     return (

@@ -400,7 +400,7 @@ def test_import_measures_a_folder_of_the_user(tmp_path: Path) -> None:
 def test_steps_measure_the_loader_from_decoding_up(tmp_path: Path) -> None:
     (comparison,) = measure(tmp_path, "steps", "--patches", "128", "--size", "32")["comparisons"]
     names = list(comparison["results"])
-    assert (names[0], names[-1], len(names)) == ("decoding alone, in memory, all cores", "threads loader", 7)
+    assert (names[0], names[-1], len(names)) == ("decoding alone, in memory, all cores", "threads loader", 8)
     assert all(rate > 0 for result in comparison["results"].values() for rate in result["rounds"])
 
 

@@ -151,7 +151,31 @@ def test_a_dataset_gives_the_same_without_them(without_loops: Any, make_image: M
         np.testing.assert_allclose(made[key], expected[key], **CLOSE)
 
 
-@pytest.mark.parametrize(("side", "factor"), [(1, 1), (5, 1), (17, 1), (33, 3), (64, 4), (160, 32)])
+@pytest.mark.parametrize("start", range(4))
+@pytest.mark.parametrize(("height", "width"), [(256, 256), (192, 190), (183, 181), (200, 193)])
+def test_large_planes_are_the_same_wherever_they_begin(height: int, width: int, start: int) -> None:
+    """They are written past the processor's caches where that is possible."""
+    size = 4 * height * width
+    assert size >= 1 << 17, "planes of less are written as ever"
+    memory = np.full(4 + size, 7, np.float32)
+    planes = memory[start : start + size].reshape(4, height, width)
+    pixels = noise(height, width)
+    _pixel_loops.write_pixels(pixels, planes[:3])
+    np.testing.assert_array_equal(planes[:3], pixels.transpose(2, 0, 1) / np.float32(255))
+    assert (planes[3] == 7).all()
+    planes[:3] = 7
+    box = (10, height, 0, width - 20)
+    whole = split_channels(noise(height, width, seed=2))
+    _pixel_loops.write_reference(whole, to_planes(pixels), box, 0.5, (height, width), planes, filled(4, height, width))
+    np.testing.assert_array_equal(planes[:3], whole / np.float32(255))
+    assert (planes[3, 10:, : width - 20] == 1).all()
+    assert (planes[3, :10] == 0.5).all()
+    assert (planes[3, :, width - 20 :] == 0.5).all()
+    assert (memory[:start] == 7).all()
+    assert (memory[start + size :] == 7).all()
+
+
+@pytest.mark.parametrize(("side", "factor"), [(1, 1), (5, 1), (17, 1), (33, 3), (64, 4), (160, 32), (200, 1)])
 def test_nothing_is_written_beside_the_arrays(side: int, factor: int) -> None:
     hq, lq = (np.full((3, 4, size, size), 7, np.float32) for size in (side, side // factor))
     _pixel_loops.write_pixels(noise(side, side), hq[1, :3], lq[1, :3])

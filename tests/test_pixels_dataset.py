@@ -147,6 +147,24 @@ def test_memory_of_a_batch_that_came_out_otherwise_is_free_again(tmp_path: Path)
     assert slots.sum() <= 1
 
 
+@pytest.mark.parametrize(("dtype", "remainder"), [(np.uint8, 16), (np.float32, 0)])
+@pytest.mark.parametrize("shape", [(2, 200, 200, 3), (3, 181, 179, 3)])
+def test_shared_memory_begins_where_decoding_is_fastest(shape: tuple[int, ...], dtype: Any, remainder: int) -> None:
+    slots = new_slots(1)
+    memory, receiver = SharedMemory(slots, 0), Receiver(slots, pin_memory=False)
+    for number in range(3):
+        array = memory.allocate(shape, dtype)
+        assert (array.shape, array.dtype, array.ctypes.data % 32) == (shape, dtype, remainder)
+        array[...] = number
+        received = receiver.receive(memory.send({"pixels": torch.from_numpy(array)}))["pixels"]
+        assert received.shape == shape
+        assert (received == number).all()
+        assert slots.sum() == 1
+        del received
+    receiver.receive({})
+    assert slots.sum() == 0
+
+
 @pytest.mark.parametrize("index", [-1, 4])
 def test_an_index_outside_is_an_error(path: Path, index: int) -> None:
     with pytest.raises(PatchIndexError, match=f"no item {index}: the dataset has 4"):

@@ -13,7 +13,8 @@ from small_stores import make_store, shards_of, small_folder
 
 from dlas_store import open_source
 from dlas_store.datasets import create_dataloader, create_dataset, readahead
-from dlas_store.datasets.draws import Draw
+from dlas_store.datasets.batches import Allocate, BatchWork
+from dlas_store.datasets.draws import Draw, ItemRandom
 from dlas_store.datasets.readahead import Readahead
 from dlas_store.errors import PatchIndexError
 from dlas_store.store import Store
@@ -92,6 +93,22 @@ def test_what_is_announced_is_the_order_and_comes_before_it_is_read(reads: list[
     assert dataset.told == given
     assert min(ahead[:80]) >= 4  # whole batches before they are read
     assert max(ahead) <= 4 * 16  # and few
+
+
+def test_the_first_batch_is_begun_before_others_are_announced() -> None:
+    class Told(Announced):
+        def begin_batch(self, draws: Sequence[Draw], allocate: Allocate) -> BatchWork:
+            told_before.append(len(self.told))
+            return super().begin_batch(draws, allocate)
+
+        def make_item(self, index: int, random: ItemRandom) -> dict[str, Any]:
+            return {"index": index}
+
+    told_before: list[int] = []
+    dataset = Told(length=400)
+    next(iter(create_dataloader(dataset, {"batch_size": 4, "seed": 3, "n_threads": 1})))
+    assert told_before[0] == 4
+    assert len(dataset.told) > 4
 
 
 @pytest.mark.parametrize("faults", [0, 1])

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import DTypeLike, NDArray
 
-from dlas_store.datasets.batches import Allocate
+from dlas_store.datasets.batches import Allocate, new_array
 
 _SMALL_BYTES = 1 << 16
 """Below this numpy's own allocator is as fast."""
@@ -50,7 +50,7 @@ class BatchMemory:
             for position in range(len(held)):
                 if is_free(held, position):
                     return held[position]
-            array = np.empty(shape, dtype)
+            array = new_array(shape, dtype)
             if array.nbytes >= _SMALL_BYTES:
                 held.append(array)
                 # What is in use for long belongs to whoever uses it.
@@ -61,7 +61,8 @@ class BatchMemory:
 def pinned(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
     """Return an array in page-locked memory, which a GPU copies from by itself.
 
-    PyTorch keeps such memory for reuse, and knows until when a GPU reads it.
+    PyTorch keeps such memory for reuse, and knows until when a GPU reads it. It knows it by its first byte, so that the
+    array has to begin there (compare pixels.decoding_offset).
     """
     empty = torch.empty(shape, dtype=torch.from_numpy(np.empty(0, dtype)).dtype, pin_memory=True)
     array: NDArray[Any] = empty.numpy()

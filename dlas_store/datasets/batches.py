@@ -5,18 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from numpy.typing import DTypeLike, NDArray
 from torch.utils.data import default_collate
 
 from dlas_store.datasets.draws import Draw
+from dlas_store.pixels import empty_pixels
 
 Allocate = Callable[[tuple[int, ...], DTypeLike], NDArray[Any]]
-"""Gives an array of a shape and a type, contiguous, its content undefined; numpy.empty does."""
+"""Gives an array of a shape and a type, contiguous, its content undefined; new_array does."""
 
 Collate = Callable[[list[Any]], Any]
 
 MakeItem = Callable[[Draw], dict[str, Any]]
+
+
+def new_array(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    """Return an array in new memory; bytes lie where pictures are decoded into them fastest."""
+    return empty_pixels(shape) if np.dtype(dtype) == np.uint8 else np.empty(shape, dtype)
 
 
 class BatchWork(Protocol):

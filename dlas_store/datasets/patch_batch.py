@@ -22,6 +22,7 @@ from dlas_store.datasets.planes import Planes, area_resize, to_planes, write_pla
 from dlas_store.datasets.references import References
 from dlas_store.datasets.roots import reading_order
 from dlas_store.errors import StoreError
+from dlas_store.pixels import empty_pixels
 from dlas_store.source import Pixels, Source
 
 
@@ -93,7 +94,7 @@ class PatchBatch:
 
     def fill(self, start: int, stop: int) -> None:
         """Make a part of the items; see BatchWork."""
-        decoded = np.empty((*self._target, 3), np.uint8)
+        decoded = empty_pixels((*self._target, 3))
         for item in self._order[start:stop]:
             try:
                 decoded = self._fill_item(item, decoded)

@@ -6,9 +6,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from dlas_store.datasets.batches import Allocate, BatchOfItems, BatchWork, MakeItem
+from dlas_store.datasets.batches import Allocate, BatchOfItems, BatchWork, MakeItem, new_array
 from dlas_store.datasets.draws import Draw, ItemRandom
 from dlas_store.datasets.item_dataset import ItemDataset
 from dlas_store.datasets.options import Options
@@ -69,14 +67,14 @@ class PatchDataset(ItemDataset):
             MissingMetadataError: a centre is needed and the source has none.
             StoreError: a patch or its reference cannot be read.
         """
-        work = self._begin([Draw(index, random.repetition)], np.empty, replace=None)
+        work = self._begin([Draw(index, random.repetition)], new_array, replace=None)
         work.fill(0, 1)
         item: dict[str, Any] = BatchOfItems(work.finish(), 1)[0]
         return item
 
     def __getitems__(self, items: Sequence[int | Draw]) -> Sequence[dict[str, Any]]:
         """Return items, made as a batch; see ItemDataset."""
-        work = self.begin_batch([self.as_draw(item) for item in items], np.empty)
+        work = self.begin_batch([self.as_draw(item) for item in items], new_array)
         work.fill(0, len(work))
         return BatchOfItems(work.finish(), len(work))
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dlas_store.datasets.batches import Allocate, BatchOfItems, BatchWork, MakeItem
+from dlas_store.datasets.batches import Allocate, BatchOfItems, BatchWork, MakeItem, new_array
 from dlas_store.datasets.draws import Draw, ItemRandom
 from dlas_store.datasets.item_dataset import ItemDataset
 from dlas_store.datasets.options import Options
@@ -49,7 +49,7 @@ class PixelsDataset(ItemDataset):
 
     def make_item(self, index: int, random: ItemRandom) -> dict[str, Any]:
         """Return an item; see ItemDataset."""
-        work = _PixelsBatch(self._roots, [Draw(index, random.repetition)], np.empty, replace=None)
+        work = _PixelsBatch(self._roots, [Draw(index, random.repetition)], new_array, replace=None)
         work.fill(0, 1)
         item = BatchOfItems(work.finish(), 1)[0]
         return {"pixels": item["pixels"], "index": index}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,8 +10,9 @@ import torch
 from numpy.typing import DTypeLike, NDArray
 
 from dlas_store.datasets.batch_memory import is_free
-from dlas_store.datasets.batches import is_plain
+from dlas_store.datasets.batches import is_plain, new_array
 from dlas_store.datasets.raw_patches import RawPatches
+from dlas_store.pixels import decoding_offset
 
 _SLOTS = 64
 """Tensors of a worker that are used again; those of some ten batches."""
@@ -58,10 +60,10 @@ class SharedMemory:
         """Return an array, contiguous, its content undefined."""
         kind = torch.from_numpy(np.empty(0, dtype)).dtype
         if int(np.prod(shape)) * kind.itemsize < _SMALL_BYTES:
-            return np.empty(shape, dtype)
+            return new_array(shape, dtype)
         slot = self._find_slot(shape, kind)
         if slot is None:
-            return np.empty(shape, dtype)  # as many batches are kept as there are slots
+            return new_array(shape, dtype)  # as many batches are kept as there are slots
         self._flags[slot] = _TAKEN
         tensor = self._tensors[slot]
         self._given[tensor.data_ptr()] = slot
@@ -86,7 +88,7 @@ class SharedMemory:
                 return slot
         if len(self._tensors) == _SLOTS:
             return None
-        self._tensors.append(torch.empty(shape, dtype=kind).share_memory_())  # type: ignore[no-untyped-call]
+        self._tensors.append(_new_shared(shape, kind))
         return len(self._tensors) - 1
 
     def _send(self, value: Any) -> Any:
@@ -98,6 +100,13 @@ class SharedMemory:
         memory = None if slot in self._sent else self._tensors[slot]
         self._sent.add(slot)
         return Sent(self._worker, slot, memory, tuple(value.shape))
+
+
+def _new_shared(shape: tuple[int, ...], kind: torch.dtype) -> torch.Tensor:
+    # Of bytes, as many are left out as decoding_offset says for the start of a page; of wider types, whole cache lines.
+    start = decoding_offset(0)
+    memory = torch.empty(start + math.prod(shape), dtype=kind).share_memory_()  # type: ignore[no-untyped-call]
+    return memory[start:].view(shape)  # type: ignore[no-any-return]
 
 
 class Receiver:

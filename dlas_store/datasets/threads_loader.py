@@ -109,8 +109,11 @@ class ThreadsLoader(Loader):
             return
         readahead = Readahead(self.dataset)
         waiting: deque[Batch] = deque()
-        for batch in batches:
+        for number, batch in enumerate(batches):
             readahead.announce(batch)
+            if number == 0:
+                yield batch  # the threads wait for it
+                continue
             waiting.append(batch)
             if len(waiting) > _ANNOUNCED_AHEAD:
                 yield waiting.popleft()

@@ -10,13 +10,12 @@ from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import cv2
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from dlas_store.datasets.batch_order import Batch, BatchOrder
 from dlas_store.datasets.batch_threads import BatchThreads
-from dlas_store.datasets.batches import Allocate, BatchWork, Collate
+from dlas_store.datasets.batches import Allocate, BatchWork, Collate, new_array
 from dlas_store.datasets.device_patches import DevicePatches
 from dlas_store.datasets.pass_threads import standing_still
 from dlas_store.datasets.passes import Loader
@@ -138,7 +137,7 @@ class _WholeBatches(Dataset[Any]):
     def __getitems__(self, batch: Sequence[Any]) -> Any:
         worker = get_worker_info()
         if worker is None:
-            work = self._begin(batch, np.empty)
+            work = self._begin(batch, new_array)
             work.fill(0, len(work))
             return work.finish()
         if self._memory is None:
