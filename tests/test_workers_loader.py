@@ -413,6 +413,36 @@ def test_ctrl_c_ends_the_pass_its_workers_and_the_process() -> None:
     assert psutil.wait_procs(workers, timeout=30)[1] == []
 
 
+KEPT = """
+import signal, sys
+sys.path[:0] = [{tests!r}]
+from test_workers_loader import loader_of
+
+if __name__ == "__main__":
+    batches = iter(loader_of(start_method={start_method!r}))
+    next(batches)
+    if {interrupted}:
+        signal.raise_signal(signal.SIGINT)
+"""
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+@pytest.mark.parametrize("start_method", ["fork", "forkserver", "spawn"])
+def test_a_pass_that_is_still_kept_when_the_program_ends_leaves_no_file(
+    start_method: str, interrupted: bool, tmp_path: Path
+) -> None:
+    program = tmp_path / "program.py"
+    tests = str(Path(__file__).parent)
+    program.write_text(KEPT.format(tests=tests, start_method=start_method, interrupted=interrupted))
+    with tempfile.TemporaryDirectory() as temporary:  # whose name is short enough for sockets
+        environment = os.environ | {"TMPDIR": temporary}
+        ended = subprocess.run(
+            [sys.executable, str(program)], env=environment, capture_output=True, text=True, check=False
+        )
+        assert ended.returncode == (-signal.SIGINT if interrupted else 0), ended.stderr
+        assert not list(Path(temporary).iterdir())
+
+
 def test_workers_end_when_their_parent_is_killed() -> None:
     code = INTERRUPTED.format(tests=str(Path(__file__).parent))
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -82,10 +84,11 @@ class WorkersLoader(Loader):
         start_method = self._start_method or multiprocessing.get_start_method()
         forks = start_method == "fork"
         starting = processes_start(start_method) if self.num_workers else nullcontext()
-        iterator: Any = None
+        processes = _WorkerProcesses()
         try:
             with starting, standing_still() if self.num_workers and forks else nullcontext():
                 iterator = iter(loader)
+                processes.are_of(iterator)
             while True:
                 with interrupt_delayed():
                     sent = next(iterator, _END)
@@ -96,14 +99,38 @@ class WorkersLoader(Loader):
                 yield made if self._to_device is None else self._to_device.make(made)
                 del made, sent  # their memory is free as soon as the reader lets go of it
         finally:
-            # By itself it would end them when it is forgotten, which an error's traceback may put off for long.
-            if hasattr(iterator, "_shutdown_workers"):
-                with interrupt_delayed():
-                    iterator._shutdown_workers()
+            processes.end()
         self._order.end(this)
 
 
 _END = object()
+
+
+class _WorkerProcesses:
+    """The workers of a pass, which end with it, or with the program, whatever comes first.
+
+    PyTorch's iterator would end them when it is forgotten. An error's traceback may put that off for long; a program
+    that ends before kills them, so that their temporary folders stay.
+    """
+
+    def __init__(self) -> None:
+        self._iterator: Any = None
+
+    def are_of(self, iterator: Any) -> None:
+        """Take the iterator of a DataLoader."""
+        if hasattr(iterator, "_shutdown_workers"):  # not without workers
+            self._iterator = iterator
+            self._owner = os.getpid()
+            atexit.register(self.end)
+
+    def end(self) -> None:
+        """End them, and wait for that."""
+        if self._iterator is None:
+            return
+        atexit.unregister(self.end)
+        if os.getpid() == self._owner:  # not of a process that was forked meanwhile
+            with interrupt_delayed():
+                self._iterator._shutdown_workers()
 
 
 class _Batches(Sampler[Batch]):
