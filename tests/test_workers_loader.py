@@ -298,8 +298,9 @@ def test_a_worker_that_is_killed_is_an_error(processes: Callable[[], list[Any]])
     batches = iter(loader_of(Rolls(length=4000), workers=1))
     next(batches)
     (worker,) = processes()
-    worker.kill()
-    with pytest.raises(RuntimeError, match="exited unexpectedly"):
+    # PyTorch raises the latter at any moment, from the handler of a signal.
+    with pytest.raises(RuntimeError, match=r"exited unexpectedly|is killed by signal"):  # noqa: PT012
+        worker.kill()
         list(batches)
 
 
