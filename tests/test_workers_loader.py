@@ -366,6 +366,34 @@ def test_the_folder_of_a_workers_socket_is_there_before_a_batch_is_sent_and_gone
     assert not list(tmp_path.iterdir())
 
 
+class BusyThreads(Dataset[int]):
+    """A thread of each process is in the middle of PyTorch at any time, as that which sends batches may be."""
+
+    def __len__(self) -> int:
+        return 400
+
+    def __getitem__(self, index: int) -> int:
+        if threading.active_count() < 10:
+            threading.Thread(target=self._share, daemon=True).start()
+        return index
+
+    def _share(self) -> None:
+        while True:
+            torch.zeros(1 << 16).share_memory_()
+
+
+@pytest.mark.parametrize("start_method", ["fork", "forkserver", "spawn"])
+def test_a_worker_whose_threads_are_in_pytorch_at_its_end_does_not_abort(
+    start_method: str, processes: Callable[[], list[Any]]
+) -> None:
+    """Spawned ones did, and an interrupted program ended with an error of PyTorch's for it."""
+    batches: Any = iter(loader_of(BusyThreads(), workers=2, start_method=start_method, collate_fn=None))
+    next(batches)
+    workers = processes()
+    batches.close()
+    assert [worker.exitcode for worker in workers] == [0, 0]
+
+
 def test_processes_end_with_the_pass(processes: Callable[[], list[Any]]) -> None:
     batches = iter(loader_of(workers=3))
     assert processes() == []

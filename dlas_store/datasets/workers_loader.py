@@ -5,10 +5,12 @@ from __future__ import annotations
 import atexit
 import multiprocessing
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from multiprocessing.reduction import ForkingPickler
+from multiprocessing.util import Finalize
 from typing import Any
 
 import cv2
@@ -24,6 +26,9 @@ from dlas_store.datasets.passes import Loader
 from dlas_store.datasets.shared_batches import Receiver, SharedMemory, new_slots
 from dlas_store.datasets.threads_loader import begin_batch
 from dlas_store.interrupts import interrupt_delayed, leave_interrupts_to_parent, processes_start
+
+_AFTER_ALL_ELSE = -1000
+"""When to do something as a process ends; multiprocessing removes its temporary folder at -100."""
 
 
 class WorkersLoader(Loader):
@@ -190,6 +195,19 @@ def _start_worker(_: int) -> None:
     # Whoever sends the first tensor makes a socket in a temporary folder, which the end of the process removes. Batches
     # are sent by a thread that this end does not wait for: beside it, it would leave the folder behind.
     ForkingPickler.dumps(torch.zeros(1).share_memory_())  # type: ignore[no-untyped-call]
+    Finalize(None, _exit_at_once, exitpriority=_AFTER_ALL_ELSE)
     # One thread a core is the aim; OpenCV's own pool in each would fight over the cores.
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+
+
+def _exit_at_once() -> None:
+    """End a worker that has not failed as forked processes end: at once.
+
+    Else a spawned one would end its interpreter first, which stops threads wherever they are. In the middle of C++ of
+    PyTorch, as the one that sends batches may be, that aborts the process, and the parent gets an error.
+    """
+    if sys.exc_info()[0] is None:
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
+        os._exit(0)
