@@ -366,14 +366,17 @@ def test_the_folder_of_a_workers_socket_is_there_before_a_batch_is_sent_and_gone
     assert not list(tmp_path.iterdir())
 
 
-class BusyThreads(Dataset[int]):
+class BusyThread(Dataset[int]):
     """A thread of each process is in the middle of PyTorch at any time, as that which sends batches may be."""
+
+    started = False
 
     def __len__(self) -> int:
         return 400
 
     def __getitem__(self, index: int) -> int:
-        if threading.active_count() < 10:
+        if not self.started:
+            self.started = True
             threading.Thread(target=self._share, daemon=True).start()
         return index
 
@@ -387,7 +390,7 @@ def test_a_worker_whose_threads_are_in_pytorch_at_its_end_does_not_abort(
     start_method: str, processes: Callable[[], list[Any]]
 ) -> None:
     """Spawned ones did, and an interrupted program ended with an error of PyTorch's for it."""
-    batches: Any = iter(loader_of(BusyThreads(), workers=2, start_method=start_method, collate_fn=None))
+    batches: Any = iter(loader_of(BusyThread(), workers=2, start_method=start_method, collate_fn=None))
     next(batches)
     workers = processes()
     batches.close()
