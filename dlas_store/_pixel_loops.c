@@ -85,7 +85,7 @@ enum { LARGE_PLANE = 1 << 17 };
 enum { VALUES_AT_ONCE = 64 };
 
 /* Writes a part of a row: of a large plane past the caches, which would else have to read what is about to be overwritten.
- * Before other threads may see it comes end_rows. */
+ * Before other threads may see it comes end_writing. */
 static void write_values(const Planes *out, float *restrict to, const float *restrict values, size_t count)
 {
     size_t x = 0;
@@ -111,7 +111,7 @@ static void write_bytes(const Planes *out, float *to, const uint8_t *bytes)
     }
 }
 
-static void end_rows(void)
+static void end_writing(void)
 {
 #ifdef __SSE2__
     _mm_sfence();
@@ -146,15 +146,19 @@ static void write_pixels(const uint8_t *pixels, size_t height, size_t width, con
                 }
         }
     }
-    end_rows();
 }
 
-/* Writes the first three channels. */
-static void write_colors(const uint8_t *planes, const Planes *out)
+/* Writes the first three channels, which are given as bytes or as they are. */
+static void write_colors(const Py_buffer *planes, const Planes *out)
 {
-    for (size_t y = 0; y < 3 * out->height; y++)
-        write_bytes(out, out->data + y * out->width, planes + y * out->width);
-    end_rows();
+    for (size_t y = 0; y < 3 * out->height; y++) {
+        const size_t start = y * out->width;
+
+        if (planes->format[0] == 'B')
+            write_bytes(out, out->data + start, (const uint8_t *)planes->buf + start);
+        else
+            write_values(out, out->data + start, (const float *)planes->buf + start, out->width);
+    }
 }
 
 typedef struct {
@@ -189,7 +193,6 @@ static void write_box(Box box, float outside, const Planes *out, float *scratch)
             scratch[x] = outside;
         write_values(out, out->data + (3 * out->height + y) * out->width, scratch, out->width);
     }
-    end_rows();
 }
 
 /* ------------------------------------------------------------------------------------------------ from Python */
@@ -257,6 +260,7 @@ static PyObject *py_write_pixels(PyObject *Py_UNUSED(module), PyObject *const *a
     }
     Py_BEGIN_ALLOW_THREADS
     write_pixels(pixels.buf, (size_t)pixels.shape[0], (size_t)pixels.shape[1], out, outs, scratch);
+    end_writing();
     Py_END_ALLOW_THREADS
     result = Py_NewRef(Py_None);
 done:
@@ -307,13 +311,11 @@ static PyObject *py_write_reference(PyObject *Py_UNUSED(module), PyObject *args)
         goto done;
     }
     Py_BEGIN_ALLOW_THREADS
-    if (views[REFERENCE].format[0] == 'B')
-        write_colors(views[REFERENCE].buf, &large);
-    else
-        memcpy(large.data, views[REFERENCE].buf, (size_t)views[REFERENCE].len);
-    memcpy(small.data, views[SMALL_REFERENCE].buf, (size_t)views[SMALL_REFERENCE].len);
+    write_colors(&views[REFERENCE], &large);
+    write_colors(&views[SMALL_REFERENCE], &small);
     write_box((Box){(size_t)top, (size_t)bottom, (size_t)left, (size_t)right}, outside, &large, scratch);
     write_box((Box){(size_t)top, (size_t)bottom, (size_t)left, (size_t)right}, outside, &small, scratch);
+    end_writing();
     Py_END_ALLOW_THREADS
     result = Py_NewRef(Py_None);
 done:

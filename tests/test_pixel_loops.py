@@ -153,10 +153,11 @@ def test_a_dataset_gives_the_same_without_them(without_loops: Any, make_image: M
 
 @pytest.mark.parametrize("start", range(4))
 @pytest.mark.parametrize(("height", "width"), [(256, 256), (192, 190), (183, 181), (200, 193)])
-def test_large_planes_are_the_same_wherever_they_begin(height: int, width: int, start: int) -> None:
+@pytest.mark.parametrize("as_bytes", [True, False])
+def test_large_planes_are_the_same_wherever_they_begin(height: int, width: int, start: int, as_bytes: bool) -> None:
     """They are written past the processor's caches where that is possible."""
+    assert height * width * np.dtype(np.float32).itemsize >= 1 << 17, "planes of less are written as ever"
     size = 4 * height * width
-    assert size >= 1 << 17, "planes of less are written as ever"
     memory = np.full(4 + size, 7, np.float32)
     planes = memory[start : start + size].reshape(4, height, width)
     pixels = noise(height, width)
@@ -166,7 +167,8 @@ def test_large_planes_are_the_same_wherever_they_begin(height: int, width: int, 
     planes[:3] = 7
     box = (10, height, 0, width - 20)
     whole = split_channels(noise(height, width, seed=2))
-    _pixel_loops.write_reference(whole, to_planes(pixels), box, 0.5, (height, width), planes, filled(4, height, width))
+    given = whole if as_bytes else whole / np.float32(255)
+    _pixel_loops.write_reference(given, to_planes(pixels), box, 0.5, (height, width), planes, filled(4, height, width))
     np.testing.assert_array_equal(planes[:3], whole / np.float32(255))
     assert (planes[3, 10:, : width - 20] == 1).all()
     assert (planes[3, :10] == 0.5).all()
