@@ -109,14 +109,13 @@ class ThreadsLoader(Loader):
             return
         readahead = Readahead(self.dataset)
         waiting: deque[Batch] = deque()
-        for number, batch in enumerate(batches):
+        ahead = 0  # of the first one, for which the threads wait
+        for batch in batches:
             readahead.announce(batch)
-            if number == 0:
-                yield batch  # the threads wait for it
-                continue
             waiting.append(batch)
-            if len(waiting) > _ANNOUNCED_AHEAD:
+            if len(waiting) > ahead:
                 yield waiting.popleft()
+                ahead = _ANNOUNCED_AHEAD
         yield from waiting
 
     def _begin(self, batch: Batch) -> BatchWork:

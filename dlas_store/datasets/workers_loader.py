@@ -120,12 +120,12 @@ class _WorkerProcesses:
 
     def __init__(self) -> None:
         self._iterator: Any = None
+        self._owner = os.getpid()
 
     def are_of(self, iterator: Any) -> None:
         """Take the iterator of a DataLoader."""
         if hasattr(iterator, "_shutdown_workers"):  # not without workers
             self._iterator = iterator
-            self._owner = os.getpid()
             atexit.register(self.end)
 
     def end(self) -> None:
