@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -15,6 +14,7 @@ from benchmarks.decode_limit import DecodeLimit
 from benchmarks.own_contenders import epoch_order, prepare_loader
 from benchmarks.read_contenders import LIMIT
 from benchmarks.reading import Reading
+from dlas_store.aligned_memory import empty_aligned
 from dlas_store.datasets import create_dataset
 from dlas_store.datasets.batch_memory import BatchMemory
 from dlas_store.datasets.item_dataset import ItemDataset
@@ -25,8 +25,6 @@ from dlas_store.source import Pixels, Source
 _BATCHES_HELD = 5
 """As many as the loader holds on to, so that results go to as many places."""
 
-_CACHE_LINE = 64
-
 
 def loader_steps(reading: Reading, source: Source) -> dict[str, Callable[[], object]]:
     """Return a pass over all patches for each step: the loader's batches, one a thread."""
@@ -36,7 +34,7 @@ def loader_steps(reading: Reading, source: Source) -> dict[str, Callable[[], obj
     batches = list(epoch_order(reading).batches())
     indices = [sorted(draw.index for draw in batch) for batch in batches]
     shape = (reading.batch, reading.height, reading.width, 3)
-    aligned = [list(_aligned(shape)) for _ in range(_BATCHES_HELD)]
+    aligned = [list(empty_aligned(shape, np.uint8)) for _ in range(_BATCHES_HELD)]
     places = [list(empty_pixels(shape)) for _ in range(_BATCHES_HELD)]
     limit = DecodeLimit(encoded, size=Size(*shape[1:3]), batch=reading.batch, threads=threads)
     dataset = create_dataset(reading.options(reading.data))
@@ -75,14 +73,6 @@ def loader_steps(reading: Reading, source: Source) -> dict[str, Callable[[], obj
         "batches begun and finished": partial(_each, threads, whole_batch, range(len(batches))),
         "threads loader": loader.run,
     }
-
-
-def _aligned(shape: tuple[int, ...]) -> Pixels:
-    """Return an array, its content undefined, that begins with a cache line."""
-    size = math.prod(shape)
-    memory = np.empty(size + _CACHE_LINE, np.uint8)
-    start = -memory.ctypes.data % _CACHE_LINE
-    return memory[start : start + size].reshape(shape)
 
 
 def _each(threads: int, work: Callable[[int], None], numbers: Iterable[int]) -> None:

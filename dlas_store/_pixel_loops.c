@@ -7,16 +7,19 @@
 #include "_extension.h"
 
 #ifdef __SSE2__
-#include <xmmintrin.h>
+#include <emmintrin.h>
 #endif
 
 /* How many bytes add up to no more than a sum of 16 bits can hold. */
 #define MOST_ADDENDS 257
 
+/* 1/255 in two parts: the first, times a byte, is exact, so that a byte times both is what the division gives, and faster. */
+static const float most_of_inverse = 257.0f / 65536.0f, rest_of_inverse = (float)(1.0 / 255.0 - 257.0 / 65536.0);
+
 VECTORS static void divide_bytes(const uint8_t *restrict in, float *restrict out, size_t count)
 {
     for (size_t i = 0; i < count; i++)
-        out[i] = (float)in[i] / 255.0f;
+        out[i] = (float)in[i] * most_of_inverse + (float)in[i] * rest_of_inverse;
 }
 
 VECTORS static void divide_sums(const uint16_t *restrict in, float *restrict out, size_t count, float divisor)
@@ -78,37 +81,60 @@ typedef struct {
     size_t height, width, factor;
 } Planes;
 
-/* Planes from this size on do not stay in the processor's caches until their batch is read. */
+/* Planes from this size on do not stay in the processor's caches until their batch is read: they are written past them,
+ * which would else have to read what is about to be overwritten. Before other threads may see it comes end_writing. */
 enum { LARGE_PLANE = 1 << 17 };
 
-/* Values made between two writes past the caches: of more the last ones would wait for the first ones to arrive. */
-enum { VALUES_AT_ONCE = 64 };
+static int passes_caches(const Planes *out, const float *to)
+{
+#ifdef __SSE2__
+    return out->height * out->width * sizeof *to >= LARGE_PLANE && (uintptr_t)to % sizeof(__m128) == 0;
+#else
+    return 0;
+#endif
+}
 
-/* Writes a part of a row: of a large plane past the caches, which would else have to read what is about to be overwritten.
- * Before other threads may see it comes end_writing. */
+/* Writes a part of a row. */
 static void write_values(const Planes *out, float *restrict to, const float *restrict values, size_t count)
 {
     size_t x = 0;
 
 #ifdef __SSE2__
-    if (out->height * out->width * sizeof *to >= LARGE_PLANE && (uintptr_t)to % 16 == 0)
+    if (passes_caches(out, to))
         for (; x + 4 <= count; x += 4)
             _mm_stream_ps(to + x, _mm_loadu_ps(values + x));
 #endif
-    memcpy(to + x, values + x, (count - x) * sizeof *to);
+    if (x < count)
+        memcpy(to + x, values + x, (count - x) * sizeof *to);
 }
 
-/* Writes a row of bytes, divided by 255. */
-static void write_bytes(const Planes *out, float *to, const uint8_t *bytes)
+#ifdef __SSE2__
+static void stream_sixteen_bytes(const uint8_t *restrict bytes, float *restrict to)
 {
-    float values[VALUES_AT_ONCE];
+    const __m128 most = _mm_set1_ps(most_of_inverse), rest = _mm_set1_ps(rest_of_inverse);
+    const __m128i zero = _mm_setzero_si128(), all = _mm_loadu_si128((const __m128i *)bytes);
+    const __m128i halves[2] = {_mm_unpacklo_epi8(all, zero), _mm_unpackhi_epi8(all, zero)};
 
-    for (size_t x = 0; x < out->width; x += VALUES_AT_ONCE) {
-        const size_t left = out->width - x, count = left < VALUES_AT_ONCE ? left : VALUES_AT_ONCE;
+    for (int i = 0; i < 4; i++) {
+        const __m128i half = halves[i / 2];
+        const __m128 four = _mm_cvtepi32_ps(i % 2 ? _mm_unpackhi_epi16(half, zero) : _mm_unpacklo_epi16(half, zero));
 
-        divide_bytes(bytes + x, values, count);
-        write_values(out, to + x, values, count);
+        _mm_stream_ps(to + 4 * i, _mm_add_ps(_mm_mul_ps(four, most), _mm_mul_ps(four, rest)));
     }
+}
+#endif
+
+/* Writes a row of bytes, divided by 255. */
+static void write_bytes(const Planes *out, float *restrict to, const uint8_t *restrict bytes)
+{
+    size_t x = 0;
+
+#ifdef __SSE2__
+    if (passes_caches(out, to))
+        for (; x + 16 <= out->width; x += 16)
+            stream_sixteen_bytes(bytes + x, to + x);
+#endif
+    divide_bytes(bytes + x, to + x, out->width - x);
 }
 
 static void end_writing(void)
@@ -179,18 +205,23 @@ static void write_box(Box box, float outside, const Planes *out, float *scratch)
     const size_t factor = out->factor;
     const float area = (float)(factor * factor);
 
-    for (size_t y = 0; y < out->height; y++) {
-        size_t rows = overlap(y * factor, factor, box.top, box.bottom), x = 0;
+    for (size_t y = 0, last = SIZE_MAX; y < out->height; y++) {
+        const size_t rows = overlap(y * factor, factor, box.top, box.bottom);
 
-        for (; x < (rows ? box.left / factor : out->width); x++)
-            scratch[x] = outside;
-        for (; x * factor < box.right && x < out->width; x++) {
-            float inside = (float)(rows * overlap(x * factor, factor, box.left, box.right));
+        if (rows != last) { /* else the row is that before */
+            size_t x = 0;
 
-            scratch[x] = (inside + (area - inside) * outside) / area;
+            for (; x < (rows ? box.left / factor : out->width); x++)
+                scratch[x] = outside;
+            for (; x * factor < box.right && x < out->width; x++) {
+                float inside = (float)(rows * overlap(x * factor, factor, box.left, box.right));
+
+                scratch[x] = (inside + (area - inside) * outside) / area;
+            }
+            for (; x < out->width; x++)
+                scratch[x] = outside;
+            last = rows;
         }
-        for (; x < out->width; x++)
-            scratch[x] = outside;
         write_values(out, out->data + (3 * out->height + y) * out->width, scratch, out->width);
     }
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import struct
 import zlib
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 from PIL import UnidentifiedImageError
 
+from dlas_store.aligned_memory import empty_aligned
 from dlas_store.errors import ImageError
 from dlas_store.source import Pixels
 
@@ -45,8 +45,12 @@ PILLOW_ERRORS = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.
 ORIENTATION = 0x112
 """The EXIF tag that says how a picture was held."""
 
-_ADDRESSES = 32
-"""At multiples of this libjpeg-turbo's vector code writes rows past the processor's caches."""
+DECODING_OFFSET = 16
+"""Pictures are decoded fastest so many bytes after the start of a cache line.
+
+There the decoder's vectors are not aligned. Where they are, it writes them past the caches, which takes longer
+(``python -m benchmarks steps``), and whoever reads the pixels next has to wait for them.
+"""
 
 
 class Size(NamedTuple):
@@ -139,26 +143,8 @@ def _is_jpeg_for(data: bytes | memoryview, out: Pixels, max_pixels: int) -> bool
 
 
 def empty_pixels(shape: tuple[int, ...]) -> Pixels:
-    """Return an array to decode pictures into: uint8 (..., 3), contiguous, its content undefined; see decoding_offset.
-
-    Views of it refer to it, as they do to an array that owns its memory.
-    """
-    size = math.prod(shape)
-    if not size:
-        return np.empty(shape, np.uint8)
-    memory = np.empty(size + _ADDRESSES, np.uint8)
-    start = decoding_offset(memory.ctypes.data)
-    # Not a slice of the array: views of that would refer to the array.
-    return np.asarray(memory.data[start : start + size].cast("B", shape))
-
-
-def decoding_offset(address: int) -> int:
-    """Return after how many bytes of some memory, fewer than 32, pictures are decoded fastest.
-
-    That is where the vectors of the decoder are not aligned. Where they are, it writes them past the caches, which
-    takes longer (``python -m benchmarks steps``), and whoever reads the pixels next has to wait for them.
-    """
-    return (_ADDRESSES // 2 - address) % _ADDRESSES
+    """Return an array to decode pictures into: uint8 (..., 3), contiguous, undefined; see DECODING_OFFSET."""
+    return empty_aligned(shape, np.uint8, offset=DECODING_OFFSET)
 
 
 def as_batch(pictures: Sequence[Pixels]) -> Pixels | list[Pixels]:

@@ -16,7 +16,7 @@ from PIL import Image as PillowImage
 from samples import DATA, Array, noise, png
 
 from dlas_store.errors import ImageError
-from dlas_store.pixels import MAX_PIXELS, as_batch, check_picture, decode, empty_pixels, image_size
+from dlas_store.pixels import MAX_PIXELS, as_batch, check_picture, decode, image_size
 
 RGB = noise(20, 30)
 GREY = RGB[:, :, 0]
@@ -236,23 +236,6 @@ def test_check_picture_sees_damage_inside_only_when_it_decodes() -> None:
     assert check_picture(damaged) == image_size(PATCH)
     with pytest.raises(ImageError):
         check_picture(damaged, decode_all=True)
-
-
-@pytest.mark.parametrize("shape", [(1, 1, 3), (20, 30, 3), (256, 256, 3), (16, 256, 256, 3), (65, 255, 257, 3), (7,)])
-def test_arrays_to_decode_into_begin_where_vectors_of_the_decoder_are_not_aligned(shape: tuple[int, ...]) -> None:
-    arrays = [empty_pixels(shape) for _ in range(4)]
-    assert {array.ctypes.data % 32 for array in arrays} == {16}
-    for number, array in enumerate(arrays):
-        assert (array.shape, array.dtype, array.flags.c_contiguous) == (shape, np.uint8, True)
-        array[...] = number
-    for number, array in enumerate(arrays):
-        assert (array == number).all()
-        assert array[1:].base is array  # so that a view tells that the array is in use
-
-
-@pytest.mark.parametrize("shape", [(0,), (0, 4, 4, 3), (2, 0, 4, 3)])
-def test_arrays_of_nothing_can_be_had(shape: tuple[int, ...]) -> None:
-    assert empty_pixels(shape).shape == shape
 
 
 def test_a_batch_is_one_array_when_all_sizes_agree() -> None:

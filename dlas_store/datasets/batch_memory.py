@@ -62,7 +62,7 @@ def pinned(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
     """Return an array in page-locked memory, which a GPU copies from by itself.
 
     PyTorch keeps such memory for reuse, and knows until when a GPU reads it. It knows it by its first byte, so that the
-    array has to begin there (compare pixels.decoding_offset).
+    array has to begin there (compare pixels.DECODING_OFFSET).
     """
     empty = torch.empty(shape, dtype=torch.from_numpy(np.empty(0, dtype)).dtype, pin_memory=True)
     array: NDArray[Any] = empty.numpy()

@@ -12,7 +12,7 @@ from numpy.typing import DTypeLike, NDArray
 from dlas_store.datasets.batch_memory import is_free
 from dlas_store.datasets.batches import is_plain, new_array
 from dlas_store.datasets.raw_patches import RawPatches
-from dlas_store.pixels import decoding_offset
+from dlas_store.pixels import DECODING_OFFSET
 
 _SLOTS = 64
 """Tensors of a worker that are used again; those of some ten batches."""
@@ -103,10 +103,9 @@ class SharedMemory:
 
 
 def _new_shared(shape: tuple[int, ...], kind: torch.dtype) -> torch.Tensor:
-    # Of bytes, as many are left out as decoding_offset says for the start of a page; of wider types, whole cache lines.
-    start = decoding_offset(0)
-    memory = torch.empty(start + math.prod(shape), dtype=kind).share_memory_()  # type: ignore[no-untyped-call]
-    return memory[start:].view(shape)  # type: ignore[no-any-return]
+    # It begins with a page. Of wider types than bytes, whole cache lines are left out.
+    memory = torch.empty(DECODING_OFFSET + math.prod(shape), dtype=kind).share_memory_()  # type: ignore[no-untyped-call]
+    return memory[DECODING_OFFSET:].view(shape)  # type: ignore[no-any-return]
 
 
 class Receiver:
