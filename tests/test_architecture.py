@@ -21,9 +21,9 @@ PACKAGES = {"dlas_store": "dlas_store", "converters": "dlas_store.converters", "
 LAYERS = {
     "errors": ["errors"],
     "what needs nothing of ours but errors": [
-        "bounded_cache", "centers_pickle", "config", "extra_fields", "folder_walk", "inert_pickle", "interrupts",
-        "keys", "lmdb_pages", "lmdb_writer", "metadata", "names", "numpy_pickle", "options", "plain_pickle",
-        "processes", "publish", "tables", "terminal",
+        "aligned_memory", "bounded_cache", "centers_pickle", "config", "extra_fields", "folder_walk", "inert_pickle",
+        "interrupts", "keys", "lmdb_pages", "lmdb_writer", "metadata", "names", "numpy_pickle", "options",
+        "plain_pickle", "processes", "publish", "tables", "terminal",
     ],
     "the storage API and encodings": ["centers", "pixels", "pyturbojpeg", "sealed_file", "source"],
     "shard, index, folder": [
