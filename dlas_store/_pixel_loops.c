@@ -256,50 +256,141 @@ static int plan(const Py_buffer *view, Py_ssize_t channels, Py_ssize_t height, P
     return 1;
 }
 
+/* Arrays that are given to a function, and what it is to do with them while it does without Python's lock. */
+typedef struct {
+    Py_buffer views[4];
+    int taken; /* how many of them are there */
+    void *scratch;
+} Arrays;
+
+static void let_go(Arrays *arrays)
+{
+    PyMem_Free(arrays->scratch);
+    while (arrays->taken > 0)
+        PyBuffer_Release(&arrays->views[--arrays->taken]);
+}
+
+/* Takes one more array; see take. */
+static int take_one(Arrays *arrays, PyObject *object, const char *types, int flags)
+{
+    if (!take(object, &arrays->views[arrays->taken], types, flags))
+        return 0;
+    arrays->taken++;
+    return 1;
+}
+
+static int make_scratch(Arrays *arrays, size_t size)
+{
+    arrays->scratch = PyMem_Malloc(size);
+    if (arrays->scratch == NULL)
+        PyErr_NoMemory();
+    return arrays->scratch != NULL;
+}
+
+static int check_tuple(PyObject *args)
+{
+    if (!PyTuple_Check(args))
+        PyErr_Format(PyExc_TypeError, "arguments are given as a tuple, not as %s", Py_TYPE(args)->tp_name);
+    return PyTuple_Check(args);
+}
+
+typedef struct {
+    Arrays arrays; /* pixels, then what is written */
+    Planes out[2];
+} PixelsTask;
+
+/* Takes the arguments of write_pixels; returns 0 after setting an error. What was taken is let go of in any case. */
+static int take_pixels(PyObject *args, PixelsTask *task)
+{
+    PyObject *pixels, *outs[2] = {NULL};
+    const Py_ssize_t *shape;
+
+    if (!check_tuple(args) || !PyArg_ParseTuple(args, "OO|O:write_pixels", &pixels, &outs[0], &outs[1]) ||
+        !take_one(&task->arrays, pixels, "B", 0))
+        return 0;
+    shape = task->arrays.views[0].shape;
+    if (shape[2] != 3) {
+        PyErr_SetString(PyExc_ValueError, "pixels must be RGB");
+        return 0;
+    }
+    for (int i = 0; i < 2 && outs[i] != NULL; i++)
+        if (!take_one(&task->arrays, outs[i], "f", PyBUF_WRITABLE) ||
+            !plan(&task->arrays.views[1 + i], 3, shape[0], shape[1], &task->out[i]))
+            return 0;
+    return make_scratch(&task->arrays, 21 * (size_t)shape[1]);
+}
+
+static void do_pixels(const PixelsTask *task)
+{
+    const Py_buffer *pixels = &task->arrays.views[0];
+
+    write_pixels(pixels->buf, (size_t)pixels->shape[0], (size_t)pixels->shape[1], task->out, task->arrays.taken - 1,
+                 task->arrays.scratch);
+}
+
+enum { REFERENCE, SMALL_REFERENCE, HQ, LQ };
+
+typedef struct {
+    Arrays arrays;
+    Planes hq, lq;
+    Box box;
+    float outside;
+} ReferenceTask;
+
+/* Takes the arguments of write_reference; see take_pixels. */
+static int take_reference(PyObject *args, ReferenceTask *task)
+{
+    static const char *const types[] = {"Bf", "f", "f", "f"};
+    const Py_buffer *views = task->arrays.views;
+    PyObject *objects[4];
+    Py_ssize_t top, bottom, left, right, height, width;
+
+    if (!check_tuple(args) ||
+        !PyArg_ParseTuple(args, "OO(nnnn)f(nn)OO:write_reference", &objects[REFERENCE], &objects[SMALL_REFERENCE], &top,
+                          &bottom, &left, &right, &task->outside, &height, &width, &objects[HQ], &objects[LQ]))
+        return 0;
+    for (int i = 0; i < 4; i++)
+        if (!take_one(&task->arrays, objects[i], types[i], i >= HQ ? PyBUF_WRITABLE : 0))
+            return 0;
+    for (int i = 0; i < 2; i++)
+        if (views[i].shape[0] != 3 || memcmp(views[i].shape + 1, views[HQ + i].shape + 1, 2 * sizeof(Py_ssize_t)) != 0) {
+            PyErr_SetString(PyExc_ValueError, "references must be RGB and have the sizes of HQ and LQ");
+            return 0;
+        }
+    if (top < 0 || top > bottom || bottom > height || left < 0 || left > right || right > width) {
+        PyErr_SetString(PyExc_ValueError, "the box reaches beyond the mask");
+        return 0;
+    }
+    task->box = (Box){(size_t)top, (size_t)bottom, (size_t)left, (size_t)right};
+    return plan(&views[HQ], 4, height, width, &task->hq) && plan(&views[LQ], 4, height, width, &task->lq) &&
+           make_scratch(&task->arrays, (size_t)width * sizeof(float));
+}
+
+static void do_reference(const ReferenceTask *task)
+{
+    write_colors(&task->arrays.views[REFERENCE], &task->hq);
+    write_colors(&task->arrays.views[SMALL_REFERENCE], &task->lq);
+    write_box(task->box, task->outside, &task->hq, task->arrays.scratch);
+    write_box(task->box, task->outside, &task->lq, task->arrays.scratch);
+}
+
 PyDoc_STRVAR(write_pixels_doc, "write_pixels(pixels, planes, more_planes=None, /)\n--\n\n"
              "Write pixels to one or two arrays, each averaged by a whole factor from 1.\n\n"
              "pixels is uint8 (H, W, 3); planes are float32 (3, H / f, W / f), in [0, 1].");
 
-static PyObject *py_write_pixels(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
+static PyObject *py_write_pixels(PyObject *Py_UNUSED(module), PyObject *args)
 {
-    Py_buffer pixels, views[2];
-    Planes out[2];
-    PyObject *result = NULL;
-    void *scratch = NULL;
-    int outs = (int)count - 1, taken = 0;
+    PixelsTask task = {0};
+    const int is_sound = take_pixels(args, &task);
 
-    if (outs < 1 || outs > 2)
-        return PyErr_Format(PyExc_TypeError, "write_pixels takes 2 or 3 arguments, not %zd", count);
-    if (!take(args[0], &pixels, "B", 0))
-        return NULL;
-    if (pixels.shape[2] != 3) {
-        PyErr_SetString(PyExc_ValueError, "pixels must be RGB");
-        goto done;
+    if (is_sound) {
+        Py_BEGIN_ALLOW_THREADS
+        do_pixels(&task);
+        end_writing();
+        Py_END_ALLOW_THREADS
     }
-    for (; taken < outs; taken++) {
-        if (!take(args[1 + taken], &views[taken], "f", PyBUF_WRITABLE))
-            goto done;
-        if (!plan(&views[taken], 3, pixels.shape[0], pixels.shape[1], &out[taken])) {
-            PyBuffer_Release(&views[taken]);
-            goto done;
-        }
-    }
-    scratch = PyMem_Malloc(21 * (size_t)pixels.shape[1]);
-    if (scratch == NULL) {
-        PyErr_NoMemory();
-        goto done;
-    }
-    Py_BEGIN_ALLOW_THREADS
-    write_pixels(pixels.buf, (size_t)pixels.shape[0], (size_t)pixels.shape[1], out, outs, scratch);
-    end_writing();
-    Py_END_ALLOW_THREADS
-    result = Py_NewRef(Py_None);
-done:
-    PyMem_Free(scratch);
-    while (taken > 0)
-        PyBuffer_Release(&views[--taken]);
-    PyBuffer_Release(&pixels);
-    return result;
+    let_go(&task.arrays);
+    return is_sound ? Py_NewRef(Py_None) : NULL;
 }
 
 PyDoc_STRVAR(write_reference_doc, "write_reference(reference, small_reference, box, outside, size, hq, lq, /)\n--\n\n"
@@ -310,54 +401,65 @@ PyDoc_STRVAR(write_reference_doc, "write_reference(reference, small_reference, b
 
 static PyObject *py_write_reference(PyObject *Py_UNUSED(module), PyObject *args)
 {
-    enum { REFERENCE, SMALL_REFERENCE, HQ, LQ, ARRAYS };
-    static const char *const types[ARRAYS] = {"Bf", "f", "f", "f"};
-    Py_buffer views[ARRAYS];
-    Planes large, small;
-    PyObject *objects[ARRAYS], *result = NULL;
-    Py_ssize_t top, bottom, left, right, height, width;
-    float outside, *scratch = NULL;
-    int taken = 0;
+    ReferenceTask task = {0};
+    const int is_sound = take_reference(args, &task);
 
-    if (!PyArg_ParseTuple(args, "OO(nnnn)f(nn)OO:write_reference", &objects[REFERENCE], &objects[SMALL_REFERENCE], &top,
-                          &bottom, &left, &right, &outside, &height, &width, &objects[HQ], &objects[LQ]))
+    if (is_sound) {
+        Py_BEGIN_ALLOW_THREADS
+        do_reference(&task);
+        end_writing();
+        Py_END_ALLOW_THREADS
+    }
+    let_go(&task.arrays);
+    return is_sound ? Py_NewRef(Py_None) : NULL;
+}
+
+PyDoc_STRVAR(write_patches_doc, "write_patches(pixels, references, /)\n--\n\n"
+             "Call write_pixels and write_reference with each of some tuples of arguments, giving up Python's lock once.\n\n"
+             "Both are tuples of tuples. After an error nothing was written.");
+
+static PyObject *py_write_patches(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *pixels, *references;
+    PixelsTask *pixels_tasks;
+    ReferenceTask *reference_tasks;
+    Py_ssize_t pixels_count, references_count;
+    int is_sound;
+
+    if (!PyArg_ParseTuple(args, "O!O!:write_patches", &PyTuple_Type, &pixels, &PyTuple_Type, &references))
         return NULL;
-    for (; taken < ARRAYS; taken++)
-        if (!take(objects[taken], &views[taken], types[taken], taken >= HQ ? PyBUF_WRITABLE : 0))
-            goto done;
-    for (int i = 0; i < 2; i++)
-        if (views[i].shape[0] != 3 || memcmp(views[i].shape + 1, views[HQ + i].shape + 1, 2 * sizeof(Py_ssize_t)) != 0) {
-            PyErr_SetString(PyExc_ValueError, "references must be RGB and have the sizes of HQ and LQ");
-            goto done;
-        }
-    if (top < 0 || top > bottom || bottom > height || left < 0 || left > right || right > width) {
-        PyErr_SetString(PyExc_ValueError, "the box reaches beyond the mask");
-        goto done;
-    }
-    if (!plan(&views[HQ], 4, height, width, &large) || !plan(&views[LQ], 4, height, width, &small))
-        goto done;
-    scratch = PyMem_Malloc((size_t)width * sizeof *scratch);
-    if (scratch == NULL) {
+    pixels_count = PyTuple_GET_SIZE(pixels);
+    references_count = PyTuple_GET_SIZE(references);
+    pixels_tasks = PyMem_Calloc((size_t)pixels_count, sizeof *pixels_tasks);
+    reference_tasks = PyMem_Calloc((size_t)references_count, sizeof *reference_tasks);
+    is_sound = pixels_tasks != NULL && reference_tasks != NULL;
+    if (!is_sound)
         PyErr_NoMemory();
-        goto done;
+    for (Py_ssize_t i = 0; is_sound && i < pixels_count; i++)
+        is_sound = take_pixels(PyTuple_GET_ITEM(pixels, i), &pixels_tasks[i]);
+    for (Py_ssize_t i = 0; is_sound && i < references_count; i++)
+        is_sound = take_reference(PyTuple_GET_ITEM(references, i), &reference_tasks[i]);
+    if (is_sound) {
+        Py_BEGIN_ALLOW_THREADS
+        for (Py_ssize_t i = 0; i < pixels_count; i++)
+            do_pixels(&pixels_tasks[i]);
+        for (Py_ssize_t i = 0; i < references_count; i++)
+            do_reference(&reference_tasks[i]);
+        end_writing();
+        Py_END_ALLOW_THREADS
     }
-    Py_BEGIN_ALLOW_THREADS
-    write_colors(&views[REFERENCE], &large);
-    write_colors(&views[SMALL_REFERENCE], &small);
-    write_box((Box){(size_t)top, (size_t)bottom, (size_t)left, (size_t)right}, outside, &large, scratch);
-    write_box((Box){(size_t)top, (size_t)bottom, (size_t)left, (size_t)right}, outside, &small, scratch);
-    end_writing();
-    Py_END_ALLOW_THREADS
-    result = Py_NewRef(Py_None);
-done:
-    PyMem_Free(scratch);
-    while (taken > 0)
-        PyBuffer_Release(&views[--taken]);
-    return result;
+    for (Py_ssize_t i = 0; pixels_tasks != NULL && i < pixels_count; i++)
+        let_go(&pixels_tasks[i].arrays);
+    for (Py_ssize_t i = 0; reference_tasks != NULL && i < references_count; i++)
+        let_go(&reference_tasks[i].arrays);
+    PyMem_Free(pixels_tasks);
+    PyMem_Free(reference_tasks);
+    return is_sound ? Py_NewRef(Py_None) : NULL;
 }
 
 static PyMethodDef functions[] = {
-    {"write_pixels", (PyCFunction)(void (*)(void))py_write_pixels, METH_FASTCALL, write_pixels_doc},
+    {"write_patches", py_write_patches, METH_VARARGS, write_patches_doc},
+    {"write_pixels", py_write_pixels, METH_VARARGS, write_pixels_doc},
     {"write_reference", py_write_reference, METH_VARARGS, write_reference_doc},
     {NULL, NULL, 0, NULL},
 };

@@ -122,7 +122,11 @@ class ArrayPictures:
 
     def patch_path(self, index: int) -> str:
         """Return the path of a picture, as if it were a file below the source's path."""
-        return f"{self.path}/{self.image_name(index)}"
+        return self.path_of(*self.locate(index))
+
+    def path_of(self, number: int, position: int) -> str:
+        """Return the path of a picture by where it is; see Source.path_of."""
+        return f"{self.path}/{self.image_name(number + position)}"
 
     def image_name(self, number: int) -> str:
         """Return the name of an image."""

@@ -164,9 +164,13 @@ class FolderSource(ABC):
 
     def patch_path(self, index: int) -> str:
         """Return the path of a patch's file."""
-        number, _ = self.locate(index)
+        return self.path_of(*self.locate(index))
+
+    def path_of(self, number: int, position: int) -> str:
+        """Return the path of a patch's file by where it is; see Source.path_of."""
         listed = self._listed()
-        return f"{self.path}/{relative_path(self.layout, listed.images[number], listed.files[index])}"
+        file = listed.files[listed.first[number] + position]
+        return f"{self.path}/{relative_path(self.layout, listed.images[number], file)}"
 
     def image_name(self, number: int) -> str:
         """Return the name of an image."""

@@ -124,6 +124,9 @@ class Source(Protocol):
     def patch_path(self, index: int) -> str:
         """Return the path of a patch: ROOT/IMAGE/FILE in a chunked source, ROOT/IMAGE in one of pictures."""
 
+    def path_of(self, number: int, position: int) -> str:
+        """Return the path of a patch by where locate() says that it is."""
+
     def image_name(self, number: int) -> str:
         """Return the name of an image."""
 

@@ -198,7 +198,10 @@ class Store:
 
     def patch_path(self, index: int) -> str:
         """Return the path of a patch, as if the store were the folder it was made from."""
-        number, position = self.locate(index)
+        return self.path_of(*self.locate(index))
+
+    def path_of(self, number: int, position: int) -> str:
+        """Return the path of a patch by where it is; see Source.path_of."""
         image = self.image(number)
         return self._prefix + relative_path(self.layout, image.name, image.files[position])
 

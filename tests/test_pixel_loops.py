@@ -267,13 +267,53 @@ def test_references_that_they_cannot_take_are_an_error(args: tuple[Any, ...], er
         _pixel_loops.write_reference(*args)
 
 
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_patches_that_are_written_together_are_those_written_alone(count: int) -> None:
+    pixels = [(noise(256, 192, seed=n), filled(3, 256, 192), filled(3, 64, 48)) for n in range(count)]
+    alone = [(picture, filled(3, 256, 192), filled(3, 64, 48)) for picture, _, _ in pixels]
+    references = [
+        (split_channels(noise(32, 16, seed=n)), to_planes(noise(16, 8)), (n, 9 + n, 2, 7), 0.1, (64, 32))
+        for n in range(count // 2)
+    ]
+    outs, expected = ([(filled(4, 32, 16), filled(4, 16, 8)) for _ in references] for _ in range(2))
+    together = tuple((*given, *planes_of) for given, planes_of in zip(references, outs, strict=True))
+    _pixel_loops.write_patches(tuple(pixels), together)
+    for one in alone:
+        _pixel_loops.write_pixels(*one)
+    for given, planes_of in zip(references, expected, strict=True):
+        _pixel_loops.write_reference(*given, *planes_of)
+    for made, other in zip([*pixels, *outs], [*alone, *expected], strict=True):
+        for one, two in zip(made, other, strict=True):
+            np.testing.assert_array_equal(one, two)
+
+
+def test_nothing_is_written_where_one_of_several_patches_is_wrong() -> None:
+    pixels = (noise(8, 8), filled(3, 8, 8))
+    reference = (split_channels(noise(8, 8)), LQ, BOX, 0.1, (8, 8), filled(4, 8, 8), filled(4, 4, 4))
+    wrong_pixels, wrong_reference = (PIXELS[0], HQ), (REFERENCE, LQ, (0, 9, 0, 8), 0.1, (8, 8), HQ4, LQ4)
+    calls: list[tuple[tuple[Any, ...], type[Exception]]] = [
+        (((pixels, wrong_pixels), (reference,)), ValueError),
+        (((pixels,), (reference, wrong_reference)), ValueError),
+        (((pixels, list(pixels)), (reference,)), TypeError),
+        (((pixels,), (reference, None)), TypeError),
+        (([pixels], (reference,)), TypeError),
+        (((pixels,),), TypeError),
+    ]
+    for args, error in calls:
+        with pytest.raises(error):
+            _pixel_loops.write_patches(*args)
+    assert all(np.isnan(planes_of).all() for planes_of in (pixels[1], *reference[-2:]))
+
+
 @pytest.mark.parametrize("side", [8, 9])
 def test_arrays_are_let_go_of_after_an_error_as_well(side: int) -> None:
     pixels = memoryview(bytearray(8 * 8 * 3)).cast("B", (8, 8, 3))
     reference = memoryview(bytearray(3 * 8 * 8)).cast("B", (3, 8, 8))
     planes_of = [memoryview(bytearray(4 * 3 * size * size)).cast("B").cast("f", (3, size, size)) for size in (8, side)]
     with_mask = [memoryview(bytearray(4 * 4 * size * size)).cast("B").cast("f", (4, size, size)) for size in (8, side)]
+    pair = ((pixels, *planes_of),), ((reference, planes_of[1], BOX, 0.1, (8, 8), *with_mask),)
     calls: list[tuple[Any, ...]] = [
+        (_pixel_loops.write_patches, *pair),
         (_pixel_loops.write_pixels, pixels, *planes_of),
         (_pixel_loops.write_reference, reference, planes_of[1], BOX, 0.1, (8, 8), *with_mask),
         (_pixel_loops.write_reference, reference, planes_of[1], (9, 9, 9, 9), 0.1, (8, 8), *with_mask),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -35,10 +35,9 @@ def write_reference(
     _, height, width = hq.shape
     if size == target:  # then cropping the mask and clamping its square are the same
         size = target = (height, width)
-    top, bottom, left, right = mask_box(square, size)
     loops = loops_for(size, hq, lq)
     if loops is not None and target == (height, width):
-        loops.write_reference(reference.hq, reference.lq, (top, bottom, left, right), MASK_OUTSIDE, size, hq, lq)
+        loops.write_reference(*loops_arguments(reference, square, size, hq=hq, lq=lq))
         return
     if reference.hq.dtype == np.uint8:
         to_unit(cast(Pixels, reference.hq), hq[:3])
@@ -46,9 +45,17 @@ def write_reference(
         hq[:3] = reference.hq
     lq[:3] = reference.lq
     mask = np.full((1, *size), MASK_OUTSIDE, np.float32)
+    top, bottom, left, right = mask_box(square, size)
     mask[:, top:bottom, left:right] = 1
     hq[3:] = area_resize(mask, target)[:, :height, :width]
     area_resize(hq[3:], lq.shape[1:], out=lq[3:])
+
+
+def loops_arguments(
+    reference: Reference, square: Center, size: tuple[int, int], *, hq: Planes, lq: Planes
+) -> tuple[Any, ...]:
+    """Return what the loops in C take to do it, where they can and nothing is cropped; see write_reference."""
+    return reference.hq, reference.lq, mask_box(square, size), MASK_OUTSIDE, size, hq, lq
 
 
 def mask_box(square: Center, size: tuple[int, int]) -> tuple[int, int, int, int]:

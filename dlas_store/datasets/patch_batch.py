@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
+from contextlib import suppress
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +13,7 @@ import torch
 
 from dlas_store.datasets.batches import Allocate, MakeItem
 from dlas_store.datasets.draws import Draw, ItemRandom
-from dlas_store.datasets.masked_reference import write_reference
+from dlas_store.datasets.masked_reference import loops_arguments, write_reference
 from dlas_store.datasets.patches import (
     UNKNOWN_CENTER,
     PatchOptions,
@@ -18,12 +21,22 @@ from dlas_store.datasets.patches import (
     rescale_center,
     rescale_square,
 )
-from dlas_store.datasets.planes import Planes, area_resize, to_planes, write_planes
-from dlas_store.datasets.references import References
-from dlas_store.datasets.roots import reading_order
+from dlas_store.datasets.planes import Planes, area_resize, loops_for, to_planes, write_planes
+from dlas_store.datasets.references import Reference, References
+from dlas_store.datasets.roots import read_all_into, reading_order
 from dlas_store.errors import StoreError
+from dlas_store.metadata import Center
 from dlas_store.pixels import empty_pixels
 from dlas_store.source import Pixels, Source
+
+_BYTES_TOGETHER = 1 << 20
+"""Patches up to so many bytes are decoded before they are written: they stay in the processor's caches."""
+
+_NO_CENTERS = ((0, 0), (0, 0))
+
+_PLANES = ("hq", "lq", "gt_fullsize_ref", "lq_fullsize_ref")
+
+_CENTERS = ("gt_center", "lq_center")
 
 
 class ItemPatches(NamedTuple):
@@ -36,6 +49,26 @@ class ItemPatches(NamedTuple):
 
     source: Source
     patches: Sequence[int]
+
+
+class _FoundPatch(NamedTuple):
+    """What is known of a patch before it is read, and where it goes.
+
+    Attributes:
+        place: its source, and its index there.
+        row: item and frame that it becomes.
+        path: its own.
+        reference: of its image; None without one, or where none is needed.
+        square: where it lies in the reference, in pixels of a reference of its size.
+        centers: row and column of its centre in HQ, and in LQ.
+    """
+
+    place: tuple[Source, int]
+    row: tuple[int, int]
+    path: str
+    reference: Reference | None
+    square: Center
+    centers: tuple[tuple[int, int], tuple[int, int]]
 
 
 class PatchBatch:
@@ -74,7 +107,7 @@ class PatchBatch:
         self._references = references
         self._seed = seed
         self._replace = replace
-        frames = len(items[0].patches)
+        self._frames = frames = len(items[0].patches)
         self._shape = (len(items), frames) if framed else (len(items),)
         rows = (len(items), frames)
         hq, lq = options.hq_size, options.lq_size
@@ -85,19 +118,25 @@ class PatchBatch:
         allocate_references = allocate if options.need_ref else np.zeros
         self._hq_reference = allocate_references((*rows, 4, hq, hq), np.float32)
         self._lq_reference = allocate_references((*rows, 4, lq, lq), np.float32)
-        self._centers = np.zeros((2, *rows, 2), np.int64)  # of HQ, and of LQ
+        self._centers = [[_NO_CENTERS] * frames for _ in items]
         self._paths = [""] * len(items)
         self._order = reading_order([(source, patches[0]) for source, patches in items])
+        self._patch_size = self._likely_size()
+        is_whole = self._hq_size == self._target and not options.corruptions.is_active
+        self._loops = loops_for(self._patch_size, self._hq[0, 0], self._lq[0, 0]) if is_whole else None
 
     def __len__(self) -> int:
         return len(self._items)
 
     def fill(self, start: int, stop: int) -> None:
         """Make a part of the items; see BatchWork."""
-        decoded = empty_pixels((*self._target, 3))
-        for item in self._order[start:stop]:
+        left = part = self._order[start:stop]
+        if self._loops is not None:
+            left = self._make_together(part, self._loops)
+        decoded = empty_pixels((*self._patch_size, 3) if left else (0,))
+        for item in left:
             try:
-                decoded = self._fill_item(item, decoded)
+                decoded = self._make(item, decoded)
             except StoreError:
                 if self._replace is None:
                     raise
@@ -105,21 +144,95 @@ class PatchBatch:
 
     def finish(self) -> dict[str, Any]:
         """Return the batch; see BatchWork."""
-        names = ("hq", "lq", "gt_fullsize_ref", "lq_fullsize_ref", "gt_center", "lq_center")
+        centers = np.array(self._centers, np.int64)  # (items, frames, 2, 2)
+        arrays = (*self._planes(), *np.ascontiguousarray(centers.transpose(2, 0, 1, 3)))
         batch: dict[str, Any] = {
             name: torch.from_numpy(array.reshape(*self._shape, *array.shape[2:]))
-            for name, array in zip(names, self._arrays(), strict=True)
+            for name, array in zip((*_PLANES, *_CENTERS), arrays, strict=True)
         }
         batch["GT_path"] = self._paths
         if len(self._shape) == 1:
             batch["LQ_path"] = list(self._paths)
         return batch
 
-    def _arrays(self) -> tuple[Any, ...]:
-        """Return the arrays of (items, frames, ...), in the order of an item's keys."""
-        return self._hq, self._lq, self._hq_reference, self._lq_reference, *self._centers
+    def _likely_size(self) -> tuple[int, int]:
+        """Return the height and width of the first patch, which the others are likely to have."""
+        source, patches = self._items[0]
+        with suppress(StoreError):  # to be raised, or replaced, when it is read
+            return source.claimed_size(patches[0])
+        return self._target
 
-    def _fill_item(self, item: int, decoded: Pixels) -> Pixels:
+    def _planes(self) -> tuple[Planes, ...]:
+        """Return the arrays (items, frames, C, h, w) in the order of _PLANES."""
+        return self._hq, self._lq, self._hq_reference, self._lq_reference
+
+    def _make_together(self, part: Sequence[int], loops: ModuleType) -> list[int]:
+        """Make items several at a time, with two calls of C, where that can be done.
+
+        Args:
+            part: their places in the batch.
+            loops: in C, which can write what patches of the likely size become.
+
+        Returns:
+            Those that were not made; whoever makes them one by one meets what is wrong.
+        """
+        # All are looked up first, for decoding leaves nothing that this needs in the processor's caches.
+        found = {item: patches for item in part if (patches := self._find_item(item))}
+        height, width = self._patch_size
+        count = max(1, _BYTES_TOGETHER // (self._frames * height * width * 3))
+        decoded = list(empty_pixels((min(count, len(part)) * self._frames, height, width, 3)))
+        left = [item for item in part if item not in found]
+        whole = list(found)
+        for first in range(0, len(whole), count):
+            items = whole[first : first + count]
+            patches = [patch for item in items for patch in found[item]]
+            if not self._make_patches(patches, decoded[: len(patches)], loops):
+                left += items
+        return left
+
+    def _find_item(self, item: int) -> list[_FoundPatch]:
+        """Return what is known of an item's patches if they have the likely size; nothing after an error."""
+        source, patches = self._items[item]
+        try:
+            return [
+                self._find_patch(source, patch, self._patch_size, (item, frame)) for frame, patch in enumerate(patches)
+            ]
+        except StoreError:
+            return []
+
+    def _find_patch(self, source: Source, patch: int, size: tuple[int, int], row: tuple[int, int]) -> _FoundPatch:
+        """Look up what is known of a patch of a size."""
+        number, position = source.locate(patch)
+        path = source.path_of(number, position)
+        if not self._options.need_ref or (reference := self._references.get(source, number, size)) is None:
+            return _FoundPatch((source, patch), row, path, None, UNKNOWN_CENTER, _NO_CENTERS)
+        square = UNKNOWN_CENTER
+        if self._options.need_metadata:
+            square = rescale_square(needed_center(source, number, position), reference.size, size)
+        hq_center = rescale_center((square.row, square.col), size, self._target)
+        lq_center = rescale_center(hq_center, self._hq_size, self._lq_size)
+        return _FoundPatch((source, patch), row, path, reference, square, (hq_center, lq_center))
+
+    def _make_patches(self, patches: Sequence[_FoundPatch], decoded: list[Pixels], loops: ModuleType) -> bool:
+        """Make patches of the likely size, decoded into arrays that are given; return whether all have that size."""
+        try:
+            pixels = read_all_into([patch.place for patch in patches], decoded)
+        except StoreError:
+            return False
+        if not all(map(operator.is_, pixels, decoded)):
+            return False
+        planes, references = [], []
+        for patch, out in zip(patches, decoded, strict=True):
+            self._note(patch)
+            row = patch.row
+            planes.append((out, self._hq[row], self._lq[row]))
+            if patch.reference is not None:
+                hq, lq = self._hq_reference[row], self._lq_reference[row]
+                references.append(loops_arguments(patch.reference, patch.square, self._patch_size, hq=hq, lq=lq))
+        loops.write_patches(tuple(planes), tuple(references))
+        return True
+
+    def _make(self, item: int, decoded: Pixels) -> Pixels:
         """Make an item.
 
         Args:
@@ -132,19 +245,31 @@ class PatchBatch:
         source, patches = self._items[item]
         for frame, patch in enumerate(patches):
             decoded = source.read_into(patch, decoded)
-            self._write_patch(decoded, (item, frame))
-            if self._options.need_ref:
-                self._add_reference(source, patch, (decoded.shape[0], decoded.shape[1]), (item, frame))
+            size, row = (decoded.shape[0], decoded.shape[1]), (item, frame)
+            self._write_patch(decoded, row)
+            found = self._find_patch(source, patch, size, row)
+            self._note(found)
+            if found.reference is not None:
+                hq, lq = self._hq_reference[row], self._lq_reference[row]
+                write_reference(found.reference, found.square, size=size, target=self._target, hq=hq, lq=lq)
         if self._options.corruptions.is_active:
             self._corrupt(item)
-        self._paths[item] = source.patch_path(patches[-1])
         return decoded
+
+    def _note(self, patch: _FoundPatch) -> None:
+        """Take over the path and the centres of a patch, and leave no reference where it has none."""
+        item, frame = patch.row
+        self._paths[item] = patch.path  # that of the last frame stays
+        self._centers[item][frame] = patch.centers
+        if patch.reference is None and self._options.need_ref:
+            self._hq_reference[patch.row] = self._lq_reference[patch.row] = 0
 
     def _write_item(self, item: int, values: dict[str, Any]) -> None:
         """Take over an item that was made on its own."""
-        keys = ("hq", "lq", "gt_fullsize_ref", "lq_fullsize_ref", "gt_center", "lq_center")
-        for key, array in zip(keys, self._arrays(), strict=True):
+        for key, array in zip(_PLANES, self._planes(), strict=True):
             array[item] = values[key].numpy()
+        of_hq, of_lq = (values[key].reshape(-1, 2).tolist() for key in _CENTERS)
+        self._centers[item] = list(zip(of_hq, of_lq, strict=True))
         self._paths[item] = values["GT_path"]
 
     def _write_patch(self, pixels: Pixels, row: tuple[int, int]) -> None:
@@ -163,23 +288,6 @@ class PatchBatch:
             hq[...] = whole[:, : hq.shape[1], : hq.shape[2]]
         if not is_corrupted:
             area_resize(hq, lq.shape[1:], out=lq)
-
-    def _add_reference(self, source: Source, patch: int, size: tuple[int, int], row: tuple[int, int]) -> None:
-        """Write reference, mask and centre of a patch of a size."""
-        opt = self._options
-        number, position = source.locate(patch)
-        reference = self._references.get(source, number, size)
-        hq, lq = self._hq_reference[row], self._lq_reference[row]
-        if reference is None:
-            hq.fill(0)
-            lq.fill(0)
-            return
-        square = UNKNOWN_CENTER
-        if opt.need_metadata:
-            square = rescale_square(needed_center(source, number, position), reference.size, size)
-        write_reference(reference, square, size=size, target=self._target, hq=hq, lq=lq)
-        center = rescale_center((square.row, square.col), size, self._target)
-        self._centers[:, row[0], row[1]] = center, rescale_center(center, self._hq_size, self._lq_size)
 
     def _corrupt(self, item: int) -> None:
         """Write HQ brought down by ``scale`` and corrupted as LQ; references and masks are not corrupted."""
