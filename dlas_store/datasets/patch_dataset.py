@@ -55,6 +55,10 @@ class PatchDataset(ItemDataset):
             PatchIndexError: the index is not in 0 .. len(self) - 1.
         """
 
+    def patches_of_all(self, indices: Sequence[int]) -> list[ItemPatches]:
+        """Return what patches_of() does for each of some items, one or more."""
+        return list(map(self.patches_of, indices))
+
     def make_item(self, index: int, random: ItemRandom) -> dict[str, Any]:
         """Return an item.
 
@@ -94,7 +98,7 @@ class PatchDataset(ItemDataset):
 
     def begin_raw_batch(self, draws: Sequence[Draw], allocate: Allocate) -> RawPatchBatch:
         """Begin a batch of which a device makes HQ and LQ; see begin_batch, and DevicePatches."""
-        items = [self.patches_of(draw.index) for draw in draws]
+        items = self.patches_of_all([draw.index for draw in draws])
         return RawPatchBatch(items, self._patch_options, self._pixel_references, framed=self._framed, allocate=allocate)
 
     def will_need(self, draws: Sequence[Draw]) -> None:
@@ -105,7 +109,7 @@ class PatchDataset(ItemDataset):
     def _begin(self, draws: Sequence[Draw], allocate: Allocate, *, replace: MakeItem | None) -> BatchWork:
         return PatchBatch(
             draws,
-            [self.patches_of(draw.index) for draw in draws],
+            self.patches_of_all([draw.index for draw in draws]),
             self._patch_options,
             self._references,
             seed=self._seed,

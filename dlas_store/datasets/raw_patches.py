@@ -128,12 +128,8 @@ class RawPatchBatch:
         part = self._order[start:stop]
         rows = [row for item in part for row in range(item * self._frames, (item + 1) * self._frames)]
         self._decode(rows)
-        if self._options.need_ref:
-            for row in rows:
-                self._find_reference(row)
-        for item in part:
-            source, patch = self._places[(item + 1) * self._frames - 1]
-            self._paths[item] = source.patch_path(patch)
+        for row in rows:
+            self._look_up(row)
 
     def finish(self) -> RawPatches:
         """Return the batch."""
@@ -159,11 +155,12 @@ class RawPatchBatch:
                     f"its batch have {out.shape[1]} x {out.shape[0]}; leave the option device out"
                 )
 
-    def _find_reference(self, row: int) -> None:
+    def _look_up(self, row: int) -> None:
+        """Find out a patch's path, and its reference and where it lies in that."""
         source, patch = self._places[row]
         number, position = source.locate(patch)
-        reference = self._references.get(source, number)
-        if reference is None:
+        self._paths[row // self._frames] = source.path_of(number, position)  # that of the last frame stays
+        if not self._options.need_ref or (reference := self._references.get(source, number)) is None:
             return
         square = UNKNOWN_CENTER
         if self._options.need_metadata:

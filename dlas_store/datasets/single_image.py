@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dlas_store.datasets.options import Options
@@ -43,3 +43,7 @@ class SingleImageDataset(PatchDataset):
         """Return the item's own patch."""
         source, patch = self._roots.locate(index)
         return ItemPatches(source, [patch])
+
+    def patches_of_all(self, indices: Sequence[int]) -> list[ItemPatches]:
+        """Return what patches_of() does for each of some items, one or more."""
+        return [ItemPatches(source, [patch]) for source, patch in self._roots.locate_all(indices)]
