@@ -26,6 +26,6 @@ def empty_aligned(shape: tuple[int, ...], dtype: DTypeLike, *, offset: int = 0) 
     if not size:
         return np.empty(shape, dtype)
     memory = np.empty(size + _CACHE_LINE, np.uint8)
-    start = (offset - memory.ctypes.data) % _CACHE_LINE
+    start = (offset - memory.__array_interface__["data"][0]) % _CACHE_LINE
     # Not a slice of the array, or made of it by numpy: views would refer to it.
     return np.asarray(memory.data[start : start + size].cast(dtype.char, shape))  # type: ignore[arg-type]

@@ -9,6 +9,16 @@ from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from types import FrameType
 
+try:
+    # What signal's functions of these names call, which take ten times as long to make enumerations of the results.
+    from _signal import getsignal as _getsignal  # type: ignore[import-not-found]
+    from _signal import signal as _set_signal
+except ImportError:  # not a part of Python that every implementation has
+    from signal import getsignal as _getsignal
+    from signal import signal as _set_signal
+
+_SIGINT = int(signal.SIGINT)
+
 _HAS_MASKS = hasattr(signal, "pthread_sigmask")  # not on Windows
 
 
@@ -22,7 +32,7 @@ def interrupt_delayed() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread is interrupted
         return
-    handler = signal.getsignal(signal.SIGINT)
+    handler = _getsignal(_SIGINT)
     came: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -33,13 +43,13 @@ def interrupt_delayed() -> Iterator[None]:
     if handler is None:  # it is not one of Python's
         yield
         return
-    signal.signal(signal.SIGINT, note)
+    _set_signal(_SIGINT, note)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
+        _set_signal(_SIGINT, handler)
         if came:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(_SIGINT)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import msgpack
@@ -72,6 +73,7 @@ class Image:
         return None if self.centers is None or number is None else self.centers.get(number)
 
 
+@lru_cache(4096)  # patches of many images have the same names
 def file_number(file: str) -> int | None:
     """Return the number that a patch's file name is, None for a name that is no number below 2^63.
 

@@ -19,7 +19,7 @@ from dlas_store.converters.importing import import_store
 from dlas_store.datasets import OptionWarning, SingleImageDataset
 from dlas_store.datasets.draws import Draw
 from dlas_store.datasets.masked_reference import mask_box
-from dlas_store.datasets.patches import rescale_center
+from dlas_store.datasets.patches import rescale_center, rescale_centers
 from dlas_store.errors import ConfigError, ImageError, MissingMetadataError, NotASourceError, PatchIndexError
 from dlas_store.metadata import Center
 
@@ -146,6 +146,8 @@ def test_a_centre_is_truncated_at_every_step(make_image: MakeImage) -> None:
 @pytest.mark.parametrize(("value", "old", "new", "rescaled"), [(55, 88, 48, 29), (49, 49, 64, 63), (20, 40, 10, 5)])
 def test_rescaling_a_centre_divides_first_and_in_floating_point(value: int, old: int, new: int, rescaled: int) -> None:
     assert rescale_center((value, 0), (old, 7), (new, 7)) == (rescaled, 0)  # 55 * 48 / 88 is 30, 49 * 64 / 49 is 64
+    several = np.array([[[value, 3]], [[0, 0]]])
+    assert rescale_centers(several, (old, 7), (new, 7)).tolist() == [[[rescaled, 3]], [[0, 0]]]
 
 
 def test_sides_are_cropped_at_the_bottom_and_right_and_the_centre_stays(make_image: MakeImage) -> None:

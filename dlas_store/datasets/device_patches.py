@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from dlas_store.datasets.patches import MASK_OUTSIDE, PatchOptions, rescale_center
+from dlas_store.datasets.patches import MASK_OUTSIDE, PatchOptions, rescale_centers
 from dlas_store.datasets.raw_patches import NO_REFERENCE, RawPatches, ReferenceName
 
 CACHE_BYTES = 512 << 20
@@ -136,10 +136,8 @@ def _masks(squares: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
     return torch.where(rows[:, None, :, None] & columns[:, None, None, :], 1.0, MASK_OUTSIDE)
 
 
-def _centers(raw: RawPatches, patch_size: tuple[int, ...], opt: PatchOptions) -> tuple[torch.Tensor, torch.Tensor]:
+def _centers(raw: RawPatches, patch_size: tuple[int, int], opt: PatchOptions) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the centres of patches in HQ and LQ, int64 (N, 2) each."""
     target, cropped = (opt.target_size, opt.target_size), (opt.hq_size, opt.hq_size)
-    squares = raw.squares.tolist()
-    hq = [rescale_center((row, column), patch_size, target) for row, column, _ in squares]
-    lq = [rescale_center(center, cropped, (opt.lq_size, opt.lq_size)) for center in hq]
-    return torch.tensor(hq), torch.tensor(lq)
+    hq = rescale_centers(raw.squares[:, :2].numpy(), patch_size, target)
+    return torch.from_numpy(hq), torch.from_numpy(rescale_centers(hq, cropped, (opt.lq_size, opt.lq_size)))

@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from dlas_store.datasets.batches import Allocate, MakeItem
+from dlas_store.datasets.decoding_memory import DecodingMemory
 from dlas_store.datasets.draws import Draw, ItemRandom
 from dlas_store.datasets.masked_reference import loops_arguments, write_reference
 from dlas_store.datasets.patches import (
@@ -19,6 +21,7 @@ from dlas_store.datasets.patches import (
     PatchOptions,
     needed_center,
     rescale_center,
+    rescale_centers,
     rescale_square,
 )
 from dlas_store.datasets.planes import Planes, area_resize, loops_for, to_planes, write_planes
@@ -32,11 +35,9 @@ from dlas_store.source import Pixels, Source
 _BYTES_TOGETHER = 1 << 20
 """Patches up to so many bytes are decoded before they are written: they stay in the processor's caches."""
 
-_NO_CENTERS = ((0, 0), (0, 0))
+_NO_CENTER = (0, 0)
 
 _PLANES = ("hq", "lq", "gt_fullsize_ref", "lq_fullsize_ref")
-
-_CENTERS = ("gt_center", "lq_center")
 
 
 class ItemPatches(NamedTuple):
@@ -60,7 +61,7 @@ class _FoundPatch(NamedTuple):
         path: its own.
         reference: of its image; None without one, or where none is needed.
         square: where it lies in the reference, in pixels of a reference of its size.
-        centers: row and column of its centre in HQ, and in LQ.
+        center: row and column of its centre in HQ.
     """
 
     place: tuple[Source, int]
@@ -68,7 +69,7 @@ class _FoundPatch(NamedTuple):
     path: str
     reference: Reference | None
     square: Center
-    centers: tuple[tuple[int, int], tuple[int, int]]
+    center: tuple[int, int]
 
 
 class PatchBatch:
@@ -83,6 +84,7 @@ class PatchBatch:
         items: Sequence[ItemPatches],
         options: PatchOptions,
         references: References,
+        memory: DecodingMemory,
         *,
         seed: int,
         framed: bool,
@@ -96,6 +98,7 @@ class PatchBatch:
             items: for each, its patches; all have the same number of them.
             options: how a patch becomes HQ and LQ.
             references: where references come from.
+            memory: what patches are decoded into, where several are.
             seed: of the random numbers.
             framed: whether tensors have a dimension for the frames.
             allocate: gives the memory of the tensors.
@@ -105,6 +108,7 @@ class PatchBatch:
         self._items = items
         self._options = options
         self._references = references
+        self._memory = memory
         self._seed = seed
         self._replace = replace
         self._frames = frames = len(items[0].patches)
@@ -118,7 +122,7 @@ class PatchBatch:
         allocate_references = allocate if options.need_ref else np.zeros
         self._hq_reference = allocate_references((*rows, 4, hq, hq), np.float32)
         self._lq_reference = allocate_references((*rows, 4, lq, lq), np.float32)
-        self._centers = [[_NO_CENTERS] * frames for _ in items]
+        self._centers = [[_NO_CENTER] * frames for _ in items]  # in HQ
         self._paths = [""] * len(items)
         self._order = reading_order([(source, patches[0]) for source, patches in items])
         self._patch_size = self._likely_size()
@@ -144,11 +148,15 @@ class PatchBatch:
 
     def finish(self) -> dict[str, Any]:
         """Return the batch; see BatchWork."""
-        centers = np.array(self._centers, np.int64)  # (items, frames, 2, 2)
-        arrays = (*self._planes(), *np.ascontiguousarray(centers.transpose(2, 0, 1, 3)))
+        centers = np.array(self._centers, np.int64)
+        arrays: tuple[NDArray[Any], ...] = (
+            *self._planes(),
+            centers,
+            rescale_centers(centers, self._hq_size, self._lq_size),
+        )
         batch: dict[str, Any] = {
             name: torch.from_numpy(array.reshape(*self._shape, *array.shape[2:]))
-            for name, array in zip((*_PLANES, *_CENTERS), arrays, strict=True)
+            for name, array in zip((*_PLANES, "gt_center", "lq_center"), arrays, strict=True)
         }
         batch["GT_path"] = self._paths
         if len(self._shape) == 1:
@@ -180,14 +188,14 @@ class PatchBatch:
         found = {item: patches for item in part if (patches := self._find_item(item))}
         height, width = self._patch_size
         count = max(1, _BYTES_TOGETHER // (self._frames * height * width * 3))
-        decoded = list(empty_pixels((min(count, len(part)) * self._frames, height, width, 3)))
         left = [item for item in part if item not in found]
         whole = list(found)
-        for first in range(0, len(whole), count):
-            items = whole[first : first + count]
-            patches = [patch for item in items for patch in found[item]]
-            if not self._make_patches(patches, decoded[: len(patches)], loops):
-                left += items
+        with self._memory.patches((count * self._frames, height, width, 3)) as decoded:
+            for first in range(0, len(whole), count):
+                items = whole[first : first + count]
+                patches = [patch for item in items for patch in found[item]]
+                if not self._make_patches(patches, decoded[: len(patches)], loops):
+                    left += items
         return left
 
     def _find_item(self, item: int) -> list[_FoundPatch]:
@@ -205,13 +213,12 @@ class PatchBatch:
         number, position = source.locate(patch)
         path = source.path_of(number, position)
         if not self._options.need_ref or (reference := self._references.get(source, number, size)) is None:
-            return _FoundPatch((source, patch), row, path, None, UNKNOWN_CENTER, _NO_CENTERS)
+            return _FoundPatch((source, patch), row, path, None, UNKNOWN_CENTER, _NO_CENTER)
         square = UNKNOWN_CENTER
         if self._options.need_metadata:
             square = rescale_square(needed_center(source, number, position), reference.size, size)
-        hq_center = rescale_center((square.row, square.col), size, self._target)
-        lq_center = rescale_center(hq_center, self._hq_size, self._lq_size)
-        return _FoundPatch((source, patch), row, path, reference, square, (hq_center, lq_center))
+        center = rescale_center((square.row, square.col), size, self._target)
+        return _FoundPatch((source, patch), row, path, reference, square, center)
 
     def _make_patches(self, patches: Sequence[_FoundPatch], decoded: list[Pixels], loops: ModuleType) -> bool:
         """Make patches of the likely size, decoded into arrays that are given; return whether all have that size."""
@@ -260,7 +267,7 @@ class PatchBatch:
         """Take over the path and the centres of a patch, and leave no reference where it has none."""
         item, frame = patch.row
         self._paths[item] = patch.path  # that of the last frame stays
-        self._centers[item][frame] = patch.centers
+        self._centers[item][frame] = patch.center
         if patch.reference is None and self._options.need_ref:
             self._hq_reference[patch.row] = self._lq_reference[patch.row] = 0
 
@@ -268,8 +275,7 @@ class PatchBatch:
         """Take over an item that was made on its own."""
         for key, array in zip(_PLANES, self._planes(), strict=True):
             array[item] = values[key].numpy()
-        of_hq, of_lq = (values[key].reshape(-1, 2).tolist() for key in _CENTERS)
-        self._centers[item] = list(zip(of_hq, of_lq, strict=True))
+        self._centers[item] = values["gt_center"].reshape(-1, 2).tolist()
         self._paths[item] = values["GT_path"]
 
     def _write_patch(self, pixels: Pixels, row: tuple[int, int]) -> None:

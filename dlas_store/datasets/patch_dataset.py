@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dlas_store.datasets.batches import Allocate, BatchOfItems, BatchWork, MakeItem, new_array
+from dlas_store.datasets.decoding_memory import DecodingMemory
 from dlas_store.datasets.draws import Draw, ItemRandom
 from dlas_store.datasets.item_dataset import ItemDataset
 from dlas_store.datasets.options import Options
@@ -37,6 +38,7 @@ class PatchDataset(ItemDataset):
         self._roots = open_roots(options, layout="chunked")
         self._references = References(self._patch_options)
         self._pixel_references = PixelReferences()
+        self._decoding_memory = DecodingMemory()
         self._framed = framed
 
     def __len__(self) -> int:
@@ -112,6 +114,7 @@ class PatchDataset(ItemDataset):
             self.patches_of_all([draw.index for draw in draws]),
             self._patch_options,
             self._references,
+            self._decoding_memory,
             seed=self._seed,
             framed=self._framed,
             allocate=allocate,

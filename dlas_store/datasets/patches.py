@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dlas_store.datasets.corruptions import Corruptions
 from dlas_store.datasets.options import Options, check_lq_size
@@ -86,6 +87,12 @@ def rescale_center(center: tuple[int, int], old_size: tuple[int, ...], size: tup
         return center
     row, col = (_rescale(*values) for values in zip(center, old_size, size, strict=True))
     return row, col
+
+
+def rescale_centers(centers: NDArray[np.int64], old_size: tuple[int, int], size: tuple[int, int]) -> NDArray[np.int64]:
+    """Return what rescale_center() does for each of some centres, int64 (..., 2), as a new array."""
+    factors = [float(new) / float(old) for new, old in zip(size, old_size, strict=True)]
+    return (np.array(factors) * centers).astype(np.int64)
 
 
 def rescale_square(square: Center, old_size: tuple[int, ...], size: tuple[int, ...]) -> Center:
