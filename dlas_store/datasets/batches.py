@@ -25,7 +25,7 @@ MakeItem = Callable[[Draw], dict[str, Any]]
 def new_array(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
     """Return an array in new memory, where writing is fastest: bytes where pictures are decoded, floats in whole lines.
 
-    Planes that are written past the caches take twice as long where their rows begin in the middle of a cache line.
+    Planes that are written past the caches take longer where their rows begin in the middle of a cache line.
     """
     if np.dtype(dtype) == np.uint8:
         return empty_pixels(shape)
