@@ -374,71 +374,20 @@ static void do_reference(const ReferenceTask *task)
     write_box(task->box, task->outside, &task->lq, task->arrays.scratch);
 }
 
-PyDoc_STRVAR(write_pixels_doc, "write_pixels(pixels, planes, more_planes=None, /)\n--\n\n"
-             "Write pixels to one or two arrays, each averaged by a whole factor from 1.\n\n"
-             "pixels is uint8 (H, W, 3); planes are float32 (3, H / f, W / f), in [0, 1].");
-
-static PyObject *py_write_pixels(PyObject *Py_UNUSED(module), PyObject *args)
+/* Does what write_pixels and write_reference do with each of some tuples of arguments, or nothing after an error. */
+static PyObject *write_all(PyObject *const *pixels, Py_ssize_t pixels_count, PyObject *const *references,
+                           Py_ssize_t references_count)
 {
-    PixelsTask task = {0};
-    const int is_sound = take_pixels(args, &task);
+    PixelsTask *pixels_tasks = PyMem_Calloc((size_t)pixels_count, sizeof *pixels_tasks);
+    ReferenceTask *reference_tasks = PyMem_Calloc((size_t)references_count, sizeof *reference_tasks);
+    int is_sound = pixels_tasks != NULL && reference_tasks != NULL;
 
-    if (is_sound) {
-        Py_BEGIN_ALLOW_THREADS
-        do_pixels(&task);
-        end_writing();
-        Py_END_ALLOW_THREADS
-    }
-    let_go(&task.arrays);
-    return is_sound ? Py_NewRef(Py_None) : NULL;
-}
-
-PyDoc_STRVAR(write_reference_doc, "write_reference(reference, small_reference, box, outside, size, hq, lq, /)\n--\n\n"
-             "Write a reference and its mask as HQ and as LQ.\n\n"
-             "reference is uint8, or float32 in [0, 1], (3, h, w), small_reference float32 (3, h / s, w / s). size is\n"
-             "height and width of the mask before it is averaged by whole factors from 1, box (top, bottom, left, right)\n"
-             "where it is 1, outside what it is elsewhere. hq is float32 (4, h, w), lq float32 (4, h / s, w / s).");
-
-static PyObject *py_write_reference(PyObject *Py_UNUSED(module), PyObject *args)
-{
-    ReferenceTask task = {0};
-    const int is_sound = take_reference(args, &task);
-
-    if (is_sound) {
-        Py_BEGIN_ALLOW_THREADS
-        do_reference(&task);
-        end_writing();
-        Py_END_ALLOW_THREADS
-    }
-    let_go(&task.arrays);
-    return is_sound ? Py_NewRef(Py_None) : NULL;
-}
-
-PyDoc_STRVAR(write_patches_doc, "write_patches(pixels, references, /)\n--\n\n"
-             "Call write_pixels and write_reference with each of some tuples of arguments, giving up Python's lock once.\n\n"
-             "Both are tuples of tuples. After an error nothing was written.");
-
-static PyObject *py_write_patches(PyObject *Py_UNUSED(module), PyObject *args)
-{
-    PyObject *pixels, *references;
-    PixelsTask *pixels_tasks;
-    ReferenceTask *reference_tasks;
-    Py_ssize_t pixels_count, references_count;
-    int is_sound;
-
-    if (!PyArg_ParseTuple(args, "O!O!:write_patches", &PyTuple_Type, &pixels, &PyTuple_Type, &references))
-        return NULL;
-    pixels_count = PyTuple_GET_SIZE(pixels);
-    references_count = PyTuple_GET_SIZE(references);
-    pixels_tasks = PyMem_Calloc((size_t)pixels_count, sizeof *pixels_tasks);
-    reference_tasks = PyMem_Calloc((size_t)references_count, sizeof *reference_tasks);
-    is_sound = pixels_tasks != NULL && reference_tasks != NULL;
     if (!is_sound)
         PyErr_NoMemory();
     for (Py_ssize_t i = 0; is_sound && i < pixels_count; i++)
-        is_sound = take_pixels(PyTuple_GET_ITEM(pixels, i), &pixels_tasks[i]);
+        is_sound = take_pixels(pixels[i], &pixels_tasks[i]);
     for (Py_ssize_t i = 0; is_sound && i < references_count; i++)
-        is_sound = take_reference(PyTuple_GET_ITEM(references, i), &reference_tasks[i]);
+        is_sound = take_reference(references[i], &reference_tasks[i]);
     if (is_sound) {
         Py_BEGIN_ALLOW_THREADS
         for (Py_ssize_t i = 0; i < pixels_count; i++)
@@ -455,6 +404,40 @@ static PyObject *py_write_patches(PyObject *Py_UNUSED(module), PyObject *args)
     PyMem_Free(pixels_tasks);
     PyMem_Free(reference_tasks);
     return is_sound ? Py_NewRef(Py_None) : NULL;
+}
+
+PyDoc_STRVAR(write_pixels_doc, "write_pixels(pixels, planes, more_planes=None, /)\n--\n\n"
+             "Write pixels to one or two arrays, each averaged by a whole factor from 1.\n\n"
+             "pixels is uint8 (H, W, 3); planes are float32 (3, H / f, W / f), in [0, 1].");
+
+static PyObject *py_write_pixels(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    return write_all(&args, 1, NULL, 0);
+}
+
+PyDoc_STRVAR(write_reference_doc, "write_reference(reference, small_reference, box, outside, size, hq, lq, /)\n--\n\n"
+             "Write a reference and its mask as HQ and as LQ.\n\n"
+             "reference is uint8, or float32 in [0, 1], (3, h, w), small_reference float32 (3, h / s, w / s). size is\n"
+             "height and width of the mask before it is averaged by whole factors from 1, box (top, bottom, left, right)\n"
+             "where it is 1, outside what it is elsewhere. hq is float32 (4, h, w), lq float32 (4, h / s, w / s).");
+
+static PyObject *py_write_reference(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    return write_all(NULL, 0, &args, 1);
+}
+
+PyDoc_STRVAR(write_patches_doc, "write_patches(pixels, references, /)\n--\n\n"
+             "Call write_pixels and write_reference with each of some tuples of arguments, giving up Python's lock once.\n\n"
+             "Both are tuples of tuples. After an error nothing was written.");
+
+static PyObject *py_write_patches(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *pixels, *references;
+
+    if (!PyArg_ParseTuple(args, "O!O!:write_patches", &PyTuple_Type, &pixels, &PyTuple_Type, &references))
+        return NULL;
+    return write_all(PySequence_Fast_ITEMS(pixels), PyTuple_GET_SIZE(pixels), PySequence_Fast_ITEMS(references),
+                     PyTuple_GET_SIZE(references));
 }
 
 static PyMethodDef functions[] = {
