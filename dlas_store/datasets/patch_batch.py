@@ -19,10 +19,9 @@ from dlas_store.datasets.masked_reference import loops_arguments, write_referenc
 from dlas_store.datasets.patches import (
     UNKNOWN_CENTER,
     PatchOptions,
-    needed_center,
     rescale_center,
     rescale_centers,
-    rescale_square,
+    square_in_reference,
 )
 from dlas_store.datasets.planes import Planes, area_resize, loops_for, to_planes, write_planes
 from dlas_store.datasets.references import Reference, References
@@ -214,9 +213,9 @@ class PatchBatch:
         path = source.path_of(number, position)
         if not self._options.need_ref or (reference := self._references.get(source, number, size)) is None:
             return _FoundPatch((source, patch), row, path, None, UNKNOWN_CENTER, _NO_CENTER)
-        square = UNKNOWN_CENTER
-        if self._options.need_metadata:
-            square = rescale_square(needed_center(source, number, position), reference.size, size)
+        square = square_in_reference(
+            source, number, position, self._options, reference_size=reference.size, patch_size=size
+        )
         center = rescale_center((square.row, square.col), size, self._target)
         return _FoundPatch((source, patch), row, path, reference, square, center)
 

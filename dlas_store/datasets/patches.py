@@ -103,7 +103,26 @@ def rescale_square(square: Center, old_size: tuple[int, ...], size: tuple[int, .
     return Center(row, col, _rescale(square.width, old_size[1], size[1]))
 
 
-def needed_center(source: Source, number: int, position: int) -> Center:
+def square_in_reference(
+    source: Source,
+    number: int,
+    position: int,
+    options: PatchOptions,
+    *,
+    reference_size: tuple[int, ...],
+    patch_size: tuple[int, ...],
+) -> Center:
+    """Return where the patch at a position of an image lies, in pixels of a reference of the patch's size.
+
+    Raises:
+        MissingMetadataError: that is needed and the source does not say it.
+    """
+    if not options.need_metadata:
+        return UNKNOWN_CENTER
+    return rescale_square(_needed_center(source, number, position), reference_size, patch_size)
+
+
+def _needed_center(source: Source, number: int, position: int) -> Center:
     """Return the centre of the patch at a position of an image.
 
     Raises:

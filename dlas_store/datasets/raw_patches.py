@@ -11,7 +11,7 @@ import torch
 from dlas_store.bounded_cache import cached
 from dlas_store.datasets.batches import Allocate
 from dlas_store.datasets.patch_batch import ItemPatches
-from dlas_store.datasets.patches import UNKNOWN_CENTER, PatchOptions, needed_center, rescale_square
+from dlas_store.datasets.patches import PatchOptions, square_in_reference
 from dlas_store.datasets.references import decode_reference
 from dlas_store.datasets.roots import read_all_into, reading_order
 from dlas_store.errors import StoreError
@@ -162,9 +162,8 @@ class RawPatchBatch:
         self._paths[row // self._frames] = source.path_of(number, position)  # that of the last frame stays
         if not self._options.need_ref or (reference := self._references.get(source, number)) is None:
             return
-        square = UNKNOWN_CENTER
-        if self._options.need_metadata:
-            size, patch_size = reference.pixels.shape[:2], self._pixels.shape[2:4]
-            square = rescale_square(needed_center(source, number, position), size, patch_size)
-        self._squares[row] = square
+        size, patch_size = reference.pixels.shape[:2], self._pixels.shape[2:4]
+        self._squares[row] = square_in_reference(
+            source, number, position, self._options, reference_size=size, patch_size=patch_size
+        )
         self._found[row] = reference
