@@ -190,6 +190,15 @@ CASES = {
     "imagefolder": Case(
         "pictures", {"mode": "imagefolder", "target_size": 32, "scale": 2, "normalize": "imagenet", **CORRUPTIONS}
     ),
+    "imagefolder plain": Case("patches", {"mode": "imagefolder", "scale": 4, "fixed_parameters": {"n": [0.5, 2]}}),
+    "imagefolder resized": Case("pictures", {"mode": "imagefolder", "target_size": 32, "scale": 2}),
+    "imagefolder cut": Case(
+        "pictures", {"mode": "imagefolder", "center_crop_hq_sz": 37, "scale": 2, "force_multiple": 3, "skip_lq": True}
+    ),
+    "imagefolder mapped": Case(
+        "pictures",
+        {"mode": "imagefolder", "target_size": 32, "scale": 2, "normalize": "imagenet", "rgb_n1_to_1": True},
+    ),
     "imagefolder next": Case(
         "pictures",
         {"mode": "imagefolder", "target_size": 32, "scale": 2, "fetch_alt_image": True, "fixed_parameters": {"n": 0.5}},
@@ -214,6 +223,15 @@ CASES = {
     "torch_dataset": Case("classes", {"mode": "torch_dataset", "image_size": 32, "random_crop": True}),
     "combined": Case(
         "", {"mode": "combined", "scale": 2, "default": single(**REFERENCES, **CORRUPTIONS), "other": single("sizes")}
+    ),
+    "combined pictures": Case(
+        "",
+        {
+            "mode": "combined",
+            "scale": 2,
+            "default": Case("pictures", {"mode": "imagefolder", "target_size": 32}),
+            "trees": Case("patches", {"mode": "multiscale", "hq_tile_size": 8, "num_scales": 2}),
+        },
     ),
     "pixels": Case("patches", {"mode": "pixels"}),
 }
@@ -305,7 +323,13 @@ def test_items_of_a_list_are_those_read_alone(name: str, data: Path) -> None:
                 assert_same(given, value)
 
 
-@pytest.mark.parametrize("name", ["references", "cropped", "corrupted", "multi frame", "pixels", "imagefolder"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "references", "cropped", "corrupted", "multi frame", "pixels", "imagefolder", "imagefolder plain",
+        "imagefolder resized", "imagefolder cut", "combined", "combined pictures",
+    ],
+)  # fmt: skip
 def test_memory_of_any_content_and_parts_in_any_order_make_the_same_batch(name: str, data: Path, kind: str) -> None:
     dataset = make_dataset(name, data, kind)
     draws = draws_of(dataset, 9)
@@ -327,7 +351,9 @@ def test_ints_are_read_as_draws_of_the_epoch(data: Path, kind: str) -> None:
     assert_same(default_collate(list(dataset.__getitems__(numbers))), expected)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["references", "multi frame", "imagefolder", "pixels"])
+@pytest.mark.parametrize(
+    "name", ["references", "multi frame", "imagefolder", "imagefolder plain", "combined pictures", "pixels"]
+)
 @pytest.mark.parametrize("index", [-1, 10**6])
 def test_an_index_outside_is_an_error_of_the_whole_batch(name: str, index: int, data: Path) -> None:
     dataset = make_dataset(name, data, "store", on_error="skip")

@@ -13,11 +13,13 @@ import pytest
 import torch
 from corrupting import expected_strengths
 from pictures import averaged, planes, store_of, write_pictures
-from samples import DATA, Array, noise
+from samples import DATA, Array, noise, png
+from torch.utils.data import default_collate
 
 from dlas_store.datasets import ImageFolderDataset, OptionWarning, create_dataloader, create_dataset
 from dlas_store.datasets.draws import Draw
-from dlas_store.errors import ConfigError, ImageError, NotASourceError
+from dlas_store.datasets.threads_loader import ThreadsLoader
+from dlas_store.errors import ConfigError, ImageError, NotASourceError, StoreError
 from dlas_store.read_command import describe_batches
 
 PLAIN = {"scale": 2, "disable_flip": True}
@@ -469,6 +471,39 @@ def test_a_bad_picture_is_named_and_skipped_on_request(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"photos/a\.png"):
         item(folder)
     assert item(folder, on_error="skip")["HQ_path"].endswith("b.png")
+
+
+def test_pictures_of_several_sizes_are_no_batch_unless_they_are_padded(tmp_path: Path) -> None:
+    folder = write_pictures(
+        tmp_path / "photos", {"a.png": noise(40, 40), "b.png": noise(60, 60), "c.png": noise(40, 40)}
+    )
+    options = {"phase": "val", "batch_size": 3}
+    message = r"photos/b\.png: 60 x 60 pixels, where others of its batch have 40 x 40; set target_size, needs_collate"
+    with pytest.raises(StoreError, match=message):
+        list(create_dataloader(dataset(folder), options))
+    (batch,) = create_dataloader(dataset(folder), {**options, "needs_collate": True})
+    assert batch["hq"].shape == (3, 3, 60, 60)
+    (batch,) = create_dataloader(dataset(folder, target_size=20), options)
+    assert batch["hq"].shape == (3, 3, 20, 20)
+
+
+@pytest.mark.parametrize(("claimed", "crop"), [(30, 32), (64, None)])
+def test_a_batch_that_begins_with_a_bad_picture_has_the_size_of_the_others(
+    tmp_path: Path, claimed: int, crop: int | None
+) -> None:
+    pictures = {f"{name}.png": noise(40, 40, seed=number) for number, name in enumerate("abcd")}
+    folder = write_pictures(tmp_path / "photos", pictures)
+    bad = png(noise(claimed, claimed))
+    (folder / "a.png").write_bytes(bad[: len(bad) // 2])  # whole enough to say its size
+    made = dataset(folder, disable_flip=False, center_crop_hq_sz=crop, on_error="skip")
+    draws = [Draw(index, 3) for index in (0, 2, 0, 3)]
+    expected = default_collate([made[draw] for draw in draws])
+    assert made.take_skipped() == 2
+    loader = ThreadsLoader(made, sampler=draws, batch_size=4, drop_last=False, threads=2)
+    (batch,) = loader
+    assert_same(batch, expected)
+    assert batch["hq"].shape == (4, 3, crop or 40, crop or 40)
+    assert [Path(path).name for path in batch["HQ_path"]] == ["b.png", "c.png", "b.png", "d.png"]
 
 
 def test_read_shows_a_tensor_without_numbers(tmp_path: Path) -> None:

@@ -133,8 +133,7 @@ def test_announcing_never_changes_what_is_read(
     faulted = iter(range(10**6))
     monkeypatch.setattr(readahead, "_disk_reads", lambda: next(faulted) * faults)
     assert_same(list(create_dataloader(create_dataset(options), {**options, "loader": "threads"})), expected)
-    if mode != "imagefolder":
-        assert len(asked) == (16 if faults else min(16, readahead._FIRST_BATCHES))
+    assert len(asked) == (16 if faults else min(16, readahead._FIRST_BATCHES))
 
 
 def test_the_system_counts_pages_that_were_waited_for() -> None:

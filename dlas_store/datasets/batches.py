@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch.utils.data import default_collate
 
 from dlas_store.aligned_memory import empty_aligned
 from dlas_store.datasets.draws import Draw
+from dlas_store.errors import StoreError
 from dlas_store.pixels import empty_pixels
 
 Allocate = Callable[[tuple[int, ...], DTypeLike], NDArray[Any]]
@@ -94,17 +96,77 @@ class ItemsWork:
         return self._collate(self._items)
 
 
-def stack_items(items: Sequence[Mapping[str, Any]], *, allocate: Allocate) -> dict[str, Any]:
-    """Make the batch that PyTorch's own collate makes, its tensors in memory that ``allocate`` gives."""
-    return {key: _stack([item[key] for item in items], allocate) for key in items[0]}
+class StackedItems:
+    """A batch of items that are made one by one, each copied into the batch while the processor's caches hold it.
+
+    Items are dicts; the batch is what PyTorch's own collate makes of them, its tensors in memory that is given.
+    """
+
+    def __init__(self, make_item: MakeItem, draws: Sequence[Draw], allocate: Allocate) -> None:
+        self._make_item = make_item
+        self._draws = draws
+        self._allocate = allocate
+        self._lock = threading.Lock()
+        self._arrays: dict[str, NDArray[Any]] = {}
+        self._items: list[dict[str, Any]] = [{}] * len(draws)
+
+    def __len__(self) -> int:
+        return len(self._draws)
+
+    def fill(self, start: int, stop: int) -> None:
+        """Make a part of the items."""
+        for position in range(start, stop):
+            item = self._make_item(self._draws[position])
+            self._items[position] = {
+                key: _IN_BATCH if is_plain(value) and self._take(position, key, value.numpy()) else value
+                for key, value in item.items()
+            }
+
+    def finish(self) -> dict[str, Any]:
+        """Return the batch."""
+        return {key: self._collated(key, [item[key] for item in self._items]) for key in self._items[0]}
+
+    def _take(self, position: int, key: str, value: NDArray[Any]) -> bool:
+        """Copy a value into the batch, if it is of the shape and type of the first one there."""
+        with self._lock:
+            array = self._arrays.get(key)
+            if array is None:
+                array = self._arrays[key] = self._allocate((len(self._draws), *value.shape), value.dtype)
+        if array.shape[1:] != value.shape or array.dtype != value.dtype:
+            return False
+        array[position] = value
+        return True
+
+    def _collated(self, key: str, values: list[Any]) -> Any:
+        if all(value is _IN_BATCH for value in values):
+            return torch.from_numpy(self._arrays[key])
+        rows = enumerate(values)
+        # Which says what is wrong with tensors of several sizes.
+        return default_collate(
+            [torch.from_numpy(self._arrays[key][row]) if value is _IN_BATCH else value for row, value in rows]
+        )
 
 
-def _stack(values: list[Any], allocate: Allocate) -> Any:
-    first = values[0]
-    if not all(is_plain(value) and value.shape == first.shape and value.dtype == first.dtype for value in values):
-        return default_collate(values)  # which says what is wrong with tensors of several sizes
-    dtype = first.numpy().dtype
-    return torch.stack(values, out=torch.from_numpy(allocate((len(values), *first.shape), dtype)))
+_IN_BATCH = object()
+
+
+def check_one_size(path_of: Callable[[int], str], sizes: Sequence[tuple[int, ...]], *, advice: str) -> None:
+    """Check that the pictures of a batch have one size.
+
+    Args:
+        path_of: gives the path of one by its position.
+        sizes: height and width of each.
+        advice: what to do where they differ.
+
+    Raises:
+        StoreError: they differ; the message names the first one that is unlike those before it.
+    """
+    for position, (height, width) in enumerate(sizes):
+        if (height, width) != sizes[0]:
+            raise StoreError(
+                f"{path_of(position)}: {width} x {height} pixels, where others of its batch have "
+                f"{sizes[0][1]} x {sizes[0][0]}; {advice}"
+            )
 
 
 def is_plain(value: Any) -> bool:

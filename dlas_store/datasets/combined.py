@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch.utils.data import Dataset
 from xxhash import xxh3_64_intdigest
 
+from dlas_store.datasets.batches import Allocate, BatchWork, StackedItems
 from dlas_store.datasets.draws import Draw, ItemRandom
 from dlas_store.datasets.item_dataset import ItemDataset
 from dlas_store.datasets.options import Options, OptionWarning
@@ -88,12 +89,30 @@ class CombinedDataset(ItemDataset):
             PatchIndexError: the index is outside of that.
             StoreError: a member cannot read its part.
         """
-        combined: dict[str, Any] = {}
+        draws = {name: self._draw(name, index, random.repetition) for name in self._members}
+        return _merged({name: member[draws[name]] for name, member in self._members.items()})
+
+    def begin_batch(self, draws: Sequence[Draw], allocate: Allocate) -> BatchWork:
+        """Begin a batch of each member; see ItemDataset."""
+        if self.skips_bad:  # one by one, for a sample that is bad in one member is replaced in all
+            return super().begin_batch(draws, allocate)
+        works = {name: self._begin_member(name, draws, allocate) for name in self._members}
+        return _CombinedBatch(works, len(draws))
+
+    def will_need(self, draws: Sequence[Draw]) -> None:
+        """Let the system fetch what members need; see ItemDataset."""
         for name, member in self._members.items():
-            item = member[self._draw(name, index, random.repetition)]
-            prefix = "" if name == _UNPREFIXED else f"{name}_"
-            combined |= {f"{prefix}{key}": value for key, value in item.items()}
-        return combined
+            if isinstance(member, ItemDataset):
+                member.will_need(self._draws(name, draws))
+
+    def _begin_member(self, name: str, draws: Sequence[Draw], allocate: Allocate) -> BatchWork:
+        member, own_draws = self._members[name], self._draws(name, draws)
+        if isinstance(member, ItemDataset):
+            return member.begin_batch(own_draws, allocate)
+        return StackedItems(member.__getitem__, own_draws, allocate)
+
+    def _draws(self, name: str, draws: Sequence[Draw]) -> list[Any]:
+        return [self._draw(name, *self.as_draw(draw)) for draw in draws]
 
     def _draw(self, name: str, index: int, repetition: int) -> Any:
         """Return what to ask a member for; members registered by others know plain indices only."""
@@ -113,6 +132,35 @@ class CombinedDataset(ItemDataset):
 
     def _member_seed(self, name: str) -> int:
         return xxh3_64_intdigest(name.encode(), self._seed & _SEED_BITS) >> 1
+
+
+class _CombinedBatch:
+    """A batch of each member; see BatchWork."""
+
+    def __init__(self, works: Mapping[str, BatchWork], count: int) -> None:
+        self._works = works
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def fill(self, start: int, stop: int) -> None:
+        """Make a part of each member's batch."""
+        for work in self._works.values():
+            work.fill(start, stop)
+
+    def finish(self) -> dict[str, Any]:
+        """Return the batch."""
+        return _merged({name: work.finish() for name, work in self._works.items()})
+
+
+def _merged(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the parts of all members as one, their keys prefixed."""
+    merged: dict[str, Any] = {}
+    for name, part in parts.items():
+        prefix = "" if name == _UNPREFIXED else f"{name}_"
+        merged |= {f"{prefix}{key}": value for key, value in part.items()}
+    return merged
 
 
 _SEED_BITS = (1 << 64) - 1

@@ -10,11 +10,11 @@ import cv2
 import numpy as np
 
 from dlas_store.datasets.draws import ItemRandom
-from dlas_store.datasets.item_dataset import ItemDataset
 from dlas_store.datasets.least_size import check_least_side, check_least_sides
 from dlas_store.datasets.matlab_resize import matlab_reduce
 from dlas_store.datasets.options import Options
 from dlas_store.datasets.patches import rescale_center
+from dlas_store.datasets.picture_dataset import PictureDataset
 from dlas_store.datasets.pictures import Pictures, open_pictures
 from dlas_store.datasets.planes import Planes, resize, to_planes
 from dlas_store.datasets.roots import open_paths
@@ -23,7 +23,7 @@ from dlas_store.datasets.tiles import TileOptions, cut_tile, draw_tile, read_til
 from dlas_store.errors import ImageError
 
 
-class FullImageDataset(ItemDataset):
+class FullImageDataset(PictureDataset):
     """Pictures, or in phase train a random square tile of each.
 
     An item is a dict; s is ``scale``, h and w the sides of HQ: those of the picture, ``target_size`` in phase train:
@@ -61,20 +61,12 @@ class FullImageDataset(ItemDataset):
         else:
             for field in fields(TileOptions):
                 options.has(field.name)  # known, but of no effect
-        self._hq = open_pictures(options, key="dataroot_GT", weights_key="dataroot_GT_weights")
-        self._lq = _open_lq(options, self._hq)
+        self._pictures = open_pictures(options, key="dataroot_GT", weights_key="dataroot_GT_weights")
+        self._lq = _open_lq(options, self._pictures)
         self._least = _least_side(self._tile, self._scale, self._multiple)
         if not self.skips_bad:
-            check_least_sides(options, self._hq.sources, self._least.side, reason=self._least.reason)
+            check_least_sides(options, self._pictures.sources, self._least.side, reason=self._least.reason)
         options.warn_of_unknown()
-
-    def __len__(self) -> int:
-        """Return the number of items in an epoch."""
-        return len(self._hq)
-
-    def image_of(self, index: int) -> str:
-        """Return the path of the image that an item belongs to."""
-        return self._hq.image_of(index)
 
     def make_item(self, index: int, random: ItemRandom) -> dict[str, Any]:
         """Return an item.
@@ -88,12 +80,12 @@ class FullImageDataset(ItemDataset):
             ImageError: a picture cannot be decoded, is too small, or LQ is not of the same shape as its HQ.
             StoreError: a picture cannot be read.
         """
-        hq_picture = _read(self._hq, index)
+        hq_picture = _read(self._pictures, index)
         check_least_side(hq_picture.path, hq_picture.size, self._least.side, reason=self._least.reason)
         lq_picture = None
         if self._lq:
             root = self._lq[int(random.generator.integers(len(self._lq)))]
-            lq_picture = _read(root, self._hq.unweighted(index))
+            lq_picture = _read(root, self._pictures.unweighted(index))
         if self._tile is None:
             hq = _whole(hq_picture)
             if lq_picture is None:

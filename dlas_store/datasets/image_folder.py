@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from contextlib import nullcontext, suppress
+from typing import Any
 
-import cv2
-import numpy as np
 import torch
 
 from dlas_store.datasets.alternatives import Siblings, find_next
-from dlas_store.datasets.draws import ItemRandom
+from dlas_store.datasets.batches import Allocate, BatchOfItems, BatchWork, MakeItem, new_array
+from dlas_store.datasets.decoding_memory import DecodingMemory
+from dlas_store.datasets.draws import Draw, ItemRandom
 from dlas_store.datasets.effects import jitter_color
+from dlas_store.datasets.image_folder_batch import ImageFolderBatch
 from dlas_store.datasets.image_folder_options import read_image_folder_options
-from dlas_store.datasets.item_dataset import ItemDataset
-from dlas_store.datasets.least_size import check_least_side, check_least_sides
+from dlas_store.datasets.least_size import check_least_sides
 from dlas_store.datasets.options import Options
-from dlas_store.datasets.patch_labels import Box, PatchLabels, draw_boxes
+from dlas_store.datasets.patch_labels import PatchLabels, draw_boxes
+from dlas_store.datasets.picture_cut import CENTER_CROP, Picture, cut_picture
+from dlas_store.datasets.picture_dataset import PictureDataset
 from dlas_store.datasets.pictures import open_pictures, path_below
 from dlas_store.datasets.planes import Planes, area_resize, pack, to_planes
-from dlas_store.datasets.roots import image_path
-from dlas_store.source import Pixels, Source
-
-_CENTER_CROP = "center_crop_hq_sz"
+from dlas_store.errors import StoreError
+from dlas_store.source import Source
 
 
-class ImageFolderDataset(ItemDataset):
+class ImageFolderDataset(PictureDataset):
     """Pictures at any depth of folders, ``ref.jpg`` left out; of a chunked store every patch.
 
     An item is a dict; h and w are the sides of HQ, s is ``scale``:
@@ -64,9 +65,11 @@ class ImageFolderDataset(ItemDataset):
         self._pictures = open_pictures(options)
         sources = self._pictures.sources
         self._labelled = PatchLabels(options.section("labeler"), sources) if options.has("labeler") else None
+        self._is_plain = self._opt.is_plain and self._labelled is None
+        self._memory = DecodingMemory()
         self._siblings = {source: Siblings(source) for source in sources if self._opt.alternative == "tile"}
         if self._opt.center_crop is not None and self._labelled is None and not self.skips_bad:
-            check_least_sides(options, sources, self._opt.center_crop, reason=_CENTER_CROP)
+            check_least_sides(options, sources, self._opt.center_crop, reason=CENTER_CROP)
         options.warn_of_unknown()
 
     def __len__(self) -> int:
@@ -75,10 +78,6 @@ class ImageFolderDataset(ItemDataset):
             return len(self._pictures)
         weight = len(self._pictures) // len(self._labelled.source)
         return len(self._labelled.patches) * weight
-
-    def image_of(self, index: int) -> str:
-        """Return the path of the image that an item belongs to."""
-        return image_path(*self._locate(index))
 
     def make_item(self, index: int, random: ItemRandom) -> dict[str, Any]:
         """Return an item.
@@ -93,10 +92,12 @@ class ImageFolderDataset(ItemDataset):
             StoreError: a picture cannot be read.
         """
         source, patch = self._locate(index)
+        if self._is_plain:
+            return self._make_plain(Draw(index, random.repetition))
         path = source.patch_path(patch)
         picture = self._read(source, patch, random)
         planes = to_planes(picture.pixels)
-        if 255 * self._opt.jitter > 1:
+        if self._opt.jitters:
             planes = jitter_color(planes, self._opt.jitter, random.generator)
         frames = [self._make_hq(planes, path)]
         item = {"hq": self._pack(frames[0]), "HQ_path": path, "LQ_path": path, "has_alt": False}
@@ -109,33 +110,47 @@ class ImageFolderDataset(ItemDataset):
             item |= zip(("lq", "alt_lq"), map(self._pack, lqs), strict=False)
             item["corruption_entropy"] = torch.tensor(strengths, dtype=torch.float32)
         if self._labelled is not None:
-            boxes = [box.resized(picture.size, self._resized(picture.size)) for box in picture.boxes]
+            boxes = [box.resized(picture.size, self._opt.resized(picture.size)) for box in picture.boxes]
             item["labels"], item["labels_mask"] = draw_boxes(boxes, frames[0].shape[1:])
             item["label_strings"] = dict(self._labelled.names)
         return item | {key: constant.clone() for key, constant in self._opt.constants.items()}
+
+    def begin_batch(self, draws: Sequence[Draw], allocate: Allocate) -> BatchWork:
+        """Begin a batch; see ItemDataset."""
+        if self._is_plain:
+            with suppress(StoreError) if self.skips_bad else nullcontext():
+                return self._begin(draws, allocate, replace=self.__getitem__ if self.skips_bad else None)
+        return super().begin_batch(draws, allocate)
+
+    def _begin(self, draws: Sequence[Draw], allocate: Allocate, *, replace: MakeItem | None) -> ImageFolderBatch:
+        return ImageFolderBatch(
+            draws,
+            [self._locate(draw.index) for draw in draws],
+            self._opt,
+            self._memory,
+            seed=self._seed,
+            allocate=allocate,
+            replace=replace,
+        )
+
+    def _make_plain(self, draw: Draw) -> dict[str, Any]:
+        work = self._begin([draw], new_array, replace=None)
+        work.fill(0, 1)
+        item: dict[str, Any] = BatchOfItems(work.finish(), 1)[0]
+        return item | {"has_alt": False}
 
     def _locate(self, index: int) -> tuple[Source, int]:
         if self._labelled is None:
             return self._pictures.locate(index)
         return self._labelled.source, self._labelled.patches[index % len(self._labelled.patches)]
 
-    def _read(self, source: Source, patch: int, random: ItemRandom) -> _Picture:
+    def _read(self, source: Source, patch: int, random: ItemRandom) -> Picture:
         """Return a picture with its boxes, cut and flipped."""
         pixels = source.read_pixels([patch])[0]
-        height, width = pixels.shape[:2]
+        size = pixels.shape[0], pixels.shape[1]
         boxes = [] if self._labelled is None else self._labelled.boxes_of(path_below(source, patch))
-        picture = _Picture(pixels, [box.cut(0, 0, (height, width)) for box in boxes])
-        side = self._opt.center_crop
-        if side is not None:
-            check_least_side(source.patch_path(patch), picture.size, side, reason=_CENTER_CROP)
-            picture = picture.cut(height // 2 - side // 2, width // 2 - side // 2, side)
-        if self._opt.flip and random.generator.random() < 0.5:
-            picture = picture.flipped()
-        if self._opt.force_square:
-            height, width = picture.size
-            side = min(height, width)
-            picture = picture.cut((height - side) // 2, (width - side) // 2, side)
-        return picture
+        picture = Picture(pixels, [box.cut(0, 0, size) for box in boxes])
+        return cut_picture(picture, source.patch_path(patch), self._opt, random)
 
     def _find_alternative(self, source: Source, patch: int, random: ItemRandom) -> int | None:
         if self._opt.alternative == "tile":
@@ -146,18 +161,11 @@ class ImageFolderDataset(ItemDataset):
         return self._make_hq(to_planes(source.read_pixels([patch])[0]), source.patch_path(patch))
 
     def _make_hq(self, planes: Planes, path: str) -> Planes:
-        size = self._resized(planes.shape[1:])
+        size = self._opt.resized(planes.shape[1:])
         if size != planes.shape[1:]:
             planes = area_resize(planes, size, interleaved=self._opt.corruptions.is_active)
-        multiple = self._opt.force_multiple * self._opt.scale
-        check_least_side(path, size, multiple, reason="force_multiple times scale")
-        height, width = (side - side % multiple for side in size)
+        height, width = self._opt.to_multiple(size, path)
         return planes[:, :height, :width]
-
-    def _resized(self, size: tuple[int, ...]) -> tuple[int, ...]:
-        """Return what height and width are resized to; the width follows the height, as in DL-Art-School."""
-        target = self._opt.target_size
-        return size if target is None or target == size[0] else (target, target)
 
     def _make_lqs(self, frames: Sequence[Planes], random: ItemRandom) -> tuple[list[Planes], list[float]]:
         opt = self._opt
@@ -173,28 +181,4 @@ class ImageFolderDataset(ItemDataset):
         return area_resize(planes, size, interleaved=self._opt.corruptions.is_active)
 
     def _pack(self, planes: Planes) -> torch.Tensor:
-        if self._opt.normalization:
-            mean, deviation = (np.array(values, np.float32)[:, None, None] for values in self._opt.normalization)
-            planes = (planes - mean) / deviation
-        return pack(planes * 2 - 1 if self._opt.rgb_n1_to_1 else planes)
-
-
-class _Picture(NamedTuple):
-    """Pixels, uint8 (H, W, 3), and the labelled boxes in them."""
-
-    pixels: Pixels
-    boxes: Sequence[Box]
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.pixels.shape[0], self.pixels.shape[1]
-
-    def cut(self, top: int, left: int, side: int) -> _Picture:
-        pixels = self.pixels[top : top + side, left : left + side]
-        return _Picture(pixels, [box.cut(top, left, (side, side)) for box in self.boxes])
-
-    def flipped(self) -> _Picture:
-        width = self.size[1]
-        # OpenCV takes a fortieth of the time of copying a reversed view.
-        mirrored = np.asarray(cv2.flip(self.pixels, 1), np.uint8)
-        return _Picture(mirrored, [box.flipped(width) for box in self.boxes])
+        return pack(self._opt.map_values(planes))

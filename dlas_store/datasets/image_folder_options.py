@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 
 from dlas_store.datasets.corruptions import Corruptions
+from dlas_store.datasets.least_size import check_least_side
 from dlas_store.datasets.options import Options, check_lq_size
+from dlas_store.datasets.planes import Planes
 
 Alternative = Literal["next", "tile"]
 """``next``: the picture of the next number. ``tile``: another picture of the same folder, drawn at random."""
@@ -58,6 +61,46 @@ class ImageFolderOptions:
     rgb_n1_to_1: bool
     alternative: Alternative | None
     constants: Mapping[str, torch.Tensor]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether an item is its picture, cut, flipped and resized, and nothing else."""
+        return not (self.jitters or self.alternative or self.corruptions.is_active)
+
+    @property
+    def jitters(self) -> bool:
+        """Whether colours are changed by one level or more."""
+        return 255 * self.jitter > 1
+
+    def cut_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return height and width of what is cut from a picture."""
+        if self.center_crop is not None:
+            return self.center_crop, self.center_crop
+        return (min(size), min(size)) if self.force_square else size
+
+    def resized(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """Return what height and width are resized to; the width follows the height, as in DL-Art-School."""
+        target = self.target_size
+        return size if target is None or target == size[0] else (target, target)
+
+    def to_multiple(self, size: tuple[int, ...], path: str) -> tuple[int, ...]:
+        """Return height and width of HQ for those that a picture was resized to.
+
+        Raises:
+            ImageError: they are below the multiple; the message has the picture's path.
+        """
+        multiple = self.force_multiple * self.scale
+        check_least_side(path, size, multiple, reason="force_multiple times scale")
+        return tuple(side - side % multiple for side in size)
+
+    def map_values(self, planes: Planes, out: Planes | None = None) -> Planes:
+        """Return planes (3, h, w) in [0, 1] normalized and mapped, written to ``out`` where that is given."""
+        if self.normalization:
+            mean, deviation = (np.array(values, np.float32)[:, None, None] for values in self.normalization)
+            planes = np.divide(np.subtract(planes, mean, out=out), deviation, out=out)
+        if self.rgb_n1_to_1:
+            planes = np.subtract(np.multiply(planes, 2, out=out), 1, out=out)
+        return planes
 
 
 def read_image_folder_options(options: Options) -> ImageFolderOptions:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
-from dlas_store.datasets.batches import Allocate, BatchWork, ItemsWork, stack_items
+from dlas_store.datasets.batches import Allocate, BatchWork, StackedItems
 from dlas_store.datasets.draws import Draw, ItemRandom, draw_seed
 from dlas_store.datasets.options import Options
 from dlas_store.errors import PatchIndexError, StoreError
@@ -91,7 +90,7 @@ class ItemDataset(Dataset[dict[str, Any]], ABC):
         Raises:
             PatchIndexError: an index is not in 0 .. len(self) - 1.
         """
-        return ItemsWork(self.__getitem__, draws, partial(stack_items, allocate=allocate))
+        return StackedItems(self.__getitem__, draws, allocate)
 
     def will_need(self, draws: Sequence[Draw]) -> None:
         """Let the system fetch what items are made of from the disk, without waiting for it; a hint."""

@@ -9,15 +9,15 @@ import numpy as np
 
 from dlas_store.datasets.corruptions import Corruptions
 from dlas_store.datasets.draws import ItemRandom
-from dlas_store.datasets.item_dataset import ItemDataset
 from dlas_store.datasets.multi_scale_tree import build_tree
 from dlas_store.datasets.options import Options
+from dlas_store.datasets.picture_dataset import PictureDataset
 from dlas_store.datasets.pictures import open_pictures
 from dlas_store.datasets.planes import Planes, area_resize, pack, to_planes
 from dlas_store.datasets.square_crop import Square, draw_square, draw_turn
 
 
-class MultiScaleDataset(ItemDataset):
+class MultiScaleDataset(PictureDataset):
     """Pictures as trees of patches; multi_scale_tree says in which order the patches come.
 
     An item is a dict; t is ``hq_tile_size``, s ``scale``, K = (4^num_scales - 1) / 3:
@@ -51,14 +51,6 @@ class MultiScaleDataset(ItemDataset):
         self._pictures = open_pictures(options)
         options.warn_of_unknown()
 
-    def __len__(self) -> int:
-        """Return the number of items in an epoch."""
-        return len(self._pictures)
-
-    def image_of(self, index: int) -> str:
-        """Return the path of the image that an item belongs to."""
-        return self._pictures.image_of(index)
-
     def make_item(self, index: int, random: ItemRandom) -> dict[str, Any]:
         """Return an item.
 
@@ -70,7 +62,7 @@ class MultiScaleDataset(ItemDataset):
             PatchIndexError: the index is outside of that.
             StoreError: the picture cannot be read.
         """
-        source, patch = self._pictures.locate(index)
+        source, patch = self._locate(index)
         turn = draw_turn(random.generator, flip=True, rotate=True)
         turned = turn.apply(to_planes(source.read_pixels([patch])[0]))
         square = draw_square(random.generator, (turned.shape[1], turned.shape[2]))

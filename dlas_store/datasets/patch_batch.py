@@ -23,7 +23,7 @@ from dlas_store.datasets.patches import (
     rescale_centers,
     square_in_reference,
 )
-from dlas_store.datasets.planes import Planes, area_resize, loops_for, to_planes, write_planes
+from dlas_store.datasets.planes import Planes, area_resize, loops_for, to_planes, write_pair
 from dlas_store.datasets.references import Reference, References
 from dlas_store.datasets.roots import read_all_into, reading_order
 from dlas_store.errors import StoreError
@@ -31,7 +31,7 @@ from dlas_store.metadata import Center
 from dlas_store.pixels import empty_pixels
 from dlas_store.source import Pixels, Source
 
-_BYTES_TOGETHER = 1 << 20
+BYTES_TOGETHER = 1 << 20
 """Patches up to so many bytes are decoded before they are written: they stay in the processor's caches."""
 
 _NO_CENTER = (0, 0)
@@ -186,7 +186,7 @@ class PatchBatch:
         # All are looked up first, for decoding leaves nothing that this needs in the processor's caches.
         found = {item: patches for item in part if (patches := self._find_item(item))}
         height, width = self._patch_size
-        count = max(1, _BYTES_TOGETHER // (self._frames * height * width * 3))
+        count = max(1, BYTES_TOGETHER // (self._frames * height * width * 3))
         left = [item for item in part if item not in found]
         whole = list(found)
         with self._memory.patches((count * self._frames, height, width, 3)) as decoded:
@@ -280,19 +280,13 @@ class PatchBatch:
     def _write_patch(self, pixels: Pixels, row: tuple[int, int]) -> None:
         """Write a patch as HQ, and as LQ where nothing is corrupted."""
         opt, hq, lq = self._options, self._hq[row], self._lq[row]
-        is_cropped, is_corrupted = self._hq_size != self._target, opt.corruptions.is_active
-        if not (is_cropped or is_corrupted):
-            write_planes(pixels, hq, lq)
-            return
-        whole = np.empty((3, *self._target), np.float32) if is_cropped else hq
-        if is_corrupted and pixels.shape[:2] != self._target:
-            area_resize(to_planes(pixels), self._target, interleaved=True, out=whole)
+        if not opt.corruptions.is_active:
+            write_pair(pixels, self._target, hq, lq)
+        elif pixels.shape[:2] == self._target:
+            write_pair(pixels, self._target, hq)
         else:
-            write_planes(pixels, whole)
-        if is_cropped:
+            whole = area_resize(to_planes(pixels), self._target, interleaved=True)
             hq[...] = whole[:, : hq.shape[1], : hq.shape[2]]
-        if not is_corrupted:
-            area_resize(hq, lq.shape[1:], out=lq)
 
     def _corrupt(self, item: int) -> None:
         """Write HQ brought down by ``scale`` and corrupted as LQ; references and masks are not corrupted."""

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlas_store.datasets.options import Options
-from dlas_store.datasets.roots import Roots, data_key, image_path, open_weighted
+from dlas_store.datasets.roots import Roots, data_key, open_weighted
 from dlas_store.source import Source, relative_path
 
 
@@ -57,10 +57,6 @@ class Pictures:
     def unweighted(self, index: int) -> int:
         """Return the number of a picture among those of all sources, each taken once; see locate."""
         return self._roots.unweighted(index)
-
-    def image_of(self, index: int) -> str:
-        """Return the path of the image that a picture belongs to."""
-        return image_path(*self.locate(index))
 
 
 class _PathOrder:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dlas_store.datasets.batches import Allocate, BatchOfItems, BatchWork, MakeItem, new_array
+from dlas_store.datasets.batches import Allocate, BatchOfItems, BatchWork, MakeItem, check_one_size, new_array
 from dlas_store.datasets.draws import Draw, ItemRandom
 from dlas_store.datasets.item_dataset import ItemDataset
 from dlas_store.datasets.options import Options
@@ -118,18 +118,16 @@ class _PixelsBatch:
     def _gather(self) -> None:
         """Bring into the batch what is not: replacements, and pictures of another size than the first one claims."""
         decoded = [self._elsewhere.get(item, row) for item, row in enumerate(self._rows)]
-        shapes = {pixels.shape: item for item, pixels in enumerate(decoded)}
-        if len(shapes) > 1:
-            (first, _), (second, item) = list(shapes.items())[:2]
-            source, patch = self._places[item]
-            raise StoreError(
-                f"{source.patch_path(patch)}: {second[1]} x {second[0]} pixels, where others of its batch have "
-                f"{first[1]} x {first[0]}; set needs_collate to pad them, or batch_size to 1"
-            )
+        sizes = [pixels.shape[:2] for pixels in decoded]
+        check_one_size(self._path_of, sizes, advice="set needs_collate to pad them, or batch_size to 1")
         if len(decoded) == len(self._elsewhere):
             self._pixels = np.stack(decoded)
         for item, pixels in self._elsewhere.items():
             self._pixels[item] = pixels
+
+    def _path_of(self, item: int) -> str:
+        source, patch = self._places[item]
+        return source.patch_path(patch)
 
     def _first_size(self) -> tuple[int, int]:
         """Return height and width of the first picture of the batch that says them; others are gathered at the end."""

@@ -61,6 +61,25 @@ def write_planes(pixels: Pixels, *out: Planes) -> None:
         area_resize(larger, smaller.shape[1:], out=smaller)
 
 
+def write_pair(pixels: Pixels, size: tuple[int, ...], hq: Planes, *lq: Planes) -> None:
+    """Write pixels as HQ, and as LQ by averaging that.
+
+    Args:
+        pixels: uint8 (H, W, C).
+        size: height and width that they are brought to by area averaging.
+        hq: float32 (C, h, w), contiguous; what lies beyond it at the bottom and right of that size is cut off.
+        lq: none, or one of a smaller size.
+    """
+    if hq.shape[1:] == size:
+        write_planes(pixels, hq, *lq)
+        return
+    whole = np.empty((len(hq), *size), np.float32)
+    write_planes(pixels, whole)
+    hq[...] = whole[:, : hq.shape[1], : hq.shape[2]]
+    for out in lq:
+        area_resize(hq, out.shape[1:], out=out)
+
+
 def loops_for(size: tuple[int, ...], *out: Planes) -> ModuleType | None:
     """Return the loops in C if they are there and bring a height and width down to those of planes.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -9,12 +10,11 @@ import numpy as np
 import torch
 
 from dlas_store.bounded_cache import cached
-from dlas_store.datasets.batches import Allocate
+from dlas_store.datasets.batches import Allocate, check_one_size
 from dlas_store.datasets.patch_batch import ItemPatches
 from dlas_store.datasets.patches import PatchOptions, square_in_reference
 from dlas_store.datasets.references import decode_reference
 from dlas_store.datasets.roots import read_all_into, reading_order
-from dlas_store.errors import StoreError
 from dlas_store.metadata import Center
 from dlas_store.source import Pixels, Source
 
@@ -148,12 +148,11 @@ class RawPatchBatch:
     def _decode(self, rows: Sequence[int]) -> None:
         places = [self._places[row] for row in rows]
         outs = [self._rows[row] for row in rows]
-        for (source, patch), out, pixels in zip(places, outs, read_all_into(places, outs), strict=True):
-            if pixels is not out:
-                raise StoreError(
-                    f"{source.patch_path(patch)}: {pixels.shape[1]} x {pixels.shape[0]} pixels, where others of "
-                    f"its batch have {out.shape[1]} x {out.shape[0]}; leave the option device out"
-                )
+        pixels = read_all_into(places, outs)
+        if not all(map(operator.is_, pixels, outs)):
+            sizes = [outs[0].shape[:2], *(decoded.shape[:2] for decoded in pixels)]
+            paths = ["", *(source.patch_path(patch) for source, patch in places)]
+            check_one_size(paths.__getitem__, sizes, advice="leave the option device out")
 
     def _look_up(self, row: int) -> None:
         """Find out a patch's path, and its reference and where it lies in that."""

@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image as PillowImage
 
 from dlas_store.datasets.draws import ItemRandom
-from dlas_store.datasets.item_dataset import ItemDataset
 from dlas_store.datasets.options import Options
+from dlas_store.datasets.picture_dataset import PictureDataset
 from dlas_store.datasets.pictures import open_pictures
 from dlas_store.datasets.planes import pack, to_planes
 from dlas_store.datasets.random_crop import draw_crop
@@ -19,7 +19,7 @@ _AREAS = (0.5, 1.0)
 _RATIOS = (0.98, 1.02)
 
 
-class Stylegan2Dataset(ItemDataset):
+class Stylegan2Dataset(PictureDataset):
     """Pictures at any depth of folders, ``ref.jpg`` left out; of a chunked store every patch.
 
     An item is a dict, t is ``target_size``:
@@ -50,14 +50,6 @@ class Stylegan2Dataset(ItemDataset):
         self._pictures = open_pictures(options, key="path", weights_key=None)
         options.warn_of_unknown()
 
-    def __len__(self) -> int:
-        """Return the number of items in an epoch."""
-        return len(self._pictures)
-
-    def image_of(self, index: int) -> str:
-        """Return the path of the image that an item belongs to."""
-        return self._pictures.image_of(index)
-
     def make_item(self, index: int, random: ItemRandom) -> dict[str, Any]:
         """Return an item.
 
@@ -69,7 +61,7 @@ class Stylegan2Dataset(ItemDataset):
             PatchIndexError: the index is outside of that.
             StoreError: the picture cannot be read.
         """
-        source, patch = self._pictures.locate(index)
+        source, patch = self._locate(index)
         pixels = source.read_pixels([patch], alpha=self._transparent)[0]
         square = self._cut(self._resize(PillowImage.fromarray(pixels)), random)
         hq = pack(to_planes(np.asarray(square)))

@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image as PillowImage
 
 from dlas_store.datasets.draws import ItemRandom
-from dlas_store.datasets.item_dataset import ItemDataset
 from dlas_store.datasets.options import Options
+from dlas_store.datasets.picture_dataset import PictureDataset
 from dlas_store.datasets.pictures import Pictures, open_pictures, path_below
 from dlas_store.datasets.planes import Planes, pack, to_planes
 from dlas_store.datasets.random_crop import draw_crop
@@ -28,7 +28,7 @@ _CROP_RATIOS = (3 / 4, 4 / 3)
 """Those of torchvision's RandomResizedCrop."""
 
 
-class TorchDataset(ItemDataset):
+class TorchDataset(PictureDataset):
     """Labelled pictures, cropped to one size, mirrored at random, normalized.
 
     An item is a dict; t is ``image_size``:
@@ -73,10 +73,6 @@ class TorchDataset(ItemDataset):
         """Return the number of items in an epoch."""
         return self._end - self._offset
 
-    def image_of(self, index: int) -> str:
-        """Return the path of the image that an item belongs to."""
-        return self._pictures.image_of(index + self._offset)
-
     def make_item(self, index: int, random: ItemRandom) -> dict[str, Any]:
         """Return an item.
 
@@ -89,7 +85,7 @@ class TorchDataset(ItemDataset):
             MissingMetadataError: the picture has no label.
             StoreError: it cannot be read.
         """
-        source, patch = self._pictures.locate(index + self._offset)
+        source, patch = self._locate(index)
         labels = _labels(source, patch)
         pixels = source.read_pixels([patch])[0]
         cropped = self._crop_at_random(pixels, random.generator) if self._random_crop else self._crop(pixels)
@@ -98,6 +94,9 @@ class TorchDataset(ItemDataset):
         tensor = pack(_normalize(np.ascontiguousarray(cropped)))
         name = path_below(source, patch)
         return {"lq": tensor, "hq": tensor, **labels, "LQ_path": name, "GT_path": name}
+
+    def _locate(self, index: int) -> tuple[Source, int]:
+        return self._pictures.locate(index + self._offset)
 
     def _crop(self, pixels: Pixels) -> Pixels:
         """Return the square from the middle of a picture whose shorter side was brought to ``image_size``."""

@@ -1,0 +1,167 @@
+"""A batch of pictures as HQ and LQ, written straight into the tensors that the trainer gets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import torch
+
+from dlas_store.datasets.batches import Allocate, MakeItem, check_one_size
+from dlas_store.datasets.decoding_memory import DecodingMemory
+from dlas_store.datasets.draws import Draw, ItemRandom
+from dlas_store.datasets.image_folder_options import ImageFolderOptions
+from dlas_store.datasets.patch_batch import BYTES_TOGETHER
+from dlas_store.datasets.picture_cut import Picture, cut_picture
+from dlas_store.datasets.planes import Planes, loops_for, write_pair
+from dlas_store.datasets.roots import read_all_into, reading_order
+from dlas_store.errors import StoreError
+from dlas_store.source import Pixels, Source
+
+
+class ImageFolderBatch:
+    """Pictures of mode imagefolder whose options are plain; see BatchWork, and ImageFolderDataset for the tensors."""
+
+    def __init__(
+        self,
+        draws: Sequence[Draw],
+        places: Sequence[tuple[Source, int]],
+        options: ImageFolderOptions,
+        memory: DecodingMemory,
+        *,
+        seed: int,
+        allocate: Allocate,
+        replace: MakeItem | None,
+    ) -> None:
+        """Begin a batch.
+
+        Args:
+            draws: the items asked for.
+            places: for each, the source of its picture and the index there.
+            options: how a picture becomes HQ and LQ.
+            memory: what pictures are decoded into.
+            seed: of the random numbers.
+            allocate: gives the memory of the tensors.
+            replace: gives the item in place of one that cannot be read; None lets the error be raised.
+        """
+        self._draws = draws
+        self._places = places
+        self._options = options
+        self._memory = memory
+        self._seed = seed
+        self._replace = replace
+        self._order = reading_order(places)
+        self._paths = [""] * len(places)
+        self._size, self._hq_size = self._likely_sizes()
+        self._cut_size = options.cut_size(self._size)
+        # HQ, and where it is wanted LQ: (items, 3, h, w).
+        self._planes = [allocate((len(places), *shape), np.float32) for shape in self._shapes(self._hq_size)]
+        self._elsewhere: dict[int, list[Planes]] = {}
+        is_whole = options.resized(self._cut_size) == self._hq_size
+        self._loops = loops_for(self._cut_size, *(planes[0] for planes in self._planes)) if is_whole else None
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def fill(self, start: int, stop: int) -> None:
+        """Make a part of the items; see BatchWork."""
+        part = self._order[start:stop]
+        height, width = self._size
+        count = max(1, BYTES_TOGETHER // (height * width * 3))
+        with self._memory.patches((count, height, width, 3)) as decoded:
+            for first in range(0, len(part), count):
+                items = part[first : first + count]
+                try:
+                    self._make(items, decoded[: len(items)])
+                except StoreError:
+                    if self._replace is None:
+                        raise
+                    for item in items:
+                        self._make_or_replace(item, decoded[:1], self._replace)
+
+    def finish(self) -> dict[str, Any]:
+        """Return the batch; see BatchWork.
+
+        Raises:
+            StoreError: HQ is not of the same size in all items.
+        """
+        if self._elsewhere:
+            self._gather()
+        count = len(self._places)
+        hq, *lq = map(torch.from_numpy, self._planes)
+        batch = {
+            "hq": hq,
+            "HQ_path": self._paths,
+            "LQ_path": list(self._paths),
+            "has_alt": torch.zeros(count, dtype=torch.bool),
+        }
+        if lq:
+            batch |= {"lq": lq[0], "corruption_entropy": torch.zeros(count, 0)}
+        constants = self._options.constants.items()
+        return batch | {key: torch.stack([constant] * count) for key, constant in constants}
+
+    def _likely_sizes(self) -> tuple[tuple[int, int], tuple[int, ...]]:
+        """Return height and width of the first picture that says them and is large enough, and those of its HQ."""
+        opt = self._options
+        for source, patch in self._places:
+            with suppress(StoreError):  # to be raised, or replaced, when it is read
+                size = source.claimed_size(patch)
+                return size, opt.to_multiple(opt.resized(opt.cut_size(size)), "")
+        least = opt.force_multiple * opt.scale
+        return (least, least), (least, least)
+
+    def _make_or_replace(self, item: int, decoded: list[Pixels], replace: MakeItem) -> None:
+        try:
+            self._make([item], decoded)
+        except StoreError:
+            other = replace(self._draws[item])
+            self._paths[item] = other["HQ_path"]
+            for key, out in zip(("hq", "lq"), self._outs(item, other["hq"].shape[1:]), strict=False):
+                out[...] = other[key].numpy()
+
+    def _make(self, items: Sequence[int], decoded: list[Pixels]) -> None:
+        """Make items, decoded into arrays that are given where they have the likely size."""
+        opt = self._options
+        pictures = read_all_into([self._places[item] for item in items], decoded)
+        made: list[Planes] = []
+        together: list[tuple[Pixels, *tuple[Planes, ...]]] = []
+        for item, pixels in zip(items, pictures, strict=True):
+            source, patch = self._places[item]
+            path = self._paths[item] = source.patch_path(patch)
+            cut = cut_picture(Picture(pixels), path, opt, ItemRandom(self._seed, self._draws[item])).pixels
+            cut = np.ascontiguousarray(cut)
+            if self._loops is not None and cut.shape[:2] == self._cut_size:
+                outs = self._outs(item, self._hq_size)
+                together.append((cut, *outs))
+            else:
+                size = opt.resized(cut.shape[:2])
+                outs = self._outs(item, opt.to_multiple(size, path))
+                write_pair(cut, size, *outs)
+            made += outs
+        if together and self._loops is not None:
+            self._loops.write_patches(tuple(together), ())
+        for planes in made:
+            opt.map_values(planes, out=planes)
+
+    def _outs(self, item: int, hq_size: tuple[int, ...]) -> list[Planes]:
+        """Return where HQ of a height and width goes, and where it is wanted LQ: into the batch if they fit there."""
+        if hq_size == self._hq_size:
+            self._elsewhere.pop(item, None)
+            return [planes[item] for planes in self._planes]
+        outs = self._elsewhere[item] = [np.empty(shape, np.float32) for shape in self._shapes(hq_size)]
+        return outs
+
+    def _shapes(self, hq_size: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """Return the shapes of what an item has: HQ, and where it is wanted LQ."""
+        scales = [1] if self._options.skip_lq else [1, self._options.scale]
+        return [(3, *(side // scale for side in hq_size)) for scale in scales]
+
+    def _gather(self) -> None:
+        """Make the batch of what lies elsewhere, where all of it has the size that the first picture did not claim."""
+        rows = [self._elsewhere.get(item, [planes[item] for planes in self._planes]) for item in range(len(self))]
+        sizes = [planes[0].shape[1:] for planes in rows]
+        advice = "set target_size, needs_collate to pad them, or batch_size to 1"
+        check_one_size(self._paths.__getitem__, sizes, advice=advice)
+        self._planes = [np.stack(planes) for planes in zip(*rows, strict=True)]
