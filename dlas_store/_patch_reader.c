@@ -3,7 +3,10 @@
  * processor's caches, and other threads wait for Python's lock meanwhile.
  *
  * Only what is as it should be is read here. For anything else the answer is no, and Store.read_into does it in Python:
- * it opens the shard, checks the block of the index, converts the picture, or says what is wrong. */
+ * it opens the shard, checks the block of the index, converts the picture, or says what is wrong.
+ *
+ * JPEGs are decoded by simplejpeg, through Python, or by TurboJPEG itself where the system has it: then many are without
+ * Python's lock, which simplejpeg takes twice a picture, and without a decoder made anew for each. */
 
 #include "_extension.h"
 
@@ -171,6 +174,71 @@ static PictureSize size_of_jpeg(const uint8_t *data, size_t size)
     return (PictureSize){0};
 }
 
+/* Marks the tables that a segment defines: quantization tables as 4 bits, Huffman's as 4 of DC and 4 of AC. Returns 0 where
+ * the segment is not made as it should be. */
+static int mark_tables(const uint8_t *segment, size_t size, int is_huffman, unsigned *tables)
+{
+    while (size > 0) {
+        const unsigned kind = segment[0] >> 4, number = segment[0] & 0x0F;
+        size_t length = 1;
+
+        if (number > 3 || kind > 1)
+            return 0;
+        if (is_huffman) {
+            length += 16;
+            for (size_t i = 1; i <= 16 && i < size; i++)
+                length += segment[i];
+        } else {
+            length += kind == 0 ? 64 : 128;
+        }
+        if (length > size)
+            return 0;
+        *tables |= 1u << (is_huffman ? 4 * kind + number : number);
+        segment += length;
+        size -= length;
+    }
+    return 1;
+}
+
+/* Whether a JPEG's only scan has all components and uses no table that the JPEG does not define before it. */
+static int brings_its_tables(const uint8_t *data, size_t size)
+{
+    unsigned quantization = 0, huffman = 0, wanted_quantization = 0;
+    size_t at = 2, components = 0;
+
+    while (size - at >= 4 && data[at] == 0xFF) {
+        const uint8_t marker = data[at + 1], *segment = data + at + 4;
+        const size_t length = (size_t)data[at + 2] << 8 | data[at + 3];
+
+        if (length < 2 || length > size - at - 2)
+            return 0;
+        if (marker == 0xDB || marker == 0xC4) {
+            if (!mark_tables(segment, length - 2, marker == 0xC4, marker == 0xC4 ? &huffman : &quantization))
+                return 0;
+        } else if (marker == 0xC0 || marker == 0xC1) {
+            components = length >= 8 ? segment[5] : 0;
+            if (length != 8 + 3 * components)
+                return 0;
+            for (size_t i = 0; i < components; i++)
+                wanted_quantization |= 1u << (segment[8 + 3 * i] & 0x0F);
+        } else if (marker == 0xDA) {
+            if (components == 0 || length != 6 + 2 * components || segment[0] != components)
+                return 0;
+            for (size_t i = 0; i < components; i++) {
+                const unsigned dc = segment[2 + 2 * i] >> 4, ac = segment[2 + 2 * i] & 0x0F;
+
+                if (dc > 3 || ac > 3 || !(huffman >> dc & 1) || !(huffman >> (4 + ac) & 1))
+                    return 0;
+            }
+            return (wanted_quantization & ~quantization) == 0;
+        } else if (marker < 0xDB || marker > 0xFE) { /* as in size_of_jpeg; progressive ones have other scans */
+            return 0;
+        }
+        at += 2 + length;
+    }
+    return 0;
+}
+
 /* ----------------------------------------------------------------------------------------------------- reader */
 
 /* A row of the index's table of patches, little-endian: offset and patch id of 8 bytes, then length, image and shard of 4;
@@ -179,6 +247,19 @@ enum { ROW_BYTES = 28, BLOCK_BYTES = 4096, BLOCKS_A_CHUNK = 64 };
 
 /* What is fetched ahead of a patch: all of it but for pictures that would not fit into the processor's caches. */
 enum { CACHE_LINE = 64, PREFETCH_BYTES = 1 << 16 };
+
+/* What is called of TurboJPEG: tjInitDecompress, tjDecompress2 and tjDestroy, or NULLs. */
+typedef struct {
+    void *(*make)(void);
+    int (*decode)(void *decoder, const unsigned char *data, unsigned long size, unsigned char *pixels, int width,
+                  int row_bytes, int height, int pixel_format, int flags);
+    int (*destroy)(void *decoder);
+} TurboJpeg;
+
+enum { RGB = 0, NO_FLAGS = 0 }; /* of TurboJPEG's */
+
+/* Decoders that are kept while nobody uses them: there is one for each thread that reads. */
+enum { KEPT_DECODERS = 64 };
 
 typedef struct {
     PyObject_HEAD
@@ -190,6 +271,9 @@ typedef struct {
     PyObject *decode;    /* simplejpeg.decode_jpeg */
     Py_ssize_t max_pixels;
     PyObject *view, *colours, *keywords; /* constant arguments */
+    TurboJpeg turbojpeg;
+    void *decoders[KEPT_DECODERS]; /* of it; Python's lock guards them */
+    int decoder_count;
 } PatchReader;
 
 typedef struct {
@@ -332,7 +416,15 @@ static int decode_into(const PatchReader *self, Py_ssize_t index, PyObject *arra
     return is_done;
 }
 
-/* Lets the processor fetch a patch's bytes from memory, meanwhile; a hint. */
+/* Lets the processor fetch a row's bytes from memory, meanwhile; a hint. */
+static void prefetch_payload(const Py_buffer *shard, const Row *row)
+{
+    if (row->offset <= (uint64_t)shard->len && row->length <= (uint64_t)shard->len - row->offset)
+        for (size_t at = 0; at < row->length && at < PREFETCH_BYTES; at += CACHE_LINE)
+            __builtin_prefetch((const uint8_t *)shard->buf + row->offset + at, 0, 2);
+}
+
+/* Does so with those of a patch. */
 static void prefetch(const PatchReader *self, Py_ssize_t index)
 {
     PyObject *view;
@@ -345,27 +437,145 @@ static void prefetch(const PatchReader *self, Py_ssize_t index)
         return;
     }
     if (PyObject_GetBuffer(view, &shard, PyBUF_SIMPLE) == 0) {
-        if (row.offset <= (uint64_t)shard.len && row.length <= (uint64_t)shard.len - row.offset)
-            for (size_t at = 0; at < row.length && at < PREFETCH_BYTES; at += CACHE_LINE)
-                __builtin_prefetch((const uint8_t *)shard.buf + row.offset + at, 0, 2);
+        prefetch_payload(&shard, &row);
         PyBuffer_Release(&shard);
     }
     PyErr_Clear();
     Py_DECREF(view);
 }
 
+/* Takes the memory of an array that pictures are decoded into, uint8 (H, W, 3); returns 0 for anything else. */
+static int get_pixels(PyObject *array, Py_buffer *out)
+{
+    if (PyObject_GetBuffer(array, out, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE | PyBUF_FORMAT) < 0)
+        return 0;
+    if (out->ndim == 3 && out->shape[2] == 3 && out->itemsize == 1 && strcmp(out->format, "B") == 0)
+        return 1;
+    PyBuffer_Release(out);
+    return 0;
+}
+
 /* Returns whether a patch was decoded into an object; errors of Python may be set where it was not. */
 static int decode_into_array(const PatchReader *self, Py_ssize_t index, PyObject *array)
 {
     Py_buffer out;
-    int is_done = 0;
+    int is_done;
 
-    if (PyObject_GetBuffer(array, &out, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE | PyBUF_FORMAT) < 0)
+    if (!get_pixels(array, &out))
         return 0;
-    if (out.ndim == 3 && out.shape[2] == 3 && out.itemsize == 1 && strcmp(out.format, "B") == 0)
-        is_done = decode_into(self, index, array, &out);
+    is_done = decode_into(self, index, array, &out);
     PyBuffer_Release(&out);
     return is_done;
+}
+
+/* Returns an int of a list; -1, which no patch has, where there is none or it is too large. */
+static Py_ssize_t int_at(PyObject *list, Py_ssize_t position)
+{
+    Py_ssize_t value = -1;
+
+    if (position < PyList_GET_SIZE(list) && PyLong_CheckExact(PyList_GET_ITEM(list, position)))
+        value = PyLong_AsSsize_t(PyList_GET_ITEM(list, position));
+    PyErr_Clear();
+    return value;
+}
+
+/* --------------------------------------------------------------------------------- many, without Python's lock */
+
+/* A patch and where it goes, held on to while they are used without Python's lock. */
+typedef struct {
+    Py_buffer shard, out; /* whose obj is NULL where there is none */
+    Row row;
+    uint64_t image_id;
+} HeldPatch;
+
+static void let_go(HeldPatch *held)
+{
+    PyBuffer_Release(&held->shard);
+    PyBuffer_Release(&held->out);
+}
+
+/* Holds on to a patch and an array; returns whether they are there. Errors of Python may be set where they are not. */
+static int hold(const PatchReader *self, Py_ssize_t index, PyObject *array, HeldPatch *held)
+{
+    PyObject *view;
+    int is_held = 0;
+
+    if (!get_pixels(array, &held->out))
+        return 0;
+    if (find_row(self, index, &held->row) && (view = find_shard(self, &held->row, &held->image_id)) != NULL) {
+        is_held = PyObject_GetBuffer(view, &held->shard, PyBUF_SIMPLE) == 0;
+        Py_DECREF(view);
+    }
+    if (!is_held)
+        let_go(held);
+    return is_held;
+}
+
+/* Returns whether a JPEG was decoded to the size that it has. */
+static int decode_jpeg(const TurboJpeg *turbojpeg, void *decoder, const uint8_t *data, size_t size, const Py_buffer *out)
+{
+    const int height = (int)out->shape[0], width = (int)out->shape[1];
+
+    return turbojpeg->decode(decoder, data, size, out->buf, width, 3 * width, height, RGB, NO_FLAGS) == 0;
+}
+
+/* Returns whether a patch was decoded; Python's lock need not be held. */
+static int decode_held(const PatchReader *self, void *decoder, const HeldPatch *held)
+{
+    const PictureSize picture = check_picture(self, &held->shard, &held->row, held->image_id);
+    const uint8_t *data = (const uint8_t *)held->shard.buf + held->row.offset;
+    const size_t size = held->row.length;
+    int is_done;
+
+    if (picture.height == 0 || picture.height != (size_t)held->out.shape[0] || picture.width != (size_t)held->out.shape[1])
+        return 0;
+    if (brings_its_tables(data, size))
+        return decode_jpeg(&self->turbojpeg, decoder, data, size, &held->out);
+    /* A decoder that is used again has the tables of the pictures before, in place of those that this one may lack. */
+    decoder = self->turbojpeg.make();
+    if (decoder == NULL)
+        return 0;
+    is_done = decode_jpeg(&self->turbojpeg, decoder, data, size, &held->out);
+    self->turbojpeg.destroy(decoder);
+    return is_done;
+}
+
+enum { MOST_HELD = 64 };
+
+/* Decodes patches from one on, at most MOST_HELD, and returns how many could be; see read_all_into. */
+static Py_ssize_t decode_together(PatchReader *self, PyObject *indices, PyObject *outs, Py_ssize_t first)
+{
+    HeldPatch patches[MOST_HELD] = {0};
+    Py_ssize_t held = 0, done = 0;
+    void *decoder = self->decoder_count > 0 ? self->decoders[--self->decoder_count] : self->turbojpeg.make();
+
+    if (decoder == NULL)
+        return 0;
+    while (held < MOST_HELD && first + held < PyList_GET_SIZE(outs)) {
+        PyObject *out = Py_NewRef(PyList_GET_ITEM(outs, first + held)); /* other threads may change the list meanwhile */
+        const int is_held = hold(self, int_at(indices, first + held), out, &patches[held]);
+
+        Py_DECREF(out);
+        if (!is_held)
+            break;
+        held++;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    while (done < held) {
+        if (done + 1 < held)
+            prefetch_payload(&patches[done + 1].shard, &patches[done + 1].row);
+        if (!decode_held(self, decoder, &patches[done]))
+            break;
+        done++;
+    }
+    Py_END_ALLOW_THREADS
+    for (Py_ssize_t i = 0; i < held; i++)
+        let_go(&patches[i]);
+    if (self->decoder_count < KEPT_DECODERS)
+        self->decoders[self->decoder_count++] = decoder;
+    else
+        self->turbojpeg.destroy(decoder);
+    return done;
 }
 
 /* ------------------------------------------------------------------------------------------------ from Python */
@@ -420,25 +630,25 @@ PyDoc_STRVAR(read_all_into_doc, "read_all_into($self, indices, outs, /)\n--\n\n"
              "Decode patches into arrays, uint8 (H, W, 3), one after another; return how many could be.\n\n"
              "indices are ints. Reading ends with the first that could not be, whose array's content is undefined.");
 
-/* Returns an int of a list; -1, which no patch has, where there is none or it is too large. */
-static Py_ssize_t int_at(PyObject *list, Py_ssize_t position)
-{
-    Py_ssize_t value = -1;
-
-    if (position < PyList_GET_SIZE(list) && PyLong_CheckExact(PyList_GET_ITEM(list, position)))
-        value = PyLong_AsSsize_t(PyList_GET_ITEM(list, position));
-    PyErr_Clear();
-    return value;
-}
-
 static PyObject *read_all_into(PatchReader *self, PyObject *args)
 {
     PyObject *indices, *outs;
-    Py_ssize_t done;
+    Py_ssize_t done = 0;
 
     if (!PyArg_ParseTuple(args, "O!O!:read_all_into", &PyList_Type, &indices, &PyList_Type, &outs))
         return NULL;
-    for (done = 0; done < PyList_GET_SIZE(outs); done++) {
+    if (self->turbojpeg.decode != NULL) {
+        Py_ssize_t decoded;
+
+        do {
+            decoded = decode_together(self, indices, outs, done);
+            done += decoded;
+            if (decoded == MOST_HELD && PyErr_CheckSignals() < 0)
+                return NULL;
+        } while (decoded == MOST_HELD);
+        return is_interrupted() ? NULL : PyLong_FromSsize_t(done);
+    }
+    for (; done < PyList_GET_SIZE(outs); done++) {
         PyObject *out = Py_NewRef(PyList_GET_ITEM(outs, done)); /* other threads may change the list meanwhile */
         int is_done;
 
@@ -472,6 +682,8 @@ static void deallocate(PatchReader *self)
     PyTypeObject *type = Py_TYPE(self);
 
     PyObject_GC_UnTrack(self);
+    while (self->decoder_count > 0)
+        self->turbojpeg.destroy(self->decoders[--self->decoder_count]);
     PyBuffer_Release(&self->table);
     PyBuffer_Release(&self->chunks);
     PyBuffer_Release(&self->checked);
@@ -495,6 +707,7 @@ static int traverse(PatchReader *self, visitproc visit, void *arg)
 static PyObject *create(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
     PatchReader *self;
+    unsigned long long make = 0, decode = 0, destroy = 0;
 
     if (keywords != NULL && PyDict_GET_SIZE(keywords) > 0) {
         PyErr_SetString(PyExc_TypeError, "PatchReader takes no keyword arguments");
@@ -503,14 +716,20 @@ static PyObject *create(PyTypeObject *type, PyObject *args, PyObject *keywords)
     self = (PatchReader *)type->tp_alloc(type, 0);
     if (self == NULL)
         return NULL;
-    if (!PyArg_ParseTuple(args, "y*y*y*nO!On:PatchReader", &self->table, &self->chunks, &self->checked, &self->count,
-                          &PyDict_Type, &self->shards, &self->decode, &self->max_pixels)) {
+    if (!PyArg_ParseTuple(args, "y*y*y*nO!On|(KKK):PatchReader", &self->table, &self->chunks, &self->checked, &self->count,
+                          &PyDict_Type, &self->shards, &self->decode, &self->max_pixels, &make, &decode, &destroy)) {
         self->shards = self->decode = NULL; /* were borrowed */
         Py_DECREF(self);
         return NULL;
     }
     Py_INCREF(self->shards);
     Py_INCREF(self->decode);
+    if (make != 0 && decode != 0 && destroy != 0) {
+        self->turbojpeg.make = (void *(*)(void))(uintptr_t)make;
+        self->turbojpeg.decode = (int (*)(void *, const unsigned char *, unsigned long, unsigned char *, int, int, int, int,
+                                          int))(uintptr_t)decode;
+        self->turbojpeg.destroy = (int (*)(void *))(uintptr_t)destroy;
+    }
     self->view = PyUnicode_InternFromString("view");
     self->colours = PyUnicode_FromString("RGB");
     self->keywords = Py_BuildValue("(s)", "buffer");
@@ -527,11 +746,12 @@ static PyMethodDef methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
-PyDoc_STRVAR(type_doc, "PatchReader(table, chunks, checked, count, shards, decode, max_pixels, /)\n--\n\n"
+PyDoc_STRVAR(type_doc, "PatchReader(table, chunks, checked, count, shards, decode, max_pixels, turbojpeg=(0, 0, 0), /)\n--\n\n"
              "Reads patches of a store whose index is mapped.\n\n"
              "table is the mapped index, chunks uint64 offsets of the patch table's chunks in it, checked a byte for each of\n"
              "its blocks, count the number of rows. shards are those that are open, as Store has them, decode is\n"
-             "simplejpeg.decode_jpeg, max_pixels the number of pixels above which a picture is not decoded.");
+             "simplejpeg.decode_jpeg, max_pixels the number of pixels above which a picture is not decoded. turbojpeg has the\n"
+             "addresses of tjInitDecompress, tjDecompress2 and tjDestroy, or zeros: read_all_into calls them in place of decode.");
 
 static PyType_Slot slots[] = {
     {Py_tp_doc, (void *)type_doc},

@@ -78,12 +78,13 @@ class ThreadsLoader(Loader):
         making: deque[Future[Any]] = deque()
         process = os.getpid()
         pool = PassThreads(self.num_threads)
-        threads = BatchThreads(pool, parts=self.num_threads)
+        # Few parts, for each is handed to a thread: as many as keep all busy while one batch more waits for them.
+        threads = BatchThreads(pool, parts=-(-self.num_threads // (BATCHES_AHEAD - 1)))
         try:
-            # Begun here, so that all threads make the first batch before any begins the second.
+            # Begun here and shared by all threads, so that they make the first batch before any begins the second.
             with interrupt_delayed():
                 if (first := next(waiting, None)) is not None:
-                    making.append(threads.make(self._begin(first)))
+                    making.append(threads.make(self._begin(first), parts=self.num_threads))
             while True:
                 with interrupt_delayed():
                     while len(making) < BATCHES_AHEAD and (batch := next(waiting, None)) is not None:
