@@ -511,48 +511,42 @@ static int hold(const PatchReader *self, Py_ssize_t index, PyObject *array, Held
     return is_held;
 }
 
-/* Returns whether a JPEG was decoded to the size that it has. */
-static int decode_jpeg(const TurboJpeg *turbojpeg, void *decoder, const uint8_t *data, size_t size, const Py_buffer *out)
-{
-    const int height = (int)out->shape[0], width = (int)out->shape[1];
-
-    return turbojpeg->decode(decoder, data, size, out->buf, width, 3 * width, height, RGB, NO_FLAGS) == 0;
-}
-
-/* Returns whether a patch was decoded; Python's lock need not be held. */
+/* Returns whether TurboJPEG decoded a patch; Python's lock need not be held.
+ *
+ * It is not asked about JPEGs that use tables of pictures before, which a decoder still has, nor about progressive ones: what
+ * is made of those that lack scans is not the same in all versions. */
 static int decode_held(const PatchReader *self, void *decoder, const HeldPatch *held)
 {
     const PictureSize picture = check_picture(self, &held->shard, &held->row, held->image_id);
     const uint8_t *data = (const uint8_t *)held->shard.buf + held->row.offset;
     const size_t size = held->row.length;
-    int is_done;
+    const int height = (int)picture.height, width = (int)picture.width;
 
-    if (picture.height == 0 || picture.height != (size_t)held->out.shape[0] || picture.width != (size_t)held->out.shape[1])
+    if (height == 0 || height != held->out.shape[0] || width != held->out.shape[1] || !brings_its_tables(data, size))
         return 0;
-    if (brings_its_tables(data, size))
-        return decode_jpeg(&self->turbojpeg, decoder, data, size, &held->out);
-    /* A decoder that is used again has the tables of the pictures before, in place of those that this one may lack. */
-    decoder = self->turbojpeg.make();
-    if (decoder == NULL)
-        return 0;
-    is_done = decode_jpeg(&self->turbojpeg, decoder, data, size, &held->out);
-    self->turbojpeg.destroy(decoder);
-    return is_done;
+    return self->turbojpeg.decode(decoder, data, size, held->out.buf, width, 3 * width, height, RGB, NO_FLAGS) == 0;
+}
+
+/* Returns a new reference to an object of a list, NULL where that is shorter: other threads may change it meanwhile. */
+static PyObject *object_at(PyObject *list, Py_ssize_t position)
+{
+    return position < PyList_GET_SIZE(list) ? Py_NewRef(PyList_GET_ITEM(list, position)) : NULL;
 }
 
 enum { MOST_HELD = 64 };
 
-/* Decodes patches from one on, at most MOST_HELD, and returns how many could be; see read_all_into. */
-static Py_ssize_t decode_together(PatchReader *self, PyObject *indices, PyObject *outs, Py_ssize_t first)
+/* Lets TurboJPEG decode patches from one on, at most MOST_HELD. Returns how many it was asked about, and sets for each whether
+ * it was done. */
+static Py_ssize_t decode_together(PatchReader *self, PyObject *indices, PyObject *outs, Py_ssize_t first, char *is_done)
 {
     HeldPatch patches[MOST_HELD] = {0};
-    Py_ssize_t held = 0, done = 0;
+    Py_ssize_t held = 0;
+    PyObject *out;
     void *decoder = self->decoder_count > 0 ? self->decoders[--self->decoder_count] : self->turbojpeg.make();
 
     if (decoder == NULL)
         return 0;
-    while (held < MOST_HELD && first + held < PyList_GET_SIZE(outs)) {
-        PyObject *out = Py_NewRef(PyList_GET_ITEM(outs, first + held)); /* other threads may change the list meanwhile */
+    while (held < MOST_HELD && (out = object_at(outs, first + held)) != NULL) {
         const int is_held = hold(self, int_at(indices, first + held), out, &patches[held]);
 
         Py_DECREF(out);
@@ -561,12 +555,10 @@ static Py_ssize_t decode_together(PatchReader *self, PyObject *indices, PyObject
         held++;
     }
     Py_BEGIN_ALLOW_THREADS
-    while (done < held) {
-        if (done + 1 < held)
-            prefetch_payload(&patches[done + 1].shard, &patches[done + 1].row);
-        if (!decode_held(self, decoder, &patches[done]))
-            break;
-        done++;
+    for (Py_ssize_t i = 0; i < held; i++) {
+        if (i + 1 < held)
+            prefetch_payload(&patches[i + 1].shard, &patches[i + 1].row);
+        is_done[i] = (char)decode_held(self, decoder, &patches[i]);
     }
     Py_END_ALLOW_THREADS
     for (Py_ssize_t i = 0; i < held; i++)
@@ -575,7 +567,7 @@ static Py_ssize_t decode_together(PatchReader *self, PyObject *indices, PyObject
         self->decoders[self->decoder_count++] = decoder;
     else
         self->turbojpeg.destroy(decoder);
-    return done;
+    return held;
 }
 
 /* ------------------------------------------------------------------------------------------------ from Python */
@@ -628,34 +620,35 @@ static PyObject *read_into(PatchReader *self, PyObject *const *args, Py_ssize_t 
 
 PyDoc_STRVAR(read_all_into_doc, "read_all_into($self, indices, outs, /)\n--\n\n"
              "Decode patches into arrays, uint8 (H, W, 3), one after another; return how many could be.\n\n"
-             "indices are ints. Reading ends with the first that could not be, whose array's content is undefined.");
+             "indices are ints. Reading ends with the first that could not be; from there on what arrays hold is undefined.");
 
 static PyObject *read_all_into(PatchReader *self, PyObject *args)
 {
-    PyObject *indices, *outs;
-    Py_ssize_t done = 0;
+    PyObject *indices, *outs, *out;
+    char is_done[MOST_HELD];
+    Py_ssize_t done, first = 0, asked = 0; /* TurboJPEG was asked about so many from the first on */
 
     if (!PyArg_ParseTuple(args, "O!O!:read_all_into", &PyList_Type, &indices, &PyList_Type, &outs))
         return NULL;
-    if (self->turbojpeg.decode != NULL) {
-        Py_ssize_t decoded;
+    for (done = 0; done < PyList_GET_SIZE(outs); done++) {
+        int is_read;
 
-        do {
-            decoded = decode_together(self, indices, outs, done);
-            done += decoded;
-            if (decoded == MOST_HELD && PyErr_CheckSignals() < 0)
+        if (self->turbojpeg.decode != NULL && done >= first + asked) {
+            if (done > 0 && PyErr_CheckSignals() < 0)
                 return NULL;
-        } while (decoded == MOST_HELD);
-        return is_interrupted() ? NULL : PyLong_FromSsize_t(done);
-    }
-    for (; done < PyList_GET_SIZE(outs); done++) {
-        PyObject *out = Py_NewRef(PyList_GET_ITEM(outs, done)); /* other threads may change the list meanwhile */
-        int is_done;
-
+            first = done;
+            asked = decode_together(self, indices, outs, first, is_done);
+            if (is_interrupted())
+                return NULL;
+        }
+        if (done < first + asked && is_done[done - first])
+            continue;
+        if ((out = object_at(outs, done)) == NULL)
+            break;
         prefetch(self, int_at(indices, done + 1));
-        is_done = decode_into_array(self, int_at(indices, done), out);
+        is_read = decode_into_array(self, int_at(indices, done), out);
         Py_DECREF(out);
-        if (!is_done)
+        if (!is_read)
             break;
     }
     return is_interrupted() ? NULL : PyLong_FromSsize_t(done);

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 import os
+import random
 import struct
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import cv2
 import numpy as np
 import pytest
 import simplejpeg
+from conftest import Runs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -179,16 +181,21 @@ def test_more_are_read_than_are_held_at_a_time(tmp_path: Path) -> None:
         assert all(np.array_equal(out, decode(store.read(index))) for index, out in zip(indices, outs, strict=True))
 
 
-def without_segments(data: bytes, marker: int, *, kept: int = 0) -> bytes:
+def segments_of(data: bytes) -> Iterator[tuple[int, int]]:
+    """Yield where each segment before a JPEG's scan starts and ends, as far as they make sense."""
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
+        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        yield at, end
+        at = end
+
+
+def without_segments(data: bytes, marker: int, *, kept: int) -> bytes:
     """Return a JPEG without the segments of a kind, but for the first few."""
-    at, seen, rest = 2, 0, bytearray(data[:2])
-    while data[at + 1] != 0xDA:
-        size = 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-        seen += data[at + 1] == marker
-        if data[at + 1] != marker or seen <= kept:
-            rest += data[at : at + size]
-        at += size
-    return bytes(rest + data[at:])
+    places = [place for place in segments_of(data) if data[place[0] + 1] == marker]
+    for start, end in reversed(places[kept:]):
+        data = data[:start] + data[end:]
+    return data
 
 
 @pytest.mark.parametrize("other", ["420", "progressive", "grey"])
@@ -318,10 +325,10 @@ def test_a_flipped_bit_is_left_to_python_which_says_so(tmp_path: Path) -> None:
     store = open_patches(tmp_path, {"one": READ["420"]})
     (shard,) = shards_of(store.path)
     offset = store._patch_row(0).offset
-    random = np.random.default_rng(0)
+    generator = np.random.default_rng(0)
     for position in [
         *range(offset - 8, offset + 40),
-        *random.integers(offset, offset + len(READ["420"]), 100).tolist(),
+        *generator.integers(offset, offset + len(READ["420"]), 100).tolist(),
     ]:
         flip(shard, position, position % 8)
         opened = Store(store.path)
@@ -583,30 +590,61 @@ def test_tables_that_cannot_be_are_left_to_python(table: dict[str, Any]) -> None
 
 
 def test_any_row_and_any_bytes_are_a_picture_or_left_to_python() -> None:
-    random = np.random.default_rng(0)
+    generator = np.random.default_rng(0)
     for _ in range(3000):
         data = bytearray(READ["420"])
-        for at in random.integers(0, 700, random.integers(0, 4)):
-            data[at] = random.integers(0, 256)
-        values = bytes(random.integers(0, 2000)) + encode(bytes(data[: random.integers(0, len(data))]), 0)
-        row = [random.integers(0, 2600), 0, random.integers(0, 2600), random.integers(0, 3), 5]
+        for at in generator.integers(0, 700, generator.integers(0, 4)):
+            data[at] = generator.integers(0, 256)
+        values = bytes(generator.integers(0, 2000)) + encode(bytes(data[: generator.integers(0, len(data))]), 0)
+        row = [generator.integers(0, 2600), 0, generator.integers(0, 2600), generator.integers(0, 3), 5]
         reader = reader_over(table_of(ROW.pack(*map(int, row))), {5: Open(Mapped(memoryview(values)), 5)})
         assert reads(reader, 0, blank()) in (True, False)
 
 
-def test_what_is_read_of_changed_jpegs_is_what_python_reads() -> None:
-    random = np.random.default_rng(1)
+SAMPLED = [simplejpeg.encode_jpeg(PIXELS, 80, "RGB", sampling) for sampling in ("440", "411", "422")]
+
+
+def changed(data: bytes, generator: random.Random) -> bytes:
+    """Return a JPEG with bytes changed or left out, cut, or without one of its segments, once or several times."""
+    result = bytearray(data)
+    for _ in range(generator.choice([0, 1, 1, 1, 2, 4])):
+        if len(result) < 300:
+            break
+        end = min(len(result), generator.choice([700, len(result)]))
+        place = generator.randrange(2, end)
+        how = generator.randrange(8)
+        if how < 5:
+            result[place] = generator.randrange(256)
+        elif how == 5:
+            del result[max(place, 260) :]
+        elif how == 6:
+            del result[place : place + generator.randrange(1, 8)]
+        else:
+            segments = list(segments_of(bytes(result)))
+            if segments:
+                del result[slice(*generator.choice(segments))]
+    return bytes(result)
+
+
+def test_what_is_read_of_changed_jpegs_is_what_simplejpeg_decodes(runs: Runs) -> None:
     read = 0
-    for _ in range(3000):
-        data = bytearray(list(READ.values())[random.integers(len(READ))])
-        for at in random.integers(2, 650, random.integers(1, 4)):
-            data[min(at, len(data) - 1)] = random.integers(0, 256)
-        out, expected = blank(), blank()
-        if reads(crafted([encode(bytes(data), 0)])[0], 0, out):
-            read += 1
-            assert decode_into(bytes(data), expected) is expected
-            assert np.array_equal(out, expected)
-    assert read > 300
+    numbers = runs(small=200, full=60_000)
+    for number in numbers:
+        generator = random.Random(number)
+        pictures = [changed(generator.choice([*READ.values(), *SAMPLED]), generator) for _ in range(16)]
+        reader, _ = crafted([encode(data, patch_id) for patch_id, data in enumerate(pictures)])
+        first = 0
+        while first < len(pictures):
+            outs = [blank() for _ in pictures[first:]]
+            done = reader.read_all_into(list(range(first, len(pictures))), outs)
+            for data, out in zip(pictures[first:], outs[:done], strict=False):
+                assert np.array_equal(simplejpeg.decode_jpeg(data, "RGB"), out), f"run {number}"
+            read += done
+            first += done
+            if first < len(pictures):
+                assert not reader.read_into(first, blank())
+                first += 1
+    assert read > 5 * len(numbers)
 
 
 def test_what_the_decoder_does_is_looked_at(turbojpeg: tuple[int, int, int]) -> None:
@@ -629,6 +667,35 @@ def test_what_the_decoder_does_is_looked_at(turbojpeg: tuple[int, int, int]) -> 
     if not any(turbojpeg):
         with pytest.raises(KeyboardInterrupt):
             crafted([VALUE], interrupted)[0].read_all_into([0], [blank()])
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_what_a_shard_raises_is_looked_at(error: type[BaseException]) -> None:
+    class Raising:
+        @property
+        def view(self) -> memoryview:
+            raise error
+
+    reader = reader_over(table_of(ROW.pack(VALUES_AT + 8, 0, LENGTH, 2, 5)), {5: Open(Raising(), 5)})
+    calls: list[Callable[[], int]] = [
+        lambda: reader.read_into(0, blank()),
+        lambda: reader.read_all_into([0, 0], [blank(), blank()]),
+    ]
+    for call in calls:
+        if error is ValueError:
+            assert not call()
+        else:
+            with pytest.raises(error):
+                call()
+
+
+def test_progressive_pictures_among_others_are_read(tmp_path: Path) -> None:
+    pictures = [saved(PIXELS, progressive=number % 3 == 0, quality=50 + number) for number in range(20)]
+    store = open_patches(tmp_path, {str(number): data for number, data in enumerate(pictures)})
+    indices = [number % 20 for number in range(150)]
+    outs = [blank() for _ in indices]
+    assert reader_of(store).read_all_into(indices, outs) == 150
+    assert all(np.array_equal(out, decode(pictures[index])) for index, out in zip(indices, outs, strict=True))
 
 
 def test_arguments_of_another_kind_are_an_error() -> None:
