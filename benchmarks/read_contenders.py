@@ -12,7 +12,7 @@ from benchmarks import peer_contenders
 from benchmarks.contender import Open
 from benchmarks.mode_options import MODES
 from benchmarks.reading import Reading
-from dlas_store.system_turbojpeg import VARIABLE, find_turbojpeg
+from dlas_store.system_turbojpeg import VARIABLE, find_addresses
 
 LIMIT = "decoding alone, in memory, all cores"
 OURS = ("store, threads loader", "store, workers loader")
@@ -83,7 +83,7 @@ def _store(reading: Reading) -> list[Contender]:
     found = [_own_loader(name, reading.store, name.split()[1]) for name in OURS]
     if MODES[reading.mode].raw:
         found.append(_own("store, threads loader, before the device", "prepare_raw", reading.store))
-    if find_turbojpeg().file:
+    if any(find_addresses()):
         found += [each._replace(name=each.name + WITHOUT_SYSTEM, environment={VARIABLE: ""}) for each in found]
     found.append(_own("store, items, DataLoader", "prepare_items", reading.store))
     if reading.mode == "pixels":

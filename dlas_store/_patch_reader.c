@@ -271,6 +271,7 @@ typedef struct {
     PyObject *decode;    /* simplejpeg.decode_jpeg */
     Py_ssize_t max_pixels;
     PyObject *view, *colours, *keywords; /* constant arguments */
+    PyObject *find_turbojpeg; /* gives the addresses of these functions; NULL once it did */
     TurboJpeg turbojpeg;
     void *decoders[KEPT_DECODERS]; /* of it; Python's lock guards them */
     int decoder_count;
@@ -511,6 +512,35 @@ static int hold(const PatchReader *self, Py_ssize_t index, PyObject *array, Held
     return is_held;
 }
 
+/* Finds TurboJPEG's functions the first time; returns 0 after setting an error. */
+static int have_turbojpeg_found(PatchReader *self)
+{
+    unsigned long long make, decode, destroy;
+    PyObject *addresses;
+    int is_found;
+
+    if (self->find_turbojpeg == NULL)
+        return 1;
+    addresses = PyObject_CallNoArgs(self->find_turbojpeg);
+    if (addresses == NULL)
+        return 0;
+    is_found = PyTuple_Check(addresses) && PyArg_ParseTuple(addresses, "KKK", &make, &decode, &destroy);
+    Py_DECREF(addresses);
+    if (!is_found) {
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_TypeError, "find_turbojpeg must return a tuple");
+        return 0;
+    }
+    if (make != 0 && decode != 0 && destroy != 0) {
+        self->turbojpeg.make = (void *(*)(void))(uintptr_t)make;
+        self->turbojpeg.decode = (int (*)(void *, const unsigned char *, unsigned long, unsigned char *, int, int, int, int,
+                                          int))(uintptr_t)decode;
+        self->turbojpeg.destroy = (int (*)(void *))(uintptr_t)destroy;
+    }
+    Py_CLEAR(self->find_turbojpeg);
+    return 1;
+}
+
 /* Returns whether TurboJPEG decoded a patch; Python's lock need not be held.
  *
  * It is not asked about JPEGs that use tables of pictures before, which a decoder still has, nor about progressive ones: what
@@ -628,7 +658,7 @@ static PyObject *read_all_into(PatchReader *self, PyObject *args)
     char is_done[MOST_HELD];
     Py_ssize_t done, first = 0, asked = 0; /* TurboJPEG was asked about so many from the first on */
 
-    if (!PyArg_ParseTuple(args, "O!O!:read_all_into", &PyList_Type, &indices, &PyList_Type, &outs))
+    if (!PyArg_ParseTuple(args, "O!O!:read_all_into", &PyList_Type, &indices, &PyList_Type, &outs) || !have_turbojpeg_found(self))
         return NULL;
     for (done = 0; done < PyList_GET_SIZE(outs); done++) {
         int is_read;
@@ -682,6 +712,7 @@ static void deallocate(PatchReader *self)
     PyBuffer_Release(&self->checked);
     Py_XDECREF(self->shards);
     Py_XDECREF(self->decode);
+    Py_XDECREF(self->find_turbojpeg);
     Py_XDECREF(self->view);
     Py_XDECREF(self->colours);
     Py_XDECREF(self->keywords);
@@ -694,13 +725,13 @@ static int traverse(PatchReader *self, visitproc visit, void *arg)
     Py_VISIT(Py_TYPE(self));
     Py_VISIT(self->shards);
     Py_VISIT(self->decode);
+    Py_VISIT(self->find_turbojpeg);
     return 0;
 }
 
 static PyObject *create(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
     PatchReader *self;
-    unsigned long long make = 0, decode = 0, destroy = 0;
 
     if (keywords != NULL && PyDict_GET_SIZE(keywords) > 0) {
         PyErr_SetString(PyExc_TypeError, "PatchReader takes no keyword arguments");
@@ -709,20 +740,17 @@ static PyObject *create(PyTypeObject *type, PyObject *args, PyObject *keywords)
     self = (PatchReader *)type->tp_alloc(type, 0);
     if (self == NULL)
         return NULL;
-    if (!PyArg_ParseTuple(args, "y*y*y*nO!On|(KKK):PatchReader", &self->table, &self->chunks, &self->checked, &self->count,
-                          &PyDict_Type, &self->shards, &self->decode, &self->max_pixels, &make, &decode, &destroy)) {
-        self->shards = self->decode = NULL; /* were borrowed */
+    if (!PyArg_ParseTuple(args, "y*y*y*nO!On|O:PatchReader", &self->table, &self->chunks, &self->checked, &self->count,
+                          &PyDict_Type, &self->shards, &self->decode, &self->max_pixels, &self->find_turbojpeg)) {
+        self->shards = self->decode = self->find_turbojpeg = NULL; /* were borrowed */
         Py_DECREF(self);
         return NULL;
     }
     Py_INCREF(self->shards);
     Py_INCREF(self->decode);
-    if (make != 0 && decode != 0 && destroy != 0) {
-        self->turbojpeg.make = (void *(*)(void))(uintptr_t)make;
-        self->turbojpeg.decode = (int (*)(void *, const unsigned char *, unsigned long, unsigned char *, int, int, int, int,
-                                          int))(uintptr_t)decode;
-        self->turbojpeg.destroy = (int (*)(void *))(uintptr_t)destroy;
-    }
+    if (self->find_turbojpeg == Py_None)
+        self->find_turbojpeg = NULL;
+    Py_XINCREF(self->find_turbojpeg);
     self->view = PyUnicode_InternFromString("view");
     self->colours = PyUnicode_FromString("RGB");
     self->keywords = Py_BuildValue("(s)", "buffer");
@@ -739,12 +767,13 @@ static PyMethodDef methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
-PyDoc_STRVAR(type_doc, "PatchReader(table, chunks, checked, count, shards, decode, max_pixels, turbojpeg=(0, 0, 0), /)\n--\n\n"
+PyDoc_STRVAR(type_doc, "PatchReader(table, chunks, checked, count, shards, decode, max_pixels, find_turbojpeg=None, /)\n--\n\n"
              "Reads patches of a store whose index is mapped.\n\n"
              "table is the mapped index, chunks uint64 offsets of the patch table's chunks in it, checked a byte for each of\n"
              "its blocks, count the number of rows. shards are those that are open, as Store has them, decode is\n"
-             "simplejpeg.decode_jpeg, max_pixels the number of pixels above which a picture is not decoded. turbojpeg has the\n"
-             "addresses of tjInitDecompress, tjDecompress2 and tjDestroy, or zeros: read_all_into calls them in place of decode.");
+             "simplejpeg.decode_jpeg, max_pixels the number of pixels above which a picture is not decoded. find_turbojpeg is\n"
+             "called before many patches are read: it returns the addresses of tjInitDecompress, tjDecompress2 and tjDestroy,\n"
+             "which decode them, or zeros.");
 
 static PyType_Slot slots[] = {
     {Py_tp_doc, (void *)type_doc},

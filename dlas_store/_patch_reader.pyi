@@ -15,7 +15,7 @@ class PatchReader:
         shards: Mapping[int, tuple[Any, int]],
         decode: Callable[..., NDArray[np.uint8]],
         max_pixels: int,
-        turbojpeg: tuple[int, int, int] = ...,
+        find_turbojpeg: Callable[[], tuple[int, int, int]] | None = None,
         /,
     ) -> PatchReader: ...
     def row(self, index: int, /) -> tuple[int, int, int, int, int] | None: ...

@@ -29,7 +29,7 @@ from dlas_store.metadata import Image
 from dlas_store.pixels import MAX_PIXELS, Decoder, as_batch, decode, decode_batch, decode_into, image_size
 from dlas_store.shard import Shard, has_shards, name_hash, read_image, read_payload, shard_file_name, view_payload
 from dlas_store.source import Layout, Listing, Pixels, relative_path
-from dlas_store.system_turbojpeg import find_turbojpeg
+from dlas_store.system_turbojpeg import check_named, find_addresses
 from dlas_store.tables import Table
 
 try:
@@ -303,7 +303,8 @@ class Store:
         if PatchReader is None or self._decoder != "simplejpeg" or not isinstance(rows, Table):
             return None
         max_pixels = int(min(self._max_pixels, sys.maxsize))
-        return PatchReader(*rows.mapped, self._shards, decode_jpeg, max_pixels, find_turbojpeg().addresses)
+        check_named()
+        return PatchReader(*rows.mapped, self._shards, decode_jpeg, max_pixels, find_addresses)
 
     def _decode(self, index: int, *, alpha: bool = False) -> Pixels:
         try:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import os
 from functools import cache
-from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -28,43 +27,44 @@ _SAMPLINGS = ("444", "422", "440", "420", "411", "Gray")
 """Those of the JPEGs that the reader decodes."""
 
 
-class SystemTurboJpeg(NamedTuple):
-    """What the reader calls.
+Addresses = tuple[int, int, int]
+"""Of tjInitDecompress, tjDecompress2 and tjDestroy; zeros where there are none."""
 
-    Attributes:
-        file: that the functions are in; empty where none is taken.
-        addresses: of tjInitDecompress, tjDecompress2 and tjDestroy, or zeros.
+NO_ADDRESSES = (0, 0, 0)
+
+
+def check_named() -> None:
+    """Check the file that DLAS_STORE_TURBOJPEG names, if it does; only then is a library loaded.
+
+    Raises:
+        ConfigError: it cannot be loaded, or decodes to other pixels than simplejpeg.
     """
-
-    file: str
-    addresses: tuple[int, int, int]
-
-
-NONE = SystemTurboJpeg("", (0, 0, 0))
+    if os.environ.get(VARIABLE):
+        find_addresses()
 
 
 @cache
-def find_turbojpeg() -> SystemTurboJpeg:
-    """Return the system's libjpeg-turbo, or nothing where it has none, or one that decodes to other pixels.
+def find_addresses() -> Addresses:
+    """Return where the functions are; zeros where the system has none, or a library that decodes to other pixels.
 
     Raises:
-        ConfigError: that holds for a file that DLAS_STORE_TURBOJPEG names.
+        ConfigError: see check_named.
     """
     named = os.environ.get(VARIABLE)
     file = _SYSTEM_FILE if named is None else named
     if not file:
-        return NONE
+        return NO_ADDRESSES
     try:
         functions = _Functions(ctypes.CDLL(file))
     except (OSError, AttributeError) as error:
         if named is None:
-            return NONE
+            return NO_ADDRESSES
         raise ConfigError(f"{VARIABLE} names {file!r}, which is no libturbojpeg ({error}); unset it") from error
     if not functions.decode_as_simplejpeg():
         if named is None:
-            return NONE
+            return NO_ADDRESSES
         raise ConfigError(f"{VARIABLE} names {file!r}, which decodes to other pixels than simplejpeg; unset it")
-    return SystemTurboJpeg(file, functions.addresses)
+    return functions.addresses
 
 
 class _Functions:
@@ -84,7 +84,7 @@ class _Functions:
         self._destroy.argtypes = [pointer]
 
     @property
-    def addresses(self) -> tuple[int, int, int]:
+    def addresses(self) -> Addresses:
         make, decode, destroy = (
             ctypes.cast(function, ctypes.c_void_p).value or 0 for function in (self._make, self._decode, self._destroy)
         )

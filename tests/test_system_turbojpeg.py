@@ -14,26 +14,25 @@ from samples import DATA
 
 from dlas_store.converters.importing import import_store
 from dlas_store.errors import ConfigError
-from dlas_store.system_turbojpeg import NONE, VARIABLE, SystemTurboJpeg, find_turbojpeg
+from dlas_store.system_turbojpeg import NO_ADDRESSES, VARIABLE, find_addresses
 
-find = find_turbojpeg.__wrapped__
+find = find_addresses.__wrapped__
 
-needs_library = pytest.mark.skipif(find_turbojpeg() == NONE, reason="libturbojpeg is not installed")
+needs_library = pytest.mark.skipif(find_addresses() == NO_ADDRESSES, reason="libturbojpeg is not installed")
 
 
 @needs_library
 def test_it_is_found_without_being_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
     found = find()
-    assert found.file == "libturbojpeg.so.0"
-    assert all(found.addresses)
-    monkeypatch.setenv(VARIABLE, found.file)
+    assert all(found)
+    monkeypatch.setenv(VARIABLE, "libturbojpeg.so.0")
     assert find() == found
 
 
 def test_nothing_is_taken_where_nothing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "")
-    assert find() == SystemTurboJpeg("", (0, 0, 0)) == NONE
+    assert find() == NO_ADDRESSES == (0, 0, 0)
 
 
 @pytest.mark.parametrize("name", ["/nowhere/libturbojpeg.so", ctypes.util.find_library("c") or "libc.so.6"])
@@ -59,12 +58,23 @@ def test_a_library_that_decodes_to_other_pixels_is_not_taken(
     monkeypatch.setenv(VARIABLE, str(library))
     with pytest.raises(ConfigError, match="which decodes to other pixels than simplejpeg; unset it"):
         find()
-    program = "from dlas_store.system_turbojpeg import find_turbojpeg; print(find_turbojpeg().addresses)"
+    program = "from dlas_store.system_turbojpeg import find_addresses; print(find_addresses())"
     environment = {key: value for key, value in os.environ.items() if key != VARIABLE}
     # As if it were the system's.
     environment["LD_LIBRARY_PATH"] = str(tmp_path)
     done = subprocess.run([sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "(0, 0, 0)"
+
+
+def test_a_wrong_name_is_met_when_a_store_is_opened(tmp_path: Path) -> None:
+    store = tmp_path / "sample.lmdb"
+    import_store([DATA / "chunked"], store, workers=1)
+    environment = {**os.environ, VARIABLE: "/nowhere/libturbojpeg.so"}
+    program = "import sys; from dlas_store import open_source; open_source(sys.argv[1])"
+    command = [sys.executable, "-c", program, str(store)]
+    done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert f"ConfigError: {VARIABLE} names '/nowhere/libturbojpeg.so'" in done.stderr
 
 
 DIGESTS = """
