@@ -516,12 +516,14 @@ static int hold(const PatchReader *self, Py_ssize_t index, PyObject *array, Held
 static int have_turbojpeg_found(PatchReader *self)
 {
     unsigned long long make, decode, destroy;
-    PyObject *addresses;
+    PyObject *find = self->find_turbojpeg, *addresses;
     int is_found;
 
-    if (self->find_turbojpeg == NULL)
+    if (find == NULL)
         return 1;
-    addresses = PyObject_CallNoArgs(self->find_turbojpeg);
+    Py_INCREF(find); /* another thread may have found them meanwhile */
+    addresses = PyObject_CallNoArgs(find);
+    Py_DECREF(find);
     if (addresses == NULL)
         return 0;
     is_found = PyTuple_Check(addresses) && PyArg_ParseTuple(addresses, "KKK", &make, &decode, &destroy);

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import platform
 import random
+import subprocess
+import sys
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -374,6 +377,28 @@ def test_pytorchs_own_loader_pads_items_of_several_sizes(case: Case, data: Path)
         ),
     ):
         assert_same(list(made), [expected])
+
+
+FAULTS = """
+import resource, numpy as np
+from dlas_store.datasets.batches import StackedItems, new_array
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        np.ones((3, 256, 256), np.float32), np.ones((3, 256, 256), np.float32), np.ones((4, 256, 256), np.float32)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+StackedItems(lambda draw: {}, [], new_array)
+faults()
+print(faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep memory by other rules")
+def test_memory_of_an_item_is_that_of_the_item_before() -> None:
+    done = subprocess.run([sys.executable, "-c", FAULTS], check=True, capture_output=True, text=True)
+    assert int(done.stdout) < 200  # of 60 arrays of 192 pages and more
 
 
 # Bad samples
