@@ -27,19 +27,15 @@ class BatchThreads:
         self._begun: deque[Callable[[], None]] = deque()
         self._waiting: deque[Callable[[], None]] = deque()
 
-    def make(self, work: BatchWork, *, parts: int | None = None) -> Future[Any]:
-        """Let the pool make a batch that was begun.
+    def share_among(self, parts: int) -> None:
+        """Let another number of threads share each batch from now on."""
+        self._parts = parts
 
-        Args:
-            work: the batch.
-            parts: how many threads share it, where others do than share the rest.
-
-        Returns:
-            A future that gives the batch, or raises what making it raised.
-        """
+    def make(self, work: BatchWork) -> Future[Any]:
+        """Let the pool make a batch that was begun; the future gives it, or raises what making it raised."""
         batch = _SharedBatch()
         batch.future.set_running_or_notify_cancel()
-        for part in batch.share(work, parts or self._parts):
+        for part in batch.share(work, self._parts):
             self._submit(self._begun, part)
         return batch.future
 

@@ -78,13 +78,12 @@ class ThreadsLoader(Loader):
         making: deque[Future[Any]] = deque()
         process = os.getpid()
         pool = PassThreads(self.num_threads)
-        # Few parts, for each is handed to a thread: as many as keep all busy while one batch more waits for them.
-        threads = BatchThreads(pool, parts=-(-self.num_threads // (BATCHES_AHEAD - 1)))
+        threads = BatchThreads(pool, parts=self.num_threads)
         try:
-            # Begun here and shared by all threads, so that they make the first batch before any begins the second.
+            # Begun here, so that all threads make the first batch before any begins the second.
             with interrupt_delayed():
                 if (first := next(waiting, None)) is not None:
-                    making.append(threads.make(self._begin(first), parts=self.num_threads))
+                    making.append(threads.make(self._begin(first)))
             while True:
                 with interrupt_delayed():
                     while len(making) < BATCHES_AHEAD and (batch := next(waiting, None)) is not None:
@@ -92,6 +91,10 @@ class ThreadsLoader(Loader):
                     if not making:
                         break
                     made = making.popleft().result()
+                if not this.delivered:
+                    # Nobody waits for a batch any more. Few parts, for each is handed to a thread: as many as keep all
+                    # busy while one batch more waits for them.
+                    threads.share_among(-(-self.num_threads // (BATCHES_AHEAD - 1)))
                 this.delivered += 1
                 yield made if self._to_device is None else self._to_device.make(made)
                 del made  # its memory is free for the next one as soon as the reader lets go of it
