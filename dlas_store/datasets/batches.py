@@ -157,8 +157,8 @@ def _keep_freed_memory() -> None:
     """Let what arrays of an item are freed to stay with the process, where the next item's come from.
 
     glibc gives memory back to the system once twice the largest block that it ever freed lies at the end of a heap; the
-    system has to clear every page of it when it is taken again, which costs some modes a sixth of their time. It learns
-    from blocks of up to 32 MiB, of which none need be written to.
+    system has to clear every page of it when it is taken again. It learns from blocks of up to 32 MiB, which need not
+    be written to.
     """
     np.empty(_LARGEST_LEARNT_FROM, np.uint8)
 

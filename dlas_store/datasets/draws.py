@@ -42,7 +42,7 @@ class ItemRandom:
         return np.random.default_rng(self._key)
 
     def coin(self) -> bool:
-        """Return one choice of two, the same at each call; apart from the generator, which takes ten times as long."""
+        """Return one choice of two, the same at each call; apart from the generator, which takes longer to make."""
         return bool(xxh3_64_intdigest("{} {} {}".format(*self._key).encode()) & 1)
 
 
