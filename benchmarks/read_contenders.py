@@ -46,7 +46,7 @@ class Contender(NamedTuple):
 
     def as_spec(self, reading: Reading) -> dict[str, Any]:
         """Return what ``make`` needs, as JSON has it."""
-        return {"contender": [*self[:4]], "reading": reading.as_spec()}
+        return {"contender": [self.name, self.module, self.function, self.arguments], "reading": reading.as_spec()}
 
     @property
     def own_data(self) -> Path | None:
