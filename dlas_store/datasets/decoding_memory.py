@@ -8,6 +8,9 @@ from contextlib import contextmanager
 from dlas_store.pixels import empty_pixels
 from dlas_store.source import Pixels
 
+BYTES_TOGETHER = 1 << 20
+"""Patches up to so many bytes are decoded before they are written: they stay in the processor's caches."""
+
 
 class DecodingMemory:
     """Gives arrays, and gives those again that were given back last, which a processor's caches may still hold.

@@ -10,10 +10,9 @@ import numpy as np
 import torch
 
 from dlas_store.datasets.batches import Allocate, MakeItem, check_one_size
-from dlas_store.datasets.decoding_memory import DecodingMemory
+from dlas_store.datasets.decoding_memory import BYTES_TOGETHER, DecodingMemory
 from dlas_store.datasets.draws import Draw, ItemRandom
 from dlas_store.datasets.image_folder_options import ImageFolderOptions
-from dlas_store.datasets.patch_batch import BYTES_TOGETHER
 from dlas_store.datasets.picture_cut import Picture, cut_picture
 from dlas_store.datasets.planes import Planes, loops_for, write_pair
 from dlas_store.datasets.roots import read_all_into, reading_order

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from dlas_store.datasets.batches import Allocate, MakeItem
-from dlas_store.datasets.decoding_memory import DecodingMemory
+from dlas_store.datasets.decoding_memory import BYTES_TOGETHER, DecodingMemory
 from dlas_store.datasets.draws import Draw, ItemRandom
 from dlas_store.datasets.masked_reference import loops_arguments, write_reference
 from dlas_store.datasets.patches import (
@@ -30,9 +30,6 @@ from dlas_store.errors import StoreError
 from dlas_store.metadata import Center
 from dlas_store.pixels import empty_pixels
 from dlas_store.source import Pixels, Source
-
-BYTES_TOGETHER = 1 << 20
-"""Patches up to so many bytes are decoded before they are written: they stay in the processor's caches."""
 
 _NO_CENTER = (0, 0)
 
