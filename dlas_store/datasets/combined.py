@@ -9,7 +9,7 @@ from typing import Any
 from torch.utils.data import Dataset
 from xxhash import xxh3_64_intdigest
 
-from dlas_store.datasets.batches import Allocate, BatchWork, StackedItems
+from dlas_store.datasets.batches import Allocate, BatchWork, MakeItem, StackedItems
 from dlas_store.datasets.draws import Draw, ItemRandom
 from dlas_store.datasets.item_dataset import ItemDataset
 from dlas_store.datasets.options import Options, OptionWarning
@@ -92,10 +92,9 @@ class CombinedDataset(ItemDataset):
         draws = {name: self._draw(name, index, random.repetition) for name in self._members}
         return _merged({name: member[draws[name]] for name, member in self._members.items()})
 
-    def begin_batch(self, draws: Sequence[Draw], allocate: Allocate) -> BatchWork:
-        """Begin a batch of each member; see ItemDataset."""
-        if self.skips_bad:  # one by one, for a sample that is bad in one member is replaced in all
-            return super().begin_batch(draws, allocate)
+    def _begin(self, draws: Sequence[Draw], allocate: Allocate, *, replace: MakeItem | None) -> BatchWork:
+        if replace is not None:  # one by one, for a sample that is bad in one member is replaced in all
+            return super()._begin(draws, allocate, replace=replace)
         works = {name: self._begin_member(name, draws, allocate) for name in self._members}
         return _CombinedBatch(works, len(draws))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, suppress
 from typing import Any
 
 import torch
@@ -22,7 +21,6 @@ from dlas_store.datasets.picture_cut import CENTER_CROP, Picture, cut_picture
 from dlas_store.datasets.picture_dataset import PictureDataset
 from dlas_store.datasets.pictures import open_pictures, path_below
 from dlas_store.datasets.planes import Planes, area_resize, pack, to_planes
-from dlas_store.errors import StoreError
 from dlas_store.source import Source
 
 
@@ -91,9 +89,9 @@ class ImageFolderDataset(PictureDataset):
             ImageError: a picture cannot be decoded, or is too small for the options.
             StoreError: a picture cannot be read.
         """
-        source, patch = self._locate(index)
         if self._is_plain:
             return self._make_plain(Draw(index, random.repetition))
+        source, patch = self._locate(index)
         path = source.patch_path(patch)
         picture = self._read(source, patch, random)
         planes = to_planes(picture.pixels)
@@ -115,14 +113,11 @@ class ImageFolderDataset(PictureDataset):
             item["label_strings"] = dict(self._labelled.names)
         return item | {key: constant.clone() for key, constant in self._opt.constants.items()}
 
-    def begin_batch(self, draws: Sequence[Draw], allocate: Allocate) -> BatchWork:
-        """Begin a batch; see ItemDataset."""
-        if self._is_plain:
-            with suppress(StoreError) if self.skips_bad else nullcontext():
-                return self._begin(draws, allocate, replace=self.__getitem__ if self.skips_bad else None)
-        return super().begin_batch(draws, allocate)
+    def _begin(self, draws: Sequence[Draw], allocate: Allocate, *, replace: MakeItem | None) -> BatchWork:
+        begin = self._begin_plain if self._is_plain else super()._begin
+        return begin(draws, allocate, replace=replace)
 
-    def _begin(self, draws: Sequence[Draw], allocate: Allocate, *, replace: MakeItem | None) -> ImageFolderBatch:
+    def _begin_plain(self, draws: Sequence[Draw], allocate: Allocate, *, replace: MakeItem | None) -> ImageFolderBatch:
         return ImageFolderBatch(
             draws,
             [self._locate(draw.index) for draw in draws],
@@ -134,7 +129,7 @@ class ImageFolderDataset(PictureDataset):
         )
 
     def _make_plain(self, draw: Draw) -> dict[str, Any]:
-        work = self._begin([draw], new_array, replace=None)
+        work = self._begin_plain([draw], new_array, replace=None)
         work.fill(0, 1)
         item: dict[str, Any] = BatchOfItems(work.finish(), 1)[0]
         return item | {"has_alt": False}

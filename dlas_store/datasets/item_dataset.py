@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
-from dlas_store.datasets.batches import Allocate, BatchWork, StackedItems
+from dlas_store.datasets.batches import Allocate, BatchWork, MakeItem, StackedItems
 from dlas_store.datasets.draws import Draw, ItemRandom, draw_seed
 from dlas_store.datasets.options import Options
 from dlas_store.errors import PatchIndexError, StoreError
@@ -89,6 +89,32 @@ class ItemDataset(Dataset[dict[str, Any]], ABC):
 
         Raises:
             PatchIndexError: an index is not in 0 .. len(self) - 1.
+        """
+        try:
+            return self._begin(draws, allocate, replace=self.__getitem__ if self.skips_bad else None)
+        except StoreError:
+            if not self.skips_bad:
+                raise
+        # It does not even say what the items are made of; one by one, they are replaced.
+        return StackedItems(self.__getitem__, draws, allocate)
+
+    def _begin(
+        self,
+        draws: Sequence[Draw],
+        allocate: Allocate,
+        *,
+        replace: MakeItem | None,  # noqa: ARG002 - for those who make a batch as a whole
+    ) -> BatchWork:
+        """Begin a batch; whoever can make it as a whole does so here.
+
+        Args:
+            draws: the items.
+            allocate: gives the memory of its tensors.
+            replace: gives the item in place of one that cannot be read; None lets the error be raised.
+
+        Raises:
+            PatchIndexError: an index is not in 0 .. len(self) - 1.
+            StoreError: what items are made of cannot be told.
         """
         return StackedItems(self.__getitem__, draws, allocate)
 

@@ -16,7 +16,6 @@ from dlas_store.datasets.patches import PatchOptions, read_patch_options
 from dlas_store.datasets.raw_patches import PixelReferences, RawPatchBatch
 from dlas_store.datasets.references import References
 from dlas_store.datasets.roots import announce, image_path, open_roots
-from dlas_store.errors import StoreError
 
 
 class PatchDataset(ItemDataset):
@@ -83,15 +82,6 @@ class PatchDataset(ItemDataset):
         work = self.begin_batch([self.as_draw(item) for item in items], new_array)
         work.fill(0, len(work))
         return BatchOfItems(work.finish(), len(work))
-
-    def begin_batch(self, draws: Sequence[Draw], allocate: Allocate) -> BatchWork:
-        """Begin a batch; see ItemDataset."""
-        if not self.skips_bad:
-            return self._begin(draws, allocate, replace=None)
-        try:
-            return self._begin(draws, allocate, replace=self.__getitem__)
-        except StoreError:  # it does not even say what the items are made of; one by one, they are replaced
-            return super().begin_batch(draws, allocate)
 
     @property
     def patch_options(self) -> PatchOptions:

@@ -49,19 +49,13 @@ class PixelsDataset(ItemDataset):
 
     def make_item(self, index: int, random: ItemRandom) -> dict[str, Any]:
         """Return an item; see ItemDataset."""
-        work = _PixelsBatch(self._roots, [Draw(index, random.repetition)], new_array, replace=None)
+        work = self._begin([Draw(index, random.repetition)], new_array, replace=None)
         work.fill(0, 1)
         item = BatchOfItems(work.finish(), 1)[0]
         return {"pixels": item["pixels"], "index": index}
 
-    def begin_batch(self, draws: Sequence[Draw], allocate: Allocate) -> BatchWork:
-        """Begin a batch; see ItemDataset."""
-        if not self.skips_bad:
-            return _PixelsBatch(self._roots, draws, allocate, replace=None)
-        try:
-            return _PixelsBatch(self._roots, draws, allocate, replace=self.__getitem__)
-        except StoreError:  # it does not even say where the pictures are; one by one, they are replaced
-            return super().begin_batch(draws, allocate)
+    def _begin(self, draws: Sequence[Draw], allocate: Allocate, *, replace: MakeItem | None) -> BatchWork:
+        return _PixelsBatch(self._roots, draws, allocate, replace=replace)
 
     def will_need(self, draws: Sequence[Draw]) -> None:
         """Let the system fetch patches; see ItemDataset."""
