@@ -346,6 +346,33 @@ def test_memory_of_any_content_and_parts_in_any_order_make_the_same_batch(name: 
         assert_same(work.finish(), expected)
 
 
+class NotedWork:
+    """A batch of numbers that notes its parts."""
+
+    def __init__(self) -> None:
+        self.parts: list[tuple[int, int]] = []
+
+    def __len__(self) -> int:
+        return 8
+
+    def fill(self, start: int, stop: int) -> None:
+        self.parts.append((start, stop))
+
+    def finish(self) -> int:
+        return len(self)
+
+
+def test_as_many_threads_share_a_batch_as_was_said_last() -> None:
+    with ThreadPoolExecutor(2) as pool:
+        making = BatchThreads(pool, parts=4)
+        for parts in (4, 1, 2):
+            making.share_among(parts)
+            for make in (making.make, lambda work: making.begin_and_make(lambda: work)):
+                work = NotedWork()
+                assert make(work).result() == 8
+                assert sorted(work.parts) == [(8 * part // parts, 8 * (part + 1) // parts) for part in range(parts)]
+
+
 def test_ints_are_read_as_draws_of_the_epoch(data: Path, kind: str) -> None:
     dataset = make_dataset("corrupted", data, kind)
     dataset.set_epoch(4)
@@ -377,6 +404,23 @@ def test_pytorchs_own_loader_pads_items_of_several_sizes(case: Case, data: Path)
         ),
     ):
         assert_same(list(made), [expected])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_an_item_is_named_after_is_announced(name: str, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = make_dataset(name, data, "store")
+    draws = [Draw(0, 0), Draw(len(dataset) - 1, 0)]
+    items = [dataset[draw] for draw in draws]
+    announced: list[str] = []
+
+    def noted(self: Store, indices: Sequence[int], /) -> None:
+        announced.extend(map(self.patch_path, indices))
+
+    monkeypatch.setattr(Store, "will_need", noted)
+    dataset.will_need(draws)
+    paths = [value for item in items for key, value in item.items() if key.endswith("_path")]
+    assert announced
+    assert [path for path in paths if not any(one.endswith(path) for one in announced)] == []
 
 
 FAULTS = """
