@@ -145,97 +145,126 @@ static int is_named_sampling(const uint8_t *components)
            (sampling == 0x11 || sampling == 0x21 || sampling == 0x12 || sampling == 0x22 || sampling == 0x41);
 }
 
+/* A part of a JPEG before its picture, without the marker and the two bytes that say its length. */
+typedef struct {
+    uint8_t marker;
+    const uint8_t *content;
+    size_t size;
+} Segment;
+
+enum { START_OF_FRAME = 0xC0, HUFFMAN_TABLES = 0xC4, START_OF_SCAN = 0xDA, QUANTIZATION_TABLES = 0xDB };
+
+/* Takes the next segment of a JPEG, of those that stand before its picture, and moves behind it; returns 0 for anything else.
+ * at is 0 before the first one. */
+static int next_segment(const uint8_t *data, size_t size, size_t *at, Segment *segment)
+{
+    size_t length;
+
+    if (*at == 0) {
+        if (size < 2 || data[0] != 0xFF || data[1] != 0xD8)
+            return 0;
+        *at = 2;
+    }
+    if (size - *at < 4 || data[*at] != 0xFF)
+        return 0;
+    length = (size_t)data[*at + 2] << 8 | data[*at + 3];
+    if (length < 2 || length > size - *at - 2)
+        return 0;
+    *segment = (Segment){data[*at + 1], data + *at + 4, length - 2};
+    *at += 2 + length;
+    /* Others between tables, comments and applications' own segments do not stand before the picture. */
+    return (segment->marker >= START_OF_FRAME && segment->marker <= START_OF_FRAME + 2) ||
+           segment->marker == HUFFMAN_TABLES || (segment->marker >= START_OF_SCAN && segment->marker <= 0xFE);
+}
+
 /* Returns the size of a JPEG that simplejpeg decodes to RGB as it is, by its frame header; zeros for any other. */
 static PictureSize size_of_jpeg(const uint8_t *data, size_t size)
 {
-    size_t at = 2;
+    Segment segment;
+    size_t at = 0, components;
 
-    if (size < 2 || data[0] != 0xFF || data[1] != 0xD8)
+    do {
+        if (!next_segment(data, size, &at, &segment) || segment.marker == START_OF_SCAN)
+            return (PictureSize){0};
+    } while (segment.marker > START_OF_FRAME + 2);
+    components = segment.size >= 6 ? segment.content[5] : 0;
+    if (segment.size != 6 + 3 * components || (components != 1 && components != 3) ||
+        (components == 3 && !is_named_sampling(segment.content + 6)))
         return (PictureSize){0};
-    while (size - at >= 4 && data[at] == 0xFF) {
-        const uint8_t marker = data[at + 1];
-        const size_t length = (size_t)data[at + 2] << 8 | data[at + 3];
-
-        if (length < 2 || length > size - at - 2)
-            break;
-        if (marker >= 0xC0 && marker <= 0xC2) {
-            const size_t components = length >= 8 ? data[at + 9] : 0;
-
-            if (length != 8 + 3 * components || (components != 1 && components != 3) ||
-                (components == 3 && !is_named_sampling(data + at + 10)))
-                break;
-            return (PictureSize){(size_t)data[at + 5] << 8 | data[at + 6], (size_t)data[at + 7] << 8 | data[at + 8]};
-        }
-        /* Others between tables, comments and applications' own segments do not stand before the frame. */
-        if (marker != 0xC4 && (marker < 0xDB || marker > 0xFE))
-            break;
-        at += 2 + length;
-    }
-    return (PictureSize){0};
+    return (PictureSize){(size_t)segment.content[1] << 8 | segment.content[2],
+                         (size_t)segment.content[3] << 8 | segment.content[4]};
 }
 
 /* Marks the tables that a segment defines: quantization tables as 4 bits, Huffman's as 4 of DC and 4 of AC. Returns 0 where
  * the segment is not made as it should be. */
-static int mark_tables(const uint8_t *segment, size_t size, int is_huffman, unsigned *tables)
+static int mark_tables(const Segment *segment, unsigned *tables)
 {
-    while (size > 0) {
-        const unsigned kind = segment[0] >> 4, number = segment[0] & 0x0F;
+    const uint8_t *content = segment->content;
+    size_t left = segment->size;
+
+    while (left > 0) {
+        const unsigned kind = content[0] >> 4, number = content[0] & 0x0F;
         size_t length = 1;
 
         if (number > 3 || kind > 1)
             return 0;
-        if (is_huffman) {
+        if (segment->marker == HUFFMAN_TABLES) {
             length += 16;
-            for (size_t i = 1; i <= 16 && i < size; i++)
-                length += segment[i];
+            for (size_t i = 1; i <= 16 && i < left; i++)
+                length += content[i];
         } else {
             length += kind == 0 ? 64 : 128;
         }
-        if (length > size)
+        if (length > left)
             return 0;
-        *tables |= 1u << (is_huffman ? 4 * kind + number : number);
-        segment += length;
-        size -= length;
+        *tables |= 1u << (segment->marker == HUFFMAN_TABLES ? 4 * kind + number : number);
+        content += length;
+        left -= length;
     }
     return 1;
 }
 
-/* Whether a JPEG's only scan has all components and uses no table that the JPEG does not define before it. */
+/* Whether a scan has all of a JPEG's components, and only uses Huffman tables that are defined. */
+static int is_whole_scan(const Segment *scan, size_t components, unsigned huffman)
+{
+    if (components == 0 || scan->size != 4 + 2 * components || scan->content[0] != components)
+        return 0;
+    for (size_t i = 0; i < components; i++) {
+        const unsigned dc = scan->content[2 + 2 * i] >> 4, ac = scan->content[2 + 2 * i] & 0x0F;
+
+        if (dc > 3 || ac > 3 || !(huffman >> dc & 1) || !(huffman >> (4 + ac) & 1))
+            return 0;
+    }
+    return 1;
+}
+
+/* Whether a JPEG is not progressive, its first scan has all components and uses no table that was not defined before. */
 static int brings_its_tables(const uint8_t *data, size_t size)
 {
-    unsigned quantization = 0, huffman = 0, wanted_quantization = 0;
-    size_t at = 2, components = 0;
+    unsigned quantization = 0, huffman = 0, wanted = 0; /* wanted: of quantization */
+    size_t at = 0, components = 0;
+    Segment segment;
 
-    while (size - at >= 4 && data[at] == 0xFF) {
-        const uint8_t marker = data[at + 1], *segment = data + at + 4;
-        const size_t length = (size_t)data[at + 2] << 8 | data[at + 3];
-
-        if (length < 2 || length > size - at - 2)
-            return 0;
-        if (marker == 0xDB || marker == 0xC4) {
-            if (!mark_tables(segment, length - 2, marker == 0xC4, marker == 0xC4 ? &huffman : &quantization))
-                return 0;
-        } else if (marker == 0xC0 || marker == 0xC1) {
-            components = length >= 8 ? segment[5] : 0;
-            if (length != 8 + 3 * components)
+    while (next_segment(data, size, &at, &segment))
+        switch (segment.marker) {
+        case START_OF_FRAME:
+        case START_OF_FRAME + 1:
+            components = segment.size >= 6 ? segment.content[5] : 0;
+            if (segment.size != 6 + 3 * components)
                 return 0;
             for (size_t i = 0; i < components; i++)
-                wanted_quantization |= 1u << (segment[8 + 3 * i] & 0x0F);
-        } else if (marker == 0xDA) {
-            if (components == 0 || length != 6 + 2 * components || segment[0] != components)
-                return 0;
-            for (size_t i = 0; i < components; i++) {
-                const unsigned dc = segment[2 + 2 * i] >> 4, ac = segment[2 + 2 * i] & 0x0F;
-
-                if (dc > 3 || ac > 3 || !(huffman >> dc & 1) || !(huffman >> (4 + ac) & 1))
-                    return 0;
-            }
-            return (wanted_quantization & ~quantization) == 0;
-        } else if (marker < 0xDB || marker > 0xFE) { /* as in size_of_jpeg; progressive ones have other scans */
+                wanted |= 1u << (segment.content[8 + 3 * i] & 0x0F);
+            break;
+        case START_OF_FRAME + 2:
             return 0;
+        case HUFFMAN_TABLES:
+        case QUANTIZATION_TABLES:
+            if (!mark_tables(&segment, segment.marker == HUFFMAN_TABLES ? &huffman : &quantization))
+                return 0;
+            break;
+        case START_OF_SCAN:
+            return is_whole_scan(&segment, components, huffman) && (wanted & ~quantization) == 0;
         }
-        at += 2 + length;
-    }
     return 0;
 }
 
@@ -660,7 +689,8 @@ static PyObject *read_all_into(PatchReader *self, PyObject *args)
     char is_done[MOST_HELD];
     Py_ssize_t done, first = 0, asked = 0; /* TurboJPEG was asked about so many from the first on */
 
-    if (!PyArg_ParseTuple(args, "O!O!:read_all_into", &PyList_Type, &indices, &PyList_Type, &outs) || !have_turbojpeg_found(self))
+    if (!PyArg_ParseTuple(args, "O!O!:read_all_into", &PyList_Type, &indices, &PyList_Type, &outs) ||
+        !have_turbojpeg_found(self))
         return NULL;
     for (done = 0; done < PyList_GET_SIZE(outs); done++) {
         int is_read;
