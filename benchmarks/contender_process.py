@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -36,26 +35,18 @@ class Run(NamedTuple):
 class ContenderProcess:
     """Starts a process, which prepares meanwhile; ``with`` ends it."""
 
-    def __init__(
-        self, name: str, *, module: str, spec: Mapping[str, Any], environment: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, name: str, *, module: str, spec: Mapping[str, Any]) -> None:
         """Start it.
 
         Args:
             name: what errors call it.
             module: of this package; its ``make(spec)`` prepares.
             spec: what that is given, as JSON has it.
-            environment: variables that it has besides those of this process.
         """
         self._name = name
         command = [sys.executable, "-m", "benchmarks.contender_main", f"benchmarks.{module}", json.dumps(spec)]
         self._process = subprocess.Popen(  # noqa: S603 - this package's own
-            command,
-            cwd=CHECKOUT,
-            env={**os.environ, **(environment or {})},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
+            command, cwd=CHECKOUT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         self._is_ready = False
 

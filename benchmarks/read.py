@@ -14,7 +14,7 @@ from benchmarks.measuring import Comparison
 from benchmarks.mode_data import write_mode_data
 from benchmarks.mode_options import MODES
 from benchmarks.options import add_picture_options, add_scratch_option, at_least_one
-from benchmarks.read_contenders import FOLDER, LIMIT, OURS, WITHOUT_LOADER, WITHOUT_SYSTEM, list_contenders
+from benchmarks.read_contenders import FOLDER, LIMIT, OURS, WITHOUT_LOADER, list_contenders
 from benchmarks.read_rounds import Measured, measure_cold, measure_warm, write_peers
 from benchmarks.reading import Reading
 from benchmarks.report import Report
@@ -82,8 +82,7 @@ def run(options: argparse.Namespace) -> Report:
         notes=peer_contenders.notes() if options.mode == "pixels" else [],
     )
     if options.chart is not None:
-        ours = [*OURS, *(name + WITHOUT_SYSTEM for name in OURS)]
-        chart.write_chart(options.chart, report.comparisons[0], subject=report.subject, highlighted=ours)
+        chart.write_chart(options.chart, report.comparisons[0], subject=report.subject, highlighted=OURS)
     return report
 
 

@@ -5,24 +5,18 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from benchmarks import peer_contenders
 from benchmarks.contender import Open
 from benchmarks.mode_options import MODES
 from benchmarks.reading import Reading
-from dlas_store.system_turbojpeg import VARIABLE, find_addresses
 
 LIMIT = "decoding alone, in memory, all cores"
 OURS = ("store, threads loader", "store, workers loader")
 FOLDER = "folder, DataLoader, TurboJPEG"
 WITHOUT_LOADER = ("store, read_pixels, one core", "store, read (bytes), one core")
 """They give no batches in random order, or none at all, so they are shown apart."""
-
-
-WITHOUT_SYSTEM = ", no libturbojpeg"
-"""What names end in of those that do without the system's libjpeg-turbo; the others use it where it is there."""
 
 DECODERS = ("TurboJPEG", "OpenCV", "Pillow")
 
@@ -35,18 +29,16 @@ class Contender(NamedTuple):
         module: of this package; only its own process imports it, for it may be slow to load.
         function: of the module: takes the reading and the arguments, prepares, and returns what opens the data.
         arguments: by keyword, as JSON has them.
-        environment: variables that its process has besides.
     """
 
     name: str
     module: str
     function: str
     arguments: dict[str, Any]
-    environment: Mapping[str, str] = MappingProxyType({})
 
     def as_spec(self, reading: Reading) -> dict[str, Any]:
         """Return what ``make`` needs, as JSON has it."""
-        return {"contender": [self.name, self.module, self.function, self.arguments], "reading": reading.as_spec()}
+        return {"contender": list(self), "reading": reading.as_spec()}
 
     @property
     def own_data(self) -> Path | None:
@@ -83,8 +75,6 @@ def _store(reading: Reading) -> list[Contender]:
     found = [_own_loader(name, reading.store, name.split()[1]) for name in OURS]
     if MODES[reading.mode].raw:
         found.append(_own("store, threads loader, before the device", "prepare_raw", reading.store))
-    if any(find_addresses()):
-        found += [each._replace(name=each.name + WITHOUT_SYSTEM, environment={VARIABLE: ""}) for each in found]
     found.append(_own("store, items, DataLoader", "prepare_items", reading.store))
     if reading.mode == "pixels":
         functions = ("prepare_pixels", "prepare_bytes")

@@ -84,9 +84,7 @@ def measure_cold(reading: Reading, contenders: Sequence[Contender], *, rounds: i
 
 
 def _start(contender: Contender, reading: Reading) -> ContenderProcess:
-    return ContenderProcess(
-        contender.name, module="read_contenders", spec=contender.as_spec(reading), environment=contender.environment
-    )
+    return ContenderProcess(contender.name, module="read_contenders", spec=contender.as_spec(reading))
 
 
 def _check_items(reading: Reading, runs: Mapping[str, Sequence[Run]]) -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measuring import Comparison
+from dlas_store.libjpeg import find_libjpeg
 from dlas_store.processes import available_cores
-from dlas_store.system_turbojpeg import find_addresses
 
 _PACKAGES = ("dlas-store", "lmdb", "numpy", "opencv-python-headless", "Pillow", "simplejpeg", "torch")
 
@@ -60,7 +60,7 @@ def write_json(path: str | Path, report: Report, options: argparse.Namespace) ->
         "subject": report.subject,
         "machine": _machine(),
         "versions": {"python": platform.python_version()} | {package: version(package) for package in _PACKAGES},
-        "libturbojpeg": any(find_addresses()),
+        "calls_libjpeg": find_libjpeg() is not None,
         "options": chosen,
         "comparisons": [_as_dict(comparison) for comparison in report.comparisons],
         "figures": dict(report.figures),

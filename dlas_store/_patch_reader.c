@@ -5,10 +5,10 @@
  * Only what is as it should be is read here. For anything else the answer is no, and Store.read_into does it in Python:
  * it opens the shard, checks the block of the index, converts the picture, or says what is wrong.
  *
- * JPEGs are decoded by simplejpeg, through Python, or by TurboJPEG itself where the system has it: then many are without
+ * JPEGs are decoded by simplejpeg, through Python, or by libjpeg-turbo itself where it was found: then many are without
  * Python's lock, which simplejpeg takes twice a picture, and without a decoder made anew for each. */
 
-#include "_extension.h"
+#include "_libjpeg.h"
 
 static uint64_t little64(const uint8_t *bytes)
 {
@@ -277,19 +277,6 @@ enum { ROW_BYTES = 28, BLOCK_BYTES = 4096, BLOCKS_A_CHUNK = 64 };
 /* What is fetched ahead of a patch: all of it but for pictures that would not fit into the processor's caches. */
 enum { CACHE_LINE = 64, PREFETCH_BYTES = 1 << 16 };
 
-/* What is called of TurboJPEG: tjInitDecompress, tjDecompress2 and tjDestroy, or NULLs. */
-typedef struct {
-    void *(*make)(void);
-    int (*decode)(void *decoder, const unsigned char *data, unsigned long size, unsigned char *pixels, int width,
-                  int row_bytes, int height, int pixel_format, int flags);
-    int (*destroy)(void *decoder);
-} TurboJpeg;
-
-enum { RGB = 0, NO_FLAGS = 0 }; /* of TurboJPEG's */
-
-/* Decoders that are kept while nobody uses them: there is one for each thread that reads. */
-enum { KEPT_DECODERS = 64 };
-
 typedef struct {
     PyObject_HEAD
     Py_buffer table;     /* the mapped index */
@@ -300,10 +287,8 @@ typedef struct {
     PyObject *decode;    /* simplejpeg.decode_jpeg */
     Py_ssize_t max_pixels;
     PyObject *view, *colours, *keywords; /* constant arguments */
-    PyObject *find_turbojpeg; /* gives the addresses of these functions; NULL once it did */
-    TurboJpeg turbojpeg;
-    void *decoders[KEPT_DECODERS]; /* of it; Python's lock guards them */
-    int decoder_count;
+    PyObject *find_libjpeg; /* gives a Libjpeg or None; NULL once it did */
+    Libjpeg *libjpeg;       /* NULL where there is none */
 } PatchReader;
 
 typedef struct {
@@ -474,17 +459,6 @@ static void prefetch(const PatchReader *self, Py_ssize_t index)
     Py_DECREF(view);
 }
 
-/* Takes the memory of an array that pictures are decoded into, uint8 (H, W, 3); returns 0 for anything else. */
-static int get_pixels(PyObject *array, Py_buffer *out)
-{
-    if (PyObject_GetBuffer(array, out, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE | PyBUF_FORMAT) < 0)
-        return 0;
-    if (out->ndim == 3 && out->shape[2] == 3 && out->itemsize == 1 && strcmp(out->format, "B") == 0)
-        return 1;
-    PyBuffer_Release(out);
-    return 0;
-}
-
 /* Returns whether a patch was decoded into an object; errors of Python may be set where it was not. */
 static int decode_into_array(const PatchReader *self, Py_ssize_t index, PyObject *array)
 {
@@ -541,51 +515,45 @@ static int hold(const PatchReader *self, Py_ssize_t index, PyObject *array, Held
     return is_held;
 }
 
-/* Finds TurboJPEG's functions the first time; returns 0 after setting an error. */
-static int have_turbojpeg_found(PatchReader *self)
+/* Finds libjpeg-turbo the first time; returns 0 after setting an error. */
+static int have_libjpeg_found(PatchReader *self)
 {
-    unsigned long long make, decode, destroy;
-    PyObject *find = self->find_turbojpeg, *addresses;
-    int is_found;
+    PyObject *find = self->find_libjpeg, *found;
 
     if (find == NULL)
         return 1;
-    Py_INCREF(find); /* another thread may have found them meanwhile */
-    addresses = PyObject_CallNoArgs(find);
+    Py_INCREF(find); /* another thread may have found it meanwhile */
+    found = PyObject_CallNoArgs(find);
     Py_DECREF(find);
-    if (addresses == NULL)
+    if (found == NULL)
         return 0;
-    is_found = PyTuple_Check(addresses) && PyArg_ParseTuple(addresses, "KKK", &make, &decode, &destroy);
-    Py_DECREF(addresses);
-    if (!is_found) {
-        if (!PyErr_Occurred())
-            PyErr_SetString(PyExc_TypeError, "find_turbojpeg must return a tuple");
+    if (found != Py_None && !is_libjpeg(found)) {
+        Py_DECREF(found);
+        PyErr_SetString(PyExc_TypeError, "find_libjpeg must return a Libjpeg or None");
         return 0;
     }
-    if (make != 0 && decode != 0 && destroy != 0) {
-        self->turbojpeg.make = (void *(*)(void))(uintptr_t)make;
-        self->turbojpeg.decode = (int (*)(void *, const unsigned char *, unsigned long, unsigned char *, int, int, int, int,
-                                          int))(uintptr_t)decode;
-        self->turbojpeg.destroy = (int (*)(void *))(uintptr_t)destroy;
-    }
-    Py_CLEAR(self->find_turbojpeg);
+    if (found == Py_None || self->libjpeg != NULL)
+        Py_DECREF(found);
+    else
+        self->libjpeg = (Libjpeg *)found;
+    Py_CLEAR(self->find_libjpeg);
     return 1;
 }
 
-/* Returns whether TurboJPEG decoded a patch; Python's lock need not be held.
+/* Returns whether libjpeg-turbo decoded a patch; Python's lock need not be held.
  *
  * It is not asked about JPEGs that use tables of pictures before, which a decoder still has, nor about progressive ones: what
  * is made of those that lack scans is not the same in all versions. */
-static int decode_held(const PatchReader *self, void *decoder, const HeldPatch *held)
+static int decode_held(const PatchReader *self, JpegDecoder *decoder, const HeldPatch *held)
 {
     const PictureSize picture = check_picture(self, &held->shard, &held->row, held->image_id);
     const uint8_t *data = (const uint8_t *)held->shard.buf + held->row.offset;
     const size_t size = held->row.length;
-    const int height = (int)picture.height, width = (int)picture.width;
+    const Py_ssize_t height = (Py_ssize_t)picture.height, width = (Py_ssize_t)picture.width;
 
     if (height == 0 || height != held->out.shape[0] || width != held->out.shape[1] || !brings_its_tables(data, size))
         return 0;
-    return self->turbojpeg.decode(decoder, data, size, held->out.buf, width, 3 * width, height, RGB, NO_FLAGS) == 0;
+    return decode_jpeg(decoder, data, size, held->out.buf, (unsigned)height, (unsigned)width);
 }
 
 /* Returns a new reference to an object of a list, NULL where that is shorter: other threads may change it meanwhile. */
@@ -596,14 +564,14 @@ static PyObject *object_at(PyObject *list, Py_ssize_t position)
 
 enum { MOST_HELD = 64 };
 
-/* Lets TurboJPEG decode patches from one on, at most MOST_HELD. Returns how many it was asked about, and sets for each whether
+/* Lets libjpeg-turbo decode patches from one on, at most MOST_HELD. Returns how many it was asked about, and sets for each whether
  * it was done. */
 static Py_ssize_t decode_together(PatchReader *self, PyObject *indices, PyObject *outs, Py_ssize_t first, char *is_done)
 {
     HeldPatch patches[MOST_HELD] = {0};
     Py_ssize_t held = 0;
     PyObject *out;
-    void *decoder = self->decoder_count > 0 ? self->decoders[--self->decoder_count] : self->turbojpeg.make();
+    JpegDecoder *decoder = borrow_decoder(self->libjpeg);
 
     if (decoder == NULL)
         return 0;
@@ -624,10 +592,7 @@ static Py_ssize_t decode_together(PatchReader *self, PyObject *indices, PyObject
     Py_END_ALLOW_THREADS
     for (Py_ssize_t i = 0; i < held; i++)
         let_go(&patches[i]);
-    if (self->decoder_count < KEPT_DECODERS)
-        self->decoders[self->decoder_count++] = decoder;
-    else
-        self->turbojpeg.destroy(decoder);
+    return_decoder(self->libjpeg, decoder);
     return held;
 }
 
@@ -687,15 +652,15 @@ static PyObject *read_all_into(PatchReader *self, PyObject *args)
 {
     PyObject *indices, *outs, *out;
     char is_done[MOST_HELD];
-    Py_ssize_t done, first = 0, asked = 0; /* TurboJPEG was asked about so many from the first on */
+    Py_ssize_t done, first = 0, asked = 0; /* libjpeg-turbo was asked about so many from the first on */
 
     if (!PyArg_ParseTuple(args, "O!O!:read_all_into", &PyList_Type, &indices, &PyList_Type, &outs) ||
-        !have_turbojpeg_found(self))
+        !have_libjpeg_found(self))
         return NULL;
     for (done = 0; done < PyList_GET_SIZE(outs); done++) {
         int is_read;
 
-        if (self->turbojpeg.decode != NULL && done >= first + asked) {
+        if (self->libjpeg != NULL && done >= first + asked) {
             if (done > 0 && PyErr_CheckSignals() < 0)
                 return NULL;
             first = done;
@@ -737,14 +702,13 @@ static void deallocate(PatchReader *self)
     PyTypeObject *type = Py_TYPE(self);
 
     PyObject_GC_UnTrack(self);
-    while (self->decoder_count > 0)
-        self->turbojpeg.destroy(self->decoders[--self->decoder_count]);
     PyBuffer_Release(&self->table);
     PyBuffer_Release(&self->chunks);
     PyBuffer_Release(&self->checked);
     Py_XDECREF(self->shards);
     Py_XDECREF(self->decode);
-    Py_XDECREF(self->find_turbojpeg);
+    Py_XDECREF(self->find_libjpeg);
+    Py_XDECREF(self->libjpeg);
     Py_XDECREF(self->view);
     Py_XDECREF(self->colours);
     Py_XDECREF(self->keywords);
@@ -757,7 +721,8 @@ static int traverse(PatchReader *self, visitproc visit, void *arg)
     Py_VISIT(Py_TYPE(self));
     Py_VISIT(self->shards);
     Py_VISIT(self->decode);
-    Py_VISIT(self->find_turbojpeg);
+    Py_VISIT(self->find_libjpeg);
+    Py_VISIT(self->libjpeg);
     return 0;
 }
 
@@ -773,16 +738,16 @@ static PyObject *create(PyTypeObject *type, PyObject *args, PyObject *keywords)
     if (self == NULL)
         return NULL;
     if (!PyArg_ParseTuple(args, "y*y*y*nO!On|O:PatchReader", &self->table, &self->chunks, &self->checked, &self->count,
-                          &PyDict_Type, &self->shards, &self->decode, &self->max_pixels, &self->find_turbojpeg)) {
-        self->shards = self->decode = self->find_turbojpeg = NULL; /* were borrowed */
+                          &PyDict_Type, &self->shards, &self->decode, &self->max_pixels, &self->find_libjpeg)) {
+        self->shards = self->decode = self->find_libjpeg = NULL; /* were borrowed */
         Py_DECREF(self);
         return NULL;
     }
     Py_INCREF(self->shards);
     Py_INCREF(self->decode);
-    if (self->find_turbojpeg == Py_None)
-        self->find_turbojpeg = NULL;
-    Py_XINCREF(self->find_turbojpeg);
+    if (self->find_libjpeg == Py_None)
+        self->find_libjpeg = NULL;
+    Py_XINCREF(self->find_libjpeg);
     self->view = PyUnicode_InternFromString("view");
     self->colours = PyUnicode_FromString("RGB");
     self->keywords = Py_BuildValue("(s)", "buffer");
@@ -799,13 +764,12 @@ static PyMethodDef methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
-PyDoc_STRVAR(type_doc, "PatchReader(table, chunks, checked, count, shards, decode, max_pixels, find_turbojpeg=None, /)\n--\n\n"
+PyDoc_STRVAR(type_doc, "PatchReader(table, chunks, checked, count, shards, decode, max_pixels, find_libjpeg=None, /)\n--\n\n"
              "Reads patches of a store whose index is mapped.\n\n"
              "table is the mapped index, chunks uint64 offsets of the patch table's chunks in it, checked a byte for each of\n"
              "its blocks, count the number of rows. shards are those that are open, as Store has them, decode is\n"
-             "simplejpeg.decode_jpeg, max_pixels the number of pixels above which a picture is not decoded. find_turbojpeg is\n"
-             "called before many patches are read: it returns the addresses of tjInitDecompress, tjDecompress2 and tjDestroy,\n"
-             "which decode them, or zeros.");
+             "simplejpeg.decode_jpeg, max_pixels the number of pixels above which a picture is not decoded. find_libjpeg is\n"
+             "called before many patches are read: it returns the Libjpeg that decodes them, or None.");
 
 static PyType_Slot slots[] = {
     {Py_tp_doc, (void *)type_doc},
@@ -847,13 +811,13 @@ static PyMethodDef functions[] = {
     {NULL, NULL, 0, NULL},
 };
 
-static int add_reader(PyObject *module)
+static int add_types(PyObject *module)
 {
-    return add_type(module, &specification);
+    return add_type(module, &libjpeg_specification) < 0 ? -1 : add_type(module, &specification);
 }
 
 static PyModuleDef_Slot module_slots[] = {
-    {Py_mod_exec, add_reader},
+    {Py_mod_exec, add_types},
     {0, NULL},
 };
 

@@ -1,9 +1,15 @@
 from collections.abc import Callable, Mapping
 from mmap import mmap
+from os import PathLike
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import Buffer
+
+class Libjpeg:
+    def __new__(cls, file: str | bytes | PathLike[str], /) -> Libjpeg: ...
+    def decode(self, data: Buffer, out: NDArray[np.uint8], /) -> bool: ...
 
 class PatchReader:
     def __new__(
@@ -15,7 +21,7 @@ class PatchReader:
         shards: Mapping[int, tuple[Any, int]],
         decode: Callable[..., NDArray[np.uint8]],
         max_pixels: int,
-        find_turbojpeg: Callable[[], tuple[int, int, int]] | None = None,
+        find_libjpeg: Callable[[], Libjpeg | None] | None = None,
         /,
     ) -> PatchReader: ...
     def row(self, index: int, /) -> tuple[int, int, int, int, int] | None: ...

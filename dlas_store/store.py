@@ -25,11 +25,11 @@ from dlas_store.errors import (
 )
 from dlas_store.index import INDEX_FILE, ImageRow, Index, PatchRow, ShardEntry, shard_entry
 from dlas_store.keys import Kind, pack_key
+from dlas_store.libjpeg import check_named, find_libjpeg
 from dlas_store.metadata import Image
 from dlas_store.pixels import MAX_PIXELS, Decoder, as_batch, decode, decode_batch, decode_into, image_size
 from dlas_store.shard import Shard, has_shards, name_hash, read_image, read_payload, shard_file_name, view_payload
 from dlas_store.source import Layout, Listing, Pixels, relative_path
-from dlas_store.system_turbojpeg import check_named, find_addresses
 from dlas_store.tables import Table
 
 try:
@@ -304,7 +304,7 @@ class Store:
             return None
         max_pixels = int(min(self._max_pixels, sys.maxsize))
         check_named()
-        return PatchReader(*rows.mapped, self._shards, decode_jpeg, max_pixels, find_addresses)
+        return PatchReader(*rows.mapped, self._shards, decode_jpeg, max_pixels, find_libjpeg)
 
     def _decode(self, index: int, *, alpha: bool = False) -> Pixels:
         try:

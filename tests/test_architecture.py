@@ -25,7 +25,7 @@ LAYERS = {
         "interrupts", "keys", "lmdb_pages", "lmdb_writer", "metadata", "names", "numpy_pickle", "options",
         "plain_pickle", "processes", "publish", "tables", "terminal",
     ],
-    "the storage API and encodings": ["centers", "pixels", "pyturbojpeg", "sealed_file", "source", "system_turbojpeg"],
+    "the storage API and encodings": ["centers", "libjpeg", "pixels", "pyturbojpeg", "sealed_file", "source"],
     "shard, index, folder": [
         "array_pictures", "chunked_folder", "cifar_batches", "class_folders", "folder_source", "idx_files", "index",
         "index_writer", "picture_folder", "published", "shard", "shard_directory", "shard_remains", "shard_writer",

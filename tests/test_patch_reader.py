@@ -26,13 +26,13 @@ from source_contract import cmyk
 from trees import write
 
 from dlas_store import store as store_module
-from dlas_store._patch_reader import PatchReader, checksum
+from dlas_store._patch_reader import Libjpeg, PatchReader, checksum
 from dlas_store.converters.importing import import_store
 from dlas_store.errors import ClosedError, DamagedError, ImageError, PatchIndexError
 from dlas_store.keys import Kind, encode_value, pack_key, value_checksum
+from dlas_store.libjpeg import find_libjpeg
 from dlas_store.pixels import decode, decode_into
 from dlas_store.store import Store
-from dlas_store.system_turbojpeg import NO_ADDRESSES, find_addresses
 
 
 def saved(pixels: Array, **options: Any) -> bytes:
@@ -107,18 +107,18 @@ def reads(reader: PatchReader, index: int, out: Array) -> bool:
     return is_read
 
 
-@pytest.fixture(params=["simplejpeg", "system"], autouse=True)
-def turbojpeg(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int, int]:
-    """What readers decode many patches with: through simplejpeg, and by the system's libjpeg-turbo."""
-    addresses = find_addresses() if request.param == "system" else NO_ADDRESSES
-    if request.param == "system" and not any(addresses):
-        pytest.skip("libturbojpeg is not installed")
-    monkeypatch.setattr(store_module, "find_addresses", lambda: addresses)
-    monkeypatch.setattr(sys.modules[__name__], "ADDRESSES", addresses)
-    return addresses
+@pytest.fixture(params=["simplejpeg", "libjpeg"], autouse=True)
+def libjpeg(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Libjpeg | None:
+    """What readers decode many patches with: libjpeg-turbo, or simplejpeg where it is None."""
+    library = find_libjpeg() if request.param == "libjpeg" else None
+    if request.param == "libjpeg" and library is None:
+        pytest.skip("Pillow's libjpeg-turbo cannot be called")
+    monkeypatch.setattr(store_module, "find_libjpeg", lambda: library)
+    monkeypatch.setattr(sys.modules[__name__], "LIBRARY", library)
+    return library
 
 
-ADDRESSES = NO_ADDRESSES
+LIBRARY: Libjpeg | None = None
 
 
 def test_jpegs_of_the_arrays_size_are_read_as_python_decodes_them(tmp_path: Path) -> None:
@@ -218,8 +218,8 @@ def test_no_table_of_a_picture_is_used_for_the_next_one(other: str, marker: int,
         assert np.array_equal(out, expected)
 
 
-def test_lists_that_change_meanwhile_end_the_reading(turbojpeg: tuple[int, int, int]) -> None:
-    if any(turbojpeg):
+def test_lists_that_change_meanwhile_end_the_reading(libjpeg: Libjpeg | None) -> None:
+    if libjpeg is not None:
         pytest.skip("no Python runs meanwhile")
     indices, outs = [0] * 3, [blank() for _ in range(3)]
 
@@ -499,7 +499,7 @@ def reader_over(
     decode: Any = simplejpeg.decode_jpeg,
 ) -> PatchReader:
     return PatchReader(
-        table, np.array(chunks, np.uint64), bytearray(checked), count, shards, decode, 1 << 30, lambda: ADDRESSES
+        table, np.array(chunks, np.uint64), bytearray(checked), count, shards, decode, 1 << 30, lambda: LIBRARY
     )  # type: ignore[arg-type]
 
 
@@ -647,7 +647,7 @@ def test_what_is_read_of_changed_jpegs_is_what_simplejpeg_decodes(runs: Runs) ->
     assert read > 5 * len(numbers)
 
 
-def test_what_the_decoder_does_is_looked_at(turbojpeg: tuple[int, int, int]) -> None:
+def test_what_the_decoder_does_is_looked_at(libjpeg: Libjpeg | None) -> None:
     def other_size(*_: Any, buffer: Array) -> Array:
         return buffer[:-1]
 
@@ -664,7 +664,7 @@ def test_what_the_decoder_does_is_looked_at(turbojpeg: tuple[int, int, int]) -> 
         assert crafted([VALUE], decoder)[0].read_into(0, blank()) is False
     with pytest.raises(KeyboardInterrupt):
         crafted([VALUE], interrupted)[0].read_into(0, blank())
-    if not any(turbojpeg):
+    if libjpeg is None:
         with pytest.raises(KeyboardInterrupt):
             crafted([VALUE], interrupted)[0].read_all_into([0], [blank()])
 
@@ -701,10 +701,11 @@ def test_progressive_pictures_among_others_are_read(tmp_path: Path) -> None:
 def test_arguments_of_another_kind_are_an_error() -> None:
     good: list[Any] = [b"", np.zeros(0, np.uint64), bytearray(), 0, {}, simplejpeg.decode_jpeg, 1]
     PatchReader(*good)
-    addresses: list[Any] = [(0, 0), (0, 0, 0, 0), ("a", 0, 0), [0, 0, 0], None]
-    for wrong in addresses:
-        with pytest.raises(TypeError):
+    others: list[Any] = [0, (), "libjpeg", Libjpeg]
+    for wrong in others:
+        with pytest.raises(TypeError, match="a Libjpeg or None"):
             PatchReader(*good, lambda wrong=wrong: wrong).read_all_into([], [])
+    assert PatchReader(*good, lambda: None).read_all_into([], []) == 0
     with pytest.raises(ZeroDivisionError):
         PatchReader(*good, lambda: 1 // 0).read_all_into([], [])  # type: ignore[arg-type, return-value]
     for at in (0, 1, 2, 3, 4, 6):

@@ -1,0 +1,321 @@
+/* What is called is the interface of libjpeg 6b, which libjpeg-turbo keeps: all builds of version 62 lay its structures out as
+ * below, and the library refuses to make a decoder for another version or size. So it need not be there when this is
+ * compiled. */
+
+#include "_libjpeg.h"
+
+#include <dlfcn.h>
+#include <setjmp.h>
+
+enum { VERSION = 62, TO_RGB = 2, WHOLE_PICTURE = 1 };
+
+/* ---------------------------------------------------------------------------------------------------- layouts */
+
+typedef struct Decompression Decompression;
+
+typedef struct {
+    void (*exit)(Decompression *); /* must not return */
+    void (*trace)(Decompression *, int level); /* negative for a warning */
+    void (*print)(Decompression *);
+    void (*format)(Decompression *, char *message);
+    void (*reset)(Decompression *);
+    int code;
+    union {
+        int numbers[8];
+        char text[80];
+    } arguments;
+    int trace_level;
+    long warnings;
+    const char *const *messages;
+    int last_message;
+    const char *const *more_messages;
+    int first_of_more, last_of_more;
+} ErrorHandler;
+
+struct Decompression {
+    ErrorHandler *errors;
+    void *memory, *progress, *client_data;
+    int is_decompressor, state;
+    void *source;
+    unsigned width, height; /* of the JPEG */
+    int components, colours, colours_out;
+    unsigned scale, scale_denominator;
+    double gamma;
+    int is_buffered, is_raw, transform, is_upsampled_smoothly, are_blocks_smoothed, is_quantized, dithering, in_two_passes,
+        wanted_colours, is_one_pass_enabled, is_external_enabled, is_two_pass_enabled;
+    unsigned width_out, height_out;
+    int colour_components_out, components_out, buffer_rows, map_colours;
+    uint8_t **map;
+    unsigned rows_out; /* that were given */
+    uint8_t rest[632 - 172];
+};
+
+/* What it calls, by its name in the library. */
+typedef struct {
+    void (*create)(Decompression *, int version, size_t size);
+    void (*set_source)(Decompression *, const uint8_t *data, unsigned long size);
+    int (*read_header)(Decompression *, int is_picture_required);
+    int (*start)(Decompression *);
+    unsigned (*read_rows)(Decompression *, uint8_t **rows, unsigned count);
+    int (*finish)(Decompression *);
+    void (*abort)(Decompression *);
+    void (*destroy)(Decompression *);
+} Functions;
+
+static const char *const function_names[] = {
+    "jpeg_CreateDecompress", "jpeg_mem_src",           "jpeg_read_header",      "jpeg_start_decompress",
+    "jpeg_read_scanlines",   "jpeg_finish_decompress", "jpeg_abort_decompress", "jpeg_destroy_decompress",
+};
+
+/* --------------------------------------------------------------------------------------------------- decoders */
+
+struct JpegDecoder {
+    Decompression jpeg; /* first: what is called back is given this */
+    ErrorHandler errors;
+    jmp_buf failed;
+    Functions functions;
+};
+
+static void fail(Decompression *jpeg)
+{
+    longjmp(((JpegDecoder *)jpeg)->failed, 1);
+}
+
+static void fail_at_warnings(Decompression *jpeg, int level)
+{
+    if (level < 0)
+        fail(jpeg);
+}
+
+static void print_nothing(Decompression *jpeg)
+{
+    (void)jpeg;
+}
+
+static void format_nothing(Decompression *jpeg, char *message)
+{
+    (void)jpeg;
+    *message = '\0';
+}
+
+static void reset(Decompression *jpeg)
+{
+    jpeg->errors->warnings = 0;
+    jpeg->errors->code = 0;
+}
+
+/* Returns 0 where the library's version is another one. */
+static int prepare(JpegDecoder *self)
+{
+    self->errors = (ErrorHandler){
+        .exit = fail, .trace = fail_at_warnings, .print = print_nothing, .format = format_nothing, .reset = reset};
+    self->jpeg.errors = &self->errors;
+    if (setjmp(self->failed))
+        return 0;
+    self->functions.create(&self->jpeg, VERSION, sizeof self->jpeg);
+    return 1;
+}
+
+static JpegDecoder *make_decoder(const Functions *functions)
+{
+    JpegDecoder *self = calloc(1, sizeof *self);
+
+    if (self == NULL)
+        return NULL;
+    self->functions = *functions;
+    if (!prepare(self)) {
+        free(self);
+        return NULL;
+    }
+    return self;
+}
+
+static void destroy_decoder(JpegDecoder *self)
+{
+    self->functions.destroy(&self->jpeg);
+    free(self);
+}
+
+enum { ROWS_AT_ONCE = 16 };
+
+static int read_rows(JpegDecoder *self, uint8_t *pixels)
+{
+    Decompression *jpeg = &self->jpeg;
+    const size_t row_bytes = (size_t)jpeg->width_out * 3;
+    uint8_t *rows[ROWS_AT_ONCE];
+
+    while (jpeg->rows_out < jpeg->height_out) {
+        const unsigned left = jpeg->height_out - jpeg->rows_out, count = left < ROWS_AT_ONCE ? left : ROWS_AT_ONCE;
+
+        for (unsigned i = 0; i < count; i++)
+            rows[i] = pixels + row_bytes * (jpeg->rows_out + i);
+        if (self->functions.read_rows(jpeg, rows, count) == 0)
+            return 0;
+    }
+    return 1;
+}
+
+int decode_jpeg(JpegDecoder *self, const uint8_t *data, size_t size, uint8_t *pixels, unsigned height, unsigned width)
+{
+    Decompression *jpeg = &self->jpeg;
+    const Functions *call = &self->functions;
+
+    if (setjmp(self->failed) == 0) {
+        call->set_source(jpeg, data, size);
+        if (call->read_header(jpeg, WHOLE_PICTURE) == 1 && jpeg->height == height && jpeg->width == width) {
+            jpeg->colours_out = TO_RGB;
+            if (call->start(jpeg) && jpeg->height_out == height && jpeg->width_out == width && jpeg->components_out == 3 &&
+                read_rows(self, pixels) && call->finish(jpeg))
+                return 1;
+        }
+    }
+    call->abort(jpeg);
+    return 0;
+}
+
+int get_pixels(PyObject *array, Py_buffer *out)
+{
+    if (PyObject_GetBuffer(array, out, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE | PyBUF_FORMAT) < 0)
+        return 0;
+    if (out->ndim == 3 && out->shape[2] == 3 && out->itemsize == 1 && strcmp(out->format, "B") == 0)
+        return 1;
+    PyBuffer_Release(out);
+    return 0;
+}
+
+/* ---------------------------------------------------------------------------------------------------- library */
+
+/* Decoders that are kept while nobody uses them: there is one for each thread that reads. */
+enum { KEPT_DECODERS = 64 };
+
+struct Libjpeg {
+    PyObject_HEAD
+    Functions functions;
+    JpegDecoder *decoders[KEPT_DECODERS]; /* Python's lock guards them */
+    int decoder_count;
+};
+
+JpegDecoder *borrow_decoder(Libjpeg *self)
+{
+    return self->decoder_count > 0 ? self->decoders[--self->decoder_count] : make_decoder(&self->functions);
+}
+
+void return_decoder(Libjpeg *self, JpegDecoder *decoder)
+{
+    if (self->decoder_count < KEPT_DECODERS)
+        self->decoders[self->decoder_count++] = decoder;
+    else
+        destroy_decoder(decoder);
+}
+
+/* Loads a library, which stays for as long as the process; returns 0 after setting an error. */
+static int load(const char *file, Functions *functions)
+{
+    void *library = dlopen(file, RTLD_NOW | RTLD_LOCAL), *found[sizeof function_names / sizeof *function_names];
+
+    if (library == NULL) {
+        PyErr_SetString(PyExc_OSError, dlerror());
+        return 0;
+    }
+    for (size_t i = 0; i < sizeof function_names / sizeof *function_names; i++) {
+        found[i] = dlsym(library, function_names[i]); /* of this library or of those that it needs */
+        if (found[i] == NULL) {
+            PyErr_Format(PyExc_OSError, "%s has no function %s", file, function_names[i]);
+            return 0;
+        }
+    }
+    memcpy(functions, found, sizeof found);
+    return 1;
+}
+
+_Static_assert(sizeof(Functions) == sizeof function_names, "a name for each function");
+
+PyDoc_STRVAR(decode_doc, "decode($self, data, out, /)\n--\n\n"
+             "Decode a JPEG into an array, uint8 (H, W, 3), RGB; return whether it could be, without a warning.\n\n"
+             "After False the array's content is undefined. One that lacks tables may be given those of another one.");
+
+static PyObject *decode(Libjpeg *self, PyObject *args)
+{
+    Py_buffer data, out;
+    PyObject *array;
+    JpegDecoder *decoder;
+    int is_done = 0;
+
+    if (!PyArg_ParseTuple(args, "y*O:decode", &data, &array))
+        return NULL;
+    if (!get_pixels(array, &out)) {
+        PyBuffer_Release(&data);
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_TypeError, "out must be uint8 (H, W, 3)");
+        return NULL;
+    }
+    decoder = borrow_decoder(self);
+    if (decoder != NULL) {
+        Py_BEGIN_ALLOW_THREADS
+        is_done = decode_jpeg(decoder, data.buf, (size_t)data.len, out.buf, (unsigned)out.shape[0], (unsigned)out.shape[1]);
+        Py_END_ALLOW_THREADS
+        return_decoder(self, decoder);
+    }
+    PyBuffer_Release(&data);
+    PyBuffer_Release(&out);
+    return PyBool_FromLong(is_done);
+}
+
+static PyObject *create(PyTypeObject *type, PyObject *args, PyObject *keywords)
+{
+    Libjpeg *self;
+    PyObject *file;
+    int is_loaded;
+
+    if (keywords != NULL && PyDict_GET_SIZE(keywords) > 0) {
+        PyErr_SetString(PyExc_TypeError, "Libjpeg takes no keyword arguments");
+        return NULL;
+    }
+    if (!PyArg_ParseTuple(args, "O&:Libjpeg", PyUnicode_FSConverter, &file))
+        return NULL;
+    self = (Libjpeg *)type->tp_alloc(type, 0);
+    is_loaded = self != NULL && load(PyBytes_AS_STRING(file), &self->functions);
+    Py_DECREF(file);
+    if (!is_loaded)
+        Py_CLEAR(self);
+    return (PyObject *)self;
+}
+
+static void deallocate(Libjpeg *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+
+    while (self->decoder_count > 0)
+        destroy_decoder(self->decoders[--self->decoder_count]);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+int is_libjpeg(PyObject *object)
+{
+    return Py_TYPE(object)->tp_dealloc == (destructor)deallocate; /* the type cannot be derived from */
+}
+
+static PyMethodDef methods[] = {
+    {"decode", (PyCFunction)decode, METH_VARARGS, decode_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+PyDoc_STRVAR(type_doc, "Libjpeg(file, /)\n--\n\n"
+             "The libjpeg-turbo of a shared library, or of one that it is linked to.\n\n"
+             "It is loaded for as long as the process lives. OSError: it cannot be, or has no libjpeg-turbo.");
+
+static PyType_Slot slots[] = {
+    {Py_tp_doc, (void *)type_doc},
+    {Py_tp_new, create},
+    {Py_tp_dealloc, deallocate},
+    {Py_tp_methods, methods},
+    {0, NULL},
+};
+
+PyType_Spec libjpeg_specification = {
+    .name = "dlas_store._patch_reader.Libjpeg",
+    .basicsize = sizeof(Libjpeg),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = slots,
+};
