@@ -173,16 +173,6 @@ int decode_jpeg(JpegDecoder *self, const uint8_t *data, size_t size, uint8_t *pi
     return 0;
 }
 
-int get_pixels(PyObject *array, Py_buffer *out)
-{
-    if (PyObject_GetBuffer(array, out, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE | PyBUF_FORMAT) < 0)
-        return 0;
-    if (out->ndim == 3 && out->shape[2] == 3 && out->itemsize == 1 && strcmp(out->format, "B") == 0)
-        return 1;
-    PyBuffer_Release(out);
-    return 0;
-}
-
 /* ---------------------------------------------------------------------------------------------------- library */
 
 /* Decoders that are kept while nobody uses them: there is one for each thread that reads. */
@@ -267,10 +257,8 @@ static PyObject *create(PyTypeObject *type, PyObject *args, PyObject *keywords)
     PyObject *file;
     int is_loaded;
 
-    if (keywords != NULL && PyDict_GET_SIZE(keywords) > 0) {
-        PyErr_SetString(PyExc_TypeError, "Libjpeg takes no keyword arguments");
+    if (!has_no_keywords(type, keywords))
         return NULL;
-    }
     if (!PyArg_ParseTuple(args, "O&:Libjpeg", PyUnicode_FSConverter, &file))
         return NULL;
     self = (Libjpeg *)type->tp_alloc(type, 0);

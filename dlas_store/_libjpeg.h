@@ -25,8 +25,4 @@ void return_decoder(Libjpeg *library, JpegDecoder *decoder);
  * A JPEG that lacks tables is decoded with those of pictures before, which the decoder still has. */
 int decode_jpeg(JpegDecoder *decoder, const uint8_t *data, size_t size, uint8_t *pixels, unsigned height, unsigned width);
 
-/* Takes the memory of an array that pictures are decoded into, uint8 (H, W, 3); returns 0 for anything else, and an error of
- * Python may be set. */
-int get_pixels(PyObject *array, Py_buffer *out);
-
 #endif

@@ -730,10 +730,8 @@ static PyObject *create(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
     PatchReader *self;
 
-    if (keywords != NULL && PyDict_GET_SIZE(keywords) > 0) {
-        PyErr_SetString(PyExc_TypeError, "PatchReader takes no keyword arguments");
+    if (!has_no_keywords(type, keywords))
         return NULL;
-    }
     self = (PatchReader *)type->tp_alloc(type, 0);
     if (self == NULL)
         return NULL;

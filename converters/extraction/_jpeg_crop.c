@@ -538,10 +538,8 @@ static PyObject *create(PyTypeObject *type, PyObject *args, PyObject *keywords)
     Py_buffer data;
     int is_read;
 
-    if (keywords != NULL && PyDict_GET_SIZE(keywords) > 0) {
-        PyErr_SetString(PyExc_TypeError, "JpegBlocks takes no keyword arguments");
+    if (!has_no_keywords(type, keywords))
         return NULL;
-    }
     if (!PyArg_ParseTuple(args, "y*:JpegBlocks", &data))
         return NULL;
     self = (JpegBlocks *)type->tp_alloc(type, 0);
