@@ -86,6 +86,7 @@ class Store:
         self._path = path.parent if path.name == INDEX_FILE else path
         self._prefix = f"{self._path}/"
         self._index: Index | None = _open_index(self._path)
+        self._layout = self._index.layout
         if check_shards and self._path.is_dir():
             _check_sizes(self._path, self._index)
         self._shards: dict[int, _OpenShard] = {}
@@ -101,7 +102,8 @@ class Store:
     @property
     def layout(self) -> Layout:
         """How the store groups patches into images."""
-        return self.index.layout
+        self._check_open()
+        return self._layout
 
     @property
     def index(self) -> Index:
@@ -203,8 +205,8 @@ class Store:
 
     def path_of(self, number: int, position: int) -> str:
         """Return the path of a patch by where it is; see Source.path_of."""
-        image = self.image(number)
-        return self._prefix + relative_path(self.layout, image.name, image.files[position])
+        image = self._images.get(number) or self.image(number)
+        return self._prefix + relative_path(self._layout, image.name, image.files[position])
 
     def image_name(self, number: int) -> str:
         """Return the name of an image."""

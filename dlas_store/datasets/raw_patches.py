@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from itertools import chain
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from dlas_store.datasets.patches import PatchOptions, square_in_reference
 from dlas_store.datasets.references import decode_reference
 from dlas_store.datasets.roots import read_all_into, reading_order
 from dlas_store.metadata import Center
-from dlas_store.source import Pixels, Source
+from dlas_store.source import Source
 
 CACHE_BYTES = 128 << 20
 """About 680 references of 256 x 256 pixels, for each dataset and process."""
@@ -34,10 +35,11 @@ class ReferenceName(NamedTuple):
 
 
 class NamedReference(NamedTuple):
-    """A reference, uint8 (h, w, 3), RGB, and its name."""
+    """A reference, uint8 (h, w, 3), RGB, its name, and its height and width."""
 
     name: ReferenceName
-    pixels: Pixels
+    pixels: torch.Tensor
+    size: tuple[int, int]
 
 
 class RawPatches(NamedTuple):
@@ -65,7 +67,7 @@ class PixelReferences:
     """Gives the references of sources as they are decoded, the first ones kept; for any number of threads."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[int, int], NamedReference | Literal[False]] = {}
+        self._kept: dict[tuple[Source, int], NamedReference | Literal[False]] = {}
         self._capacity = CACHE_BYTES  # as many as may be, until the size of the first one is known
 
     def __reduce__(self) -> tuple[type[PixelReferences], tuple[()]]:
@@ -75,22 +77,23 @@ class PixelReferences:
         """Return the reference of an image, None where it has none.
 
         Args:
-            source: where the image is; it must live as long as this.
+            source: where the image is.
             number: of the image.
 
         Raises:
             StoreError: it cannot be read or decoded.
         """
+        return cached(self._kept, self._capacity, (source, number), self._read) or None
 
-        def read(_: object) -> NamedReference | Literal[False]:
-            encoded = source.read_reference(number)
-            if encoded is None:
-                return False
-            pixels = decode_reference(encoded, source, number)
-            self._capacity = max(1, min(self._capacity, CACHE_BYTES // pixels.nbytes))
-            return NamedReference(ReferenceName(str(source.path), number), pixels)
-
-        return cached(self._kept, self._capacity, (id(source), number), read) or None
+    def _read(self, image: tuple[Source, int]) -> NamedReference | Literal[False]:
+        source, number = image
+        encoded = source.read_reference(number)
+        if encoded is None:
+            return False
+        pixels = decode_reference(encoded, source, number)
+        self._capacity = max(1, min(self._capacity, CACHE_BYTES // pixels.nbytes))
+        height, width, _ = pixels.shape
+        return NamedReference(ReferenceName(str(source.path), number), torch.from_numpy(pixels), (height, width))
 
 
 class RawPatchBatch:
@@ -128,19 +131,19 @@ class RawPatchBatch:
         part = self._order[start:stop]
         rows = [row for item in part for row in range(item * self._frames, (item + 1) * self._frames)]
         self._decode(rows)
-        for row in rows:
-            self._look_up(row)
+        self._look_up(rows)
 
     def finish(self) -> RawPatches:
         """Return the batch."""
-        distinct = dict(reference for reference in self._found if reference is not None)
+        distinct = {reference.name: reference.pixels for reference in self._found if reference is not None}
         places = {name: place for place, name in enumerate(distinct)}
+        squares = np.fromiter(chain.from_iterable(self._squares), np.int64)
         images = [NO_REFERENCE if reference is None else places[reference.name] for reference in self._found]
         return RawPatches(
             pixels=torch.from_numpy(self._pixels.reshape(-1, *self._pixels.shape[2:])),
-            references=[(name, torch.from_numpy(pixels)) for name, pixels in distinct.items()],
+            references=list(distinct.items()),
             images=torch.from_numpy(np.array(images, np.int64)),
-            squares=torch.from_numpy(np.array(self._squares, np.int64)),
+            squares=torch.from_numpy(squares.reshape(-1, len(_NO_SQUARE))),
             paths=self._paths,
             shape=self._shape,
         )
@@ -154,15 +157,15 @@ class RawPatchBatch:
             paths = ["", *(source.patch_path(patch) for source, patch in places)]
             check_one_size(paths.__getitem__, sizes, advice="leave the option device out")
 
-    def _look_up(self, row: int) -> None:
-        """Find out a patch's path, and its reference and where it lies in that."""
-        source, patch = self._places[row]
-        number, position = source.locate(patch)
-        self._paths[row // self._frames] = source.path_of(number, position)  # that of the last frame stays
-        if not self._options.need_ref or (reference := self._references.get(source, number)) is None:
-            return
-        size, patch_size = reference.pixels.shape[:2], self._pixels.shape[2:4]
-        self._squares[row] = square_in_reference(
-            source, number, position, self._options, reference_size=size, patch_size=patch_size
-        )
-        self._found[row] = reference
+    def _look_up(self, rows: Sequence[int]) -> None:
+        """Find out the paths of patches, and their references and where they lie in those."""
+        options, patch_size = self._options, self._pixels.shape[2:4]
+        for row in rows:
+            source, patch = self._places[row]
+            number, position = source.locate(patch)
+            self._paths[row // self._frames] = source.path_of(number, position)  # that of the last frame stays
+            if options.need_ref and (reference := self._references.get(source, number)) is not None:
+                self._squares[row] = square_in_reference(
+                    source, number, position, options, reference_size=reference.size, patch_size=patch_size
+                )
+                self._found[row] = reference

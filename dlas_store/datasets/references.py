@@ -37,7 +37,7 @@ class References:
 
     def __init__(self, options: PatchOptions) -> None:
         self._options = options
-        self._kept: dict[tuple[int, int, tuple[int, int]], Reference | Literal[False]] = {}
+        self._kept: dict[tuple[Source, int, tuple[int, int]], Reference | Literal[False]] = {}
         # As if all were uint8; one that is not takes four times the room, and lowers it for all that come later.
         self._capacity = max(1, CACHE_BYTES // (3 * options.hq_size**2 + 4 * 3 * options.lq_size**2))
 
@@ -48,23 +48,23 @@ class References:
         """Return the reference of an image, None where it has none.
 
         Args:
-            source: where the image is; it must live as long as this.
+            source: where the image is.
             number: of the image.
             patch_size: height and width of the patch, to which a reference is resized before anything else.
 
         Raises:
             StoreError: it cannot be read or decoded.
         """
+        return cached(self._kept, self._capacity, (source, number, patch_size), self._read) or None
 
-        def read(_: object) -> Reference | Literal[False]:
-            encoded = source.read_reference(number)
-            if encoded is None:
-                return False
-            made = self._make(decode_reference(encoded, source, number), patch_size)
-            self._capacity = max(1, min(self._capacity, CACHE_BYTES // (made.hq.nbytes + made.lq.nbytes)))
-            return made
-
-        return cached(self._kept, self._capacity, (id(source), number, patch_size), read) or None
+    def _read(self, wanted: tuple[Source, int, tuple[int, int]]) -> Reference | Literal[False]:
+        source, number, patch_size = wanted
+        encoded = source.read_reference(number)
+        if encoded is None:
+            return False
+        made = self._make(decode_reference(encoded, source, number), patch_size)
+        self._capacity = max(1, min(self._capacity, CACHE_BYTES // (made.hq.nbytes + made.lq.nbytes)))
+        return made
 
     def _make(self, pixels: Pixels, patch_size: tuple[int, int]) -> Reference:
         opt = self._options

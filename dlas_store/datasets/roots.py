@@ -106,7 +106,7 @@ class Roots:
 def reading_order(patches: Sequence[tuple[Source, int]]) -> list[int]:
     """Return the positions of patches of sources in the order in which they lie there."""
     keys: list[int] | list[tuple[int, int]] = [patch for _, patch in patches]
-    if len({id(source) for source, _ in patches}) > 1:
+    if len({source for source, _ in patches}) > 1:
         keys = [(id(source), patch) for source, patch in patches]
     return sorted(range(len(keys)), key=keys.__getitem__)
 
