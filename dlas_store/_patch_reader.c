@@ -564,8 +564,8 @@ static PyObject *object_at(PyObject *list, Py_ssize_t position)
 
 enum { MOST_HELD = 64 };
 
-/* Lets libjpeg-turbo decode patches from one on, at most MOST_HELD. Returns how many it was asked about, and sets for each whether
- * it was done. */
+/* Lets libjpeg-turbo decode patches from one on, at most MOST_HELD. Returns how many it was asked about, and sets for each
+ * whether it was done. */
 static Py_ssize_t decode_together(PatchReader *self, PyObject *indices, PyObject *outs, Py_ssize_t first, char *is_done)
 {
     HeldPatch patches[MOST_HELD] = {0};
