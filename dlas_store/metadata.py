@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -30,6 +30,8 @@ _FAILURES = (
     msgpack.UnpackException,
 )
 """All that msgpack and numpy raise for bytes that make no sense."""
+
+_CENTER_KEYS = ("center_ids", "center_rows", "center_cols", "center_widths")
 
 _NUMBER = re.compile(r"([0-9]{1,19})\.[^.]*", re.ASCII)
 
@@ -121,9 +123,9 @@ def encode_image(image: Image) -> bytes:
         "reference": image.has_reference,
     }
     if image.centers is not None:
-        record["center_ids"] = _pack(np.array(list(image.centers), np.int64))
+        numbers = np.array(list(image.centers), np.int64)
         columns = np.array(list(image.centers.values()), np.int64).reshape(-1, 3).T
-        for key, column in zip(("center_rows", "center_cols", "center_widths"), columns, strict=True):
+        for key, column in zip(_CENTER_KEYS, (numbers, *columns), strict=True):
             record[key] = _pack(column)
     if image.extra:
         record["extra"] = dict(image.extra)
@@ -145,8 +147,8 @@ def decode_image(record: bytes) -> Image:
         heights, widths = (_unpack(fields[key]).astype(np.uint32) for key in ("heights", "widths"))
         image = Image(
             name=_expect(str, fields["name"]),
-            files=tuple(_expect(str, file) for file in _expect(list, fields["files"])),
-            centers=_decode_centers(fields) if "center_ids" in fields else None,
+            files=_expect_texts(fields["files"]),
+            centers=_PackedCenters(*(_unpack(fields[key]) for key in _CENTER_KEYS)) if "center_ids" in fields else None,
             has_reference=_expect(bool, fields["reference"]),
             patch_ids=ids,
             heights=heights,
@@ -161,10 +163,39 @@ def decode_image(record: bytes) -> Image:
     return image
 
 
-def _decode_centers(fields: dict[str, Any]) -> dict[int, Center]:
-    columns = (_unpack(fields[key]).tolist() for key in ("center_rows", "center_cols", "center_widths"))
-    centers = map(Center._make, zip(*columns, strict=True))
-    return dict(zip(_unpack(fields["center_ids"]).tolist(), centers, strict=True))
+class _PackedCenters(Mapping[int, Center]):
+    """Centres as they are packed: made when they are asked for, for most readers ask for few of an image's.
+
+    For any number of threads.
+    """
+
+    __slots__ = ("_columns", "_made", "_numbers")
+
+    def __init__(self, numbers: NDArray[Any], *columns: NDArray[Any]) -> None:
+        """Take the numbers, and rows, columns and widths of as many centres."""
+        if {len(column) for column in columns} != {len(numbers)}:
+            raise ValueError("columns of centres have different lengths")
+        self._numbers = numbers
+        self._columns = columns
+        self._made: dict[int, Center] = {}
+
+    def __getitem__(self, number: int) -> Center:
+        center = self._made.get(number)
+        if center is None:
+            (places,) = np.nonzero(self._numbers == number)
+            if not len(places):
+                raise KeyError(number)
+            center = self._made[number] = Center(*(int(column[places[-1]]) for column in self._columns))
+        return center
+
+    def __iter__(self) -> Iterator[int]:
+        if len(self._made) < len(self):
+            centers = map(Center._make, zip(*(column.tolist() for column in self._columns), strict=True))
+            self._made = dict(zip(self._numbers.tolist(), centers, strict=True))
+        return iter(self._numbers.tolist())
+
+    def __len__(self) -> int:
+        return len(self._numbers)
 
 
 def _pack(numbers: NDArray[Any]) -> list[Any]:
@@ -188,6 +219,12 @@ def _expect(kind: type[Any], value: Any) -> Any:
     if not isinstance(value, kind):
         raise TypeError(f"{kind.__name__} expected, got {type(value).__name__}")
     return value
+
+
+def _expect_texts(values: Any) -> tuple[str, ...]:
+    if not set(map(type, _expect(list, values))) <= {str}:
+        raise TypeError("names of files expected")
+    return tuple(values)
 
 
 def _refuse_ext(code: int, _: bytes) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
 import msgpack
 import numpy as np
 import pytest
@@ -73,6 +77,37 @@ def test_a_record_gives_back_the_image(original: Image) -> None:
     for name in ("patch_ids", "heights", "widths"):
         assert getattr(copy, name).dtype == getattr(original, name).dtype
         np.testing.assert_array_equal(getattr(copy, name), getattr(original, name))
+
+
+def test_centres_of_a_record_are_those_of_a_dict_in_whatever_order_they_are_asked_for() -> None:
+    numbers = [7, 300, 2, -1, 1 << 62, 5]
+    original = {number: Center(at, 2 * at, 300 * at) for at, number in enumerate(numbers)}
+    for asked in (numbers[::-1], numbers[2:4], []):
+        centers = decode_image(encode_image(image(centers=original))).centers
+        assert centers is not None
+        assert [centers[number] for number in asked] == [original[number] for number in asked]
+        assert all(type(value) is int for number in asked for value in centers[number])
+        assert (centers.get(1), centers.get(1 << 70), 3 in centers, 7 in centers) == (None, None, False, True)
+        with pytest.raises(KeyError):
+            centers[4]
+        assert list(centers.items()) == list(original.items())
+        assert len(centers) == len(numbers)
+        assert pickle.loads(pickle.dumps(centers)) == original  # as worker processes get them
+        assert original == centers
+        assert centers != {**original, 5: Center(0, 0, 0)}
+
+
+@pytest.mark.parametrize("turn", range(5))
+def test_centres_are_given_to_many_threads(turn: int) -> None:
+    original = {number: Center(number, turn, 1) for number in range(2000)}
+    centers = decode_image(encode_image(image(centers=original))).centers
+    assert centers is not None
+    looks: list[Callable[[], object]] = [
+        lambda: dict(centers),
+        lambda: {number: centers[number] for number in reversed(original)},
+    ]
+    with ThreadPoolExecutor(6) as pool:
+        assert all(each.result() == original for each in [pool.submit(look) for look in looks * 3])
 
 
 @pytest.mark.parametrize(
