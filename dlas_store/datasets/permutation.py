@@ -6,6 +6,7 @@ import math
 from typing import TypeAlias
 
 import numpy as np
+from numpy.random import SeedSequence
 from numpy.typing import NDArray
 
 Indices: TypeAlias = NDArray[np.int64]
@@ -48,7 +49,7 @@ class Permutation:
         """
         self._length = length
         # Mixed rather than added, or epoch 1 of seed 0 would be epoch 0 of seed 1.
-        words = np.random.SeedSequence([seed, epoch]).generate_state(3 * _ROUNDS + 1, np.uint64)
+        words = SeedSequence([seed, epoch]).generate_state(3 * _ROUNDS + 1, np.uint64)
         keys = [[int(word) for word in words[start : start + _ROUNDS]] for start in range(0, 3 * _ROUNDS, _ROUNDS)]
         # One window that holds everything is no window, and neither is one of a length of 0.
         self._window = None if window is None or window >= length else window

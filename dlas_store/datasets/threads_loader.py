@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from functools import partial
 from typing import Any
 
@@ -28,6 +28,10 @@ BATCHES_AHEAD = 3
 
 _ANNOUNCED_AHEAD = 4
 """How many batches beyond those the disk is asked for, where it is slow."""
+
+
+_FIRST_ALONE_SECONDS = 0.05
+"""For how long only the first batch is made; after that the disk is asked for the next ones."""
 
 
 class ThreadsLoader(Loader):
@@ -84,6 +88,8 @@ class ThreadsLoader(Loader):
             with interrupt_delayed():
                 if (first := next(waiting, None)) is not None:
                     making.append(threads.make(self._begin(first)))
+                    # Looking the next ones up would take Python's lock from it; where it takes long, the disk is slow.
+                    wait(making, timeout=_FIRST_ALONE_SECONDS)
             while True:
                 with interrupt_delayed():
                     while len(making) < BATCHES_AHEAD and (batch := next(waiting, None)) is not None:
@@ -119,7 +125,7 @@ class ThreadsLoader(Loader):
             waiting.append(batch)
             if len(waiting) > ahead:
                 yield waiting.popleft()
-                ahead = _ANNOUNCED_AHEAD
+                ahead = min(ahead + 1, _ANNOUNCED_AHEAD)
         yield from waiting
 
     def _begin(self, batch: Batch) -> BatchWork:
