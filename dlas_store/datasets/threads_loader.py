@@ -29,7 +29,6 @@ BATCHES_AHEAD = 3
 _ANNOUNCED_AHEAD = 4
 """How many batches beyond those the disk is asked for, where it is slow."""
 
-
 _FIRST_ALONE_SECONDS = 0.05
 """For how long only the first batch is made; after that the disk is asked for the next ones."""
 
