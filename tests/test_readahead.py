@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,22 @@ def test_the_first_batch_is_begun_before_others_are_announced() -> None:
     next(iter(create_dataloader(dataset, {"batch_size": 4, "seed": 3, "n_threads": 1})))
     assert told_before[0] == 4
     assert len(dataset.told) > 4
+
+
+def test_others_are_announced_while_a_slow_first_batch_is_made() -> None:
+    class Slow(Announced):
+        def will_need(self, draws: Sequence[Draw]) -> None:
+            super().will_need(draws)
+            if len(self.told) > 4:
+                others_were_told.set()
+
+        def make_item(self, index: int, random: ItemRandom) -> dict[str, Any]:
+            assert others_were_told.wait(60), "nothing was announced while the first batch was made"
+            return {"index": index}
+
+    others_were_told = threading.Event()
+    next(iter(create_dataloader(Slow(length=400), {"batch_size": 4, "seed": 3, "n_threads": 1})))
+    assert others_were_told.is_set()
 
 
 @pytest.mark.parametrize("faults", [0, 1])
