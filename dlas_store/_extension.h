@@ -8,12 +8,15 @@
 #include <stdint.h>
 #include <string.h>
 
-/* A compiler's x86-64 is that of 2003: a second version of a loop is there for AVX2, and chosen when it is loaded. */
+/* A compiler's x86-64 is that of 2003: a second version of a function is there for processors with more, and chosen when it is
+ * loaded. */
 #if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__)
-#define VECTORS __attribute__((target_clones("avx2", "default")))
+#define FOR_TARGET(feature) __attribute__((target_clones(feature, "default")))
 #else
-#define VECTORS
+#define FOR_TARGET(feature)
 #endif
+
+#define VECTORS FOR_TARGET("avx2")
 
 /* Whether a type is called without keywords; returns 0 after setting an error. */
 static inline int has_no_keywords(PyTypeObject *type, PyObject *keywords)

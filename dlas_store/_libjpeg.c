@@ -1,8 +1,13 @@
 /* What is called is the interface of libjpeg 6b, which libjpeg-turbo keeps: all builds of version 62 lay its structures out as
  * below, and the library refuses to make a decoder for another version or size. So it need not be there when this is
- * compiled. */
+ * compiled.
+ *
+ * Scans are decoded here, see _huffman.h, where they are as the standard has them: in place of the function that the library
+ * calls for the next unit, which it finds by a pointer. Everything else is the library's. */
 
 #include "_libjpeg.h"
+
+#include "_huffman.h"
 
 #include <dlfcn.h>
 #include <setjmp.h>
@@ -32,11 +37,32 @@ typedef struct {
     int first_of_more, last_of_more;
 } ErrorHandler;
 
+typedef struct {
+    const uint8_t *next;
+    size_t left;
+} Source; /* and what reads more */
+
+typedef struct {
+    uint8_t counts[LONGEST_CODE + 1], symbols[256];
+} HuffmanTable;
+
+typedef struct {
+    int id, number, across, down, quantization_table, dc_table, ac_table;
+} Component; /* and what its plane is like */
+
+typedef int (*DecodeUnit)(Decompression *, int16_t (**blocks)[COEFFICIENTS]);
+
+/* Only this structure is the library's own: but its first two members are those of 1991. */
+typedef struct {
+    void (*start)(Decompression *);
+    DecodeUnit decode_unit;
+} EntropyDecoder; /* and more */
+
 struct Decompression {
     ErrorHandler *errors;
     void *memory, *progress, *client_data;
     int is_decompressor, state;
-    void *source;
+    Source *source;
     unsigned width, height; /* of the JPEG */
     int components, colours, colours_out;
     unsigned scale, scale_denominator;
@@ -47,7 +73,34 @@ struct Decompression {
     int colour_components_out, components_out, buffer_rows, map_colours;
     uint8_t **map;
     unsigned rows_out; /* that were given */
-    uint8_t rest[632 - 172];
+    int scan_in;
+    unsigned unit_row_in;
+    int scan_out;
+    unsigned unit_row_out;
+    void *known_bits, *quantization_tables[4];
+    HuffmanTable *dc_tables[4], *ac_tables[4];
+    int precision;
+    Component *all_components;
+    int is_progressive, is_arithmetic;
+    uint8_t arithmetic[3][16];
+    unsigned restart_interval;
+    int is_jfif;
+    uint8_t jfif_version[2], density_unit;
+    uint16_t density[2];
+    int is_adobe;
+    uint8_t adobe_transform;
+    int is_cosited;
+    void *markers;
+    int most_across, most_down, scaled_block;
+    unsigned unit_rows;
+    void *limits;
+    int scan_component_count;
+    Component *scan_components[MOST_COMPONENTS];
+    unsigned units_across, units_down;
+    int block_count, component_of_block[MOST_BLOCKS], spectral[2], approximation[2], marker;
+    void *master, *main, *coefficients, *post, *input, *marker_reader;
+    EntropyDecoder *entropy;
+    void *inverse_dct, *upsampler, *converter, *quantizer;
 };
 
 /* What it calls, by its name in the library. */
@@ -74,6 +127,11 @@ struct JpegDecoder {
     ErrorHandler errors;
     jmp_buf failed;
     Functions functions;
+    DecodeUnit known;  /* the library's, where it was found that it is one; NULL before */
+    int is_scan_taken; /* is the last JPEG's scan decoded here? */
+    Scan scan;
+    CodeTable dc_tables[4], ac_tables[4];
+    unsigned long scans; /* that were decoded here */
 };
 
 static void fail(Decompression *jpeg)
@@ -132,9 +190,77 @@ static JpegDecoder *make_decoder(const Functions *functions)
 
 static void destroy_decoder(JpegDecoder *self)
 {
+    free(self->scan.bytes);
     self->functions.destroy(&self->jpeg);
     free(self);
 }
+
+/* ------------------------------------------------------------------------------------------------------ scans */
+
+static int decode_next_unit(Decompression *jpeg, int16_t (**blocks)[COEFFICIENTS])
+{
+    if (!decode_unit(&((JpegDecoder *)jpeg)->scan, blocks))
+        fail(jpeg);
+    return 1;
+}
+
+static int are_of_one_library(const void *one, const void *other)
+{
+    Dl_info info, other_info;
+
+    return dladdr(one, &info) && dladdr(other, &other_info) && info.dli_fbase == other_info.dli_fbase;
+}
+
+/* Whether the functions that are to decode a scan are the library's: where they are not, they are laid out otherwise. */
+static int is_entropy_decoder_known(JpegDecoder *self)
+{
+    const EntropyDecoder *entropy = self->jpeg.entropy;
+
+    if (self->known == NULL && are_of_one_library((const void *)entropy->start, (const void *)self->functions.start) &&
+        are_of_one_library((const void *)entropy->decode_unit, (const void *)self->functions.start))
+        self->known = entropy->decode_unit;
+    return self->known != NULL && self->known == entropy->decode_unit;
+}
+
+/* Sets how the blocks of a scan are coded; returns 0 where one uses a table that is no code. */
+static int set_blocks(JpegDecoder *self)
+{
+    const Decompression *jpeg = &self->jpeg;
+
+    for (int i = 0; i < jpeg->block_count; i++) {
+        const int number = jpeg->component_of_block[i];
+        const Component *component = jpeg->scan_components[number];
+        const HuffmanTable *dc = jpeg->dc_tables[component->dc_table], *ac = jpeg->ac_tables[component->ac_table];
+
+        self->scan.blocks[i] =
+            (CodedBlock){&self->dc_tables[component->dc_table], &self->ac_tables[component->ac_table], number};
+        if (dc == NULL || ac == NULL || !make_table(&self->dc_tables[component->dc_table], 1, dc->counts, dc->symbols) ||
+            !make_table(&self->ac_tables[component->ac_table], 0, ac->counts, ac->symbols))
+            return 0;
+    }
+    self->scan.block_count = jpeg->block_count;
+    return 1;
+}
+
+/* Takes over the scan of a JPEG that was started, where that can be decoded here. */
+static void take_scan(JpegDecoder *self)
+{
+    Decompression *jpeg = &self->jpeg;
+    size_t taken;
+
+    if (jpeg->precision != 8 || jpeg->is_progressive || jpeg->is_arithmetic || jpeg->restart_interval != 0 ||
+        jpeg->scan_component_count != jpeg->components || !is_entropy_decoder_known(self) || !set_blocks(self))
+        return;
+    taken = begin_scan(&self->scan, jpeg->source->next, jpeg->source->left);
+    if (taken == 0)
+        return;
+    jpeg->source->next += taken;
+    jpeg->source->left -= taken;
+    jpeg->entropy->decode_unit = decode_next_unit;
+    self->is_scan_taken = 1;
+}
+
+/* --------------------------------------------------------------------------------------------------- pictures */
 
 enum { ROWS_AT_ONCE = 16 };
 
@@ -155,22 +281,44 @@ static int read_rows(JpegDecoder *self, uint8_t *pixels)
     return 1;
 }
 
-int decode_jpeg(JpegDecoder *self, const uint8_t *data, size_t size, uint8_t *pixels, unsigned height, unsigned width)
+static int start(JpegDecoder *self, unsigned height, unsigned width)
 {
     Decompression *jpeg = &self->jpeg;
-    const Functions *call = &self->functions;
 
+    if (self->functions.read_header(jpeg, WHOLE_PICTURE) != 1 || jpeg->height != height || jpeg->width != width)
+        return 0;
+    jpeg->colours_out = TO_RGB;
+    return self->functions.start(jpeg) && jpeg->height_out == height && jpeg->width_out == width && jpeg->components_out == 3;
+}
+
+/* is_scan_wanted: whether the scan is to be decoded here, if it can be. */
+static int decode_picture(JpegDecoder *self, const uint8_t *data, size_t size, uint8_t *pixels, unsigned height, unsigned width,
+                          int is_scan_wanted)
+{
+    Decompression *jpeg = &self->jpeg;
+
+    self->is_scan_taken = 0;
     if (setjmp(self->failed) == 0) {
-        call->set_source(jpeg, data, size);
-        if (call->read_header(jpeg, WHOLE_PICTURE) == 1 && jpeg->height == height && jpeg->width == width) {
-            jpeg->colours_out = TO_RGB;
-            if (call->start(jpeg) && jpeg->height_out == height && jpeg->width_out == width && jpeg->components_out == 3 &&
-                read_rows(self, pixels) && call->finish(jpeg))
+        self->functions.set_source(jpeg, data, size);
+        if (start(self, height, width)) {
+            if (is_scan_wanted)
+                take_scan(self);
+            if (read_rows(self, pixels) && (!self->is_scan_taken || is_used_up(&self->scan)) && self->functions.finish(jpeg))
                 return 1;
         }
     }
-    call->abort(jpeg);
+    self->functions.abort(jpeg);
     return 0;
+}
+
+int decode_jpeg(JpegDecoder *self, const uint8_t *data, size_t size, uint8_t *pixels, unsigned height, unsigned width)
+{
+    if (decode_picture(self, data, size, pixels, height, width, 1)) {
+        self->scans += (unsigned)self->is_scan_taken;
+        return 1;
+    }
+    /* The library itself takes some that the standard does not. */
+    return self->is_scan_taken && decode_picture(self, data, size, pixels, height, width, 0);
 }
 
 /* ---------------------------------------------------------------------------------------------------- library */
@@ -183,6 +331,7 @@ struct Libjpeg {
     Functions functions;
     JpegDecoder *decoders[KEPT_DECODERS]; /* Python's lock guards them */
     int decoder_count;
+    unsigned long scans;
 };
 
 JpegDecoder *borrow_decoder(Libjpeg *self)
@@ -192,6 +341,8 @@ JpegDecoder *borrow_decoder(Libjpeg *self)
 
 void return_decoder(Libjpeg *self, JpegDecoder *decoder)
 {
+    self->scans += decoder->scans;
+    decoder->scans = 0;
     if (self->decoder_count < KEPT_DECODERS)
         self->decoders[self->decoder_count++] = decoder;
     else
@@ -289,6 +440,17 @@ static PyMethodDef methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
+static PyObject *get_scans(Libjpeg *self, void *closure)
+{
+    (void)closure;
+    return PyLong_FromUnsignedLong(self->scans);
+}
+
+static PyGetSetDef properties[] = {
+    {"scans", (getter)get_scans, NULL, "How many JPEGs' scans were decoded here, not by the library.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
 PyDoc_STRVAR(type_doc, "Libjpeg(file, /)\n--\n\n"
              "The libjpeg-turbo of a shared library, or of one that it is linked to.\n\n"
              "It is loaded for as long as the process lives. OSError: it cannot be, or has no libjpeg-turbo.");
@@ -298,6 +460,7 @@ static PyType_Slot slots[] = {
     {Py_tp_new, create},
     {Py_tp_dealloc, deallocate},
     {Py_tp_methods, methods},
+    {Py_tp_getset, properties},
     {0, NULL},
 };
 

@@ -547,13 +547,15 @@ static int have_libjpeg_found(PatchReader *self)
 static int decode_held(const PatchReader *self, JpegDecoder *decoder, const HeldPatch *held)
 {
     const PictureSize picture = check_picture(self, &held->shard, &held->row, held->image_id);
-    const uint8_t *data = (const uint8_t *)held->shard.buf + held->row.offset;
-    const size_t size = held->row.length;
     const Py_ssize_t height = (Py_ssize_t)picture.height, width = (Py_ssize_t)picture.width;
+    const size_t size = held->row.length;
+    const uint8_t *data;
 
-    if (height == 0 || height != held->out.shape[0] || width != held->out.shape[1] || !brings_its_tables(data, size))
+    if (height == 0 || height != held->out.shape[0] || width != held->out.shape[1])
         return 0;
-    return decode_jpeg(decoder, data, size, held->out.buf, (unsigned)height, (unsigned)width);
+    data = (const uint8_t *)held->shard.buf + held->row.offset;
+    return brings_its_tables(data, size) &&
+           decode_jpeg(decoder, data, size, held->out.buf, (unsigned)height, (unsigned)width);
 }
 
 /* Returns a new reference to an object of a list, NULL where that is shorter: other threads may change it meanwhile. */

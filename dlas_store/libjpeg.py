@@ -1,7 +1,8 @@
 """The libjpeg-turbo that Pillow decodes with, for the reader in C to call, where it decodes to simplejpeg's pixels.
 
 With it no patch needs a decoder of its own, nor Python's lock, which simplejpeg takes twice (``python -m benchmarks
-read``). Both are libjpeg-turbo, maybe of other versions; simplejpeg keeps its own to itself.
+read``). Both are libjpeg-turbo, maybe of other versions; simplejpeg keeps its own to itself. The Huffman code of a scan
+is decoded in the library's place, see ``_huffman.c``.
 """
 
 from __future__ import annotations

@@ -1,0 +1,64 @@
+/* Huffman decoding of a JPEG's scan: half of the time that libjpeg-turbo takes for a patch goes there. */
+
+#ifndef DLAS_STORE_HUFFMAN_H
+#define DLAS_STORE_HUFFMAN_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum {
+    COEFFICIENTS = 64,   /* of a block */
+    MOST_BLOCKS = 10,    /* of a unit, as the standard has it */
+    MOST_COMPONENTS = 4, /* of a scan */
+    LONGEST_CODE = 16,   /* bits */
+    LOOKED_UP = 10,      /* bits that are looked up at once */
+};
+
+/* What the next bits stand for: a coefficient, and the one behind it where both fit into the bits that are looked up. */
+typedef struct {
+    int16_t value, last;
+    uint8_t to_value, to_last; /* how far they are from the coefficient before, in the order of coding */
+    uint8_t length, both;      /* bits of the first, and of all that was found */
+} Found;
+
+/* A code, and the bits of values behind it. */
+typedef struct {
+    Found found[1 << LOOKED_UP];       /* by the next bits */
+    uint32_t ends[LONGEST_CODE + 1];   /* by length: 16 bits that are less begin with a code that long or shorter */
+    int32_t offsets[LONGEST_CODE + 1]; /* by length: from a code to the position of its symbol */
+    uint8_t counts[LONGEST_CODE + 1], symbols[256]; /* of the JPEG's table that it was made of */
+    int is_made;
+} CodeTable;
+
+/* How a block of a unit is coded. */
+typedef struct {
+    const CodeTable *dc, *ac;
+    int component; /* of the scan */
+} CodedBlock;
+
+typedef struct {
+    CodedBlock blocks[MOST_BLOCKS];
+    int block_count;
+    uint32_t last_dc[MOST_COMPONENTS];
+    uint64_t bits; /* that come next, the first ones highest */
+    unsigned bit_count;
+    const uint8_t *next, *end; /* bytes behind those bits */
+    uint8_t *bytes;            /* all, without the zeros that stand behind each of 255; allocated */
+    size_t allocated;
+} Scan;
+
+/* Makes a table of a JPEG's: counts of codes by their length (the first one is not used), and symbols. Nothing is done where it
+ * was made of the same ones. Returns 0 where they are no code. */
+int make_table(CodeTable *table, int is_dc, const uint8_t *counts, const uint8_t *symbols);
+
+/* Begins a scan, whose blocks are set, at its first byte. Returns how many bytes it has; 0 where it does not end with the
+ * JPEG, or memory does not suffice. */
+size_t begin_scan(Scan *scan, const uint8_t *data, size_t size);
+
+/* Decodes a unit into blocks of zeros, in natural order; returns 0 where it is not coded as the standard says. */
+int decode_unit(Scan *scan, int16_t (*const *blocks)[COEFFICIENTS]);
+
+/* Whether all bytes of a scan were used, and no more. */
+int is_used_up(const Scan *scan);
+
+#endif
