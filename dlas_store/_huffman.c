@@ -159,18 +159,35 @@ static Found find_longer(const CodeTable *table, int is_dc, uint64_t bits)
 
 /* -------------------------------------------------------------------------------------------------------- scan */
 
+/* Makes room for a scan's bytes; returns 0 where there is none. */
+static int allocate(Scan *scan, size_t size)
+{
+    if (scan->allocated >= size)
+        return 1;
+    free(scan->bytes);
+    scan->bytes = malloc(size);
+    scan->allocated = scan->bytes != NULL ? size : 0;
+    return scan->bytes != NULL;
+}
+
+enum { KEPT_BYTES = 1 << 20 };
+
+void end_scan(Scan *scan)
+{
+    if (scan->allocated > KEPT_BYTES) {
+        free(scan->bytes);
+        scan->bytes = NULL;
+        scan->allocated = 0;
+    }
+}
+
 size_t begin_scan(Scan *scan, const uint8_t *data, size_t size)
 {
     const uint8_t *at = data, *const end = data + size, *marked;
     uint8_t *to;
 
-    if (scan->allocated < size + PADDING) {
-        free(scan->bytes);
-        scan->bytes = malloc(size + PADDING);
-        scan->allocated = scan->bytes != NULL ? size + PADDING : 0;
-        if (scan->bytes == NULL)
-            return 0;
-    }
+    if (!allocate(scan, size + PADDING))
+        return 0;
     to = scan->bytes;
     while ((marked = memchr(at, 0xFF, (size_t)(end - at))) != NULL && end - marked >= 2 && marked[1] == 0) {
         memcpy(to, at, (size_t)(marked + 1 - at));

@@ -61,4 +61,7 @@ int decode_unit(Scan *scan, int16_t (*const *blocks)[COEFFICIENTS]);
 /* Whether all bytes of a scan were used, and no more. */
 int is_used_up(const Scan *scan);
 
+/* Lets go of the memory that a scan took, if only large pictures need as much. */
+void end_scan(Scan *scan);
+
 #endif

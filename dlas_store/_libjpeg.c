@@ -296,6 +296,7 @@ static int decode_picture(JpegDecoder *self, const uint8_t *data, size_t size, u
                           int is_scan_wanted)
 {
     Decompression *jpeg = &self->jpeg;
+    volatile int is_done = 0; /* as setjmp wants it */
 
     self->is_scan_taken = 0;
     if (setjmp(self->failed) == 0) {
@@ -303,12 +304,14 @@ static int decode_picture(JpegDecoder *self, const uint8_t *data, size_t size, u
         if (start(self, height, width)) {
             if (is_scan_wanted)
                 take_scan(self);
-            if (read_rows(self, pixels) && (!self->is_scan_taken || is_used_up(&self->scan)) && self->functions.finish(jpeg))
-                return 1;
+            is_done = read_rows(self, pixels) && (!self->is_scan_taken || is_used_up(&self->scan)) &&
+                      self->functions.finish(jpeg);
         }
     }
-    self->functions.abort(jpeg);
-    return 0;
+    end_scan(&self->scan);
+    if (!is_done)
+        self->functions.abort(jpeg);
+    return is_done;
 }
 
 int decode_jpeg(JpegDecoder *self, const uint8_t *data, size_t size, uint8_t *pixels, unsigned height, unsigned width)

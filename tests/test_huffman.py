@@ -188,6 +188,13 @@ def test_runs_of_zeros_and_blocks_up_to_the_last_coefficient() -> None:
     assert check_decoded(grey([[1] * 64, [-2] * 64])) == 1
 
 
+def test_every_symbol_without_a_value_ends_a_block() -> None:
+    for symbol in range(END, ZEROS, 0x10):
+        ac = make_code({symbol: 2, 0x01: 1})
+        scan = (DC[1] + "1" + ac[1] + "1" + ac[symbol] + DC[0] + ac[symbol]) * 3
+        assert check_decoded(jpeg_of(stuffed(scan), (2, 3), [(DC, ac)])) == 1
+
+
 def test_values_of_every_length() -> None:
     sizes = range(16)
     generator = random.Random(0)
@@ -262,6 +269,18 @@ def test_changed_bits_are_decoded_as_by_the_library_or_not_at_all(runs: Runs) ->
         data = jpeg_of(stuffed(changed_bits(bits, generator), padding=generator.choice("01")), shape, codes)
         scans.append(check_decoded(data))
     assert 0 < sum(scans) < len(scans)
+
+
+def test_large_pictures_between_small_ones() -> None:
+    """Their memory is let go of."""
+    library = Libjpeg(_imaging.__file__)
+    small, large = noise(16, 16), noise(1024, 1200)
+    for pixels in (small, large, small, large, large, small):
+        data, out = simplejpeg.encode_jpeg(pixels, 98), np.zeros_like(pixels)
+        assert len(data) > 1 << 20 or pixels is small
+        assert library.decode(data, out)
+        assert np.array_equal(out, simplejpeg.decode_jpeg(data))
+    assert library.scans == 6
 
 
 @pytest.mark.parametrize("beyond", [AC[0xF1] + "1", AC[ZEROS]], ids=["value", "zeros"])
