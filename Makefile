@@ -62,8 +62,11 @@ demo: $(INSTALLED)
 		$(BIN)/dlas-store read examples/$$mode.yml --batches 1 || exit 1; done
 	$(STEP) 'Now train on it for a minute: $(BIN)/python examples/train_sr.py'
 
+# Those that take longest begin, so that none is alone at the end.
+LONGEST := tests/test_import.py tests/test_benchmarks.py tests/reliability tests/test_workers_loader.py
+
 test: $(INSTALLED)
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(LONGEST) tests
 
 # Many hours. Parts can run one after another or beside each other; the fuzzer runs with the first.
 PART := 1/1
