@@ -45,7 +45,7 @@ class SharedMemory(NamedTuple):
 
 @pytest.fixture(scope="module")
 def shared_memory() -> Iterator[SharedMemory]:
-    """That of the readers alone, where root can mount one: tests beside kill others, which leave files in everybody's."""
+    """That of the readers alone, where root can mount one: tests beside, which kill, leave files in everybody's."""
     holder = None
     if os.geteuid() == 0 and shutil.which("unshare") and shutil.which("nsenter"):
         holder = subprocess.Popen(["unshare", "--mount", "sh", "-c", _MOUNTED], stdout=subprocess.PIPE)
