@@ -1,4 +1,4 @@
-/* Huffman decoding of a JPEG's scan: half of the time that libjpeg-turbo takes for a patch goes there. */
+/* Huffman decoding of a JPEG's scan: no other step of libjpeg-turbo takes as long for a patch. */
 
 #ifndef DLAS_STORE_HUFFMAN_H
 #define DLAS_STORE_HUFFMAN_H
