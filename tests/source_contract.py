@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -62,9 +62,10 @@ def write_folder(root: Path) -> Path:
     return root
 
 
-def jpeg(pixels: Array) -> bytes:
+def jpeg(pixels: Array, **options: Any) -> bytes:
+    """Return a JPEG; the options are Pillow's."""
     buffer = io.BytesIO()
-    PillowImage.fromarray(pixels).save(buffer, "JPEG", quality=95)
+    PillowImage.fromarray(pixels).save(buffer, "JPEG", **{"quality": 95, **options})
     return buffer.getvalue()
 
 

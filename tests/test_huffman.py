@@ -16,7 +16,7 @@ import simplejpeg
 from conftest import Runs
 from PIL import Image, _imaging
 from samples import DATA, Array, noise
-from test_patch_reader import saved
+from source_contract import jpeg
 
 from dlas_store._patch_reader import Libjpeg
 from dlas_store.libjpeg import find_libjpeg
@@ -156,13 +156,13 @@ def test_pictures_of_every_sampling_and_quality(sampling: str, quality: int) -> 
 @pytest.mark.parametrize("quality", [5, 60, 98])
 def test_pictures_with_codes_of_their_own(quality: int) -> None:
     for pixels in (PHOTO, noise(24, 40)):
-        assert check_decoded(saved(pixels, quality=quality, optimize=True)) == 1
+        assert check_decoded(jpeg(pixels, quality=quality, optimize=True)) == 1
 
 
 def test_pictures_one_after_another_with_other_codes() -> None:
     """A decoder keeps the tables of the picture before for one that has the same."""
     library = Libjpeg(_imaging.__file__)
-    pictures = [saved(PHOTO, quality=quality, optimize=optimize) for quality in (20, 95) for optimize in (False, True)]
+    pictures = [jpeg(PHOTO, quality=quality, optimize=optimize) for quality in (20, 95) for optimize in (False, True)]
     for data in [*pictures, *reversed(pictures)]:
         out = np.zeros_like(PHOTO)
         assert library.decode(data, out)
@@ -174,7 +174,7 @@ def test_pictures_one_after_another_with_other_codes() -> None:
     "options", [{"progressive": True}, {"restart_marker_blocks": 3}], ids=["progressive", "restarts"]
 )
 def test_scans_of_other_kinds_are_the_librarys(options: dict[str, int]) -> None:
-    assert check_decoded(saved(PHOTO, **options)) == 0
+    assert check_decoded(jpeg(PHOTO, **options)) == 0
 
 
 def test_runs_of_zeros_and_blocks_up_to_the_last_coefficient() -> None:

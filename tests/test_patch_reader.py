@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import os
 import random
 import struct
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,10 +19,9 @@ import simplejpeg
 from conftest import Runs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from samples import DATA, Array, noise, png
 from small_stores import append, flip, make_store, shards_of
-from source_contract import cmyk
+from source_contract import cmyk, jpeg
 from trees import write
 
 from dlas_store import store as store_module
@@ -34,11 +33,7 @@ from dlas_store.libjpeg import find_libjpeg
 from dlas_store.pixels import decode, decode_into
 from dlas_store.store import Store
 
-
-def saved(pixels: Array, **options: Any) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "JPEG", **{"quality": 90, **options})
-    return file.getvalue()
+saved = partial(jpeg, quality=90)
 
 
 def with_segment(data: bytes, marker: int, content: bytes) -> bytes:
