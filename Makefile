@@ -19,7 +19,7 @@ help:
 	@echo 'make clean   remove everything that make has made'
 	@echo 'Each sets up $(VENV) first where that is missing; PYTHON=... chooses the Python to use (3.11 or later).'
 
-$(INSTALLED): pyproject.toml constraints.txt $(wildcard dlas_store/*.[ch] converters/*/*.c)
+$(INSTALLED): pyproject.toml constraints.txt $(wildcard dlas_store/_native/*.[ch] converters/*/*.c)
 	$(STEP) 'Install into $(VENV) (some minutes the first time: PyTorch is large)'
 	@test -n '$(PYTHON)' || { echo 'Python 3.11 or later is needed: none of python3.11 and python3 is one.' \
 		'Install it, or run: make PYTHON=/path/to/python' >&2; exit 1; }
@@ -87,4 +87,4 @@ check: $(INSTALLED)
 	$(BIN)/mypy build/typecheck/dlas_store benchmarks examples
 
 clean:
-	rm -rf $(VENV) build dist demo *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache dlas_store/*.so converters/extraction/*.so
+	rm -rf $(VENV) build dist demo *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache dlas_store/_native/*.so converters/extraction/*.so

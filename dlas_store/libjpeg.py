@@ -2,7 +2,7 @@
 
 With it no patch needs a decoder of its own, nor Python's lock, which simplejpeg takes twice (``python -m benchmarks
 read``). Both are libjpeg-turbo, maybe of other versions; simplejpeg keeps its own to itself. The Huffman code of a scan
-is decoded in the library's place, see ``_huffman.c``.
+is decoded in the library's place, see ``_native/huffman.c``.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ import simplejpeg
 from dlas_store.errors import ConfigError
 
 try:
-    from dlas_store._patch_reader import Libjpeg
+    from dlas_store._native.patch_reader import Libjpeg, PatchReader
 except ImportError:  # installed where there was no compiler
-    Libjpeg = None  # type: ignore[assignment, misc]
+    Libjpeg = PatchReader = None  # type: ignore[assignment, misc]
+
+__all__ = ["VARIABLE", "Libjpeg", "PatchReader", "check_named", "find_libjpeg"]
 
 VARIABLE = "DLAS_STORE_LIBJPEG"
 """An environment variable: a file to take in place of Pillow's, or nothing, to take none."""

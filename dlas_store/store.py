@@ -25,17 +25,12 @@ from dlas_store.errors import (
 )
 from dlas_store.index import INDEX_FILE, ImageRow, Index, PatchRow, ShardEntry, shard_entry
 from dlas_store.keys import Kind, pack_key
-from dlas_store.libjpeg import check_named, find_libjpeg
+from dlas_store.libjpeg import PatchReader, check_named, find_libjpeg
 from dlas_store.metadata import Image
 from dlas_store.pixels import MAX_PIXELS, Decoder, as_batch, decode, decode_batch, decode_into, image_size
 from dlas_store.shard import Shard, has_shards, name_hash, read_image, read_payload, shard_file_name, view_payload
 from dlas_store.source import Layout, Listing, Pixels, relative_path
 from dlas_store.tables import Table
-
-try:
-    from dlas_store._patch_reader import PatchReader
-except ImportError:  # installed where there was no compiler
-    PatchReader = None  # type: ignore[assignment, misc]
 
 _OPEN_SHARDS = 512
 """Maps held at once; each costs a file descriptor, of which a process usually has 1,024."""

@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from fnmatch import fnmatchcase
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -19,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = {"dlas_store": "dlas_store", "converters": "dlas_store.converters", "benchmarks": "benchmarks"}
 
 LAYERS = {
-    "errors": ["errors"],
+    "errors and extensions in C": ["_native", "errors"],
     "what needs nothing of ours but errors": [
         "aligned_memory", "bounded_cache", "centers_pickle", "config", "extra_fields", "folder_walk", "inert_pickle",
         "interrupts", "keys", "lmdb_pages", "lmdb_writer", "metadata", "names", "numpy_pickle", "options",
@@ -99,6 +100,29 @@ def test_every_layer_names_modules_that_exist() -> None:
 def test_one_module_uses_the_engine() -> None:
     users = {module for module, path in MODULES.items() if {"lmdb"} & {n.split(".")[0] for n in imported_names(path)}}
     assert users == {"lmdb_writer"}
+
+
+EXTENSIONS = {
+    "dlas_store._native.patch_reader": "libjpeg",
+    "dlas_store._native.pixel_loops": "datasets.planes",
+    "dlas_store.converters.extraction._jpeg_crop": "converters.extraction.tile_encoding",
+}
+"""An extension in C, and the module of ours that imports it."""
+
+
+@pytest.mark.parametrize("extension", EXTENSIONS)
+def test_one_module_imports_an_extension(extension: str) -> None:
+    users = [
+        module
+        for module, path in MODULES.items()
+        if any(f"{name}.".startswith(f"{extension}.") for name in imported_names(path))
+    ]
+    assert users == [EXTENSIONS[extension]]
+
+
+def test_every_extension_is_named_here() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert sorted(EXTENSIONS) == sorted(module["name"] for module in settings["tool"]["setuptools"]["ext-modules"])
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from PIL import Image, _imaging
 from samples import DATA, Array, noise
 from source_contract import jpeg
 
-from dlas_store._patch_reader import Libjpeg
+from dlas_store._native.patch_reader import Libjpeg
 from dlas_store.libjpeg import find_libjpeg
 
 pytestmark = pytest.mark.skipif(find_libjpeg() is None, reason="Pillow's libjpeg-turbo cannot be called")

@@ -16,7 +16,7 @@ from PIL import _imaging, features
 from samples import DATA, noise
 
 from dlas_store import libjpeg
-from dlas_store._patch_reader import Libjpeg
+from dlas_store._native.patch_reader import Libjpeg
 from dlas_store.converters.importing import import_store
 from dlas_store.errors import ConfigError
 from dlas_store.libjpeg import VARIABLE, find_libjpeg

@@ -25,7 +25,7 @@ from source_contract import cmyk, jpeg
 from trees import write
 
 from dlas_store import store as store_module
-from dlas_store._patch_reader import Libjpeg, PatchReader, checksum
+from dlas_store._native.patch_reader import Libjpeg, PatchReader, checksum
 from dlas_store.converters.importing import import_store
 from dlas_store.errors import ClosedError, DamagedError, ImageError, PatchIndexError
 from dlas_store.keys import Kind, encode_value, pack_key, value_checksum

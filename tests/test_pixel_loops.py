@@ -16,7 +16,7 @@ import pytest
 from conftest import MakeImage
 from samples import noise
 
-from dlas_store import _pixel_loops
+from dlas_store._native import pixel_loops
 from dlas_store.datasets import create_dataset, planes
 from dlas_store.datasets.masked_reference import write_reference
 from dlas_store.datasets.planes import Planes, split_channels, to_planes, write_planes
@@ -68,7 +68,7 @@ def test_pixels_are_averaged_as_opencv_does(
 ) -> None:
     pixels = noise(height, width)
     out, expected = ([filled(3, height // factor, width // factor) for factor in factors] for _ in range(2))
-    assert planes.loops_for((height, width), *out) is _pixel_loops
+    assert planes.loops_for((height, width), *out) is pixel_loops
     write_planes(pixels, *out)
     without_loops(write_planes, pixels, *expected)
     for factor, one, other in zip(factors, out, expected, strict=True):
@@ -81,7 +81,7 @@ def test_pixels_are_averaged_as_opencv_does(
 @pytest.mark.parametrize("factor", [1, 4, 5, 16, 32, 257])
 def test_white_is_one_and_black_is_zero(value: int, factor: int) -> None:
     out = filled(3, 2, 2)
-    _pixel_loops.write_pixels(np.full((2 * factor, 2 * factor, 3), value, np.uint8), out)
+    pixel_loops.write_pixels(np.full((2 * factor, 2 * factor, 3), value, np.uint8), out)
     assert (out == (value == 255)).all()
 
 
@@ -161,14 +161,14 @@ def test_large_planes_are_the_same_wherever_they_begin(height: int, width: int, 
     memory = np.full(4 + size, 7, np.float32)
     planes = memory[start : start + size].reshape(4, height, width)
     pixels = noise(height, width)
-    _pixel_loops.write_pixels(pixels, planes[:3])
+    pixel_loops.write_pixels(pixels, planes[:3])
     np.testing.assert_array_equal(planes[:3], pixels.transpose(2, 0, 1) / np.float32(255))
     assert (planes[3] == 7).all()
     planes[:3] = 7
     box = (10, height, 0, width - 20)
     whole = split_channels(noise(height, width, seed=2))
     given = whole if as_bytes else whole / np.float32(255)
-    _pixel_loops.write_reference(given, to_planes(pixels), box, 0.5, (height, width), planes, filled(4, height, width))
+    pixel_loops.write_reference(given, to_planes(pixels), box, 0.5, (height, width), planes, filled(4, height, width))
     np.testing.assert_array_equal(planes[:3], whole / np.float32(255))
     assert (planes[3, 10:, : width - 20] == 1).all()
     assert (planes[3, :10] == 0.5).all()
@@ -180,10 +180,10 @@ def test_large_planes_are_the_same_wherever_they_begin(height: int, width: int, 
 @pytest.mark.parametrize(("side", "factor"), [(1, 1), (5, 1), (17, 1), (33, 3), (64, 4), (160, 32), (200, 1)])
 def test_nothing_is_written_beside_the_arrays(side: int, factor: int) -> None:
     hq, lq = (np.full((3, 4, size, size), 7, np.float32) for size in (side, side // factor))
-    _pixel_loops.write_pixels(noise(side, side), hq[1, :3], lq[1, :3])
+    pixel_loops.write_pixels(noise(side, side), hq[1, :3], lq[1, :3])
     assert all((each == 7).all() for each in (hq[1, 3], lq[1, 3]))
     reference = split_channels(noise(side, side))
-    _pixel_loops.write_reference(reference, lq[0, :3], (0, side, 0, side), 0.1, (side, side), hq[1], lq[1])
+    pixel_loops.write_reference(reference, lq[0, :3], (0, side, 0, side), 0.1, (side, side), hq[1], lq[1])
     assert all((each == 7).all() for each in (hq[[0, 2]], lq[[0, 2]]))
 
 
@@ -234,7 +234,7 @@ def read_only(array: Any) -> Any:
 )
 def test_pixels_that_they_cannot_take_are_an_error(args: tuple[Any, ...], error: type[Exception]) -> None:
     with pytest.raises(error):
-        _pixel_loops.write_pixels(*args)
+        pixel_loops.write_pixels(*args)
 
 
 REFERENCE = np.zeros((3, 8, 8), np.uint8)
@@ -264,7 +264,7 @@ BOX = (0, 8, 0, 8)
 )
 def test_references_that_they_cannot_take_are_an_error(args: tuple[Any, ...], error: type[Exception]) -> None:
     with pytest.raises(error):
-        _pixel_loops.write_reference(*args)
+        pixel_loops.write_reference(*args)
 
 
 @pytest.mark.parametrize("count", [0, 1, 5])
@@ -277,11 +277,11 @@ def test_patches_that_are_written_together_are_those_written_alone(count: int) -
     ]
     outs, expected = ([(filled(4, 32, 16), filled(4, 16, 8)) for _ in references] for _ in range(2))
     together = tuple((*given, *planes_of) for given, planes_of in zip(references, outs, strict=True))
-    _pixel_loops.write_patches(tuple(pixels), together)
+    pixel_loops.write_patches(tuple(pixels), together)
     for one in alone:
-        _pixel_loops.write_pixels(*one)
+        pixel_loops.write_pixels(*one)
     for given, planes_of in zip(references, expected, strict=True):
-        _pixel_loops.write_reference(*given, *planes_of)
+        pixel_loops.write_reference(*given, *planes_of)
     for made, other in zip([*pixels, *outs], [*alone, *expected], strict=True):
         for one, two in zip(made, other, strict=True):
             np.testing.assert_array_equal(one, two)
@@ -301,7 +301,7 @@ def test_nothing_is_written_where_one_of_several_patches_is_wrong() -> None:
     ]
     for args, error in calls:
         with pytest.raises(error):
-            _pixel_loops.write_patches(*args)
+            pixel_loops.write_patches(*args)
     assert all(np.isnan(planes_of).all() for planes_of in (pixels[1], *reference[-2:]))
 
 
@@ -313,11 +313,11 @@ def test_arrays_are_let_go_of_after_an_error_as_well(side: int) -> None:
     with_mask = [memoryview(bytearray(4 * 4 * size * size)).cast("B").cast("f", (4, size, size)) for size in (8, side)]
     pair = ((pixels, *planes_of),), ((reference, planes_of[1], BOX, 0.1, (8, 8), *with_mask),)
     calls: list[tuple[Any, ...]] = [
-        (_pixel_loops.write_patches, *pair),
-        (_pixel_loops.write_pixels, pixels, *planes_of),
-        (_pixel_loops.write_reference, reference, planes_of[1], BOX, 0.1, (8, 8), *with_mask),
-        (_pixel_loops.write_reference, reference, planes_of[1], (9, 9, 9, 9), 0.1, (8, 8), *with_mask),
-        (_pixel_loops.write_reference, reference, pixels, BOX, 0.1, (8, 8), *with_mask),
+        (pixel_loops.write_patches, *pair),
+        (pixel_loops.write_pixels, pixels, *planes_of),
+        (pixel_loops.write_reference, reference, planes_of[1], BOX, 0.1, (8, 8), *with_mask),
+        (pixel_loops.write_reference, reference, planes_of[1], (9, 9, 9, 9), 0.1, (8, 8), *with_mask),
+        (pixel_loops.write_reference, reference, pixels, BOX, 0.1, (8, 8), *with_mask),
     ]
     for function, *args in calls:
         is_wrong = side == 9 or (9, 9, 9, 9) in args or args[1] is pixels

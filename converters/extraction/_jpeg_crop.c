@@ -4,7 +4,7 @@
  * Takes what libjpeg makes by default: one baseline scan of three components, without restart markers, by Huffman codes
  * that are made for any picture. */
 
-#include "../../dlas_store/_extension.h"
+#include "../../dlas_store/_native/extension.h"
 
 enum { COMPONENTS = 3, MOST_BLOCKS_A_UNIT = 10, COEFFICIENTS = 64 };
 

@@ -20,7 +20,7 @@ from dlas_store.source import Pixels
 
 _loops: ModuleType | None
 try:
-    from dlas_store import _pixel_loops as _loops
+    from dlas_store._native import pixel_loops as _loops
 except ImportError:  # installed where there was no compiler
     _loops = None
 

@@ -3,7 +3,7 @@
 #ifndef DLAS_STORE_LIBJPEG_H
 #define DLAS_STORE_LIBJPEG_H
 
-#include "_extension.h"
+#include "extension.h"
 
 /* A decoder, for one thread at a time. */
 typedef struct JpegDecoder JpegDecoder;

@@ -8,7 +8,7 @@
  * JPEGs are decoded by simplejpeg, through Python, or by libjpeg-turbo itself where it was found: then many are without
  * Python's lock, which simplejpeg takes twice a picture, and without a decoder made anew for each. */
 
-#include "_libjpeg.h"
+#include "libjpeg.h"
 
 static uint64_t little64(const uint8_t *bytes)
 {
@@ -781,7 +781,7 @@ static PyType_Slot slots[] = {
 };
 
 static PyType_Spec specification = {
-    .name = "dlas_store._patch_reader.PatchReader",
+    .name = "dlas_store._native.patch_reader.PatchReader",
     .basicsize = sizeof(PatchReader),
     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE,
     .slots = slots,
@@ -823,13 +823,13 @@ static PyModuleDef_Slot module_slots[] = {
 
 static struct PyModuleDef definition = {
     .m_base = PyModuleDef_HEAD_INIT,
-    .m_name = "dlas_store._patch_reader",
+    .m_name = "dlas_store._native.patch_reader",
     .m_doc = "Reading patches in C; see Store.read_into.",
     .m_methods = functions,
     .m_slots = module_slots,
 };
 
-PyMODINIT_FUNC PyInit__patch_reader(void)
+PyMODINIT_FUNC PyInit_patch_reader(void)
 {
     return PyModuleDef_Init(&definition);
 }

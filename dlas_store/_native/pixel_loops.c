@@ -4,7 +4,7 @@
  * datasets/masked_reference.py do the same in Python. Arrays are taken by the buffer protocol, contiguous and in the
  * machine's byte order. */
 
-#include "_extension.h"
+#include "extension.h"
 
 #ifdef __SSE2__
 #include <emmintrin.h>
@@ -449,12 +449,12 @@ static PyMethodDef functions[] = {
 
 static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT,
-    .m_name = "dlas_store._pixel_loops",
+    .m_name = "dlas_store._native.pixel_loops",
     .m_doc = "Loops over pixels in C; see datasets/planes.py and datasets/masked_reference.py.",
     .m_methods = functions,
 };
 
-PyMODINIT_FUNC PyInit__pixel_loops(void)
+PyMODINIT_FUNC PyInit_pixel_loops(void)
 {
     return PyModuleDef_Init(&definition);
 }

@@ -1,9 +1,9 @@
 /* A step takes what the next bits stand for from a table, two coefficients where they are short, which most are. Only what the
  * standard allows is decoded: what libjpeg-turbo makes of anything else is left to it. */
 
-#include "_huffman.h"
+#include "huffman.h"
 
-#include "_extension.h"
+#include "extension.h"
 
 enum {
     LAST = COEFFICIENTS - 1,

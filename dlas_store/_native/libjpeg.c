@@ -2,12 +2,12 @@
  * below, and the library refuses to make a decoder for another version or size. So it need not be there when this is
  * compiled.
  *
- * Scans are decoded here, see _huffman.h, where they are as the standard has them: in place of the function that the library
+ * Scans are decoded here, see huffman.h, where they are as the standard has them: in place of the function that the library
  * calls for the next unit, which it finds by a pointer. Everything else is the library's. */
 
-#include "_libjpeg.h"
+#include "libjpeg.h"
 
-#include "_huffman.h"
+#include "huffman.h"
 
 #include <dlfcn.h>
 #include <setjmp.h>
@@ -468,7 +468,7 @@ static PyType_Slot slots[] = {
 };
 
 PyType_Spec libjpeg_specification = {
-    .name = "dlas_store._patch_reader.Libjpeg",
+    .name = "dlas_store._native.patch_reader.Libjpeg",
     .basicsize = sizeof(Libjpeg),
     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
     .slots = slots,
