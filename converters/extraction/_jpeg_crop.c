@@ -6,7 +6,7 @@
 
 #include "../../dlas_store/_native/extension.h"
 
-enum { COMPONENTS = 3, MOST_BLOCKS_A_UNIT = 10, COEFFICIENTS = 64 };
+enum { COMPONENTS = 3 };
 
 /* Codes of up to this length are found at once, and as many AC coefficients as fit into so many bits. */
 #define LOOKUP_BITS 11
@@ -24,10 +24,10 @@ enum { COMPONENTS = 3, MOST_BLOCKS_A_UNIT = 10, COEFFICIENTS = 64 };
 #define MOST_AC_BITS 10
 
 /* Of a DC difference: the longest code, and the bits after it. */
-#define MOST_DC_LENGTH (16 + MOST_DC_BITS)
+#define MOST_DC_LENGTH (MAX_CODE_LENGTH + MOST_DC_BITS)
 
 typedef struct {
-    uint8_t counts[17];                  /* of codes of each length */
+    uint8_t counts[MAX_CODE_LENGTH + 1];                  /* of codes of each length */
     uint8_t symbols[256];                /* in order of their codes */
     uint8_t lengths[256];                /* of each symbol's code, 0 where it has none */
     uint16_t codes[256];                 /* of each symbol */
@@ -63,27 +63,15 @@ typedef struct {
     Huffman dc[2], ac[2];
     Run runs[2][1 << LOOKUP_BITS]; /* of each AC table */
     Component components[COMPONENTS];
-    uint8_t component_of[MOST_BLOCKS_A_UNIT]; /* of a unit's blocks */
+    uint8_t component_of[MAX_BLOCKS_IN_MCU]; /* of a unit's blocks */
     size_t blocks_a_unit, unit_height, unit_width;
     size_t height, width, unit_rows, unit_columns;
 } JpegBlocks;
 
-static uint64_t big_endian(uint64_t value)
-{
-#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-    return __builtin_bswap64(value);
-#else
-    return value;
-#endif
-}
-
 /* Returns bits of a scan from a place on, the first one highest; at least READ_BITS of them are right. */
 static inline uint64_t read_bits(const uint8_t *scan, size_t at)
 {
-    uint64_t bits;
-
-    memcpy(&bits, scan + at / 8, sizeof bits);
-    return big_endian(bits) << at % 8;
+    return load_big64(scan + at / 8) << at % 8;
 }
 
 /* ---------------------------------------------------------------------------------------------------- headers */
@@ -113,7 +101,7 @@ static int complete(Huffman *huffman)
 {
     unsigned code = 0, symbol = 0;
 
-    for (unsigned length = 1; length <= 16; length++, code <<= 1)
+    for (unsigned length = 1; length <= MAX_CODE_LENGTH; length++, code <<= 1)
         for (unsigned i = 0; i < huffman->counts[length]; i++, code++, symbol++) {
             const uint8_t value = huffman->symbols[symbol];
 
@@ -138,7 +126,7 @@ static int read_huffman(JpegBlocks *self, Cursor *segment)
         if (kind & ~0x11u)
             return 0;
         memset(huffman, 0, sizeof *huffman);
-        for (unsigned length = 1; length <= 16; length++)
+        for (unsigned length = 1; length <= MAX_CODE_LENGTH; length++)
             total += huffman->counts[length] = (uint8_t)take_byte(segment);
         if (total > 256)
             return 0;
@@ -202,19 +190,18 @@ static int read_scan_header(JpegBlocks *self, Cursor *segment, const uint8_t ids
         component->dc_table = (int)(tables >> 4);
         component->ac_table = (int)(tables & 1);
         for (int i = 0; i < component->columns * component->rows; i++) {
-            if (self->blocks_a_unit == MOST_BLOCKS_A_UNIT)
+            if (self->blocks_a_unit == MAX_BLOCKS_IN_MCU)
                 return 0;
             self->component_of[self->blocks_a_unit++] = (uint8_t)c;
         }
     }
-    return take_byte(segment) == 0 && take_byte(segment) == COEFFICIENTS - 1 && take_byte(segment) == 0 &&
+    return take_byte(segment) == 0 && take_byte(segment) == BLOCK_COEFFICIENTS - 1 && take_byte(segment) == 0 &&
            segment->at == segment->end;
 }
 
 /* Reads all up to the scan, and returns where that starts; 0 where it is not of the kind that is taken. */
 static size_t read_header(JpegBlocks *self, const uint8_t *data, size_t size)
 {
-    enum { SOI = 0xD8, SOF0 = 0xC0, DHT = 0xC4, SOS = 0xDA, DQT = 0xDB, APP0 = 0xE0, APP15 = 0xEF, COM = 0xFE };
     uint8_t ids[COMPONENTS];
     Cursor file = {data, 0, size};
 
@@ -244,27 +231,6 @@ static size_t read_header(JpegBlocks *self, const uint8_t *data, size_t size)
 
 /* ------------------------------------------------------------------------------------------------------- scan */
 
-/* Copies a scan without the zeros that follow bytes of ones, as far as the marker that ends it; returns its size. */
-static size_t unstuff(const uint8_t *data, size_t size, uint8_t *out)
-{
-    const uint8_t *end = data + size;
-    uint8_t *start = out;
-
-    while (data < end) {
-        const uint8_t *ones = memchr(data, 0xFF, (size_t)(end - data));
-        size_t count = (size_t)((ones == NULL ? end : ones) - data);
-
-        memcpy(out, data, count);
-        out += count;
-        data += count;
-        if (ones == NULL || end - ones < 2 || ones[1] != 0)
-            break;
-        *out++ = 0xFF;
-        data += 2;
-    }
-    return (size_t)(out - start);
-}
-
 /* Returns length << 8 | symbol of the code that bits start with, 0 where there is none. */
 static inline unsigned find_code(const Huffman *huffman, uint64_t bits)
 {
@@ -272,7 +238,7 @@ static inline unsigned find_code(const Huffman *huffman, uint64_t bits)
 
     if (found)
         return found;
-    for (unsigned length = 1; length <= 16; length++, first <<= 1) {
+    for (unsigned length = 1; length <= MAX_CODE_LENGTH; length++, first <<= 1) {
         unsigned code = (unsigned)(bits >> (64 - length)), count = huffman->counts[length];
 
         if (code - first < count && code >= first)
@@ -313,7 +279,7 @@ static inline size_t skip_coefficients(const JpegBlocks *self, unsigned table, s
 {
     const size_t end = 8 * self->scan_size;
 
-    for (unsigned k = 1; k < COEFFICIENTS;) {
+    for (unsigned k = 1; k < BLOCK_COEFFICIENTS;) {
         uint64_t bits;
         unsigned left = READ_BITS, found, size;
 
@@ -324,7 +290,7 @@ static inline size_t skip_coefficients(const JpegBlocks *self, unsigned table, s
             const Run *run = &self->runs[table][bits >> (64 - LOOKUP_BITS)];
 
             /* Past the last coefficient the next block begins. */
-            if (!run->bits || k + run->coefficients > COEFFICIENTS)
+            if (!run->bits || k + run->coefficients > BLOCK_COEFFICIENTS)
                 break;
             at += run->bits;
             if (run->is_end)
@@ -343,7 +309,7 @@ static inline size_t skip_coefficients(const JpegBlocks *self, unsigned table, s
         if ((found & 0xFF) == 0)
             break;
         k += (found >> 4 & 0x0F) + 1;
-        if (k > COEFFICIENTS)
+        if (k > BLOCK_COEFFICIENTS)
             return 0;
     }
     return at > end ? 0 : at;
@@ -412,10 +378,8 @@ static inline void put(Writer *writer, uint64_t bits, unsigned count)
         for (int shift = 56; shift >= 0; shift -= 8)
             put_byte(writer, (uint8_t)(writer->bits >> shift));
     } else {
-        const uint64_t stored = big_endian(writer->bits);
-
-        memcpy(writer->out, &stored, sizeof stored);
-        writer->out += sizeof stored;
+        store_big64(writer->out, writer->bits);
+        writer->out += sizeof writer->bits;
     }
     writer->bits = bits; /* those above were written, and will be shifted out */
     writer->free = 64 - count;
@@ -430,7 +394,7 @@ static void end_scan(Writer *writer)
         put_byte(writer, (uint8_t)(writer->bits >> shift));
     }
     *writer->out++ = 0xFF;
-    *writer->out++ = 0xD9;
+    *writer->out++ = EOI;
 }
 
 /* Writes a block after one of the same component. */
@@ -490,13 +454,10 @@ static size_t most_bytes(const JpegBlocks *self, size_t top, size_t left, size_t
 
 static void deallocate(JpegBlocks *self)
 {
-    PyTypeObject *type = Py_TYPE(self);
-
     PyMem_Free(self->header);
     PyMem_Free(self->scan);
     PyMem_Free(self->blocks);
-    type->tp_free(self);
-    Py_DECREF(type);
+    free_object(self);
 }
 
 /* Reads a whole JPEG; returns 0 after setting an error. */
@@ -504,6 +465,7 @@ static int read_jpeg(JpegBlocks *self, const uint8_t *data, size_t size)
 {
     const size_t scan_at = read_header(self, data, size);
     size_t blocks;
+    uint8_t *scan_end;
 
     if (scan_at == 0) {
         PyErr_SetString(PyExc_ValueError, "not a JPEG of one baseline scan of three components");
@@ -523,7 +485,9 @@ static int read_jpeg(JpegBlocks *self, const uint8_t *data, size_t size)
         return 0;
     }
     memcpy(self->header, data, scan_at);
-    self->scan_size = unstuff(data + scan_at, size - scan_at, self->scan);
+    scan_end = self->scan;
+    unstuff(data + scan_at, data + size, &scan_end);
+    self->scan_size = (size_t)(scan_end - self->scan);
     memset(self->scan + self->scan_size, 0xFF, PADDING);
     if (!read_blocks(self)) {
         PyErr_SetString(PyExc_ValueError, "its scan is damaged");
@@ -625,14 +589,5 @@ static PyModuleDef_Slot module_slots[] = {
     {0, NULL},
 };
 
-static struct PyModuleDef definition = {
-    .m_base = PyModuleDef_HEAD_INIT,
-    .m_name = "dlas_store.converters.extraction._jpeg_crop",
-    .m_doc = "Cutting JPEGs out of a larger one without decoding; see tile_encoding.py.",
-    .m_slots = module_slots,
-};
-
-PyMODINIT_FUNC PyInit__jpeg_crop(void)
-{
-    return PyModuleDef_Init(&definition);
-}
+DEFINE_MODULE(_jpeg_crop, "dlas_store.converters.extraction._jpeg_crop",
+              "Cutting JPEGs out of a larger one without decoding; see tile_encoding.py.", NULL, module_slots)

@@ -5,6 +5,7 @@
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -17,6 +18,92 @@
 #endif
 
 #define VECTORS FOR_TARGET("avx2")
+
+/* ------------------------------------------------------------------------------------------------- byte order */
+
+#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+#define FROM_LITTLE32(value) __builtin_bswap32(value)
+#define FROM_LITTLE64(value) __builtin_bswap64(value)
+#define FROM_BIG64(value) (value)
+#else
+#define FROM_LITTLE32(value) (value)
+#define FROM_LITTLE64(value) (value)
+#define FROM_BIG64(value) __builtin_bswap64(value)
+#endif
+
+static inline uint32_t load_little32(const uint8_t *bytes)
+{
+    uint32_t value;
+
+    memcpy(&value, bytes, sizeof value);
+    return FROM_LITTLE32(value);
+}
+
+static inline uint64_t load_little64(const uint8_t *bytes)
+{
+    uint64_t value;
+
+    memcpy(&value, bytes, sizeof value);
+    return FROM_LITTLE64(value);
+}
+
+static inline uint64_t load_big64(const uint8_t *bytes)
+{
+    uint64_t value;
+
+    memcpy(&value, bytes, sizeof value);
+    return FROM_BIG64(value);
+}
+
+static inline void store_big64(uint8_t *bytes, uint64_t value)
+{
+    value = FROM_BIG64(value);
+    memcpy(bytes, &value, sizeof value);
+}
+
+/* ------------------------------------------------------------------------------------------------------- JPEG */
+
+/* The second byte of a marker; the first one is 0xFF. */
+enum {
+    SOF0 = 0xC0, /* start of a baseline frame */
+    SOF1 = 0xC1, /* of an extended sequential frame */
+    SOF2 = 0xC2, /* of a progressive frame */
+    DHT = 0xC4,  /* Huffman tables */
+    SOI = 0xD8,  /* start of image */
+    EOI = 0xD9,  /* end of image */
+    SOS = 0xDA,  /* start of scan */
+    DQT = 0xDB,  /* quantization tables */
+    APP0 = 0xE0,
+    APP15 = 0xEF,
+    COM = 0xFE, /* comment */
+};
+
+/* Limits of the standard. */
+enum {
+    BLOCK_COEFFICIENTS = 64,
+    MAX_BLOCKS_IN_MCU = 10,
+    MAX_CODE_LENGTH = 16, /* bits */
+};
+
+/* Copies a scan up to its next marker, without the zero that is stuffed behind each byte 0xFF, and moves *out behind the copy.
+ * Returns the position of the marker; end, or a last byte 0xFF, if the data has none. */
+static inline const uint8_t *unstuff(const uint8_t *data, const uint8_t *end, uint8_t **out)
+{
+    const uint8_t *marker;
+
+    while ((marker = memchr(data, 0xFF, (size_t)(end - data))) != NULL && end - marker >= 2 && marker[1] == 0) {
+        memcpy(*out, data, (size_t)(marker + 1 - data));
+        *out += marker + 1 - data;
+        data = marker + 2;
+    }
+    if (marker == NULL)
+        marker = end;
+    memcpy(*out, data, (size_t)(marker - data));
+    *out += marker - data;
+    return marker;
+}
+
+/* ----------------------------------------------------------------------------------------------------- Python */
 
 /* Whether a type is called without keywords; returns 0 after setting an error. */
 static inline int has_no_keywords(PyTypeObject *type, PyObject *keywords)
@@ -44,6 +131,15 @@ static inline int get_pixels(PyObject *array, Py_buffer *out)
     return 0;
 }
 
+/* Frees an object of a type made by PyType_FromSpec, to which each of its objects holds a reference. */
+static inline void free_object(void *object)
+{
+    PyTypeObject *type = Py_TYPE(object);
+
+    type->tp_free(object);
+    Py_DECREF(type);
+}
+
 /* Adds a type to a module that is being loaded; returns -1 after setting an error. */
 static inline int add_type(PyObject *module, PyType_Spec *specification)
 {
@@ -53,5 +149,20 @@ static inline int add_type(PyObject *module, PyType_Spec *specification)
     Py_XDECREF(type);
     return result;
 }
+
+/* Defines the function by which Python loads an extension module, and the module's definition. */
+#define DEFINE_MODULE(NAME, FULL_NAME, DOC, METHODS, SLOTS) \
+    static struct PyModuleDef module_definition = { \
+        .m_base = PyModuleDef_HEAD_INIT, \
+        .m_name = FULL_NAME, \
+        .m_doc = DOC, \
+        .m_methods = METHODS, \
+        .m_slots = SLOTS, \
+    }; \
+\
+    PyMODINIT_FUNC PyInit_##NAME(void) \
+    { \
+        return PyModuleDef_Init(&module_definition); \
+    }
 
 #endif

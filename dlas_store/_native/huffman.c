@@ -3,10 +3,8 @@
 
 #include "huffman.h"
 
-#include "extension.h"
-
 enum {
-    LAST = COEFFICIENTS - 1,
+    LAST = BLOCK_COEFFICIENTS - 1,
     TO_THE_END = 128, /* added to how far a coefficient is, where the block ends with it */
     LONGER = 255,     /* in place of how far it is, where more bits decide */
 };
@@ -16,9 +14,9 @@ enum { AHEAD = sizeof(uint64_t) };
 
 /* Zeros behind a scan's bytes, which a block that is begun before they end cannot use up: it has 64 codes with values, of 31
  * bits at most. */
-enum { PADDING = COEFFICIENTS * 4 + 2 * AHEAD };
+enum { PADDING = BLOCK_COEFFICIENTS * 4 + 2 * AHEAD };
 
-static const uint8_t natural_order[COEFFICIENTS] = {
+static const uint8_t natural_order[BLOCK_COEFFICIENTS] = {
     0,  1,  8,  16, 9,  2,  3,  10, 17, 24, 32, 25, 18, 11, 4,  5,  12, 19, 26, 33, 40, 48, 41, 34, 27, 20, 13, 6,  7,  14, 21, 28,
     35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23, 30, 37, 44, 51, 58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55, 62, 63,
 };
@@ -85,7 +83,7 @@ int make_table(CodeTable *table, int is_dc, const uint8_t *counts, const uint8_t
     table->is_made = 0;
     for (unsigned bits = 0; bits < 1u << LOOKED_UP; bits++)
         table->found[bits] = (Found){0, 0, LONGER, LONGER, 0, 0};
-    for (unsigned length = 1; length <= LONGEST_CODE; length++) {
+    for (unsigned length = 1; length <= MAX_CODE_LENGTH; length++) {
         table->offsets[length] = (int32_t)at - (int32_t)code;
         for (unsigned i = 0; i < counts[length]; i++, code++, at++) {
             if (at >= sizeof table->symbols || code >= 1u << length || (is_dc && symbols[at] > 15))
@@ -93,7 +91,7 @@ int make_table(CodeTable *table, int is_dc, const uint8_t *counts, const uint8_t
             if (length <= LOOKED_UP)
                 set_found(table, is_dc, code, length, symbols[at]);
         }
-        table->ends[length] = code << (LONGEST_CODE - length);
+        table->ends[length] = code << (MAX_CODE_LENGTH - length);
         code <<= 1;
     }
     if (!is_dc)
@@ -116,13 +114,7 @@ typedef struct {
 /* Takes bytes until there are 56 bits or more. */
 static inline void refill(Reader *reader)
 {
-    uint64_t bytes;
-
-    memcpy(&bytes, reader->next, sizeof bytes);
-#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-    bytes = __builtin_bswap64(bytes);
-#endif
-    reader->bits |= bytes >> reader->count;
+    reader->bits |= load_big64(reader->next) >> reader->count;
     reader->next += (63 - reader->count) >> 3;
     reader->count |= 56;
 }
@@ -145,12 +137,12 @@ static Found find_longer(const CodeTable *table, int is_dc, uint64_t bits)
     unsigned length = found->length, symbol = (unsigned)found->value, value_length;
 
     if (length == 0) {
-        const unsigned next = (unsigned)(bits >> (64 - LONGEST_CODE));
+        const unsigned next = (unsigned)(bits >> (64 - MAX_CODE_LENGTH));
 
         for (length = LOOKED_UP + 1; next >= table->ends[length]; length++)
-            if (length == LONGEST_CODE)
+            if (length == MAX_CODE_LENGTH)
                 return (Found){0};
-        symbol = table->symbols[(int32_t)(next >> (LONGEST_CODE - length)) + table->offsets[length]];
+        symbol = table->symbols[(int32_t)(next >> (MAX_CODE_LENGTH - length)) + table->offsets[length]];
     }
     value_length = symbol & 15;
     bits <<= length;
@@ -183,28 +175,22 @@ void end_scan(Scan *scan)
 
 size_t begin_scan(Scan *scan, const uint8_t *data, size_t size)
 {
-    const uint8_t *at = data, *const end = data + size, *marked;
+    const uint8_t *const end = data + size, *marker;
     uint8_t *to;
 
     if (!allocate(scan, size + PADDING))
         return 0;
     to = scan->bytes;
-    while ((marked = memchr(at, 0xFF, (size_t)(end - at))) != NULL && end - marked >= 2 && marked[1] == 0) {
-        memcpy(to, at, (size_t)(marked + 1 - at));
-        to += marked + 1 - at;
-        at = marked + 2;
-    }
-    if (marked == NULL || end - marked < 2 || marked[1] != 0xD9)
+    marker = unstuff(data, end, &to);
+    if (end - marker < 2 || marker[1] != EOI)
         return 0;
-    memcpy(to, at, (size_t)(marked - at));
-    to += marked - at;
     memset(to, 0, PADDING);
     scan->next = scan->bytes;
     scan->end = to;
     scan->bits = 0;
     scan->bit_count = 0;
     memset(scan->last_dc, 0, sizeof scan->last_dc);
-    return (size_t)(marked - data);
+    return (size_t)(marker - data);
 }
 
 /* Takes one or two coefficients of a block; returns 0 at anything else. at: the coefficient before, in the order of coding. */
@@ -285,7 +271,7 @@ static inline int decode_block(Reader *reader, const CodedBlock *coded, uint32_t
 }
 
 /* Shifts by any count are one instruction with BMI2, three without. */
-FOR_TARGET("bmi2") int decode_unit(Scan *scan, int16_t (*const *blocks)[COEFFICIENTS])
+FOR_TARGET("bmi2") int decode_unit(Scan *scan, int16_t (*const *blocks)[BLOCK_COEFFICIENTS])
 {
     Reader reader = {scan->bits, scan->bit_count, scan->next};
 

@@ -3,14 +3,10 @@
 #ifndef DLAS_STORE_HUFFMAN_H
 #define DLAS_STORE_HUFFMAN_H
 
-#include <stddef.h>
-#include <stdint.h>
+#include "extension.h"
 
 enum {
-    COEFFICIENTS = 64,   /* of a block */
-    MOST_BLOCKS = 10,    /* of a unit, as the standard has it */
     MOST_COMPONENTS = 4, /* of a scan */
-    LONGEST_CODE = 16,   /* bits */
     LOOKED_UP = 10,      /* bits that are looked up at once */
 };
 
@@ -24,9 +20,9 @@ typedef struct {
 /* A code, and the bits of values behind it. */
 typedef struct {
     Found found[1 << LOOKED_UP];       /* by the next bits */
-    uint32_t ends[LONGEST_CODE + 1];   /* by length: 16 bits that are less begin with a code that long or shorter */
-    int32_t offsets[LONGEST_CODE + 1]; /* by length: from a code to the position of its symbol */
-    uint8_t counts[LONGEST_CODE + 1], symbols[256]; /* of the JPEG's table that it was made of */
+    uint32_t ends[MAX_CODE_LENGTH + 1];   /* by length: 16 bits that are less begin with a code that long or shorter */
+    int32_t offsets[MAX_CODE_LENGTH + 1]; /* by length: from a code to the position of its symbol */
+    uint8_t counts[MAX_CODE_LENGTH + 1], symbols[256]; /* of the JPEG's table that it was made of */
     int is_made;
 } CodeTable;
 
@@ -37,7 +33,7 @@ typedef struct {
 } CodedBlock;
 
 typedef struct {
-    CodedBlock blocks[MOST_BLOCKS];
+    CodedBlock blocks[MAX_BLOCKS_IN_MCU];
     int block_count;
     uint32_t last_dc[MOST_COMPONENTS];
     uint64_t bits; /* that come next, the first ones highest */
@@ -56,7 +52,7 @@ int make_table(CodeTable *table, int is_dc, const uint8_t *counts, const uint8_t
 size_t begin_scan(Scan *scan, const uint8_t *data, size_t size);
 
 /* Decodes a unit into blocks of zeros, in natural order; returns 0 where it is not coded as the standard says. */
-int decode_unit(Scan *scan, int16_t (*const *blocks)[COEFFICIENTS]);
+int decode_unit(Scan *scan, int16_t (*const *blocks)[BLOCK_COEFFICIENTS]);
 
 /* Whether all bytes of a scan were used, and no more. */
 int is_used_up(const Scan *scan);

@@ -43,14 +43,14 @@ typedef struct {
 } Source; /* and what reads more */
 
 typedef struct {
-    uint8_t counts[LONGEST_CODE + 1], symbols[256];
+    uint8_t counts[MAX_CODE_LENGTH + 1], symbols[256];
 } HuffmanTable;
 
 typedef struct {
     int id, number, across, down, quantization_table, dc_table, ac_table;
 } Component; /* and what its plane is like */
 
-typedef int (*DecodeUnit)(Decompression *, int16_t (**blocks)[COEFFICIENTS]);
+typedef int (*DecodeUnit)(Decompression *, int16_t (**blocks)[BLOCK_COEFFICIENTS]);
 
 /* Only this structure is the library's own: but its first two members are those of 1991. */
 typedef struct {
@@ -97,7 +97,7 @@ struct Decompression {
     int scan_component_count;
     Component *scan_components[MOST_COMPONENTS];
     unsigned units_across, units_down;
-    int block_count, component_of_block[MOST_BLOCKS], spectral[2], approximation[2], marker;
+    int block_count, component_of_block[MAX_BLOCKS_IN_MCU], spectral[2], approximation[2], marker;
     void *master, *main, *coefficients, *post, *input, *marker_reader;
     EntropyDecoder *entropy;
     void *inverse_dct, *upsampler, *converter, *quantizer;
@@ -197,7 +197,7 @@ static void destroy_decoder(JpegDecoder *self)
 
 /* ------------------------------------------------------------------------------------------------------ scans */
 
-static int decode_next_unit(Decompression *jpeg, int16_t (**blocks)[COEFFICIENTS])
+static int decode_next_unit(Decompression *jpeg, int16_t (**blocks)[BLOCK_COEFFICIENTS])
 {
     if (!decode_unit(&((JpegDecoder *)jpeg)->scan, blocks))
         fail(jpeg);
@@ -425,12 +425,9 @@ static PyObject *create(PyTypeObject *type, PyObject *args, PyObject *keywords)
 
 static void deallocate(Libjpeg *self)
 {
-    PyTypeObject *type = Py_TYPE(self);
-
     while (self->decoder_count > 0)
         destroy_decoder(self->decoders[--self->decoder_count]);
-    type->tp_free(self);
-    Py_DECREF(type);
+    free_object(self);
 }
 
 int is_libjpeg(PyObject *object)

@@ -10,28 +10,6 @@
 
 #include "libjpeg.h"
 
-static uint64_t little64(const uint8_t *bytes)
-{
-    uint64_t value;
-
-    memcpy(&value, bytes, sizeof value);
-#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
-    value = __builtin_bswap64(value);
-#endif
-    return value;
-}
-
-static uint32_t little32(const uint8_t *bytes)
-{
-    uint32_t value;
-
-    memcpy(&value, bytes, sizeof value);
-#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
-    value = __builtin_bswap32(value);
-#endif
-    return value;
-}
-
 /* --------------------------------------------------------------------------------------------------- checksum */
 
 /* XXH3-64, as its specification has it, for the two lengths that matter here: keys, and payloads of more than 240 bytes.
@@ -80,16 +58,16 @@ static uint64_t hash_key(const uint8_t key[KEY_BYTES])
 {
     uint64_t hash = KEY_BYTES * prime64[1];
 
-    hash += fold_product(little64(key) ^ little64(secret), little64(key + 8) ^ little64(secret + 8));
+    hash += fold_product(load_little64(key) ^ load_little64(secret), load_little64(key + 8) ^ load_little64(secret + 8));
     key += KEY_BYTES - 16;
-    hash += fold_product(little64(key) ^ little64(secret + 16), little64(key + 8) ^ little64(secret + 24));
+    hash += fold_product(load_little64(key) ^ load_little64(secret + 16), load_little64(key + 8) ^ load_little64(secret + 24));
     return avalanche(hash);
 }
 
 static inline void take_stripe(uint64_t *restrict lanes, const uint8_t *restrict data, const uint8_t *restrict keys)
 {
     for (int i = 0; i < LANES; i++) {
-        const uint64_t value = little64(data + 8 * i), keyed = value ^ little64(keys + 8 * i);
+        const uint64_t value = load_little64(data + 8 * i), keyed = value ^ load_little64(keys + 8 * i);
 
         lanes[i ^ 1] += value;
         lanes[i] += (keyed & 0xFFFFFFFFu) * (keyed >> 32);
@@ -104,7 +82,7 @@ VECTORS static void take_stripes(uint64_t *restrict lanes, const uint8_t *restri
         take_stripe(lanes, data + STRIPE * at, keys + 8 * (at % STRIPES_A_BLOCK));
         if (at % STRIPES_A_BLOCK == STRIPES_A_BLOCK - 1)
             for (int i = 0; i < LANES; i++) {
-                lanes[i] ^= lanes[i] >> 47 ^ little64(keys + SECRET_BYTES - STRIPE + 8 * i);
+                lanes[i] ^= lanes[i] >> 47 ^ load_little64(keys + SECRET_BYTES - STRIPE + 8 * i);
                 lanes[i] *= prime32[1];
             }
     }
@@ -118,14 +96,15 @@ static uint64_t hash_payload(const uint8_t *data, size_t size, uint64_t seed)
     const uint8_t *key_bytes = (const uint8_t *)keys;
 
     for (int i = 0; i < SECRET_BYTES / 8; i++) {
-        const uint64_t key = little64(secret + 8 * i) + (i % 2 ? 0 - seed : seed);
+        const uint64_t key = load_little64(secret + 8 * i) + (i % 2 ? 0 - seed : seed);
 
-        keys[i] = little64((const uint8_t *)&key);
+        keys[i] = load_little64((const uint8_t *)&key);
     }
     take_stripes(lanes, data, (size - 1) / STRIPE, key_bytes);
     take_stripe(lanes, data + size - STRIPE, key_bytes + SECRET_BYTES - STRIPE - 7);
     for (int i = 0; i < LANES; i += 2)
-        hash += fold_product(lanes[i] ^ little64(key_bytes + 11 + 8 * i), lanes[i + 1] ^ little64(key_bytes + 19 + 8 * i));
+        hash += fold_product(lanes[i] ^ load_little64(key_bytes + 11 + 8 * i),
+                             lanes[i + 1] ^ load_little64(key_bytes + 19 + 8 * i));
     return avalanche(hash);
 }
 
@@ -152,8 +131,6 @@ typedef struct {
     size_t size;
 } Segment;
 
-enum { START_OF_FRAME = 0xC0, HUFFMAN_TABLES = 0xC4, START_OF_SCAN = 0xDA, QUANTIZATION_TABLES = 0xDB };
-
 /* Takes the next segment of a JPEG, of those that stand before its picture, and moves behind it; returns 0 for anything else.
  * at is 0 before the first one. */
 static int next_segment(const uint8_t *data, size_t size, size_t *at, Segment *segment)
@@ -161,7 +138,7 @@ static int next_segment(const uint8_t *data, size_t size, size_t *at, Segment *s
     size_t length;
 
     if (*at == 0) {
-        if (size < 2 || data[0] != 0xFF || data[1] != 0xD8)
+        if (size < 2 || data[0] != 0xFF || data[1] != SOI)
             return 0;
         *at = 2;
     }
@@ -173,8 +150,8 @@ static int next_segment(const uint8_t *data, size_t size, size_t *at, Segment *s
     *segment = (Segment){data[*at + 1], data + *at + 4, length - 2};
     *at += 2 + length;
     /* Others between tables, comments and applications' own segments do not stand before the picture. */
-    return (segment->marker >= START_OF_FRAME && segment->marker <= START_OF_FRAME + 2) ||
-           segment->marker == HUFFMAN_TABLES || (segment->marker >= START_OF_SCAN && segment->marker <= 0xFE);
+    return (segment->marker >= SOF0 && segment->marker <= SOF2) ||
+           segment->marker == DHT || (segment->marker >= SOS && segment->marker <= COM);
 }
 
 /* Returns the size of a JPEG that simplejpeg decodes to RGB as it is, by its frame header; zeros for any other. */
@@ -184,9 +161,9 @@ static PictureSize size_of_jpeg(const uint8_t *data, size_t size)
     size_t at = 0, components;
 
     do {
-        if (!next_segment(data, size, &at, &segment) || segment.marker == START_OF_SCAN)
+        if (!next_segment(data, size, &at, &segment) || segment.marker == SOS)
             return (PictureSize){0};
-    } while (segment.marker > START_OF_FRAME + 2);
+    } while (segment.marker > SOF2);
     components = segment.size >= 6 ? segment.content[5] : 0;
     if (segment.size != 6 + 3 * components || (components != 1 && components != 3) ||
         (components == 3 && !is_named_sampling(segment.content + 6)))
@@ -208,7 +185,7 @@ static int mark_tables(const Segment *segment, unsigned *tables)
 
         if (number > 3 || kind > 1)
             return 0;
-        if (segment->marker == HUFFMAN_TABLES) {
+        if (segment->marker == DHT) {
             length += 16;
             for (size_t i = 1; i <= 16 && i < left; i++)
                 length += content[i];
@@ -217,7 +194,7 @@ static int mark_tables(const Segment *segment, unsigned *tables)
         }
         if (length > left)
             return 0;
-        *tables |= 1u << (segment->marker == HUFFMAN_TABLES ? 4 * kind + number : number);
+        *tables |= 1u << (segment->marker == DHT ? 4 * kind + number : number);
         content += length;
         left -= length;
     }
@@ -247,22 +224,22 @@ static int brings_its_tables(const uint8_t *data, size_t size)
 
     while (next_segment(data, size, &at, &segment))
         switch (segment.marker) {
-        case START_OF_FRAME:
-        case START_OF_FRAME + 1:
+        case SOF0:
+        case SOF1:
             components = segment.size >= 6 ? segment.content[5] : 0;
             if (segment.size != 6 + 3 * components)
                 return 0;
             for (size_t i = 0; i < components; i++)
                 wanted |= 1u << (segment.content[8 + 3 * i] & 0x0F);
             break;
-        case START_OF_FRAME + 2:
+        case SOF2:
             return 0;
-        case HUFFMAN_TABLES:
-        case QUANTIZATION_TABLES:
-            if (!mark_tables(&segment, segment.marker == HUFFMAN_TABLES ? &huffman : &quantization))
+        case DHT:
+        case DQT:
+            if (!mark_tables(&segment, segment.marker == DHT ? &huffman : &quantization))
                 return 0;
             break;
-        case START_OF_SCAN:
+        case SOS:
             return is_whole_scan(&segment, components, huffman) && (wanted & ~quantization) == 0;
         }
     return 0;
@@ -314,7 +291,8 @@ static int find_row(const PatchReader *self, Py_ssize_t index, Row *row)
     if (start > (uint64_t)self->table.len || (uint64_t)self->table.len - start < BLOCK_BYTES)
         return 0;
     bytes = (const uint8_t *)self->table.buf + start + index % rows_a_block * ROW_BYTES;
-    *row = (Row){little64(bytes), little64(bytes + 8), little32(bytes + 16), little32(bytes + 20), little32(bytes + 24)};
+    *row = (Row){load_little64(bytes), load_little64(bytes + 8), load_little32(bytes + 16), load_little32(bytes + 20),
+                 load_little32(bytes + 24)};
     return 1;
 }
 
@@ -342,12 +320,6 @@ static PyObject *find_shard(const PatchReader *self, const Row *row, uint64_t *i
     return view;
 }
 
-static void put_big64(uint8_t *bytes, uint64_t value)
-{
-    for (int i = 7; i >= 0; i--, value >>= 8)
-        bytes[i] = (uint8_t)value;
-}
-
 /* Returns the size of a row's picture; zeros unless its bytes are those that were stored under its key, and a JPEG that
  * decodes as it is. */
 static PictureSize check_picture(const PatchReader *self, const Py_buffer *shard, const Row *row, uint64_t image_id)
@@ -360,10 +332,10 @@ static PictureSize check_picture(const PatchReader *self, const Py_buffer *shard
     if (row->length < LEAST_PAYLOAD || row->offset < CHECKSUM_BYTES || row->offset > size || row->length > size - row->offset)
         return (PictureSize){0};
     payload = (const uint8_t *)shard->buf + row->offset;
-    put_big64(key, image_id);
+    store_big64(key, image_id);
     key[8] = 2; /* Kind.PATCH */
-    put_big64(key + 9, row->patch_id);
-    if (little64(payload - CHECKSUM_BYTES) != hash_payload(payload, row->length, hash_key(key)))
+    store_big64(key + 9, row->patch_id);
+    if (load_little64(payload - CHECKSUM_BYTES) != hash_payload(payload, row->length, hash_key(key)))
         return (PictureSize){0};
     picture = size_of_jpeg(payload, row->length);
     if (picture.width == 0 || (long long)(picture.height * picture.width) > self->max_pixels)
@@ -701,8 +673,6 @@ static PyObject *claimed_size(PatchReader *self, PyObject *number)
 
 static void deallocate(PatchReader *self)
 {
-    PyTypeObject *type = Py_TYPE(self);
-
     PyObject_GC_UnTrack(self);
     PyBuffer_Release(&self->table);
     PyBuffer_Release(&self->chunks);
@@ -714,8 +684,7 @@ static void deallocate(PatchReader *self)
     Py_XDECREF(self->view);
     Py_XDECREF(self->colours);
     Py_XDECREF(self->keywords);
-    type->tp_free(self);
-    Py_DECREF(type);
+    free_object(self);
 }
 
 static int traverse(PatchReader *self, visitproc visit, void *arg)
@@ -821,15 +790,5 @@ static PyModuleDef_Slot module_slots[] = {
     {0, NULL},
 };
 
-static struct PyModuleDef definition = {
-    .m_base = PyModuleDef_HEAD_INIT,
-    .m_name = "dlas_store._native.patch_reader",
-    .m_doc = "Reading patches in C; see Store.read_into.",
-    .m_methods = functions,
-    .m_slots = module_slots,
-};
-
-PyMODINIT_FUNC PyInit_patch_reader(void)
-{
-    return PyModuleDef_Init(&definition);
-}
+DEFINE_MODULE(patch_reader, "dlas_store._native.patch_reader", "Reading patches in C; see Store.read_into.", functions,
+              module_slots)

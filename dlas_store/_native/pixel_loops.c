@@ -447,14 +447,5 @@ static PyMethodDef functions[] = {
     {NULL, NULL, 0, NULL},
 };
 
-static struct PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT,
-    .m_name = "dlas_store._native.pixel_loops",
-    .m_doc = "Loops over pixels in C; see datasets/planes.py and datasets/masked_reference.py.",
-    .m_methods = functions,
-};
-
-PyMODINIT_FUNC PyInit_pixel_loops(void)
-{
-    return PyModuleDef_Init(&definition);
-}
+DEFINE_MODULE(pixel_loops, "dlas_store._native.pixel_loops",
+              "Loops over pixels in C; see datasets/planes.py and datasets/masked_reference.py.", functions, NULL)
