@@ -1,52 +1,52 @@
-/* Cuts JPEGs out of a larger one along its blocks, without decoding: of each block only the first coefficient, DC, is coded
- * anew, since it is stored as the difference to the block before; the bits of all others are copied.
+/* Crops a JPEG along its blocks without decoding: only the first coefficient of each block, DC, is coded anew, because it
+ * is stored as the difference from the block before. The bits of all other coefficients are copied.
  *
- * Takes what libjpeg makes by default: one baseline scan of three components, without restart markers, by Huffman codes
- * that are made for any picture. */
+ * Accepts the JPEGs that libjpeg writes by default: one baseline scan of three components, without restart markers, with
+ * general Huffman codes rather than codes optimized for one picture. */
 
 #include "../../dlas_store/_native/extension.h"
 
 enum { COMPONENTS = 3 };
 
-/* Codes of up to this length are found at once, and as many AC coefficients as fit into so many bits. */
+/* One lookup decodes a code of up to this length, or as many AC coefficients as fit into these bits. */
 #define LOOKUP_BITS 11
 
-/* Bits that one read gives at least, wherever it starts in a byte. */
+/* A read at any bit position returns at least this many bits. */
 #define READ_BITS 57
 
-/* Bytes beyond the end that a read may touch. */
+/* A read may touch this many bytes beyond the end. */
 #define PADDING 8
 
-/* Of samples of 8 bits: DC, and the sizes of a difference of two and of an AC coefficient, in bits. */
-#define LEAST_DC (-1024)
-#define MOST_DC 1023
-#define MOST_DC_BITS 11
-#define MOST_AC_BITS 10
+/* For samples of 8 bits: range of DC, and greatest size of a DC difference and of an AC coefficient, in bits. */
+#define MIN_DC (-1024)
+#define MAX_DC 1023
+#define MAX_DC_BITS 11
+#define MAX_AC_BITS 10
 
-/* Of a DC difference: the longest code, and the bits after it. */
-#define MOST_DC_LENGTH (MAX_CODE_LENGTH + MOST_DC_BITS)
+/* Greatest length of a coded DC difference: code and value, in bits. */
+#define MAX_DC_LENGTH (MAX_CODE_LENGTH + MAX_DC_BITS)
 
 typedef struct {
-    uint8_t counts[MAX_CODE_LENGTH + 1];                  /* of codes of each length */
-    uint8_t symbols[256];                /* in order of their codes */
-    uint8_t lengths[256];                /* of each symbol's code, 0 where it has none */
-    uint16_t codes[256];                 /* of each symbol */
-    uint16_t lookup[1 << LOOKUP_BITS];   /* the next bits -> length << 8 | symbol, 0 where the code is longer */
-    int is_given;
-} Huffman;
+    uint8_t counts[MAX_CODE_LENGTH + 1]; /* number of codes of each length */
+    uint8_t symbols[256];                /* ordered by code */
+    uint8_t lengths[256];                /* code length of each symbol; 0 if it has no code */
+    uint16_t codes[256];                 /* code of each symbol */
+    uint16_t lookup[1 << LOOKUP_BITS];   /* next bits -> length << 8 | symbol; 0 if the code is longer */
+    int is_defined;
+} HuffmanTable;
 
-/* What the next bits hold of a block in whole: how many bits, how many coefficients, zeros and an end of block included,
- * and whether they end with that. */
+/* Whole coefficients in the next bits: their length in bits, their number (zeros and end of block included), and whether the
+ * block ends with them. */
 typedef struct {
     uint8_t bits, coefficients, is_end;
-} Run;
+} RunEntry;
 
 typedef struct {
-    int columns, rows;     /* blocks of a unit */
+    int columns, rows; /* blocks in an MCU (minimum coded unit) */
     int dc_table, ac_table;
 } Component;
 
-/* Where the coefficients after DC lie, in bits of the scan, and the value of DC. */
+/* Position of a block's AC coefficients in the scan, in bits, and its DC value. */
 typedef struct {
     uint32_t start;
     uint16_t bits;
@@ -55,20 +55,20 @@ typedef struct {
 
 typedef struct {
     PyObject_HEAD
-    uint8_t *header;       /* all up to the scan */
-    size_t header_size, size_at; /* size_at: where height and width are in it */
-    uint8_t *scan;         /* without the zeros that follow bytes of ones */
+    uint8_t *header;                 /* all bytes before the scan */
+    size_t header_size, size_offset; /* size_offset: position of height and width in the header */
+    uint8_t *scan;                   /* without stuffed zeros */
     size_t scan_size;
-    Block *blocks;         /* unit by unit, row by row */
-    Huffman dc[2], ac[2];
-    Run runs[2][1 << LOOKUP_BITS]; /* of each AC table */
+    Block *blocks; /* ordered by MCU, row by row */
+    HuffmanTable dc[2], ac[2];
+    RunEntry runs[2][1 << LOOKUP_BITS]; /* indexed by AC table */
     Component components[COMPONENTS];
-    uint8_t component_of[MAX_BLOCKS_IN_MCU]; /* of a unit's blocks */
-    size_t blocks_a_unit, unit_height, unit_width;
-    size_t height, width, unit_rows, unit_columns;
+    uint8_t component_of[MAX_BLOCKS_IN_MCU]; /* component of each block in an MCU */
+    size_t blocks_in_mcu, mcu_height, mcu_width;
+    size_t height, width, mcu_rows, mcu_columns;
 } JpegBlocks;
 
-/* Returns bits of a scan from a place on, the first one highest; at least READ_BITS of them are right. */
+/* Returns the bits of a scan from a position on, first bit highest; at least READ_BITS bits are valid. */
 static inline uint64_t read_bits(const uint8_t *scan, size_t at)
 {
     return load_big64(scan + at / 8) << at % 8;
@@ -76,7 +76,7 @@ static inline uint64_t read_bits(const uint8_t *scan, size_t at)
 
 /* ---------------------------------------------------------------------------------------------------- headers */
 
-/* Where a header is read; values beyond the end are 0, and at is then beyond it too. */
+/* A position in a header. Reading beyond the end returns 0 and moves `at` beyond the end. */
 typedef struct {
     const uint8_t *data;
     size_t at, end;
@@ -96,8 +96,8 @@ static unsigned take_short(Cursor *cursor)
     return high << 8 | take_byte(cursor);
 }
 
-/* Makes the tables of a Huffman code from counts and symbols; returns 0 where there is no such code. */
-static int complete(Huffman *huffman)
+/* Builds codes and lookup from counts and symbols; returns 0 if they define no code. */
+static int build_codes(HuffmanTable *huffman)
 {
     unsigned code = 0, symbol = 0;
 
@@ -113,7 +113,7 @@ static int complete(Huffman *huffman)
                 for (unsigned rest = 0; rest < 1u << (LOOKUP_BITS - length); rest++)
                     huffman->lookup[code << (LOOKUP_BITS - length) | rest] = (uint16_t)(length << 8 | value);
         }
-    huffman->is_given = 1;
+    huffman->is_defined = 1;
     return 1;
 }
 
@@ -121,7 +121,7 @@ static int read_huffman(JpegBlocks *self, Cursor *segment)
 {
     while (segment->at < segment->end) {
         unsigned kind = take_byte(segment), total = 0;
-        Huffman *huffman = (kind >> 4 ? self->ac : self->dc) + (kind & 1);
+        HuffmanTable *huffman = (kind >> 4 ? self->ac : self->dc) + (kind & 1);
 
         if (kind & ~0x11u)
             return 0;
@@ -132,7 +132,7 @@ static int read_huffman(JpegBlocks *self, Cursor *segment)
             return 0;
         for (unsigned i = 0; i < total; i++)
             huffman->symbols[i] = (uint8_t)take_byte(segment);
-        if (segment->at > segment->end || !complete(huffman))
+        if (segment->at > segment->end || !build_codes(huffman))
             return 0;
     }
     return 1;
@@ -140,10 +140,10 @@ static int read_huffman(JpegBlocks *self, Cursor *segment)
 
 static int read_frame(JpegBlocks *self, Cursor *segment, uint8_t ids[COMPONENTS])
 {
-    size_t highest = 1, widest = 1;
+    size_t max_rows = 1, max_columns = 1;
     unsigned precision = take_byte(segment);
 
-    self->size_at = segment->at;
+    self->size_offset = segment->at;
     self->height = take_short(segment);
     self->width = take_short(segment);
     if (precision != 8 || self->height == 0 || self->width == 0 || take_byte(segment) != COMPONENTS)
@@ -153,28 +153,28 @@ static int read_frame(JpegBlocks *self, Cursor *segment, uint8_t ids[COMPONENTS]
 
         ids[c] = (uint8_t)take_byte(segment);
         sampling = take_byte(segment);
-        take_byte(segment); /* its quantization table */
+        take_byte(segment); /* quantization table */
         self->components[c].columns = (int)(sampling >> 4);
         self->components[c].rows = (int)(sampling & 15);
         if (sampling >> 4 < 1 || sampling >> 4 > 4 || (sampling & 15) < 1 || (sampling & 15) > 4)
             return 0;
-        widest = sampling >> 4 > widest ? sampling >> 4 : widest;
-        highest = (sampling & 15) > highest ? sampling & 15 : highest;
+        max_columns = sampling >> 4 > max_columns ? sampling >> 4 : max_columns;
+        max_rows = (sampling & 15) > max_rows ? sampling & 15 : max_rows;
     }
-    self->unit_width = 8 * widest;
-    self->unit_height = 8 * highest;
-    self->unit_columns = (self->width + self->unit_width - 1) / self->unit_width;
-    self->unit_rows = (self->height + self->unit_height - 1) / self->unit_height;
+    self->mcu_width = 8 * max_columns;
+    self->mcu_height = 8 * max_rows;
+    self->mcu_columns = (self->width + self->mcu_width - 1) / self->mcu_width;
+    self->mcu_rows = (self->height + self->mcu_height - 1) / self->mcu_height;
     return segment->at == segment->end;
 }
 
-/* Whether all differences of DC have codes, not just those of one picture. */
-static int is_general(const Huffman *dc)
+/* Returns whether every DC difference has a code, not only those of one picture. */
+static int codes_every_difference(const HuffmanTable *dc)
 {
-    for (int size = 0; size <= MOST_DC_BITS; size++)
+    for (int size = 0; size <= MAX_DC_BITS; size++)
         if (!dc->lengths[size])
             return 0;
-    return dc->is_given;
+    return dc->is_defined;
 }
 
 static int read_scan_header(JpegBlocks *self, Cursor *segment, const uint8_t ids[COMPONENTS])
@@ -185,21 +185,22 @@ static int read_scan_header(JpegBlocks *self, Cursor *segment, const uint8_t ids
         Component *component = &self->components[c];
         unsigned id = take_byte(segment), tables = take_byte(segment);
 
-        if (id != ids[c] || tables & ~0x11u || !is_general(&self->dc[tables >> 4]) || !self->ac[tables & 1].is_given)
+        if (id != ids[c] || tables & ~0x11u || !codes_every_difference(&self->dc[tables >> 4]) ||
+            !self->ac[tables & 1].is_defined)
             return 0;
         component->dc_table = (int)(tables >> 4);
         component->ac_table = (int)(tables & 1);
         for (int i = 0; i < component->columns * component->rows; i++) {
-            if (self->blocks_a_unit == MAX_BLOCKS_IN_MCU)
+            if (self->blocks_in_mcu == MAX_BLOCKS_IN_MCU)
                 return 0;
-            self->component_of[self->blocks_a_unit++] = (uint8_t)c;
+            self->component_of[self->blocks_in_mcu++] = (uint8_t)c;
         }
     }
     return take_byte(segment) == 0 && take_byte(segment) == BLOCK_COEFFICIENTS - 1 && take_byte(segment) == 0 &&
            segment->at == segment->end;
 }
 
-/* Reads all up to the scan, and returns where that starts; 0 where it is not of the kind that is taken. */
+/* Reads everything before the scan, and returns the scan's offset; 0 if the JPEG is of another kind. */
 static size_t read_header(JpegBlocks *self, const uint8_t *data, size_t size)
 {
     uint8_t ids[COMPONENTS];
@@ -210,34 +211,34 @@ static size_t read_header(JpegBlocks *self, const uint8_t *data, size_t size)
     for (;;) {
         unsigned marker = take_short(&file), length = take_short(&file);
         Cursor segment = {data, file.at, file.at + length - 2};
-        int is_right = 1;
+        int is_valid = 1;
 
         if (marker >> 8 != 0xFF || length < 2 || segment.end > size)
             return 0;
         file.at = segment.end;
         marker &= 0xFF;
         if (marker == DHT)
-            is_right = read_huffman(self, &segment);
+            is_valid = read_huffman(self, &segment);
         else if (marker == SOF0)
-            is_right = self->size_at == 0 && read_frame(self, &segment, ids);
+            is_valid = self->size_offset == 0 && read_frame(self, &segment, ids);
         else if (marker == SOS)
-            return self->size_at != 0 && read_scan_header(self, &segment, ids) ? file.at : 0;
+            return self->size_offset != 0 && read_scan_header(self, &segment, ids) ? file.at : 0;
         else if (marker != DQT && marker != COM && (marker < APP0 || marker > APP15))
             return 0;
-        if (!is_right)
+        if (!is_valid)
             return 0;
     }
 }
 
 /* ------------------------------------------------------------------------------------------------------- scan */
 
-/* Returns length << 8 | symbol of the code that bits start with, 0 where there is none. */
-static inline unsigned find_code(const Huffman *huffman, uint64_t bits)
+/* Returns length << 8 | symbol of the code at the start of bits; 0 if there is none. */
+static inline unsigned find_code(const HuffmanTable *huffman, uint64_t bits)
 {
-    unsigned found = huffman->lookup[bits >> (64 - LOOKUP_BITS)], first = 0, index = 0;
+    unsigned match = huffman->lookup[bits >> (64 - LOOKUP_BITS)], first = 0, index = 0;
 
-    if (found)
-        return found;
+    if (match)
+        return match;
     for (unsigned length = 1; length <= MAX_CODE_LENGTH; length++, first <<= 1) {
         unsigned code = (unsigned)(bits >> (64 - length)), count = huffman->counts[length];
 
@@ -249,47 +250,47 @@ static inline unsigned find_code(const Huffman *huffman, uint64_t bits)
     return 0;
 }
 
-/* Returns the number that some bits of a size stand for. */
+/* Returns the value that a coefficient's bits code. */
 static inline int signed_value(unsigned bits, unsigned size)
 {
     return size && bits < 1u << (size - 1) ? (int)bits - (1 << size) + 1 : (int)bits;
 }
 
-/* Fills in what any next bits hold in whole, by an AC table. */
-static void find_runs(const Huffman *ac, Run *runs)
+/* Builds the table of runs for an AC table. */
+static void build_run_table(const HuffmanTable *ac, RunEntry *runs)
 {
     for (unsigned bits = 0; bits < 1u << LOOKUP_BITS; bits++) {
-        Run *run = &runs[bits];
+        RunEntry *run = &runs[bits];
 
-        *run = (Run){0};
+        *run = (RunEntry){0};
         while (!run->is_end) {
-            unsigned found = ac->lookup[bits << run->bits & ((1u << LOOKUP_BITS) - 1)], size = found & 0x0F;
+            unsigned match = ac->lookup[bits << run->bits & ((1u << LOOKUP_BITS) - 1)], size = match & 0x0F;
 
-            if (!found || size > MOST_AC_BITS || run->bits + (found >> 8) + size > LOOKUP_BITS)
+            if (!match || size > MAX_AC_BITS || run->bits + (match >> 8) + size > LOOKUP_BITS)
                 break;
-            run->bits = (uint8_t)(run->bits + (found >> 8) + size);
-            run->is_end = (found & 0xFF) == 0;
-            run->coefficients = (uint8_t)(run->coefficients + (run->is_end ? 1 : (found >> 4 & 0x0F) + 1));
+            run->bits = (uint8_t)(run->bits + (match >> 8) + size);
+            run->is_end = (match & 0xFF) == 0;
+            run->coefficients = (uint8_t)(run->coefficients + (run->is_end ? 1 : (match >> 4 & 0x0F) + 1));
         }
     }
 }
 
-/* Reads the AC coefficients of a block from a place on; returns where they end, 0 where they are something else. */
-static inline size_t skip_coefficients(const JpegBlocks *self, unsigned table, size_t at)
+/* Skips a block's AC coefficients from a position on; returns the position behind them, 0 if they are invalid. */
+static inline size_t skip_ac_coefficients(const JpegBlocks *self, unsigned table, size_t at)
 {
     const size_t end = 8 * self->scan_size;
 
     for (unsigned k = 1; k < BLOCK_COEFFICIENTS;) {
         uint64_t bits;
-        unsigned left = READ_BITS, found, size;
+        unsigned left = READ_BITS, match, size;
 
         if (at > end)
             return 0;
         bits = read_bits(self->scan, at);
         while (left >= LOOKUP_BITS) {
-            const Run *run = &self->runs[table][bits >> (64 - LOOKUP_BITS)];
+            const RunEntry *run = &self->runs[table][bits >> (64 - LOOKUP_BITS)];
 
-            /* Past the last coefficient the next block begins. */
+            /* The next block begins behind the last coefficient. */
             if (!run->bits || k + run->coefficients > BLOCK_COEFFICIENTS)
                 break;
             at += run->bits;
@@ -301,46 +302,46 @@ static inline size_t skip_coefficients(const JpegBlocks *self, unsigned table, s
         }
         if (left < READ_BITS)
             continue;
-        found = find_code(&self->ac[table], bits);
-        size = found & 0x0F;
-        if (!found || size > MOST_AC_BITS)
+        match = find_code(&self->ac[table], bits);
+        size = match & 0x0F;
+        if (!match || size > MAX_AC_BITS)
             return 0;
-        at += (found >> 8) + size;
-        if ((found & 0xFF) == 0)
+        at += (match >> 8) + size;
+        if ((match & 0xFF) == 0)
             break;
-        k += (found >> 4 & 0x0F) + 1;
+        k += (match >> 4 & 0x0F) + 1;
         if (k > BLOCK_COEFFICIENTS)
             return 0;
     }
     return at > end ? 0 : at;
 }
 
-/* Finds all blocks; returns 0 where the scan holds something else. */
+/* Finds all blocks; returns 0 if the scan is damaged. */
 static int read_blocks(JpegBlocks *self)
 {
-    const size_t units = self->unit_rows * self->unit_columns, end = 8 * self->scan_size;
+    const size_t mcus = self->mcu_rows * self->mcu_columns, end = 8 * self->scan_size;
     int dc[COMPONENTS] = {0};
     size_t at = 0;
     Block *block = self->blocks;
 
     for (int table = 0; table < 2; table++)
-        find_runs(&self->ac[table], self->runs[table]);
-    for (size_t unit = 0; unit < units; unit++)
-        for (size_t i = 0; i < self->blocks_a_unit; i++, block++) {
+        build_run_table(&self->ac[table], self->runs[table]);
+    for (size_t mcu = 0; mcu < mcus; mcu++)
+        for (size_t i = 0; i < self->blocks_in_mcu; i++, block++) {
             const int c = self->component_of[i];
             uint64_t bits = read_bits(self->scan, at);
-            unsigned found = find_code(&self->dc[self->components[c].dc_table], bits), size = found & 0xFF;
+            unsigned match = find_code(&self->dc[self->components[c].dc_table], bits), size = match & 0xFF;
 
-            if (!found || size > MOST_DC_BITS)
+            if (!match || size > MAX_DC_BITS)
                 return 0;
-            bits <<= found >> 8;
+            bits <<= match >> 8;
             dc[c] += signed_value(size ? (unsigned)(bits >> (64 - size)) : 0, size);
-            at += (found >> 8) + size;
-            if (dc[c] < LEAST_DC || dc[c] > MOST_DC)
+            at += (match >> 8) + size;
+            if (dc[c] < MIN_DC || dc[c] > MAX_DC)
                 return 0;
             block->start = (uint32_t)at;
             block->dc = (int16_t)dc[c];
-            at = skip_coefficients(self, (unsigned)self->components[c].ac_table, at);
+            at = skip_ac_coefficients(self, (unsigned)self->components[c].ac_table, at);
             if (at == 0)
                 return 0;
             block->bits = (uint16_t)(at - block->start);
@@ -348,24 +349,24 @@ static int read_blocks(JpegBlocks *self)
     return end - at < 8;
 }
 
-/* Where bits are written: of the next 64, `free` are not there yet. */
+/* A bit buffer of 64 bits, of which `free` are unused, and the output behind it. */
 typedef struct {
     uint8_t *out;
     uint64_t bits;
     unsigned free;
-} Writer;
+} BitWriter;
 
-static void put_byte(Writer *writer, uint8_t byte)
+static void put_byte(BitWriter *writer, uint8_t byte)
 {
     *writer->out++ = byte;
     if (byte == 0xFF)
         *writer->out++ = 0;
 }
 
-/* Writes up to READ_BITS bits, the lowest of a number whose others are 0. */
-static inline void put(Writer *writer, uint64_t bits, unsigned count)
+/* Writes up to READ_BITS bits; all higher bits of the value are 0. */
+static inline void put_bits(BitWriter *writer, uint64_t bits, unsigned count)
 {
-    const uint64_t highest = 0x8080808080808080u, ones = 0x0101010101010101u;
+    const uint64_t high_bits = 0x8080808080808080u, ones = 0x0101010101010101u;
 
     if (count < writer->free) {
         writer->bits = writer->bits << count | bits;
@@ -374,21 +375,21 @@ static inline void put(Writer *writer, uint64_t bits, unsigned count)
     }
     count -= writer->free;
     writer->bits = writer->bits << writer->free | bits >> count;
-    if (writer->bits & highest & ~(writer->bits + ones)) { /* a byte may be 0xFF */
+    if (writer->bits & high_bits & ~(writer->bits + ones)) { /* a byte may be 0xFF */
         for (int shift = 56; shift >= 0; shift -= 8)
             put_byte(writer, (uint8_t)(writer->bits >> shift));
     } else {
         store_big64(writer->out, writer->bits);
         writer->out += sizeof writer->bits;
     }
-    writer->bits = bits; /* those above were written, and will be shifted out */
+    writer->bits = bits; /* higher bits were written already, and later shifts drop them */
     writer->free = 64 - count;
 }
 
-/* Writes what is left, filled up with ones. */
-static void end_scan(Writer *writer)
+/* Writes the remaining bits, padded with ones, and the end of the image. */
+static void finish_scan(BitWriter *writer)
 {
-    put(writer, 0x7F, 7);
+    put_bits(writer, 0x7F, 7);
     for (int shift = 64 - (int)writer->free; shift >= 8;) {
         shift -= 8;
         put_byte(writer, (uint8_t)(writer->bits >> shift));
@@ -397,8 +398,9 @@ static void end_scan(Writer *writer)
     *writer->out++ = EOI;
 }
 
-/* Writes a block after one of the same component. */
-static inline void put_block(Writer *writer, const JpegBlocks *self, const Block *block, const Huffman *dc, int before)
+/* Writes a block. before: DC of the block before it, of the same component. */
+static inline void put_block(BitWriter *writer, const JpegBlocks *self, const Block *block, const HuffmanTable *dc,
+                             int before)
 {
     const int difference = block->dc - before;
     const unsigned magnitude = (unsigned)(difference < 0 ? -difference : difference);
@@ -407,43 +409,43 @@ static inline void put_block(Writer *writer, const JpegBlocks *self, const Block
     size_t at = block->start;
     unsigned left = block->bits;
 
-    put(writer, (uint64_t)dc->codes[size] << size | value, dc->lengths[size] + size);
+    put_bits(writer, (uint64_t)dc->codes[size] << size | value, dc->lengths[size] + size);
     for (; left > READ_BITS; left -= READ_BITS, at += READ_BITS)
-        put(writer, read_bits(self->scan, at) >> (64 - READ_BITS), READ_BITS);
+        put_bits(writer, read_bits(self->scan, at) >> (64 - READ_BITS), READ_BITS);
     if (left)
-        put(writer, read_bits(self->scan, at) >> (64 - left), left);
+        put_bits(writer, read_bits(self->scan, at) >> (64 - left), left);
 }
 
-/* Writes the scan of a part, in units; returns its end. */
+/* Writes the scan of a crop, given in MCUs; returns its end. */
 static uint8_t *write_scan(const JpegBlocks *self, size_t top, size_t left, size_t rows, size_t columns, uint8_t *out)
 {
-    Writer writer = {out, 0, 64};
+    BitWriter writer = {out, 0, 64};
     int before[COMPONENTS] = {0};
 
     for (size_t row = top; row < top + rows; row++) {
-        const Block *block = self->blocks + (row * self->unit_columns + left) * self->blocks_a_unit;
+        const Block *block = self->blocks + (row * self->mcu_columns + left) * self->blocks_in_mcu;
 
         for (size_t column = 0; column < columns; column++)
-            for (size_t i = 0; i < self->blocks_a_unit; i++, block++) {
+            for (size_t i = 0; i < self->blocks_in_mcu; i++, block++) {
                 const int c = self->component_of[i];
 
                 put_block(&writer, self, block, &self->dc[self->components[c].dc_table], before[c]);
                 before[c] = block->dc;
             }
     }
-    end_scan(&writer);
+    finish_scan(&writer);
     return writer.out;
 }
 
-/* Returns how many bytes a part can have at most, in units. */
-static size_t most_bytes(const JpegBlocks *self, size_t top, size_t left, size_t rows, size_t columns)
+/* Returns an upper bound for the size of a crop, given in MCUs. */
+static size_t max_crop_bytes(const JpegBlocks *self, size_t top, size_t left, size_t rows, size_t columns)
 {
-    const size_t blocks = rows * columns * self->blocks_a_unit;
-    size_t bits = blocks * MOST_DC_LENGTH;
+    const size_t blocks = rows * columns * self->blocks_in_mcu;
+    size_t bits = blocks * MAX_DC_LENGTH;
 
     for (size_t row = top; row < top + rows; row++) {
-        const Block *first = self->blocks + (row * self->unit_columns + left) * self->blocks_a_unit;
-        const Block *last = first + columns * self->blocks_a_unit - 1;
+        const Block *first = self->blocks + (row * self->mcu_columns + left) * self->blocks_in_mcu;
+        const Block *last = first + columns * self->blocks_in_mcu - 1;
 
         bits += last->start + last->bits - first->start;
     }
@@ -460,7 +462,7 @@ static void deallocate(JpegBlocks *self)
     free_object(self);
 }
 
-/* Reads a whole JPEG; returns 0 after setting an error. */
+/* Reads a JPEG; 0 comes with an error set. */
 static int read_jpeg(JpegBlocks *self, const uint8_t *data, size_t size)
 {
     const size_t scan_at = read_header(self, data, size);
@@ -471,8 +473,8 @@ static int read_jpeg(JpegBlocks *self, const uint8_t *data, size_t size)
         PyErr_SetString(PyExc_ValueError, "not a JPEG of one baseline scan of three components");
         return 0;
     }
-    blocks = self->unit_rows * self->unit_columns * self->blocks_a_unit;
-    if (size - scan_at > UINT32_MAX / 8 || blocks > 4 * (size - scan_at)) { /* a block has two codes, of a bit at least */
+    blocks = self->mcu_rows * self->mcu_columns * self->blocks_in_mcu;
+    if (size - scan_at > UINT32_MAX / 8 || blocks > 4 * (size - scan_at)) { /* a block has two codes of at least one bit */
         PyErr_SetString(PyExc_ValueError, "its scan is too long, or too short for its size");
         return 0;
     }
@@ -502,7 +504,7 @@ static PyObject *create(PyTypeObject *type, PyObject *args, PyObject *keywords)
     Py_buffer data;
     int is_read;
 
-    if (!has_no_keywords(type, keywords))
+    if (!check_no_keywords(type, keywords))
         return NULL;
     if (!PyArg_ParseTuple(args, "y*:JpegBlocks", &data))
         return NULL;
@@ -520,12 +522,12 @@ static PyObject *create(PyTypeObject *type, PyObject *args, PyObject *keywords)
 
 PyDoc_STRVAR(crop_doc, "crop($self, top, left, height, width, /)\n--\n\n"
              "Return a part of the picture as a JPEG.\n\n"
-             "All are in pixels and multiples of the size of a unit, 8 or 16 pixels by the subsampling of colour.");
+             "All arguments are in pixels and multiples of an MCU's sides: 8 or 16 pixels, by the chroma subsampling.");
 
 static PyObject *crop(JpegBlocks *self, PyObject *args)
 {
     Py_ssize_t top, left, height, width;
-    const Py_ssize_t high = (Py_ssize_t)self->unit_height, wide = (Py_ssize_t)self->unit_width;
+    const Py_ssize_t high = (Py_ssize_t)self->mcu_height, wide = (Py_ssize_t)self->mcu_width;
     size_t part[4];
     uint8_t *out, *end;
     PyObject *result;
@@ -535,20 +537,21 @@ static PyObject *crop(JpegBlocks *self, PyObject *args)
     if (top < 0 || left < 0 || height < 1 || width < 1 || height > (Py_ssize_t)self->height ||
         width > (Py_ssize_t)self->width || top > (Py_ssize_t)self->height - height ||
         left > (Py_ssize_t)self->width - width || top % high || height % high || left % wide || width % wide)
-        return PyErr_Format(PyExc_ValueError, "%zd x %zd pixels from (%zd, %zd) on are not whole units of %zd x %zd in %zu x %zu",
+        return PyErr_Format(PyExc_ValueError,
+                            "%zd x %zd pixels from (%zd, %zd) on are not whole units of %zd x %zd in %zu x %zu",
                             width, height, left, top, wide, high, self->width, self->height);
     part[0] = (size_t)(top / high);
     part[1] = (size_t)(left / wide);
     part[2] = (size_t)(height / high);
     part[3] = (size_t)(width / wide);
-    out = PyMem_Malloc(most_bytes(self, part[0], part[1], part[2], part[3]));
+    out = PyMem_Malloc(max_crop_bytes(self, part[0], part[1], part[2], part[3]));
     if (out == NULL)
         return PyErr_NoMemory();
     memcpy(out, self->header, self->header_size);
-    out[self->size_at] = (uint8_t)(height >> 8);
-    out[self->size_at + 1] = (uint8_t)height;
-    out[self->size_at + 2] = (uint8_t)(width >> 8);
-    out[self->size_at + 3] = (uint8_t)width;
+    out[self->size_offset] = (uint8_t)(height >> 8);
+    out[self->size_offset + 1] = (uint8_t)height;
+    out[self->size_offset + 2] = (uint8_t)(width >> 8);
+    out[self->size_offset + 3] = (uint8_t)width;
     end = write_scan(self, part[0], part[1], part[2], part[3], out + self->header_size);
     result = PyBytes_FromStringAndSize((char *)out, end - out);
     PyMem_Free(out);
@@ -561,8 +564,8 @@ static PyMethodDef methods[] = {
 };
 
 PyDoc_STRVAR(type_doc, "JpegBlocks(jpeg, /)\n--\n\n"
-             "The blocks of a JPEG, out of which parts are cut without loss.\n\n"
-             "Raises ValueError where it is not one baseline scan of three components, or is damaged.");
+             "The blocks of a JPEG, from which parts are cropped without loss.\n\n"
+             "Raises ValueError if the JPEG is damaged, or not one baseline scan of three components.");
 
 static PyType_Slot slots[] = {
     {Py_tp_doc, (void *)type_doc},
@@ -590,4 +593,4 @@ static PyModuleDef_Slot module_slots[] = {
 };
 
 DEFINE_MODULE(_jpeg_crop, "dlas_store.converters.extraction._jpeg_crop",
-              "Cutting JPEGs out of a larger one without decoding; see tile_encoding.py.", NULL, module_slots)
+              "Crops of a JPEG without decoding, for tile_encoding.py.", NULL, module_slots)

@@ -1,4 +1,4 @@
-/* What the extensions in C have in common. Each is left out where it cannot be compiled, and Python does the same. */
+/* Shared by the extensions in C. Each extension is optional: without it, Python does the same. */
 
 #ifndef DLAS_STORE_EXTENSION_H
 #define DLAS_STORE_EXTENSION_H
@@ -9,15 +9,15 @@
 #include <stdint.h>
 #include <string.h>
 
-/* A compiler's x86-64 is that of 2003: a second version of a function is there for processors with more, and chosen when it is
- * loaded. */
+/* A compiler's baseline for x86-64 is a processor of 2003. The loader picks a second version of a function, compiled with a
+ * feature, on processors that have it. */
 #if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__)
-#define FOR_TARGET(feature) __attribute__((target_clones(feature, "default")))
+#define TARGET_CLONES(feature) __attribute__((target_clones(feature, "default")))
 #else
-#define FOR_TARGET(feature)
+#define TARGET_CLONES(feature)
 #endif
 
-#define VECTORS FOR_TARGET("avx2")
+#define AVX2_CLONES TARGET_CLONES("avx2")
 
 /* ------------------------------------------------------------------------------------------------- byte order */
 
@@ -66,8 +66,8 @@ static inline void store_big64(uint8_t *bytes, uint64_t value)
 /* The second byte of a marker; the first one is 0xFF. */
 enum {
     SOF0 = 0xC0, /* start of a baseline frame */
-    SOF1 = 0xC1, /* of an extended sequential frame */
-    SOF2 = 0xC2, /* of a progressive frame */
+    SOF1 = 0xC1, /* start of an extended sequential frame */
+    SOF2 = 0xC2, /* start of a progressive frame */
     DHT = 0xC4,  /* Huffman tables */
     SOI = 0xD8,  /* start of image */
     EOI = 0xD9,  /* end of image */
@@ -78,15 +78,15 @@ enum {
     COM = 0xFE, /* comment */
 };
 
-/* Limits of the standard. */
+/* Limits set by the standard. */
 enum {
     BLOCK_COEFFICIENTS = 64,
     MAX_BLOCKS_IN_MCU = 10,
     MAX_CODE_LENGTH = 16, /* bits */
 };
 
-/* Copies a scan up to its next marker, without the zero that is stuffed behind each byte 0xFF, and moves *out behind the copy.
- * Returns the position of the marker; end, or a last byte 0xFF, if the data has none. */
+/* Copies a scan up to its next marker, drops the zero that is stuffed behind each byte 0xFF, and moves *out behind the copy.
+ * Returns the position of the marker; if the data has none, its end or a last byte 0xFF. */
 static inline const uint8_t *unstuff(const uint8_t *data, const uint8_t *end, uint8_t **out)
 {
     const uint8_t *marker;
@@ -105,8 +105,8 @@ static inline const uint8_t *unstuff(const uint8_t *data, const uint8_t *end, ui
 
 /* ----------------------------------------------------------------------------------------------------- Python */
 
-/* Whether a type is called without keywords; returns 0 after setting an error. */
-static inline int has_no_keywords(PyTypeObject *type, PyObject *keywords)
+/* Returns whether a type is called without keywords; 0 comes with an error set. */
+static inline int check_no_keywords(PyTypeObject *type, PyObject *keywords)
 {
     PyObject *name;
 
@@ -119,9 +119,9 @@ static inline int has_no_keywords(PyTypeObject *type, PyObject *keywords)
     return 0;
 }
 
-/* Takes the memory of an array that pictures are decoded into, uint8 (H, W, 3); returns 0 for anything else, and an error of
- * Python may be set. */
-static inline int get_pixels(PyObject *array, Py_buffer *out)
+/* Gets the writable buffer of an array for decoded pixels, uint8 (H, W, 3), RGB. Returns 0 for any other object; a Python
+ * error may then be set. */
+static inline int get_rgb_buffer(PyObject *array, Py_buffer *out)
 {
     if (PyObject_GetBuffer(array, out, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE | PyBUF_FORMAT) < 0)
         return 0;
@@ -131,7 +131,7 @@ static inline int get_pixels(PyObject *array, Py_buffer *out)
     return 0;
 }
 
-/* Frees an object of a type made by PyType_FromSpec, to which each of its objects holds a reference. */
+/* Frees an object whose type was made by PyType_FromSpec: such an object holds a reference to its type. */
 static inline void free_object(void *object)
 {
     PyTypeObject *type = Py_TYPE(object);
@@ -140,7 +140,7 @@ static inline void free_object(void *object)
     Py_DECREF(type);
 }
 
-/* Adds a type to a module that is being loaded; returns -1 after setting an error. */
+/* Adds a type to a module while the module is loaded; -1 comes with an error set. */
 static inline int add_type(PyObject *module, PyType_Spec *specification)
 {
     PyObject *type = PyType_FromSpec(specification);
@@ -150,7 +150,7 @@ static inline int add_type(PyObject *module, PyType_Spec *specification)
     return result;
 }
 
-/* Defines the function by which Python loads an extension module, and the module's definition. */
+/* Defines an extension module and the function by which Python loads it. METHODS and SLOTS may be NULL. */
 #define DEFINE_MODULE(NAME, FULL_NAME, DOC, METHODS, SLOTS) \
     static struct PyModuleDef module_definition = { \
         .m_base = PyModuleDef_HEAD_INIT, \

@@ -1,4 +1,4 @@
-/* Huffman decoding of a JPEG's scan: no other step of libjpeg-turbo takes as long for a patch. */
+/* Huffman decoder for a JPEG scan, the step on which libjpeg-turbo spends most of its time for a patch. */
 
 #ifndef DLAS_STORE_HUFFMAN_H
 #define DLAS_STORE_HUFFMAN_H
@@ -6,58 +6,62 @@
 #include "extension.h"
 
 enum {
-    MOST_COMPONENTS = 4, /* of a scan */
-    LOOKED_UP = 10,      /* bits that are looked up at once */
+    MAX_COMPONENTS_IN_SCAN = 4, /* set by the standard */
+    LOOKUP_BITS = 10,           /* bits that index the lookup table */
 };
 
-/* What the next bits stand for: a coefficient, and the one behind it where both fit into the bits that are looked up. */
+/* An entry of the lookup table: the coefficient that the next bits code, and the one behind it if both fit into LOOKUP_BITS;
+ * otherwise both are the same one. */
 typedef struct {
-    int16_t value, last;
-    uint8_t to_value, to_last; /* how far they are from the coefficient before, in the order of coding */
-    uint8_t length, both;      /* bits of the first, and of all that was found */
-} Found;
+    int16_t first_value, last_value;
+    uint8_t first_step, last_step;  /* distances from the coefficient before, in zigzag order */
+    uint8_t first_bits, total_bits; /* length of the first coefficient, and of both, in bits */
+} LookupEntry;
 
-/* A code, and the bits of values behind it. */
+/* A Huffman code for decoding, built from a JPEG's table. */
 typedef struct {
-    Found found[1 << LOOKED_UP];       /* by the next bits */
-    uint32_t ends[MAX_CODE_LENGTH + 1];   /* by length: 16 bits that are less begin with a code that long or shorter */
-    int32_t offsets[MAX_CODE_LENGTH + 1]; /* by length: from a code to the position of its symbol */
-    uint8_t counts[MAX_CODE_LENGTH + 1], symbols[256]; /* of the JPEG's table that it was made of */
-    int is_made;
-} CodeTable;
+    LookupEntry lookup[1 << LOOKUP_BITS]; /* indexed by the next bits */
+    /* Indexed by length: if the next 16 bits are below the limit, they begin with a code of at most that length; a code plus
+     * the offset is the position of its symbol. */
+    uint32_t code_limits[MAX_CODE_LENGTH + 1];
+    int32_t symbol_offsets[MAX_CODE_LENGTH + 1];
+    uint8_t counts[MAX_CODE_LENGTH + 1], symbols[256]; /* the JPEG's table */
+    int is_built;
+} DecodeTable;
 
-/* How a block of a unit is coded. */
+/* Tables and component of one block in each MCU. An MCU (minimum coded unit) is the smallest group of blocks that a scan
+ * interleaves. */
 typedef struct {
-    const CodeTable *dc, *ac;
-    int component; /* of the scan */
-} CodedBlock;
+    const DecodeTable *dc, *ac;
+    int component; /* index in the scan */
+} BlockCoding;
 
 typedef struct {
-    CodedBlock blocks[MAX_BLOCKS_IN_MCU];
+    BlockCoding blocks[MAX_BLOCKS_IN_MCU];
     int block_count;
-    uint32_t last_dc[MOST_COMPONENTS];
-    uint64_t bits; /* that come next, the first ones highest */
+    uint32_t last_dc[MAX_COMPONENTS_IN_SCAN];
+    uint64_t bits; /* bit buffer; the next bit is the highest one */
     unsigned bit_count;
-    const uint8_t *next, *end; /* bytes behind those bits */
-    uint8_t *bytes;            /* all, without the zeros that stand behind each of 255; allocated */
-    size_t allocated;
-} Scan;
+    const uint8_t *next, *end; /* bytes behind the bit buffer */
+    uint8_t *bytes;            /* the scan without stuffed zeros; owned, of `capacity` bytes */
+    size_t capacity;
+} ScanDecoder;
 
-/* Makes a table of a JPEG's: counts of codes by their length (the first one is not used), and symbols. Nothing is done where it
- * was made of the same ones. Returns 0 where they are no code. */
-int make_table(CodeTable *table, int is_dc, const uint8_t *counts, const uint8_t *symbols);
+/* Builds a decode table from a JPEG's table: the number of codes of each length (index 0 is unused) and the symbols.
+ * Keeps a table that was built from the same values. Returns 0 if they define no code. */
+int build_decode_table(DecodeTable *table, int is_dc, const uint8_t *counts, const uint8_t *symbols);
 
-/* Begins a scan, whose blocks are set, at its first byte. Returns how many bytes it has; 0 where it does not end with the
- * JPEG, or memory does not suffice. */
-size_t begin_scan(Scan *scan, const uint8_t *data, size_t size);
+/* Starts to decode a scan, whose block codings are set, at its first byte. Returns the scan's size in bytes; 0 if the
+ * scan is not followed by the end of the image, or if memory is short. */
+size_t start_scan(ScanDecoder *scan, const uint8_t *data, size_t size);
 
-/* Decodes a unit into blocks of zeros, in natural order; returns 0 where it is not coded as the standard says. */
-int decode_unit(Scan *scan, int16_t (*const *blocks)[BLOCK_COEFFICIENTS]);
+/* Decodes an MCU into zeroed blocks, in natural order; returns 0 if the MCU violates the standard. */
+int decode_mcu(ScanDecoder *scan, int16_t (*const *blocks)[BLOCK_COEFFICIENTS]);
 
-/* Whether all bytes of a scan were used, and no more. */
-int is_used_up(const Scan *scan);
+/* Returns whether decoding ended in the last byte of the scan. */
+int is_scan_consumed(const ScanDecoder *scan);
 
-/* Lets go of the memory that a scan took, if only large pictures need as much. */
-void end_scan(Scan *scan);
+/* Frees the scan's buffer if it is larger than most pictures need. */
+void trim_scan_buffer(ScanDecoder *scan);
 
 #endif

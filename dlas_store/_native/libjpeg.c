@@ -1,9 +1,9 @@
-/* What is called is the interface of libjpeg 6b, which libjpeg-turbo keeps: all builds of version 62 lay its structures out as
- * below, and the library refuses to make a decoder for another version or size. So it need not be there when this is
+/* libjpeg-turbo keeps the interface of libjpeg 6b: all builds of version 62 lay out its structures as below, and the
+ * library refuses to create a decoder for another version or size. So the library need not be present when this file is
  * compiled.
  *
- * Scans are decoded here, see huffman.h, where they are as the standard has them: in place of the function that the library
- * calls for the next unit, which it finds by a pointer. Everything else is the library's. */
+ * Scans that obey the standard are decoded by huffman.h: the library calls a function for the next MCU through a pointer,
+ * which is replaced. The library does everything else. */
 
 #include "libjpeg.h"
 
@@ -12,18 +12,18 @@
 #include <dlfcn.h>
 #include <setjmp.h>
 
-enum { VERSION = 62, TO_RGB = 2, WHOLE_PICTURE = 1 };
+enum { VERSION = 62, COLOR_SPACE_RGB = 2, REQUIRE_IMAGE = 1 };
 
 /* ---------------------------------------------------------------------------------------------------- layouts */
 
-typedef struct Decompression Decompression;
+typedef struct DecompressStruct DecompressStruct;
 
 typedef struct {
-    void (*exit)(Decompression *); /* must not return */
-    void (*trace)(Decompression *, int level); /* negative for a warning */
-    void (*print)(Decompression *);
-    void (*format)(Decompression *, char *message);
-    void (*reset)(Decompression *);
+    void (*exit)(DecompressStruct *);             /* must not return */
+    void (*trace)(DecompressStruct *, int level); /* negative for a warning */
+    void (*print)(DecompressStruct *);
+    void (*format)(DecompressStruct *, char *message);
+    void (*reset)(DecompressStruct *);
     int code;
     union {
         int numbers[8];
@@ -35,12 +35,12 @@ typedef struct {
     int last_message;
     const char *const *more_messages;
     int first_of_more, last_of_more;
-} ErrorHandler;
+} ErrorManager;
 
 typedef struct {
     const uint8_t *next;
     size_t left;
-} Source; /* and what reads more */
+} SourceManager; /* functions that read more follow */
 
 typedef struct {
     uint8_t counts[MAX_CODE_LENGTH + 1], symbols[256];
@@ -48,22 +48,22 @@ typedef struct {
 
 typedef struct {
     int id, number, across, down, quantization_table, dc_table, ac_table;
-} Component; /* and what its plane is like */
+} ComponentInfo; /* the geometry of its plane follows */
 
-typedef int (*DecodeUnit)(Decompression *, int16_t (**blocks)[BLOCK_COEFFICIENTS]);
+typedef int (*DecodeMcu)(DecompressStruct *, int16_t (**blocks)[BLOCK_COEFFICIENTS]);
 
-/* Only this structure is the library's own: but its first two members are those of 1991. */
+/* Private to the library, in contrast to the other structures; but its first two members have been the same since 1991. */
 typedef struct {
-    void (*start)(Decompression *);
-    DecodeUnit decode_unit;
-} EntropyDecoder; /* and more */
+    void (*start)(DecompressStruct *);
+    DecodeMcu decode_mcu;
+} EntropyDecoder; /* more follows */
 
-struct Decompression {
-    ErrorHandler *errors;
+struct DecompressStruct {
+    ErrorManager *errors;
     void *memory, *progress, *client_data;
     int is_decompressor, state;
-    Source *source;
-    unsigned width, height; /* of the JPEG */
+    SourceManager *source;
+    unsigned width, height; /* size in the JPEG */
     int components, colours, colours_out;
     unsigned scale, scale_denominator;
     double gamma;
@@ -72,15 +72,15 @@ struct Decompression {
     unsigned width_out, height_out;
     int colour_components_out, components_out, buffer_rows, map_colours;
     uint8_t **map;
-    unsigned rows_out; /* that were given */
+    unsigned rows_out; /* rows decoded so far */
     int scan_in;
-    unsigned unit_row_in;
+    unsigned mcu_row_in;
     int scan_out;
-    unsigned unit_row_out;
+    unsigned mcu_row_out;
     void *known_bits, *quantization_tables[4];
     HuffmanTable *dc_tables[4], *ac_tables[4];
     int precision;
-    Component *all_components;
+    ComponentInfo *all_components;
     int is_progressive, is_arithmetic;
     uint8_t arithmetic[3][16];
     unsigned restart_interval;
@@ -91,28 +91,28 @@ struct Decompression {
     uint8_t adobe_transform;
     int is_cosited;
     void *markers;
-    int most_across, most_down, scaled_block;
-    unsigned unit_rows;
+    int max_across, max_down, scaled_block;
+    unsigned mcu_rows;
     void *limits;
     int scan_component_count;
-    Component *scan_components[MOST_COMPONENTS];
-    unsigned units_across, units_down;
+    ComponentInfo *scan_components[MAX_COMPONENTS_IN_SCAN];
+    unsigned mcus_across, mcus_down;
     int block_count, component_of_block[MAX_BLOCKS_IN_MCU], spectral[2], approximation[2], marker;
     void *master, *main, *coefficients, *post, *input, *marker_reader;
     EntropyDecoder *entropy;
     void *inverse_dct, *upsampler, *converter, *quantizer;
 };
 
-/* What it calls, by its name in the library. */
+/* Functions of the library. */
 typedef struct {
-    void (*create)(Decompression *, int version, size_t size);
-    void (*set_source)(Decompression *, const uint8_t *data, unsigned long size);
-    int (*read_header)(Decompression *, int is_picture_required);
-    int (*start)(Decompression *);
-    unsigned (*read_rows)(Decompression *, uint8_t **rows, unsigned count);
-    int (*finish)(Decompression *);
-    void (*abort)(Decompression *);
-    void (*destroy)(Decompression *);
+    void (*create)(DecompressStruct *, int version, size_t size);
+    void (*set_source)(DecompressStruct *, const uint8_t *data, unsigned long size);
+    int (*read_header)(DecompressStruct *, int is_picture_required);
+    int (*start)(DecompressStruct *);
+    unsigned (*read_rows)(DecompressStruct *, uint8_t **rows, unsigned count);
+    int (*finish)(DecompressStruct *);
+    void (*abort)(DecompressStruct *);
+    void (*destroy)(DecompressStruct *);
 } Functions;
 
 static const char *const function_names[] = {
@@ -123,52 +123,52 @@ static const char *const function_names[] = {
 /* --------------------------------------------------------------------------------------------------- decoders */
 
 struct JpegDecoder {
-    Decompression jpeg; /* first: what is called back is given this */
-    ErrorHandler errors;
-    jmp_buf failed;
+    DecompressStruct jpeg; /* comes first: callbacks are given its address */
+    ErrorManager errors;
+    jmp_buf jump_target;
     Functions functions;
-    DecodeUnit known;  /* the library's, where it was found that it is one; NULL before */
-    int is_scan_taken; /* is the last JPEG's scan decoded here? */
-    Scan scan;
-    CodeTable dc_tables[4], ac_tables[4];
-    unsigned long scans; /* that were decoded here */
+    DecodeMcu library_decode_mcu; /* the library's own function; NULL until it is known */
+    int is_own_scan;              /* whether huffman.h decodes the current scan */
+    ScanDecoder scan;
+    DecodeTable dc_tables[4], ac_tables[4];
+    unsigned long own_scan_count; /* scans that huffman.h decoded */
 };
 
-static void fail(Decompression *jpeg)
+static void jump_out(DecompressStruct *jpeg)
 {
-    longjmp(((JpegDecoder *)jpeg)->failed, 1);
+    longjmp(((JpegDecoder *)jpeg)->jump_target, 1);
 }
 
-static void fail_at_warnings(Decompression *jpeg, int level)
+static void jump_out_at_warnings(DecompressStruct *jpeg, int level)
 {
     if (level < 0)
-        fail(jpeg);
+        jump_out(jpeg);
 }
 
-static void print_nothing(Decompression *jpeg)
+static void ignore_message(DecompressStruct *jpeg)
 {
     (void)jpeg;
 }
 
-static void format_nothing(Decompression *jpeg, char *message)
+static void format_nothing(DecompressStruct *jpeg, char *message)
 {
     (void)jpeg;
     *message = '\0';
 }
 
-static void reset(Decompression *jpeg)
+static void reset(DecompressStruct *jpeg)
 {
     jpeg->errors->warnings = 0;
     jpeg->errors->code = 0;
 }
 
-/* Returns 0 where the library's version is another one. */
+/* Creates the library's decompressor; returns 0 if the library has another version. */
 static int prepare(JpegDecoder *self)
 {
-    self->errors = (ErrorHandler){
-        .exit = fail, .trace = fail_at_warnings, .print = print_nothing, .format = format_nothing, .reset = reset};
+    self->errors = (ErrorManager){
+        .exit = jump_out, .trace = jump_out_at_warnings, .print = ignore_message, .format = format_nothing, .reset = reset};
     self->jpeg.errors = &self->errors;
-    if (setjmp(self->failed))
+    if (setjmp(self->jump_target))
         return 0;
     self->functions.create(&self->jpeg, VERSION, sizeof self->jpeg);
     return 1;
@@ -197,81 +197,83 @@ static void destroy_decoder(JpegDecoder *self)
 
 /* ------------------------------------------------------------------------------------------------------ scans */
 
-static int decode_next_unit(Decompression *jpeg, int16_t (**blocks)[BLOCK_COEFFICIENTS])
+static int decode_next_mcu(DecompressStruct *jpeg, int16_t (**blocks)[BLOCK_COEFFICIENTS])
 {
-    if (!decode_unit(&((JpegDecoder *)jpeg)->scan, blocks))
-        fail(jpeg);
+    if (!decode_mcu(&((JpegDecoder *)jpeg)->scan, blocks))
+        jump_out(jpeg);
     return 1;
 }
 
-static int are_of_one_library(const void *one, const void *other)
+static int are_in_same_library(const void *one, const void *other)
 {
     Dl_info info, other_info;
 
     return dladdr(one, &info) && dladdr(other, &other_info) && info.dli_fbase == other_info.dli_fbase;
 }
 
-/* Whether the functions that are to decode a scan are the library's: where they are not, they are laid out otherwise. */
-static int is_entropy_decoder_known(JpegDecoder *self)
+/* Returns whether the library itself defines the functions of the entropy decoder; otherwise the structure is another one. */
+static int is_entropy_decoder_as_expected(JpegDecoder *self)
 {
     const EntropyDecoder *entropy = self->jpeg.entropy;
 
-    if (self->known == NULL && are_of_one_library((const void *)entropy->start, (const void *)self->functions.start) &&
-        are_of_one_library((const void *)entropy->decode_unit, (const void *)self->functions.start))
-        self->known = entropy->decode_unit;
-    return self->known != NULL && self->known == entropy->decode_unit;
+    if (self->library_decode_mcu == NULL &&
+        are_in_same_library((const void *)entropy->start, (const void *)self->functions.start) &&
+        are_in_same_library((const void *)entropy->decode_mcu, (const void *)self->functions.start))
+        self->library_decode_mcu = entropy->decode_mcu;
+    return self->library_decode_mcu != NULL && self->library_decode_mcu == entropy->decode_mcu;
 }
 
-/* Sets how the blocks of a scan are coded; returns 0 where one uses a table that is no code. */
-static int set_blocks(JpegDecoder *self)
+/* Sets tables and component of each block in an MCU; returns 0 if a table defines no code. */
+static int set_block_codings(JpegDecoder *self)
 {
-    const Decompression *jpeg = &self->jpeg;
+    const DecompressStruct *jpeg = &self->jpeg;
 
     for (int i = 0; i < jpeg->block_count; i++) {
         const int number = jpeg->component_of_block[i];
-        const Component *component = jpeg->scan_components[number];
+        const ComponentInfo *component = jpeg->scan_components[number];
         const HuffmanTable *dc = jpeg->dc_tables[component->dc_table], *ac = jpeg->ac_tables[component->ac_table];
 
         self->scan.blocks[i] =
-            (CodedBlock){&self->dc_tables[component->dc_table], &self->ac_tables[component->ac_table], number};
-        if (dc == NULL || ac == NULL || !make_table(&self->dc_tables[component->dc_table], 1, dc->counts, dc->symbols) ||
-            !make_table(&self->ac_tables[component->ac_table], 0, ac->counts, ac->symbols))
+            (BlockCoding){&self->dc_tables[component->dc_table], &self->ac_tables[component->ac_table], number};
+        if (dc == NULL || ac == NULL ||
+            !build_decode_table(&self->dc_tables[component->dc_table], 1, dc->counts, dc->symbols) ||
+            !build_decode_table(&self->ac_tables[component->ac_table], 0, ac->counts, ac->symbols))
             return 0;
     }
     self->scan.block_count = jpeg->block_count;
     return 1;
 }
 
-/* Takes over the scan of a JPEG that was started, where that can be decoded here. */
-static void take_scan(JpegDecoder *self)
+/* Lets huffman.h decode the scan of a JPEG whose header was read, if it can. */
+static void take_over_scan(JpegDecoder *self)
 {
-    Decompression *jpeg = &self->jpeg;
+    DecompressStruct *jpeg = &self->jpeg;
     size_t taken;
 
     if (jpeg->precision != 8 || jpeg->is_progressive || jpeg->is_arithmetic || jpeg->restart_interval != 0 ||
-        jpeg->scan_component_count != jpeg->components || !is_entropy_decoder_known(self) || !set_blocks(self))
+        jpeg->scan_component_count != jpeg->components || !is_entropy_decoder_as_expected(self) || !set_block_codings(self))
         return;
-    taken = begin_scan(&self->scan, jpeg->source->next, jpeg->source->left);
+    taken = start_scan(&self->scan, jpeg->source->next, jpeg->source->left);
     if (taken == 0)
         return;
     jpeg->source->next += taken;
     jpeg->source->left -= taken;
-    jpeg->entropy->decode_unit = decode_next_unit;
-    self->is_scan_taken = 1;
+    jpeg->entropy->decode_mcu = decode_next_mcu;
+    self->is_own_scan = 1;
 }
 
 /* --------------------------------------------------------------------------------------------------- pictures */
 
-enum { ROWS_AT_ONCE = 16 };
+enum { ROWS_A_CALL = 16 };
 
 static int read_rows(JpegDecoder *self, uint8_t *pixels)
 {
-    Decompression *jpeg = &self->jpeg;
+    DecompressStruct *jpeg = &self->jpeg;
     const size_t row_bytes = (size_t)jpeg->width_out * 3;
-    uint8_t *rows[ROWS_AT_ONCE];
+    uint8_t *rows[ROWS_A_CALL];
 
     while (jpeg->rows_out < jpeg->height_out) {
-        const unsigned left = jpeg->height_out - jpeg->rows_out, count = left < ROWS_AT_ONCE ? left : ROWS_AT_ONCE;
+        const unsigned left = jpeg->height_out - jpeg->rows_out, count = left < ROWS_A_CALL ? left : ROWS_A_CALL;
 
         for (unsigned i = 0; i < count; i++)
             rows[i] = pixels + row_bytes * (jpeg->rows_out + i);
@@ -283,32 +285,32 @@ static int read_rows(JpegDecoder *self, uint8_t *pixels)
 
 static int start(JpegDecoder *self, unsigned height, unsigned width)
 {
-    Decompression *jpeg = &self->jpeg;
+    DecompressStruct *jpeg = &self->jpeg;
 
-    if (self->functions.read_header(jpeg, WHOLE_PICTURE) != 1 || jpeg->height != height || jpeg->width != width)
+    if (self->functions.read_header(jpeg, REQUIRE_IMAGE) != 1 || jpeg->height != height || jpeg->width != width)
         return 0;
-    jpeg->colours_out = TO_RGB;
+    jpeg->colours_out = COLOR_SPACE_RGB;
     return self->functions.start(jpeg) && jpeg->height_out == height && jpeg->width_out == width && jpeg->components_out == 3;
 }
 
-/* is_scan_wanted: whether the scan is to be decoded here, if it can be. */
-static int decode_picture(JpegDecoder *self, const uint8_t *data, size_t size, uint8_t *pixels, unsigned height, unsigned width,
-                          int is_scan_wanted)
+/* may_own_scan: whether huffman.h may decode the scan. */
+static int decode_picture(JpegDecoder *self, const uint8_t *data, size_t size, uint8_t *pixels, unsigned height,
+                          unsigned width, int may_own_scan)
 {
-    Decompression *jpeg = &self->jpeg;
-    volatile int is_done = 0; /* as setjmp wants it */
+    DecompressStruct *jpeg = &self->jpeg;
+    volatile int is_done = 0; /* volatile, because setjmp requires it */
 
-    self->is_scan_taken = 0;
-    if (setjmp(self->failed) == 0) {
+    self->is_own_scan = 0;
+    if (setjmp(self->jump_target) == 0) {
         self->functions.set_source(jpeg, data, size);
         if (start(self, height, width)) {
-            if (is_scan_wanted)
-                take_scan(self);
-            is_done = read_rows(self, pixels) && (!self->is_scan_taken || is_used_up(&self->scan)) &&
+            if (may_own_scan)
+                take_over_scan(self);
+            is_done = read_rows(self, pixels) && (!self->is_own_scan || is_scan_consumed(&self->scan)) &&
                       self->functions.finish(jpeg);
         }
     }
-    end_scan(&self->scan);
+    trim_scan_buffer(&self->scan);
     if (!is_done)
         self->functions.abort(jpeg);
     return is_done;
@@ -317,24 +319,24 @@ static int decode_picture(JpegDecoder *self, const uint8_t *data, size_t size, u
 int decode_jpeg(JpegDecoder *self, const uint8_t *data, size_t size, uint8_t *pixels, unsigned height, unsigned width)
 {
     if (decode_picture(self, data, size, pixels, height, width, 1)) {
-        self->scans += (unsigned)self->is_scan_taken;
+        self->own_scan_count += (unsigned)self->is_own_scan;
         return 1;
     }
-    /* The library itself takes some that the standard does not. */
-    return self->is_scan_taken && decode_picture(self, data, size, pixels, height, width, 0);
+    /* The library accepts some scans that violate the standard. */
+    return self->is_own_scan && decode_picture(self, data, size, pixels, height, width, 0);
 }
 
 /* ---------------------------------------------------------------------------------------------------- library */
 
-/* Decoders that are kept while nobody uses them: there is one for each thread that reads. */
-enum { KEPT_DECODERS = 64 };
+/* Size of the pool of idle decoders: each thread that reads needs one. */
+enum { MAX_KEPT_DECODERS = 64 };
 
 struct Libjpeg {
     PyObject_HEAD
     Functions functions;
-    JpegDecoder *decoders[KEPT_DECODERS]; /* Python's lock guards them */
+    JpegDecoder *decoders[MAX_KEPT_DECODERS]; /* guarded by Python's lock */
     int decoder_count;
-    unsigned long scans;
+    unsigned long own_scan_count;
 };
 
 JpegDecoder *borrow_decoder(Libjpeg *self)
@@ -344,15 +346,15 @@ JpegDecoder *borrow_decoder(Libjpeg *self)
 
 void return_decoder(Libjpeg *self, JpegDecoder *decoder)
 {
-    self->scans += decoder->scans;
-    decoder->scans = 0;
-    if (self->decoder_count < KEPT_DECODERS)
+    self->own_scan_count += decoder->own_scan_count;
+    decoder->own_scan_count = 0;
+    if (self->decoder_count < MAX_KEPT_DECODERS)
         self->decoders[self->decoder_count++] = decoder;
     else
         destroy_decoder(decoder);
 }
 
-/* Loads a library, which stays for as long as the process; returns 0 after setting an error. */
+/* Loads a library for the lifetime of the process; 0 comes with an error set. */
 static int load(const char *file, Functions *functions)
 {
     void *library = dlopen(file, RTLD_NOW | RTLD_LOCAL), *found[sizeof function_names / sizeof *function_names];
@@ -362,7 +364,7 @@ static int load(const char *file, Functions *functions)
         return 0;
     }
     for (size_t i = 0; i < sizeof function_names / sizeof *function_names; i++) {
-        found[i] = dlsym(library, function_names[i]); /* of this library or of those that it needs */
+        found[i] = dlsym(library, function_names[i]); /* searches the library and those that it is linked to */
         if (found[i] == NULL) {
             PyErr_Format(PyExc_OSError, "%s has no function %s", file, function_names[i]);
             return 0;
@@ -375,8 +377,8 @@ static int load(const char *file, Functions *functions)
 _Static_assert(sizeof(Functions) == sizeof function_names, "a name for each function");
 
 PyDoc_STRVAR(decode_doc, "decode($self, data, out, /)\n--\n\n"
-             "Decode a JPEG into an array, uint8 (H, W, 3), RGB; return whether it could be, without a warning.\n\n"
-             "After False the array's content is undefined. One that lacks tables may be given those of another one.");
+             "Decode a JPEG into an array, uint8 (H, W, 3), RGB; return whether that succeeded without a warning.\n\n"
+             "After False the array's content is undefined. A JPEG that lacks tables may be decoded with another's tables.");
 
 static PyObject *decode(Libjpeg *self, PyObject *args)
 {
@@ -387,7 +389,7 @@ static PyObject *decode(Libjpeg *self, PyObject *args)
 
     if (!PyArg_ParseTuple(args, "y*O:decode", &data, &array))
         return NULL;
-    if (!get_pixels(array, &out)) {
+    if (!get_rgb_buffer(array, &out)) {
         PyBuffer_Release(&data);
         if (!PyErr_Occurred())
             PyErr_SetString(PyExc_TypeError, "out must be uint8 (H, W, 3)");
@@ -411,7 +413,7 @@ static PyObject *create(PyTypeObject *type, PyObject *args, PyObject *keywords)
     PyObject *file;
     int is_loaded;
 
-    if (!has_no_keywords(type, keywords))
+    if (!check_no_keywords(type, keywords))
         return NULL;
     if (!PyArg_ParseTuple(args, "O&:Libjpeg", PyUnicode_FSConverter, &file))
         return NULL;
@@ -432,7 +434,7 @@ static void deallocate(Libjpeg *self)
 
 int is_libjpeg(PyObject *object)
 {
-    return Py_TYPE(object)->tp_dealloc == (destructor)deallocate; /* the type cannot be derived from */
+    return Py_TYPE(object)->tp_dealloc == (destructor)deallocate; /* the type has no subclasses */
 }
 
 static PyMethodDef methods[] = {
@@ -443,17 +445,17 @@ static PyMethodDef methods[] = {
 static PyObject *get_scans(Libjpeg *self, void *closure)
 {
     (void)closure;
-    return PyLong_FromUnsignedLong(self->scans);
+    return PyLong_FromUnsignedLong(self->own_scan_count);
 }
 
 static PyGetSetDef properties[] = {
-    {"scans", (getter)get_scans, NULL, "How many JPEGs' scans were decoded here, not by the library.", NULL},
+    {"scans", (getter)get_scans, NULL, "Number of JPEGs whose scan was decoded by huffman.c, not by the library.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
 PyDoc_STRVAR(type_doc, "Libjpeg(file, /)\n--\n\n"
-             "The libjpeg-turbo of a shared library, or of one that it is linked to.\n\n"
-             "It is loaded for as long as the process lives. OSError: it cannot be, or has no libjpeg-turbo.");
+             "The libjpeg-turbo in a shared library, or in one that it is linked to.\n\n"
+             "The library stays loaded until the process ends. Raises OSError if it cannot be loaded or has no libjpeg-turbo.");
 
 static PyType_Slot slots[] = {
     {Py_tp_doc, (void *)type_doc},

@@ -1,23 +1,23 @@
-/* What stands between a patch's number and its decoded pixels: its row in the index, its key, the checksum of its bytes,
- * the size that its JPEG claims. In Python that takes longest between two decodings, which leave nothing of it in the
- * processor's caches, and other threads wait for Python's lock meanwhile.
+/* Reader from a patch's index to its decoded pixels: the row in the store's index, the key, the checksum of the bytes,
+ * the size in the JPEG's header. In Python these steps take the longest time between two decodings, which evict the
+ * interpreter's data from the processor's caches, and other threads wait for Python's lock meanwhile.
  *
- * Only what is as it should be is read here. For anything else the answer is no, and Store.read_into does it in Python:
- * it opens the shard, checks the block of the index, converts the picture, or says what is wrong.
+ * The reader handles sound input only. It refuses anything else, and Store.read_into does the work in Python: it opens
+ * the shard, checks the block of the index, converts the picture, or says what is wrong.
  *
- * JPEGs are decoded by simplejpeg, through Python, or by libjpeg-turbo itself where it was found: then many are without
- * Python's lock, which simplejpeg takes twice a picture, and without a decoder made anew for each. */
+ * JPEGs are decoded by simplejpeg, through Python, or directly by libjpeg-turbo, if it was found. The latter decodes many
+ * JPEGs without Python's lock, which simplejpeg takes twice for each, and without a new decoder for each. */
 
 #include "libjpeg.h"
 
 /* --------------------------------------------------------------------------------------------------- checksum */
 
-/* XXH3-64, as its specification has it, for the two lengths that matter here: keys, and payloads of more than 240 bytes.
- * xxhash itself can be called from Python only. */
+/* XXH3-64 by its specification, for two lengths: keys, and payloads of more than 240 bytes. The xxhash package can only
+ * be called from Python. */
 
-enum { KEY_BYTES = 17, CHECKSUM_BYTES = 8, LEAST_PAYLOAD = 241, SECRET_BYTES = 192, STRIPE = 64, LANES = 8 };
+enum { KEY_BYTES = 17, CHECKSUM_BYTES = 8, MIN_PAYLOAD_BYTES = 241, SECRET_BYTES = 192, STRIPE = 64, LANES = 8 };
 
-/* Stripes until the lanes are scrambled: each takes the secret 8 bytes further on. */
+/* Stripes until the lanes are scrambled: each stripe starts 8 bytes further in the secret. */
 enum { STRIPES_A_BLOCK = (SECRET_BYTES - STRIPE) / 8 };
 
 static const uint32_t prime32[] = {0, 0x9E3779B1u, 0x85EBCA77u, 0xC2B2AE3Du};
@@ -39,7 +39,7 @@ static const uint8_t secret[SECRET_BYTES] = {
     0x45, 0xcb, 0x3a, 0x8f, 0x95, 0x16, 0x04, 0x28, 0xaf, 0xd7, 0xfb, 0xca, 0xbb, 0x4b, 0x40, 0x7e,
 };
 
-static uint64_t fold_product(uint64_t one, uint64_t other)
+static uint64_t multiply_and_fold(uint64_t one, uint64_t other)
 {
     unsigned __int128 product = (unsigned __int128)one * other;
 
@@ -53,18 +53,20 @@ static uint64_t avalanche(uint64_t hash)
     return hash ^ hash >> 32;
 }
 
-/* Returns the hash of a key, without a seed. */
+/* Returns the hash of a key, with seed 0. */
 static uint64_t hash_key(const uint8_t key[KEY_BYTES])
 {
     uint64_t hash = KEY_BYTES * prime64[1];
 
-    hash += fold_product(load_little64(key) ^ load_little64(secret), load_little64(key + 8) ^ load_little64(secret + 8));
+    hash += multiply_and_fold(load_little64(key) ^ load_little64(secret),
+                              load_little64(key + 8) ^ load_little64(secret + 8));
     key += KEY_BYTES - 16;
-    hash += fold_product(load_little64(key) ^ load_little64(secret + 16), load_little64(key + 8) ^ load_little64(secret + 24));
+    hash += multiply_and_fold(load_little64(key) ^ load_little64(secret + 16),
+                              load_little64(key + 8) ^ load_little64(secret + 24));
     return avalanche(hash);
 }
 
-static inline void take_stripe(uint64_t *restrict lanes, const uint8_t *restrict data, const uint8_t *restrict keys)
+static inline void accumulate_stripe(uint64_t *restrict lanes, const uint8_t *restrict data, const uint8_t *restrict keys)
 {
     for (int i = 0; i < LANES; i++) {
         const uint64_t value = load_little64(data + 8 * i), keyed = value ^ load_little64(keys + 8 * i);
@@ -74,12 +76,12 @@ static inline void take_stripe(uint64_t *restrict lanes, const uint8_t *restrict
     }
 }
 
-/* Takes whole stripes, and scrambles after each block of them. */
-VECTORS static void take_stripes(uint64_t *restrict lanes, const uint8_t *restrict data, size_t stripes,
-                                 const uint8_t *restrict keys)
+/* Accumulates whole stripes, and scrambles the lanes after each block of stripes. */
+AVX2_CLONES static void accumulate_stripes(uint64_t *restrict lanes, const uint8_t *restrict data, size_t stripes,
+                                           const uint8_t *restrict keys)
 {
     for (size_t at = 0; at < stripes; at++) {
-        take_stripe(lanes, data + STRIPE * at, keys + 8 * (at % STRIPES_A_BLOCK));
+        accumulate_stripe(lanes, data + STRIPE * at, keys + 8 * (at % STRIPES_A_BLOCK));
         if (at % STRIPES_A_BLOCK == STRIPES_A_BLOCK - 1)
             for (int i = 0; i < LANES; i++) {
                 lanes[i] ^= lanes[i] >> 47 ^ load_little64(keys + SECRET_BYTES - STRIPE + 8 * i);
@@ -88,7 +90,7 @@ VECTORS static void take_stripes(uint64_t *restrict lanes, const uint8_t *restri
     }
 }
 
-/* Returns the hash of a payload of LEAST_PAYLOAD bytes or more. */
+/* Returns the hash of a payload of at least MIN_PAYLOAD_BYTES bytes. */
 static uint64_t hash_payload(const uint8_t *data, size_t size, uint64_t seed)
 {
     uint64_t lanes[LANES] = {prime32[3], prime64[1], prime64[2], prime64[3], prime64[4], prime32[2], prime64[5], prime32[1]};
@@ -100,11 +102,11 @@ static uint64_t hash_payload(const uint8_t *data, size_t size, uint64_t seed)
 
         keys[i] = load_little64((const uint8_t *)&key);
     }
-    take_stripes(lanes, data, (size - 1) / STRIPE, key_bytes);
-    take_stripe(lanes, data + size - STRIPE, key_bytes + SECRET_BYTES - STRIPE - 7);
+    accumulate_stripes(lanes, data, (size - 1) / STRIPE, key_bytes);
+    accumulate_stripe(lanes, data + size - STRIPE, key_bytes + SECRET_BYTES - STRIPE - 7);
     for (int i = 0; i < LANES; i += 2)
-        hash += fold_product(lanes[i] ^ load_little64(key_bytes + 11 + 8 * i),
-                             lanes[i + 1] ^ load_little64(key_bytes + 19 + 8 * i));
+        hash += multiply_and_fold(lanes[i] ^ load_little64(key_bytes + 11 + 8 * i),
+                                  lanes[i + 1] ^ load_little64(key_bytes + 19 + 8 * i));
     return avalanche(hash);
 }
 
@@ -112,10 +114,10 @@ static uint64_t hash_payload(const uint8_t *data, size_t size, uint64_t seed)
 
 typedef struct {
     size_t height, width;
-} PictureSize;
+} ImageSize;
 
-/* Whether brightness is sampled in one of the ways that have names, and colour once a unit: 4:4:4, 4:2:2, 4:4:0, 4:2:0, 4:1:1.
- * components: of 3 bytes each, id, sampling and table. */
+/* Returns whether luma is sampled as 4:4:4, 4:2:2, 4:4:0, 4:2:0 or 4:1:1, and chroma once an MCU.
+ * components: 3 bytes each, id, sampling and table. */
 static int is_named_sampling(const uint8_t *components)
 {
     const uint8_t sampling = components[1];
@@ -124,15 +126,15 @@ static int is_named_sampling(const uint8_t *components)
            (sampling == 0x11 || sampling == 0x21 || sampling == 0x12 || sampling == 0x22 || sampling == 0x41);
 }
 
-/* A part of a JPEG before its picture, without the marker and the two bytes that say its length. */
+/* A segment of a JPEG's header, without its marker and its length of two bytes. */
 typedef struct {
     uint8_t marker;
     const uint8_t *content;
     size_t size;
 } Segment;
 
-/* Takes the next segment of a JPEG, of those that stand before its picture, and moves behind it; returns 0 for anything else.
- * at is 0 before the first one. */
+/* Reads the next segment of a JPEG's header, and moves `at` behind it; returns 0 at anything else. `at` is 0 before the first
+ * segment. */
 static int next_segment(const uint8_t *data, size_t size, size_t *at, Segment *segment)
 {
     size_t length;
@@ -149,37 +151,37 @@ static int next_segment(const uint8_t *data, size_t size, size_t *at, Segment *s
         return 0;
     *segment = (Segment){data[*at + 1], data + *at + 4, length - 2};
     *at += 2 + length;
-    /* Others between tables, comments and applications' own segments do not stand before the picture. */
+    /* A header has no other segments than these, tables, comments and application segments. */
     return (segment->marker >= SOF0 && segment->marker <= SOF2) ||
            segment->marker == DHT || (segment->marker >= SOS && segment->marker <= COM);
 }
 
-/* Returns the size of a JPEG that simplejpeg decodes to RGB as it is, by its frame header; zeros for any other. */
-static PictureSize size_of_jpeg(const uint8_t *data, size_t size)
+/* Returns the size in a JPEG's frame header; zeros if simplejpeg does not decode the JPEG to RGB without a conversion. */
+static ImageSize jpeg_size(const uint8_t *data, size_t size)
 {
     Segment segment;
     size_t at = 0, components;
 
     do {
         if (!next_segment(data, size, &at, &segment) || segment.marker == SOS)
-            return (PictureSize){0};
+            return (ImageSize){0};
     } while (segment.marker > SOF2);
     components = segment.size >= 6 ? segment.content[5] : 0;
     if (segment.size != 6 + 3 * components || (components != 1 && components != 3) ||
         (components == 3 && !is_named_sampling(segment.content + 6)))
-        return (PictureSize){0};
-    return (PictureSize){(size_t)segment.content[1] << 8 | segment.content[2],
+        return (ImageSize){0};
+    return (ImageSize){(size_t)segment.content[1] << 8 | segment.content[2],
                          (size_t)segment.content[3] << 8 | segment.content[4]};
 }
 
-/* Marks the tables that a segment defines: quantization tables as 4 bits, Huffman's as 4 of DC and 4 of AC. Returns 0 where
- * the segment is not made as it should be. */
+/* Marks the tables that a segment defines: 4 bits for quantization tables; for Huffman tables 4 bits for DC and 4 for AC.
+ * Returns 0 if the segment is malformed. */
 static int mark_tables(const Segment *segment, unsigned *tables)
 {
     const uint8_t *content = segment->content;
-    size_t left = segment->size;
+    size_t remaining_bytes = segment->size;
 
-    while (left > 0) {
+    while (remaining_bytes > 0) {
         const unsigned kind = content[0] >> 4, number = content[0] & 0x0F;
         size_t length = 1;
 
@@ -187,38 +189,38 @@ static int mark_tables(const Segment *segment, unsigned *tables)
             return 0;
         if (segment->marker == DHT) {
             length += 16;
-            for (size_t i = 1; i <= 16 && i < left; i++)
+            for (size_t i = 1; i <= 16 && i < remaining_bytes; i++)
                 length += content[i];
         } else {
             length += kind == 0 ? 64 : 128;
         }
-        if (length > left)
+        if (length > remaining_bytes)
             return 0;
         *tables |= 1u << (segment->marker == DHT ? 4 * kind + number : number);
         content += length;
-        left -= length;
+        remaining_bytes -= length;
     }
     return 1;
 }
 
-/* Whether a scan has all of a JPEG's components, and only uses Huffman tables that are defined. */
-static int is_whole_scan(const Segment *scan, size_t components, unsigned huffman)
+/* Returns whether a scan has all of a JPEG's components, and uses no undefined Huffman table. */
+static int has_all_components(const Segment *scan, size_t components, unsigned defined_huffman)
 {
     if (components == 0 || scan->size != 4 + 2 * components || scan->content[0] != components)
         return 0;
     for (size_t i = 0; i < components; i++) {
         const unsigned dc = scan->content[2 + 2 * i] >> 4, ac = scan->content[2 + 2 * i] & 0x0F;
 
-        if (dc > 3 || ac > 3 || !(huffman >> dc & 1) || !(huffman >> (4 + ac) & 1))
+        if (dc > 3 || ac > 3 || !(defined_huffman >> dc & 1) || !(defined_huffman >> (4 + ac) & 1))
             return 0;
     }
     return 1;
 }
 
-/* Whether a JPEG is not progressive, its first scan has all components and uses no table that was not defined before. */
-static int brings_its_tables(const uint8_t *data, size_t size)
+/* Returns whether a JPEG is not progressive, and its first scan has all components and uses no undefined table. */
+static int is_self_contained(const uint8_t *data, size_t size)
 {
-    unsigned quantization = 0, huffman = 0, wanted = 0; /* wanted: of quantization */
+    unsigned defined_quantization = 0, defined_huffman = 0, used_quantization = 0; /* bits of table numbers */
     size_t at = 0, components = 0;
     Segment segment;
 
@@ -230,42 +232,43 @@ static int brings_its_tables(const uint8_t *data, size_t size)
             if (segment.size != 6 + 3 * components)
                 return 0;
             for (size_t i = 0; i < components; i++)
-                wanted |= 1u << (segment.content[8 + 3 * i] & 0x0F);
+                used_quantization |= 1u << (segment.content[8 + 3 * i] & 0x0F);
             break;
         case SOF2:
             return 0;
         case DHT:
         case DQT:
-            if (!mark_tables(&segment, segment.marker == DHT ? &huffman : &quantization))
+            if (!mark_tables(&segment, segment.marker == DHT ? &defined_huffman : &defined_quantization))
                 return 0;
             break;
         case SOS:
-            return is_whole_scan(&segment, components, huffman) && (wanted & ~quantization) == 0;
+            return has_all_components(&segment, components, defined_huffman) &&
+                   (used_quantization & ~defined_quantization) == 0;
         }
     return 0;
 }
 
 /* ----------------------------------------------------------------------------------------------------- reader */
 
-/* A row of the index's table of patches, little-endian: offset and patch id of 8 bytes, then length, image and shard of 4;
- * see index.py. */
+/* Row of the index's patch table, little-endian: offset and patch id of 8 bytes; length, image and shard of 4. index.py
+ * writes it. */
 enum { ROW_BYTES = 28, BLOCK_BYTES = 4096, BLOCKS_A_CHUNK = 64 };
 
-/* What is fetched ahead of a patch: all of it but for pictures that would not fit into the processor's caches. */
+/* Bytes to prefetch of a patch: all of it, unless a picture is too large for the processor's caches. */
 enum { CACHE_LINE = 64, PREFETCH_BYTES = 1 << 16 };
 
 typedef struct {
     PyObject_HEAD
-    Py_buffer table;     /* the mapped index */
-    Py_buffer chunks;    /* uint64 each: where it starts there */
-    Py_buffer checked;   /* a byte for each block, not 0 once its checksum was found right */
+    Py_buffer table;   /* the mapped index */
+    Py_buffer chunks;  /* uint64: offset of each chunk in the table */
+    Py_buffer checked; /* one byte for each block, not 0 after its checksum was verified */
     Py_ssize_t count;
-    PyObject *shards;    /* Store's: number -> (shard, what to add to an image's number to get its id) */
-    PyObject *decode;    /* simplejpeg.decode_jpeg */
+    PyObject *shards; /* of the Store: number -> (shard, difference between an image's id and its number) */
+    PyObject *decode; /* simplejpeg.decode_jpeg */
     Py_ssize_t max_pixels;
-    PyObject *view, *colours, *keywords; /* constant arguments */
-    PyObject *find_libjpeg; /* gives a Libjpeg or None; NULL once it did */
-    Libjpeg *libjpeg;       /* NULL where there is none */
+    PyObject *view, *color_space, *keywords; /* constant arguments */
+    PyObject *find_libjpeg;                  /* returns a Libjpeg or None; NULL after it was called */
+    Libjpeg *libjpeg;                        /* NULL if there is none */
 } PatchReader;
 
 typedef struct {
@@ -273,7 +276,7 @@ typedef struct {
     uint32_t length, image, shard;
 } Row;
 
-/* Finds a patch's row; returns 0 where there is none, or its block was not checked yet. */
+/* Finds a patch's row; returns 0 if there is none, or if its block is not verified yet. */
 static int find_row(const PatchReader *self, Py_ssize_t index, Row *row)
 {
     const Py_ssize_t rows_a_block = (BLOCK_BYTES - 8) / ROW_BYTES;
@@ -296,7 +299,7 @@ static int find_row(const PatchReader *self, Py_ssize_t index, Row *row)
     return 1;
 }
 
-/* Returns a new reference to the memoryview of a row's shard and sets the image's id; NULL where the shard is not open. */
+/* Returns a new reference to the memoryview of a row's shard, and sets the image's id; NULL if the shard is not open. */
 static PyObject *find_shard(const PatchReader *self, const Row *row, uint64_t *image_id)
 {
     PyObject *number = PyLong_FromUnsignedLong(row->shard), *open, *view = NULL;
@@ -320,36 +323,37 @@ static PyObject *find_shard(const PatchReader *self, const Row *row, uint64_t *i
     return view;
 }
 
-/* Returns the size of a row's picture; zeros unless its bytes are those that were stored under its key, and a JPEG that
- * decodes as it is. */
-static PictureSize check_picture(const PatchReader *self, const Py_buffer *shard, const Row *row, uint64_t image_id)
+/* Returns the size of a row's picture; zeros unless the payload matches its checksum and is a JPEG that decodes to RGB
+ * without a conversion. */
+static ImageSize check_picture(const PatchReader *self, const Py_buffer *shard, const Row *row, uint64_t image_id)
 {
     const uint8_t *payload;
     const uint64_t size = (uint64_t)shard->len;
     uint8_t key[KEY_BYTES];
-    PictureSize picture;
+    ImageSize picture;
 
-    if (row->length < LEAST_PAYLOAD || row->offset < CHECKSUM_BYTES || row->offset > size || row->length > size - row->offset)
-        return (PictureSize){0};
+    if (row->length < MIN_PAYLOAD_BYTES || row->offset < CHECKSUM_BYTES || row->offset > size ||
+        row->length > size - row->offset)
+        return (ImageSize){0};
     payload = (const uint8_t *)shard->buf + row->offset;
     store_big64(key, image_id);
     key[8] = 2; /* Kind.PATCH */
     store_big64(key + 9, row->patch_id);
     if (load_little64(payload - CHECKSUM_BYTES) != hash_payload(payload, row->length, hash_key(key)))
-        return (PictureSize){0};
-    picture = size_of_jpeg(payload, row->length);
+        return (ImageSize){0};
+    picture = jpeg_size(payload, row->length);
     if (picture.width == 0 || (long long)(picture.height * picture.width) > self->max_pixels)
-        return (PictureSize){0};
+        return (ImageSize){0};
     return picture;
 }
 
 typedef struct {
-    PyObject *shard; /* a memoryview, new; NULL where there is none */
+    PyObject *shard; /* new reference to a memoryview, or NULL */
     Row row;
-    PictureSize picture; /* zeros where it is not as it should be */
+    ImageSize picture; /* zeros if the patch is not sound */
 } Patch;
 
-/* Finds a patch and checks it; errors of Python may be set where it is not as it should be. */
+/* Finds and checks a patch; a Python error may be set if it is not sound. */
 static Patch find_patch(const PatchReader *self, Py_ssize_t index)
 {
     Patch patch = {0};
@@ -359,7 +363,7 @@ static Patch find_patch(const PatchReader *self, Py_ssize_t index)
     if (!find_row(self, index, &patch.row))
         return patch;
     patch.shard = find_shard(self, &patch.row, &image_id);
-    if (patch.shard == NULL || PyObject_GetBuffer(patch.shard, &shard, PyBUF_SIMPLE) < 0) /* it was let go of */
+    if (patch.shard == NULL || PyObject_GetBuffer(patch.shard, &shard, PyBUF_SIMPLE) < 0) /* another thread closed it */
         return patch;
     patch.picture = check_picture(self, &shard, &patch.row, image_id);
     PyBuffer_Release(&shard);
@@ -378,7 +382,7 @@ static int has_shape(PyObject *array, const Py_ssize_t *shape)
     return is_same;
 }
 
-/* Returns whether a patch was decoded into an array; errors of Python may be set where it was not. */
+/* Returns whether a patch was decoded into an array's buffer; a Python error may be set if not. */
 static int decode_into(const PatchReader *self, Py_ssize_t index, PyObject *array, const Py_buffer *out)
 {
     const Patch patch = find_patch(self, index);
@@ -391,7 +395,7 @@ static int decode_into(const PatchReader *self, Py_ssize_t index, PyObject *arra
                                       (Py_ssize_t)(patch.row.offset + patch.row.length));
     Py_XDECREF(patch.shard);
     if (encoded != NULL) {
-        PyObject *args[] = {encoded, self->colours, array};
+        PyObject *args[] = {encoded, self->color_space, array};
 
         decoded = PyObject_Vectorcall(self->decode, args, 2, self->keywords);
         Py_DECREF(encoded);
@@ -403,7 +407,7 @@ static int decode_into(const PatchReader *self, Py_ssize_t index, PyObject *arra
     return is_done;
 }
 
-/* Lets the processor fetch a row's bytes from memory, meanwhile; a hint. */
+/* Prefetches a row's payload into the processor's caches. */
 static void prefetch_payload(const Py_buffer *shard, const Row *row)
 {
     if (row->offset <= (uint64_t)shard->len && row->length <= (uint64_t)shard->len - row->offset)
@@ -411,8 +415,8 @@ static void prefetch_payload(const Py_buffer *shard, const Row *row)
             __builtin_prefetch((const uint8_t *)shard->buf + row->offset + at, 0, 2);
 }
 
-/* Does so with those of a patch. */
-static void prefetch(const PatchReader *self, Py_ssize_t index)
+/* Prefetches a patch's payload. */
+static void prefetch_patch(const PatchReader *self, Py_ssize_t index)
 {
     PyObject *view;
     Py_buffer shard;
@@ -431,20 +435,20 @@ static void prefetch(const PatchReader *self, Py_ssize_t index)
     Py_DECREF(view);
 }
 
-/* Returns whether a patch was decoded into an object; errors of Python may be set where it was not. */
+/* Returns whether a patch was decoded into an array; a Python error may be set if not. */
 static int decode_into_array(const PatchReader *self, Py_ssize_t index, PyObject *array)
 {
     Py_buffer out;
     int is_done;
 
-    if (!get_pixels(array, &out))
+    if (!get_rgb_buffer(array, &out))
         return 0;
     is_done = decode_into(self, index, array, &out);
     PyBuffer_Release(&out);
     return is_done;
 }
 
-/* Returns an int of a list; -1, which no patch has, where there is none or it is too large. */
+/* Returns an int of a list; -1, which is no patch's index, if the list is shorter, or the item no int or too large. */
 static Py_ssize_t int_at(PyObject *list, Py_ssize_t position)
 {
     Py_ssize_t value = -1;
@@ -457,44 +461,44 @@ static Py_ssize_t int_at(PyObject *list, Py_ssize_t position)
 
 /* --------------------------------------------------------------------------------- many, without Python's lock */
 
-/* A patch and where it goes, held on to while they are used without Python's lock. */
+/* A patch and its output array, whose buffers stay valid without Python's lock. */
 typedef struct {
-    Py_buffer shard, out; /* whose obj is NULL where there is none */
+    Py_buffer shard, out; /* their obj is NULL if unused */
     Row row;
     uint64_t image_id;
-} HeldPatch;
+} PinnedPatch;
 
-static void let_go(HeldPatch *held)
+static void unpin(PinnedPatch *pinned)
 {
-    PyBuffer_Release(&held->shard);
-    PyBuffer_Release(&held->out);
+    PyBuffer_Release(&pinned->shard);
+    PyBuffer_Release(&pinned->out);
 }
 
-/* Holds on to a patch and an array; returns whether they are there. Errors of Python may be set where they are not. */
-static int hold(const PatchReader *self, Py_ssize_t index, PyObject *array, HeldPatch *held)
+/* Pins a patch and an output array; returns whether both exist. A Python error may be set if not. */
+static int pin(const PatchReader *self, Py_ssize_t index, PyObject *array, PinnedPatch *pinned)
 {
     PyObject *view;
-    int is_held = 0;
+    int is_pinned = 0;
 
-    if (!get_pixels(array, &held->out))
+    if (!get_rgb_buffer(array, &pinned->out))
         return 0;
-    if (find_row(self, index, &held->row) && (view = find_shard(self, &held->row, &held->image_id)) != NULL) {
-        is_held = PyObject_GetBuffer(view, &held->shard, PyBUF_SIMPLE) == 0;
+    if (find_row(self, index, &pinned->row) && (view = find_shard(self, &pinned->row, &pinned->image_id)) != NULL) {
+        is_pinned = PyObject_GetBuffer(view, &pinned->shard, PyBUF_SIMPLE) == 0;
         Py_DECREF(view);
     }
-    if (!is_held)
-        let_go(held);
-    return is_held;
+    if (!is_pinned)
+        unpin(pinned);
+    return is_pinned;
 }
 
-/* Finds libjpeg-turbo the first time; returns 0 after setting an error. */
-static int have_libjpeg_found(PatchReader *self)
+/* Calls find_libjpeg the first time; 0 comes with an error set. */
+static int load_libjpeg(PatchReader *self)
 {
     PyObject *find = self->find_libjpeg, *found;
 
     if (find == NULL)
         return 1;
-    Py_INCREF(find); /* another thread may have found it meanwhile */
+    Py_INCREF(find); /* another thread may clear the member meanwhile */
     found = PyObject_CallNoArgs(find);
     Py_DECREF(find);
     if (found == NULL)
@@ -512,67 +516,68 @@ static int have_libjpeg_found(PatchReader *self)
     return 1;
 }
 
-/* Returns whether libjpeg-turbo decoded a patch; Python's lock need not be held.
+/* Returns whether libjpeg-turbo decoded a patch; does not need Python's lock.
  *
- * It is not asked about JPEGs that use tables of pictures before, which a decoder still has, nor about progressive ones: what
- * is made of those that lack scans is not the same in all versions. */
-static int decode_held(const PatchReader *self, JpegDecoder *decoder, const HeldPatch *held)
+ * Two kinds of JPEG are refused: those that lack tables, because a decoder keeps the tables of earlier pictures, and
+ * progressive ones, because versions of the library smooth missing scans differently. */
+static int decode_pinned(const PatchReader *self, JpegDecoder *decoder, const PinnedPatch *pinned)
 {
-    const PictureSize picture = check_picture(self, &held->shard, &held->row, held->image_id);
+    const ImageSize picture = check_picture(self, &pinned->shard, &pinned->row, pinned->image_id);
     const Py_ssize_t height = (Py_ssize_t)picture.height, width = (Py_ssize_t)picture.width;
-    const size_t size = held->row.length;
+    const size_t size = pinned->row.length;
     const uint8_t *data;
 
-    if (height == 0 || height != held->out.shape[0] || width != held->out.shape[1])
+    if (height == 0 || height != pinned->out.shape[0] || width != pinned->out.shape[1])
         return 0;
-    data = (const uint8_t *)held->shard.buf + held->row.offset;
-    return brings_its_tables(data, size) &&
-           decode_jpeg(decoder, data, size, held->out.buf, (unsigned)height, (unsigned)width);
+    data = (const uint8_t *)pinned->shard.buf + pinned->row.offset;
+    return is_self_contained(data, size) &&
+           decode_jpeg(decoder, data, size, pinned->out.buf, (unsigned)height, (unsigned)width);
 }
 
-/* Returns a new reference to an object of a list, NULL where that is shorter: other threads may change it meanwhile. */
+/* Returns a new reference to an item of a list; NULL if the list is shorter, since other threads may change it. */
 static PyObject *object_at(PyObject *list, Py_ssize_t position)
 {
     return position < PyList_GET_SIZE(list) ? Py_NewRef(PyList_GET_ITEM(list, position)) : NULL;
 }
 
-enum { MOST_HELD = 64 };
+enum { MAX_PINNED = 64 };
 
-/* Lets libjpeg-turbo decode patches from one on, at most MOST_HELD. Returns how many it was asked about, and sets for each
- * whether it was done. */
-static Py_ssize_t decode_together(PatchReader *self, PyObject *indices, PyObject *outs, Py_ssize_t first, char *is_done)
+/* Decodes at most MAX_PINNED patches by libjpeg-turbo, from position batch_start on. Returns the number of patches tried,
+ * and sets is_done for each. */
+static Py_ssize_t decode_pinned_batch(PatchReader *self, PyObject *indices, PyObject *outs, Py_ssize_t batch_start,
+                                      char *is_done)
 {
-    HeldPatch patches[MOST_HELD] = {0};
-    Py_ssize_t held = 0;
+    PinnedPatch patches[MAX_PINNED] = {0};
+    Py_ssize_t pinned_count = 0;
     PyObject *out;
     JpegDecoder *decoder = borrow_decoder(self->libjpeg);
 
     if (decoder == NULL)
         return 0;
-    while (held < MOST_HELD && (out = object_at(outs, first + held)) != NULL) {
-        const int is_held = hold(self, int_at(indices, first + held), out, &patches[held]);
+    while (pinned_count < MAX_PINNED && (out = object_at(outs, batch_start + pinned_count)) != NULL) {
+        const int is_pinned = pin(self, int_at(indices, batch_start + pinned_count), out, &patches[pinned_count]);
 
         Py_DECREF(out);
-        if (!is_held)
+        if (!is_pinned)
             break;
-        held++;
+        pinned_count++;
     }
     Py_BEGIN_ALLOW_THREADS
-    for (Py_ssize_t i = 0; i < held; i++) {
-        if (i + 1 < held)
+    for (Py_ssize_t i = 0; i < pinned_count; i++) {
+        if (i + 1 < pinned_count)
             prefetch_payload(&patches[i + 1].shard, &patches[i + 1].row);
-        is_done[i] = (char)decode_held(self, decoder, &patches[i]);
+        is_done[i] = (char)decode_pinned(self, decoder, &patches[i]);
     }
     Py_END_ALLOW_THREADS
-    for (Py_ssize_t i = 0; i < held; i++)
-        let_go(&patches[i]);
+    for (Py_ssize_t i = 0; i < pinned_count; i++)
+        unpin(&patches[i]);
     return_decoder(self->libjpeg, decoder);
-    return held;
+    return pinned_count;
 }
 
 /* ------------------------------------------------------------------------------------------------ from Python */
 
-/* Whether an interrupt is set as Python's error; any other is cleared. */
+/* Returns whether the Python error that is set is an interrupt; clears any other error. */
 static int is_interrupted(void)
 {
     if (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_Exception))
@@ -581,14 +586,14 @@ static int is_interrupted(void)
     return 0;
 }
 
-/* Returns what an error that may be set leaves to say: nothing, or NULL for an interrupt. */
-static PyObject *no_or_interrupt(PyObject *no)
+/* Returns a new reference to a value, or NULL if an interrupt is set. */
+static PyObject *unless_interrupted(PyObject *value)
 {
-    return is_interrupted() ? NULL : Py_NewRef(no);
+    return is_interrupted() ? NULL : Py_NewRef(value);
 }
 
 PyDoc_STRVAR(row_doc, "row($self, index, /)\n--\n\n"
-             "Return what PatchRow names of a patch; None where there is none, or its block was not checked yet.");
+             "Return the fields of a patch's PatchRow; None if there is no such patch, or its block is not verified yet.");
 
 static PyObject *row(PatchReader *self, PyObject *number)
 {
@@ -596,13 +601,13 @@ static PyObject *row(PatchReader *self, PyObject *number)
     Row found;
 
     if (PyErr_Occurred() || !find_row(self, index, &found))
-        return no_or_interrupt(Py_None);
+        return unless_interrupted(Py_None);
     return Py_BuildValue("KKIII", (unsigned long long)found.offset, (unsigned long long)found.patch_id, found.length,
                          found.image, found.shard);
 }
 
 PyDoc_STRVAR(read_into_doc, "read_into($self, index, out, /)\n--\n\n"
-             "Decode a patch into an array, uint8 (H, W, 3); return whether it could be done.\n\n"
+             "Decode a patch into an array, uint8 (H, W, 3); return whether that succeeded.\n\n"
              "After False the array's content is undefined.");
 
 static PyObject *read_into(PatchReader *self, PyObject *const *args, Py_ssize_t count)
@@ -615,48 +620,49 @@ static PyObject *read_into(PatchReader *self, PyObject *const *args, Py_ssize_t 
     index = PyNumber_AsSsize_t(args[0], PyExc_IndexError);
     if (!PyErr_Occurred())
         is_done = decode_into_array(self, index, args[1]);
-    return is_done ? Py_NewRef(Py_True) : no_or_interrupt(Py_False);
+    return is_done ? Py_NewRef(Py_True) : unless_interrupted(Py_False);
 }
 
 PyDoc_STRVAR(read_all_into_doc, "read_all_into($self, indices, outs, /)\n--\n\n"
-             "Decode patches into arrays, uint8 (H, W, 3), one after another; return how many could be.\n\n"
-             "indices are ints. Reading ends with the first that could not be; from there on what arrays hold is undefined.");
+             "Decode patches into arrays, uint8 (H, W, 3), one after another; return the number of patches decoded.\n\n"
+             "indices: a list of ints. outs: a list of as many arrays. Reading stops at the first patch that fails; the\n"
+             "content of its array and of all later ones is undefined.");
 
 static PyObject *read_all_into(PatchReader *self, PyObject *args)
 {
     PyObject *indices, *outs, *out;
-    char is_done[MOST_HELD];
-    Py_ssize_t done, first = 0, asked = 0; /* libjpeg-turbo was asked about so many from the first on */
+    char is_done[MAX_PINNED];
+    Py_ssize_t read_count, batch_start = 0, batch_count = 0; /* the batch of patches that libjpeg-turbo tried */
 
     if (!PyArg_ParseTuple(args, "O!O!:read_all_into", &PyList_Type, &indices, &PyList_Type, &outs) ||
-        !have_libjpeg_found(self))
+        !load_libjpeg(self))
         return NULL;
-    for (done = 0; done < PyList_GET_SIZE(outs); done++) {
+    for (read_count = 0; read_count < PyList_GET_SIZE(outs); read_count++) {
         int is_read;
 
-        if (self->libjpeg != NULL && done >= first + asked) {
-            if (done > 0 && PyErr_CheckSignals() < 0)
+        if (self->libjpeg != NULL && read_count >= batch_start + batch_count) {
+            if (read_count > 0 && PyErr_CheckSignals() < 0)
                 return NULL;
-            first = done;
-            asked = decode_together(self, indices, outs, first, is_done);
+            batch_start = read_count;
+            batch_count = decode_pinned_batch(self, indices, outs, batch_start, is_done);
             if (is_interrupted())
                 return NULL;
         }
-        if (done < first + asked && is_done[done - first])
+        if (read_count < batch_start + batch_count && is_done[read_count - batch_start])
             continue;
-        if ((out = object_at(outs, done)) == NULL)
+        if ((out = object_at(outs, read_count)) == NULL)
             break;
-        prefetch(self, int_at(indices, done + 1));
-        is_read = decode_into_array(self, int_at(indices, done), out);
+        prefetch_patch(self, int_at(indices, read_count + 1));
+        is_read = decode_into_array(self, int_at(indices, read_count), out);
         Py_DECREF(out);
         if (!is_read)
             break;
     }
-    return is_interrupted() ? NULL : PyLong_FromSsize_t(done);
+    return is_interrupted() ? NULL : PyLong_FromSsize_t(read_count);
 }
 
 PyDoc_STRVAR(claimed_size_doc, "claimed_size($self, index, /)\n--\n\n"
-             "Return the height and width of a patch that read_into can decode; None for any other.");
+             "Return the height and width in the header of a patch that read_into can decode; None for any other patch.");
 
 static PyObject *claimed_size(PatchReader *self, PyObject *number)
 {
@@ -667,7 +673,7 @@ static PyObject *claimed_size(PatchReader *self, PyObject *number)
         patch = find_patch(self, index);
     Py_XDECREF(patch.shard);
     if (patch.picture.height == 0)
-        return no_or_interrupt(Py_None);
+        return unless_interrupted(Py_None);
     return Py_BuildValue("nn", (Py_ssize_t)patch.picture.height, (Py_ssize_t)patch.picture.width);
 }
 
@@ -682,7 +688,7 @@ static void deallocate(PatchReader *self)
     Py_XDECREF(self->find_libjpeg);
     Py_XDECREF(self->libjpeg);
     Py_XDECREF(self->view);
-    Py_XDECREF(self->colours);
+    Py_XDECREF(self->color_space);
     Py_XDECREF(self->keywords);
     free_object(self);
 }
@@ -701,14 +707,14 @@ static PyObject *create(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
     PatchReader *self;
 
-    if (!has_no_keywords(type, keywords))
+    if (!check_no_keywords(type, keywords))
         return NULL;
     self = (PatchReader *)type->tp_alloc(type, 0);
     if (self == NULL)
         return NULL;
     if (!PyArg_ParseTuple(args, "y*y*y*nO!On|O:PatchReader", &self->table, &self->chunks, &self->checked, &self->count,
                           &PyDict_Type, &self->shards, &self->decode, &self->max_pixels, &self->find_libjpeg)) {
-        self->shards = self->decode = self->find_libjpeg = NULL; /* were borrowed */
+        self->shards = self->decode = self->find_libjpeg = NULL; /* borrowed references */
         Py_DECREF(self);
         return NULL;
     }
@@ -718,9 +724,9 @@ static PyObject *create(PyTypeObject *type, PyObject *args, PyObject *keywords)
         self->find_libjpeg = NULL;
     Py_XINCREF(self->find_libjpeg);
     self->view = PyUnicode_InternFromString("view");
-    self->colours = PyUnicode_FromString("RGB");
+    self->color_space = PyUnicode_FromString("RGB");
     self->keywords = Py_BuildValue("(s)", "buffer");
-    if (self->view == NULL || self->colours == NULL || self->keywords == NULL)
+    if (self->view == NULL || self->color_space == NULL || self->keywords == NULL)
         Py_CLEAR(self);
     return (PyObject *)self;
 }
@@ -734,11 +740,11 @@ static PyMethodDef methods[] = {
 };
 
 PyDoc_STRVAR(type_doc, "PatchReader(table, chunks, checked, count, shards, decode, max_pixels, find_libjpeg=None, /)\n--\n\n"
-             "Reads patches of a store whose index is mapped.\n\n"
-             "table is the mapped index, chunks uint64 offsets of the patch table's chunks in it, checked a byte for each of\n"
-             "its blocks, count the number of rows. shards are those that are open, as Store has them, decode is\n"
-             "simplejpeg.decode_jpeg, max_pixels the number of pixels above which a picture is not decoded. find_libjpeg is\n"
-             "called before many patches are read: it returns the Libjpeg that decodes them, or None.");
+             "Reader of the patches of a store whose index is mapped.\n\n"
+             "table: the mapped index. chunks: uint64, offsets of the patch table's chunks in it. checked: one byte for each\n"
+             "block of the table, not 0 after its checksum was verified. count: number of rows. shards: open shards, as Store\n"
+             "holds them. decode: simplejpeg.decode_jpeg. max_pixels: a larger picture is not decoded. find_libjpeg: a\n"
+             "function, called before the first read_all_into; it returns the Libjpeg for decoding, or None.");
 
 static PyType_Slot slots[] = {
     {Py_tp_doc, (void *)type_doc},
@@ -763,8 +769,8 @@ static PyObject *checksum(PyObject *Py_UNUSED(module), PyObject *args)
 
     if (!PyArg_ParseTuple(args, "y*y*:checksum", &key, &payload))
         return NULL;
-    if (key.len != KEY_BYTES || payload.len < LEAST_PAYLOAD)
-        PyErr_Format(PyExc_ValueError, "keys have %d bytes, and payloads at least %d", KEY_BYTES, LEAST_PAYLOAD);
+    if (key.len != KEY_BYTES || payload.len < MIN_PAYLOAD_BYTES)
+        PyErr_Format(PyExc_ValueError, "keys have %d bytes, and payloads at least %d", KEY_BYTES, MIN_PAYLOAD_BYTES);
     else
         result = PyLong_FromUnsignedLongLong(hash_payload(payload.buf, (size_t)payload.len, hash_key(key.buf)));
     PyBuffer_Release(&key);
@@ -773,7 +779,7 @@ static PyObject *checksum(PyObject *Py_UNUSED(module), PyObject *args)
 }
 
 PyDoc_STRVAR(checksum_doc, "checksum(key, payload, /)\n--\n\n"
-             "Return what keys.value_checksum does, for payloads of at least 241 bytes.");
+             "Return the same checksum as keys.value_checksum, for payloads of at least 241 bytes.");
 
 static PyMethodDef functions[] = {
     {"checksum", checksum, METH_VARARGS, checksum_doc},
@@ -790,5 +796,5 @@ static PyModuleDef_Slot module_slots[] = {
     {0, NULL},
 };
 
-DEFINE_MODULE(patch_reader, "dlas_store._native.patch_reader", "Reading patches in C; see Store.read_into.", functions,
+DEFINE_MODULE(patch_reader, "dlas_store._native.patch_reader", "Reader of patches in C; Store.read_into calls it.", functions,
               module_slots)

@@ -1,8 +1,8 @@
-/* Loops over pixels for which OpenCV and numpy pass through memory several times, and take Python's lock in between.
+/* Loops over pixels. OpenCV and numpy pass through memory several times for the same work, and take Python's lock in between.
  *
- * Each function lets go of that lock while it works. Where this could not be compiled, datasets/planes.py and
- * datasets/masked_reference.py do the same in Python. Arrays are taken by the buffer protocol, contiguous and in the
- * machine's byte order. */
+ * Each function releases Python's lock while it works. Without this extension datasets/planes.py and
+ * datasets/masked_reference.py do the same in Python. Arrays come by the buffer protocol, C-contiguous and in native byte
+ * order. */
 
 #include "extension.h"
 
@@ -10,26 +10,27 @@
 #include <emmintrin.h>
 #endif
 
-/* How many bytes add up to no more than a sum of 16 bits can hold. */
-#define MOST_ADDENDS 257
+/* Number of bytes whose sum always fits into 16 bits. */
+#define MAX_ADDENDS 257
 
-/* 1/255 in two parts: the first, times a byte, is exact, so that a byte times both is what the division gives, and faster. */
-static const float most_of_inverse = 257.0f / 65536.0f, rest_of_inverse = (float)(1.0 / 255.0 - 257.0 / 65536.0);
+/* 1/255 in two parts: a byte times the first part is exact, so that the sum of both products equals the division; the
+ * products are faster. */
+static const float inverse_high = 257.0f / 65536.0f, inverse_low = (float)(1.0 / 255.0 - 257.0 / 65536.0);
 
-VECTORS static void divide_bytes(const uint8_t *restrict in, float *restrict out, size_t count)
+AVX2_CLONES static void divide_bytes(const uint8_t *restrict in, float *restrict out, size_t count)
 {
     for (size_t i = 0; i < count; i++)
-        out[i] = (float)in[i] * most_of_inverse + (float)in[i] * rest_of_inverse;
+        out[i] = (float)in[i] * inverse_high + (float)in[i] * inverse_low;
 }
 
-VECTORS static void divide_sums(const uint16_t *restrict in, float *restrict out, size_t count, float divisor)
+AVX2_CLONES static void divide_sums(const uint16_t *restrict in, float *restrict out, size_t count, float divisor)
 {
     for (size_t i = 0; i < count; i++)
         out[i] = (float)in[i] / divisor;
 }
 
-VECTORS static void split_row(const uint8_t *restrict in, uint8_t *restrict red, uint8_t *restrict green,
-                              uint8_t *restrict blue, size_t width)
+AVX2_CLONES static void split_row(const uint8_t *restrict in, uint8_t *restrict red, uint8_t *restrict green,
+                                  uint8_t *restrict blue, size_t width)
 {
     for (size_t x = 0; x < width; x++) {
         red[x] = in[3 * x];
@@ -38,24 +39,24 @@ VECTORS static void split_row(const uint8_t *restrict in, uint8_t *restrict red,
     }
 }
 
-VECTORS static void add_bytes(const uint8_t *restrict in, uint16_t *restrict sums, size_t count)
+AVX2_CLONES static void add_bytes(const uint8_t *restrict in, uint16_t *restrict sums, size_t count)
 {
     for (size_t i = 0; i < count; i++)
         sums[i] = (uint16_t)(sums[i] + in[i]);
 }
 
-VECTORS static void add_pairs(const uint16_t *restrict in, uint16_t *restrict sums, size_t count)
+AVX2_CLONES static void add_pairs(const uint16_t *restrict in, uint16_t *restrict sums, size_t count)
 {
     for (size_t i = 0; i < count; i++)
         sums[i] = (uint16_t)(in[2 * i] + in[2 * i + 1]);
 }
 
-/* Writes averages of factor x factor bytes, divided by 255. sums: of factor bytes each; they and spare are overwritten. */
+/* Writes averages of factor x factor bytes, divided by 255. sums: sums of factor bytes each. Overwrites sums and spare. */
 static void average(uint16_t *sums, uint16_t *spare, float *out, size_t count, size_t factor)
 {
     const float divisor = 255.0f * (float)(factor * factor);
 
-    if (factor * factor < MOST_ADDENDS && (factor & (factor - 1)) == 0) {
+    if (factor * factor < MAX_ADDENDS && (factor & (factor - 1)) == 0) {
         for (; factor > 1; factor /= 2) {
             uint16_t *halved = spare;
 
@@ -75,32 +76,33 @@ static void average(uint16_t *sums, uint16_t *spare, float *out, size_t count, s
     }
 }
 
-/* A picture that is written: float32, channel by channel, each pixel the average of factor x factor. */
+/* An output image: float32, CHW, each value the average of factor x factor values. */
 typedef struct {
     float *data;
     size_t height, width, factor;
-} Planes;
+} ChwImage;
 
-/* Planes from this size on do not stay in the processor's caches until their batch is read: they are written past them,
- * which would else have to read what is about to be overwritten. Before other threads may see it comes end_writing. */
-enum { LARGE_PLANE = 1 << 17 };
+/* Planes from this size on are written with non-temporal stores: they would leave the processor's caches before their
+ * batch is read, and a cached store would first read the memory that it overwrites. fence_stores makes them visible to
+ * other threads. */
+enum { NON_TEMPORAL_BYTES = 1 << 17 };
 
-static int passes_caches(const Planes *out, const float *to)
+static int is_non_temporal(const ChwImage *out, const float *to)
 {
 #ifdef __SSE2__
-    return out->height * out->width * sizeof *to >= LARGE_PLANE && (uintptr_t)to % sizeof(__m128) == 0;
+    return out->height * out->width * sizeof *to >= NON_TEMPORAL_BYTES && (uintptr_t)to % sizeof(__m128) == 0;
 #else
     return 0;
 #endif
 }
 
-/* Writes a part of a row. */
-static void write_values(const Planes *out, float *restrict to, const float *restrict values, size_t count)
+/* Writes values, part of a row. */
+static void write_values(const ChwImage *out, float *restrict to, const float *restrict values, size_t count)
 {
     size_t x = 0;
 
 #ifdef __SSE2__
-    if (passes_caches(out, to))
+    if (is_non_temporal(out, to))
         for (; x + 4 <= count; x += 4)
             _mm_stream_ps(to + x, _mm_loadu_ps(values + x));
 #endif
@@ -109,9 +111,9 @@ static void write_values(const Planes *out, float *restrict to, const float *res
 }
 
 #ifdef __SSE2__
-static void stream_sixteen_bytes(const uint8_t *restrict bytes, float *restrict to)
+static void stream_16_bytes(const uint8_t *restrict bytes, float *restrict to)
 {
-    const __m128 most = _mm_set1_ps(most_of_inverse), rest = _mm_set1_ps(rest_of_inverse);
+    const __m128 most = _mm_set1_ps(inverse_high), rest = _mm_set1_ps(inverse_low);
     const __m128i zero = _mm_setzero_si128(), all = _mm_loadu_si128((const __m128i *)bytes);
     const __m128i halves[2] = {_mm_unpacklo_epi8(all, zero), _mm_unpackhi_epi8(all, zero)};
 
@@ -125,27 +127,27 @@ static void stream_sixteen_bytes(const uint8_t *restrict bytes, float *restrict 
 #endif
 
 /* Writes a row of bytes, divided by 255. */
-static void write_bytes(const Planes *out, float *restrict to, const uint8_t *restrict bytes)
+static void write_bytes(const ChwImage *out, float *restrict to, const uint8_t *restrict bytes)
 {
     size_t x = 0;
 
 #ifdef __SSE2__
-    if (passes_caches(out, to))
+    if (is_non_temporal(out, to))
         for (; x + 16 <= out->width; x += 16)
-            stream_sixteen_bytes(bytes + x, to + x);
+            stream_16_bytes(bytes + x, to + x);
 #endif
     divide_bytes(bytes + x, to + x, out->width - x);
 }
 
-static void end_writing(void)
+static void fence_stores(void)
 {
 #ifdef __SSE2__
     _mm_sfence();
 #endif
 }
 
-/* scratch: of 21 * width bytes. */
-static void write_pixels(const uint8_t *pixels, size_t height, size_t width, const Planes *out, int count, void *scratch)
+/* scratch: 21 * width bytes. */
+static void write_pixels(const uint8_t *pixels, size_t height, size_t width, const ChwImage *out, int count, void *scratch)
 {
     float *row = scratch;
     uint16_t *sums[2] = {(uint16_t *)(row + width), (uint16_t *)(row + width) + 3 * width}, *spare = sums[1] + 3 * width;
@@ -174,8 +176,8 @@ static void write_pixels(const uint8_t *pixels, size_t height, size_t width, con
     }
 }
 
-/* Writes the first three channels, which are given as bytes or as they are. */
-static void write_colors(const Py_buffer *planes, const Planes *out)
+/* Writes the first three channels; the input is uint8, to be divided by 255, or float32. */
+static void write_colors(const Py_buffer *planes, const ChwImage *out)
 {
     for (size_t y = 0; y < 3 * out->height; y++) {
         const size_t start = y * out->width;
@@ -198,9 +200,9 @@ static size_t overlap(size_t start, size_t length, size_t from, size_t to)
     return first < end ? end - first : 0;
 }
 
-/* Writes the fourth channel: 1 inside of the box, `outside` elsewhere, and what is between where the box cuts a pixel.
+/* Writes the fourth channel: 1 inside the box, `outside` elsewhere, and a mean of both for pixels that the box's border cuts.
  * scratch: a row. */
-static void write_box(Box box, float outside, const Planes *out, float *scratch)
+static void write_box(Box box, float outside, const ChwImage *out, float *scratch)
 {
     const size_t factor = out->factor;
     const float area = (float)(factor * factor);
@@ -208,7 +210,7 @@ static void write_box(Box box, float outside, const Planes *out, float *scratch)
     for (size_t y = 0, last = SIZE_MAX; y < out->height; y++) {
         const size_t rows = overlap(y * factor, factor, box.top, box.bottom);
 
-        if (rows != last) { /* else the row is that before */
+        if (rows != last) { /* otherwise the row equals the one before */
             size_t x = 0;
 
             for (; x < (rows ? box.left / factor : out->width); x++)
@@ -228,8 +230,8 @@ static void write_box(Box box, float outside, const Planes *out, float *scratch)
 
 /* ------------------------------------------------------------------------------------------------ from Python */
 
-/* Takes an array of three dimensions of one of some types ('B', 'f'); returns 0 after setting an error. */
-static int take(PyObject *object, Py_buffer *view, const char *types, int flags)
+/* Gets the buffer of an array with three dimensions and one of some types ('B', 'f'); 0 comes with an error set. */
+static int get_array(PyObject *object, Py_buffer *view, const char *types, int flags)
 {
     if (PyObject_GetBuffer(object, view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | flags) < 0)
         return 0;
@@ -241,45 +243,46 @@ static int take(PyObject *object, Py_buffer *view, const char *types, int flags)
     return 0;
 }
 
-/* Says what is written to an array of some channels, for a picture of a size; returns 0 after setting an error. */
-static int plan(const Py_buffer *view, Py_ssize_t channels, Py_ssize_t height, Py_ssize_t width, Planes *out)
+/* Sets up the output to an array of some channels, for a picture of a size; 0 comes with an error set. */
+static int set_output(const Py_buffer *view, Py_ssize_t channels, Py_ssize_t height, Py_ssize_t width, ChwImage *out)
 {
     const Py_ssize_t *shape = view->shape, factor = shape[1] > 0 ? height / shape[1] : 0;
 
-    if (shape[0] != channels || factor < 1 || factor > MOST_ADDENDS || shape[1] * factor != height ||
+    if (shape[0] != channels || factor < 1 || factor > MAX_ADDENDS || shape[1] * factor != height ||
         shape[2] * factor != width) {
-        PyErr_Format(PyExc_ValueError, "%zd x %zd pixels in %zd channels are not %zd x %zd in %zd, brought down by at most %d",
-                     shape[2], shape[1], shape[0], width, height, channels, MOST_ADDENDS);
+        PyErr_Format(PyExc_ValueError,
+                     "%zd x %zd pixels in %zd channels are not %zd x %zd in %zd, brought down by at most %d",
+                     shape[2], shape[1], shape[0], width, height, channels, MAX_ADDENDS);
         return 0;
     }
-    *out = (Planes){view->buf, (size_t)shape[1], (size_t)shape[2], (size_t)factor};
+    *out = (ChwImage){view->buf, (size_t)shape[1], (size_t)shape[2], (size_t)factor};
     return 1;
 }
 
-/* Arrays that are given to a function, and what it is to do with them while it does without Python's lock. */
+/* Buffers and scratch memory of a call, used without Python's lock. */
 typedef struct {
     Py_buffer views[4];
-    int taken; /* how many of them are there */
+    int count; /* buffers held */
     void *scratch;
 } Arrays;
 
-static void let_go(Arrays *arrays)
+static void release_arrays(Arrays *arrays)
 {
     PyMem_Free(arrays->scratch);
-    while (arrays->taken > 0)
-        PyBuffer_Release(&arrays->views[--arrays->taken]);
+    while (arrays->count > 0)
+        PyBuffer_Release(&arrays->views[--arrays->count]);
 }
 
-/* Takes one more array; see take. */
-static int take_one(Arrays *arrays, PyObject *object, const char *types, int flags)
+/* Adds one array; get_array says which. */
+static int add_array(Arrays *arrays, PyObject *object, const char *types, int flags)
 {
-    if (!take(object, &arrays->views[arrays->taken], types, flags))
+    if (!get_array(object, &arrays->views[arrays->count], types, flags))
         return 0;
-    arrays->taken++;
+    arrays->count++;
     return 1;
 }
 
-static int make_scratch(Arrays *arrays, size_t size)
+static int allocate_scratch(Arrays *arrays, size_t size)
 {
     arrays->scratch = PyMem_Malloc(size);
     if (arrays->scratch == NULL)
@@ -295,18 +298,18 @@ static int check_tuple(PyObject *args)
 }
 
 typedef struct {
-    Arrays arrays; /* pixels, then what is written */
-    Planes out[2];
+    Arrays arrays; /* pixels, then outputs */
+    ChwImage out[2];
 } PixelsTask;
 
-/* Takes the arguments of write_pixels; returns 0 after setting an error. What was taken is let go of in any case. */
-static int take_pixels(PyObject *args, PixelsTask *task)
+/* Parses the arguments of write_pixels; 0 comes with an error set. The caller releases task->arrays in any case. */
+static int parse_pixels_task(PyObject *args, PixelsTask *task)
 {
     PyObject *pixels, *outs[2] = {NULL};
     const Py_ssize_t *shape;
 
     if (!check_tuple(args) || !PyArg_ParseTuple(args, "OO|O:write_pixels", &pixels, &outs[0], &outs[1]) ||
-        !take_one(&task->arrays, pixels, "B", 0))
+        !add_array(&task->arrays, pixels, "B", 0))
         return 0;
     shape = task->arrays.views[0].shape;
     if (shape[2] != 3) {
@@ -314,17 +317,17 @@ static int take_pixels(PyObject *args, PixelsTask *task)
         return 0;
     }
     for (int i = 0; i < 2 && outs[i] != NULL; i++)
-        if (!take_one(&task->arrays, outs[i], "f", PyBUF_WRITABLE) ||
-            !plan(&task->arrays.views[1 + i], 3, shape[0], shape[1], &task->out[i]))
+        if (!add_array(&task->arrays, outs[i], "f", PyBUF_WRITABLE) ||
+            !set_output(&task->arrays.views[1 + i], 3, shape[0], shape[1], &task->out[i]))
             return 0;
-    return make_scratch(&task->arrays, 21 * (size_t)shape[1]);
+    return allocate_scratch(&task->arrays, 21 * (size_t)shape[1]);
 }
 
-static void do_pixels(const PixelsTask *task)
+static void run_pixels_task(const PixelsTask *task)
 {
     const Py_buffer *pixels = &task->arrays.views[0];
 
-    write_pixels(pixels->buf, (size_t)pixels->shape[0], (size_t)pixels->shape[1], task->out, task->arrays.taken - 1,
+    write_pixels(pixels->buf, (size_t)pixels->shape[0], (size_t)pixels->shape[1], task->out, task->arrays.count - 1,
                  task->arrays.scratch);
 }
 
@@ -332,13 +335,13 @@ enum { REFERENCE, SMALL_REFERENCE, HQ, LQ };
 
 typedef struct {
     Arrays arrays;
-    Planes hq, lq;
+    ChwImage hq, lq;
     Box box;
     float outside;
 } ReferenceTask;
 
-/* Takes the arguments of write_reference; see take_pixels. */
-static int take_reference(PyObject *args, ReferenceTask *task)
+/* Parses the arguments of write_reference, like parse_pixels_task. */
+static int parse_reference_task(PyObject *args, ReferenceTask *task)
 {
     static const char *const types[] = {"Bf", "f", "f", "f"};
     const Py_buffer *views = task->arrays.views;
@@ -350,7 +353,7 @@ static int take_reference(PyObject *args, ReferenceTask *task)
                           &bottom, &left, &right, &task->outside, &height, &width, &objects[HQ], &objects[LQ]))
         return 0;
     for (int i = 0; i < 4; i++)
-        if (!take_one(&task->arrays, objects[i], types[i], i >= HQ ? PyBUF_WRITABLE : 0))
+        if (!add_array(&task->arrays, objects[i], types[i], i >= HQ ? PyBUF_WRITABLE : 0))
             return 0;
     for (int i = 0; i < 2; i++)
         if (views[i].shape[0] != 3 || memcmp(views[i].shape + 1, views[HQ + i].shape + 1, 2 * sizeof(Py_ssize_t)) != 0) {
@@ -362,11 +365,11 @@ static int take_reference(PyObject *args, ReferenceTask *task)
         return 0;
     }
     task->box = (Box){(size_t)top, (size_t)bottom, (size_t)left, (size_t)right};
-    return plan(&views[HQ], 4, height, width, &task->hq) && plan(&views[LQ], 4, height, width, &task->lq) &&
-           make_scratch(&task->arrays, (size_t)width * sizeof(float));
+    return set_output(&views[HQ], 4, height, width, &task->hq) && set_output(&views[LQ], 4, height, width, &task->lq) &&
+           allocate_scratch(&task->arrays, (size_t)width * sizeof(float));
 }
 
-static void do_reference(const ReferenceTask *task)
+static void run_reference_task(const ReferenceTask *task)
 {
     write_colors(&task->arrays.views[REFERENCE], &task->hq);
     write_colors(&task->arrays.views[SMALL_REFERENCE], &task->lq);
@@ -374,7 +377,7 @@ static void do_reference(const ReferenceTask *task)
     write_box(task->box, task->outside, &task->lq, task->arrays.scratch);
 }
 
-/* Does what write_pixels and write_reference do with each of some tuples of arguments, or nothing after an error. */
+/* Calls write_pixels and write_reference with each tuple of arguments; after an error nothing was written. */
 static PyObject *write_all(PyObject *const *pixels, Py_ssize_t pixels_count, PyObject *const *references,
                            Py_ssize_t references_count)
 {
@@ -385,30 +388,30 @@ static PyObject *write_all(PyObject *const *pixels, Py_ssize_t pixels_count, PyO
     if (!is_sound)
         PyErr_NoMemory();
     for (Py_ssize_t i = 0; is_sound && i < pixels_count; i++)
-        is_sound = take_pixels(pixels[i], &pixels_tasks[i]);
+        is_sound = parse_pixels_task(pixels[i], &pixels_tasks[i]);
     for (Py_ssize_t i = 0; is_sound && i < references_count; i++)
-        is_sound = take_reference(references[i], &reference_tasks[i]);
+        is_sound = parse_reference_task(references[i], &reference_tasks[i]);
     if (is_sound) {
         Py_BEGIN_ALLOW_THREADS
         for (Py_ssize_t i = 0; i < pixels_count; i++)
-            do_pixels(&pixels_tasks[i]);
+            run_pixels_task(&pixels_tasks[i]);
         for (Py_ssize_t i = 0; i < references_count; i++)
-            do_reference(&reference_tasks[i]);
-        end_writing();
+            run_reference_task(&reference_tasks[i]);
+        fence_stores();
         Py_END_ALLOW_THREADS
     }
     for (Py_ssize_t i = 0; pixels_tasks != NULL && i < pixels_count; i++)
-        let_go(&pixels_tasks[i].arrays);
+        release_arrays(&pixels_tasks[i].arrays);
     for (Py_ssize_t i = 0; reference_tasks != NULL && i < references_count; i++)
-        let_go(&reference_tasks[i].arrays);
+        release_arrays(&reference_tasks[i].arrays);
     PyMem_Free(pixels_tasks);
     PyMem_Free(reference_tasks);
     return is_sound ? Py_NewRef(Py_None) : NULL;
 }
 
 PyDoc_STRVAR(write_pixels_doc, "write_pixels(pixels, planes, more_planes=None, /)\n--\n\n"
-             "Write pixels to one or two arrays, each averaged by a whole factor from 1.\n\n"
-             "pixels is uint8 (H, W, 3); planes are float32 (3, H / f, W / f), in [0, 1].");
+             "Write pixels to one or two arrays, each averaged by a whole factor of at least 1.\n\n"
+             "pixels: uint8 (H, W, 3), RGB. planes: float32 (3, H / f, W / f), in [0, 1].");
 
 static PyObject *py_write_pixels(PyObject *Py_UNUSED(module), PyObject *args)
 {
@@ -416,10 +419,11 @@ static PyObject *py_write_pixels(PyObject *Py_UNUSED(module), PyObject *args)
 }
 
 PyDoc_STRVAR(write_reference_doc, "write_reference(reference, small_reference, box, outside, size, hq, lq, /)\n--\n\n"
-             "Write a reference and its mask as HQ and as LQ.\n\n"
-             "reference is uint8, or float32 in [0, 1], (3, h, w), small_reference float32 (3, h / s, w / s). size is\n"
-             "height and width of the mask before it is averaged by whole factors from 1, box (top, bottom, left, right)\n"
-             "where it is 1, outside what it is elsewhere. hq is float32 (4, h, w), lq float32 (4, h / s, w / s).");
+             "Write a reference and its mask to HQ and to LQ.\n\n"
+             "reference: uint8, or float32 in [0, 1], (3, h, w). small_reference: float32 (3, h / s, w / s). box: top, bottom,\n"
+             "left and right of the area where the mask is 1. outside: the mask's value elsewhere. size: height and width of\n"
+             "the mask before it is averaged by whole factors of at least 1. hq: float32 (4, h, w). lq: float32\n"
+             "(4, h / s, w / s).");
 
 static PyObject *py_write_reference(PyObject *Py_UNUSED(module), PyObject *args)
 {
@@ -427,8 +431,9 @@ static PyObject *py_write_reference(PyObject *Py_UNUSED(module), PyObject *args)
 }
 
 PyDoc_STRVAR(write_patches_doc, "write_patches(pixels, references, /)\n--\n\n"
-             "Call write_pixels and write_reference with each of some tuples of arguments, giving up Python's lock once.\n\n"
-             "Both are tuples of tuples. After an error nothing was written.");
+             "Call write_pixels and write_reference with each tuple of arguments, and release Python's lock once.\n\n"
+             "pixels: tuple of arguments of write_pixels. references: tuple of arguments of write_reference. After an error\n"
+             "nothing was written.");
 
 static PyObject *py_write_patches(PyObject *Py_UNUSED(module), PyObject *args)
 {
@@ -448,4 +453,4 @@ static PyMethodDef functions[] = {
 };
 
 DEFINE_MODULE(pixel_loops, "dlas_store._native.pixel_loops",
-              "Loops over pixels in C; see datasets/planes.py and datasets/masked_reference.py.", functions, NULL)
+              "Loops over pixels in C, for datasets/planes.py and datasets/masked_reference.py.", functions, NULL)
