@@ -16,8 +16,7 @@ from dlas_store.datasets.patch_batch import ItemPatches
 from dlas_store.datasets.patches import PatchOptions, square_in_reference
 from dlas_store.datasets.references import decode_reference
 from dlas_store.datasets.roots import read_all_into, reading_order
-from dlas_store.metadata import Center
-from dlas_store.source import Source
+from dlas_store.source import Center, Source
 
 CACHE_BYTES = 128 << 20
 """About 680 references of 256 x 256 pixels, for each dataset and process."""

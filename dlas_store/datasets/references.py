@@ -6,12 +6,13 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from dlas_store.aligned_memory import Pixels
 from dlas_store.bounded_cache import cached
 from dlas_store.datasets.patches import PatchOptions
 from dlas_store.datasets.planes import Planes, area_resize, split_channels, to_planes, write_planes
 from dlas_store.errors import ImageError
 from dlas_store.pixels import decode
-from dlas_store.source import Pixels, Source
+from dlas_store.source import Source
 
 CACHE_BYTES = 128 << 20
 """About 550 references of 256 x 256 pixels at scale 4, for each dataset and process."""
