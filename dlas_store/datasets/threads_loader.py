@@ -14,12 +14,10 @@ from torch.utils.data import Dataset, Sampler, default_collate
 from dlas_store.datasets.batch_memory import BatchMemory, pinned
 from dlas_store.datasets.batch_order import Batch, BatchOrder
 from dlas_store.datasets.batch_threads import BatchThreads
-from dlas_store.datasets.batches import Allocate, BatchWork, Collate, ItemsWork
-from dlas_store.datasets.device_patches import DevicePatches
+from dlas_store.datasets.batches import Allocate, BatchTransform, BatchWork, Collate, CollatingBuilder
 from dlas_store.datasets.item_dataset import ItemDataset
 from dlas_store.datasets.pass_threads import PassThreads
 from dlas_store.datasets.passes import Loader
-from dlas_store.datasets.patch_dataset import PatchDataset
 from dlas_store.datasets.readahead import Readahead
 from dlas_store.interrupts import interrupt_delayed
 
@@ -53,7 +51,7 @@ class ThreadsLoader(Loader):
         threads: int,
         collate_fn: Collate | None = None,
         pin_memory: bool = False,
-        to_device: DevicePatches | None = None,
+        to_device: BatchTransform | None = None,
     ) -> None:
         """Take what to read.
 
@@ -142,11 +140,11 @@ def begin_batch(
         batch: draws, or indices.
         allocate: gives the memory of its tensors.
         collate_fn: makes it of a list of items.
-        raw: of a PatchDataset, what a device makes the batch of.
+        raw: begin what an ItemDataset's device_transform() makes the batch of.
     """
     if raw:
-        assert isinstance(dataset, PatchDataset)
+        assert isinstance(dataset, ItemDataset)
         return dataset.begin_raw_batch(batch, allocate)
     if isinstance(dataset, ItemDataset) and collate_fn is None:
         return dataset.begin_batch(batch, allocate)
-    return ItemsWork(dataset.__getitem__, batch, collate_fn or default_collate)
+    return CollatingBuilder(dataset.__getitem__, batch, collate_fn or default_collate)

@@ -19,8 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from dlas_store.datasets.batch_order import Batch, BatchOrder
 from dlas_store.datasets.batch_threads import BatchThreads
-from dlas_store.datasets.batches import Allocate, BatchWork, Collate, new_array
-from dlas_store.datasets.device_patches import DevicePatches
+from dlas_store.datasets.batches import Allocate, BatchTransform, BatchWork, Collate, new_array
 from dlas_store.datasets.pass_threads import standing_still
 from dlas_store.datasets.passes import Loader
 from dlas_store.datasets.shared_batches import Receiver, SharedMemory, new_slots
@@ -46,7 +45,7 @@ class WorkersLoader(Loader):
         collate_fn: Collate | None = None,
         pin_memory: bool = False,
         start_method: str | None = None,
-        to_device: DevicePatches | None = None,
+        to_device: BatchTransform | None = None,
     ) -> None:
         """Take what to read.
 
