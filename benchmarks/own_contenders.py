@@ -12,9 +12,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from benchmarks.contender import BatchPass, Open
 from benchmarks.reading import Reading
 from dlas_store.datasets import create_dataloader, create_dataset
+from dlas_store.datasets.batches import RawPatches
 from dlas_store.datasets.device_patches import DevicePatches
 from dlas_store.datasets.patch_dataset import PatchDataset
-from dlas_store.datasets.raw_patches import RawPatches
 from dlas_store.datasets.samplers import EpochSampler
 from dlas_store.datasets.threads_loader import ThreadsLoader
 from dlas_store.processes import available_cores

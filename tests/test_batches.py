@@ -425,7 +425,7 @@ def test_what_an_item_is_named_after_is_announced(name: str, data: Path, monkeyp
 
 FAULTS = """
 import resource, numpy as np
-from dlas_store.datasets.batches import StackedItems, new_array
+from dlas_store.datasets.batches import StackingBuilder, new_array
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -433,7 +433,7 @@ def faults():
         np.ones((3, 256, 256), np.float32), np.ones((3, 256, 256), np.float32), np.ones((4, 256, 256), np.float32)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-StackedItems(lambda draw: {}, [], new_array)
+StackingBuilder(lambda draw: {}, [], new_array)
 faults()
 print(faults())
 """

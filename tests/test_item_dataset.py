@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import MakeImage
@@ -16,6 +17,7 @@ from samples import noise
 from torch.utils.data import DataLoader
 
 from dlas_store.datasets import SingleImageDataset, create_dataloader
+from dlas_store.datasets.batches import NO_REFERENCE, Allocate, CollatingBuilder, RawPatches
 from dlas_store.datasets.draws import Draw, ItemRandom
 from dlas_store.datasets.item_dataset import ItemDataset
 from dlas_store.datasets.options import Options
@@ -258,3 +260,49 @@ def test_a_damaged_patch_of_a_folder_is_skipped_by_its_image(
     assert first.startswith(f"skipped a bad sample of {folder}/photo: ")
     assert "1.jpg" in first
     assert last == "1 samples of this epoch could not be read and were replaced"
+
+
+class Sum:
+    """A transform of raw batches that adds their pixels up."""
+
+    def make(self, raw: RawPatches) -> dict[str, Any]:
+        return {"sum": raw.pixels.sum((1, 2, 3)), "index": raw.paths}
+
+
+class RawRolls(Rolls):
+    """Rolls with a transform of their own: raw batches of one grey pixel an item, its value the index."""
+
+    def device_transform(self, device: torch.device) -> Sum:
+        if device.type != "cpu":
+            raise ConfigError("Rolls come to the CPU alone")
+        return Sum()
+
+    def begin_raw_batch(self, draws: Sequence[Draw], allocate: Allocate) -> CollatingBuilder:
+        def raw(items: list[Any]) -> RawPatches:
+            pixels = allocate((len(items), 1, 1, 3), np.uint8)
+            pixels[:] = np.reshape([item["index"] for item in items], (-1, 1, 1, 1))
+            images = torch.full((len(items),), NO_REFERENCE)
+            squares = torch.zeros(len(items), 3, dtype=torch.int64)
+            names = [str(item["index"]) for item in items]
+            return RawPatches(torch.from_numpy(pixels), [], images, squares, names, (len(items),))
+
+        return CollatingBuilder(self.__getitem__, draws, raw)
+
+
+@pytest.mark.parametrize("loader", ["threads", "workers"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_dataset_of_ones_own_makes_its_batches_on_a_device(loader: str, workers: int) -> None:
+    opt = {"loader": loader, "n_workers": workers, "batch_size": 4, "device": "cpu", "seed": 1}
+    batches = list(create_dataloader(RawRolls({"length": 12}), opt))
+    assert sorted(index for batch in batches for index in batch["index"]) == sorted(map(str, range(12)))
+    assert all(batch["sum"].tolist() == [3 * int(index) for index in batch["index"]] for batch in batches)
+
+
+def test_a_dataset_says_which_device_it_has_no_transform_for() -> None:
+    opt = {"batch_size": 4, "device": "meta"}
+    with pytest.raises(ConfigError, match="RawRolls: Rolls come to the CPU alone"):
+        create_dataloader(RawRolls({}), opt)
+    with pytest.raises(ConfigError, match="Rolls: device is for single_image_extensible"):
+        create_dataloader(Rolls({}), opt)
+    with pytest.raises(NotImplementedError, match="Rolls makes no batches for a device"):
+        Rolls({}).begin_raw_batch([Draw(0, 0)], np.empty)

@@ -258,6 +258,18 @@ def test_two_passes_at_a_time_leave_the_state_of_the_later() -> None:
         batches.close()  # type: ignore[attr-defined]
 
 
+def test_the_state_is_that_of_the_loaders_own_epoch_whoever_else_reads_the_sampler() -> None:
+    sampler = EpochSampler(ITEMS, seed=6, shuffle=True, batch_size=4)
+    first, second = loader_of(sampler), loader_of(sampler)
+    readers = [iter(first), iter(second)]
+    for batches in (readers[0], readers[1], readers[0]):
+        next(batches)
+    assert (first.state_dict()["epoch"], first.state_dict()["position"]) == (0, 8)
+    assert (second.state_dict()["epoch"], second.state_dict()["position"]) == (1, 4)
+    for batches in readers:
+        batches.close()  # type: ignore[attr-defined]
+
+
 def test_the_length_is_that_of_a_whole_epoch() -> None:
     loader = loader_of()
     loader.load_state_dict({"seed": 6, "epoch": 0, "position": 12, "length": ITEMS})

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from dlas_store.datasets import DistIterSampler, create_dataloader
 from dlas_store.datasets.draws import Draw
-from dlas_store.datasets.samplers import EpochSampler, PlainIndices
+from dlas_store.datasets.samplers import EpochSampler, plain_indices
 from dlas_store.errors import ConfigError
 
 
@@ -51,12 +51,15 @@ def test_an_order_follows_from_seed_and_epoch() -> None:
 
 def test_plain_indices_are_those_of_the_draws() -> None:
     plain, draws = (EpochSampler(20, seed=3, shuffle=True) for _ in range(2))
-    ints = PlainIndices(plain)
-    assert len(ints) == 20
-    assert [list(ints), list(ints)] == [indices(list(draws)), indices(list(draws))]
-    ints.set_epoch(0)
+
+    def ints() -> list[int]:
+        return [index for batch in plain_indices(plain.batches()) for index in batch]
+
+    assert len(plain) == 20
+    assert [ints(), ints()] == [indices(list(draws)), indices(list(draws))]
+    plain.set_epoch(0)
     draws.set_epoch(0)
-    assert list(ints) == indices(list(draws))
+    assert ints() == indices(list(draws))
 
 
 @pytest.mark.parametrize(("length", "replicas", "ratio"), [(10, 1, 100), (10, 3, 100), (7, 4, 5), (3, 8, 1), (1, 1, 1)])
@@ -274,6 +277,18 @@ def test_of_two_passes_at_a_time_the_later_has_the_state() -> None:
     assert sampler.state_dict()["position"] == 1
 
 
+def test_an_epoch_that_was_begun_keeps_its_place_whatever_comes_after_it() -> None:
+    sampler = EpochSampler(20, seed=3, shuffle=True, batch_size=4)
+    sampler.load_state_dict({"seed": 3, "epoch": 2, "position": 6, "length": 20})
+    epoch = sampler.begin_epoch()
+    keys = list(sampler.keys_of(epoch))
+    assert (epoch.number, epoch.start, epoch.stop, epoch.count, epoch.handed_out) == (2, 6, 20, 14, 14)
+    assert sampler.begin_epoch().number == 3
+    assert sampler.state_after(epoch, 5) == {"seed": 3, "epoch": 2, "position": 11, "length": 20}
+    assert sampler.state_after(epoch, 99)["position"] == 20
+    assert [key for batch in sampler.batches_of(epoch) for key in batch] == keys
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -385,10 +400,11 @@ def test_a_state_of_an_enlarged_epoch_is_checked_too() -> None:
 
 def test_plain_indices_pass_the_state_on() -> None:
     plain, draws = (EpochSampler(20, seed=3, shuffle=True, batch_size=4) for _ in range(2))
-    ints = PlainIndices(plain)
-    assert list(islice(ints.batches(), 2)) == [indices(share) for share in islice(draws.batches(), 2)]
-    state = ints.state_dict()
-    assert state == draws.state_dict() == ints.state_at(2) == plain.state_dict()
-    again = PlainIndices(EpochSampler(20, seed=0, shuffle=True))
+    ints = plain_indices(plain.batches())
+    assert list(islice(ints, 2)) == [indices(share) for share in islice(draws.batches(), 2)]
+    state = plain.state_dict()
+    assert state == draws.state_dict() == plain.state_at(2)
+    again = EpochSampler(20, seed=0, shuffle=True)
     again.load_state_dict(state)
-    assert list(again) == indices(list(EpochSampler(20, seed=3, shuffle=True)))[8:]
+    left = [index for batch in plain_indices(again.batches()) for index in batch]
+    assert left == indices(list(EpochSampler(20, seed=3, shuffle=True)))[8:]

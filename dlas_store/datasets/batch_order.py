@@ -1,4 +1,4 @@
-"""The batches of a loader's passes, and how far the pass that runs has come."""
+"""The batches of a loader's epochs, and how far the epoch that runs has come."""
 
 from __future__ import annotations
 
@@ -10,35 +10,20 @@ from typing import Any
 from torch.utils.data import Dataset, Sampler
 
 from dlas_store.datasets.item_dataset import ItemDataset
-from dlas_store.datasets.samplers import EpochSampler, PlainIndices
-from dlas_store.datasets.shared_order import OrderSampler, integer_of_state
+from dlas_store.datasets.samplers import EpochSampler, plain_indices
+from dlas_store.datasets.shared_order import Epoch, StatefulSampler, integer_of_state
 from dlas_store.errors import ConfigError
 
 _LOG = logging.getLogger(__name__)
 
 Batch = list[Any]
-"""What the sampler gives for one batch: draws, or plain indices for a dataset that does not know draws."""
+"""The sampler's items for one batch: keys, or plain indices for a dataset that does not know keys."""
 
 
-class Pass:
-    """One way through an epoch.
+class EpochBatches:
+    """Divides each epoch of a sampler into batches.
 
-    Attributes:
-        batches: those of the epoch, or of the rest of it.
-        delivered: how many of them whoever reads the pass has got.
-        has_ended: whether the pass came to its end.
-    """
-
-    def __init__(self, batches: Iterator[Batch]) -> None:
-        self.batches = batches
-        self.delivered = 0
-        self.has_ended = False
-
-
-class BatchOrder:
-    """Which items make up each batch of a pass.
-
-    Passes count as epochs 0, 1, 2, ... unless set_epoch() says otherwise.
+    Epochs count as 0, 1, 2, ... unless set_epoch() says otherwise.
 
     Attributes:
         dataset: what is read.
@@ -54,16 +39,12 @@ class BatchOrder:
         self.sampler = sampler
         self.batch_size = batch_size
         self.drop_last = drop_last
-        self._given: Any = sampler
-        if isinstance(sampler, OrderSampler) and not isinstance(dataset, ItemDataset):
-            self._given = PlainIndices(sampler)
-        self._makes_batches = isinstance(sampler, EpochSampler)
-        if isinstance(sampler, EpochSampler) and sampler.share != batch_size:
-            raise ConfigError(f"batch_size is {batch_size}, but the sampler makes batches of {sampler.share} items")
         if isinstance(sampler, EpochSampler):
+            if sampler.share != batch_size:
+                raise ConfigError(f"batch_size is {batch_size}, but the sampler makes batches of {sampler.share} items")
             self.drop_last = sampler.drop_last
-        self._epoch = 0
-        self._pass: Pass | None = None
+        self._next_number = 0  # of a sampler that does not count epochs itself
+        self._epoch: Epoch | None = None  # the last one that was begun, until it ends
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
@@ -71,79 +52,85 @@ class BatchOrder:
         return items // self.batch_size if self.drop_last else -(-items // self.batch_size)
 
     def set_epoch(self, epoch: int) -> None:
-        """Let the next pass be of an epoch, counted from 0; a sampler with a set_epoch is told as well."""
-        self._epoch = epoch
-        self._pass = None
+        """Let the next epoch be that of a number, from 0; a sampler with a set_epoch is told as well."""
+        self._next_number = epoch
+        self._epoch = None
         if hasattr(self.sampler, "set_epoch"):
             self.sampler.set_epoch(epoch)
 
-    def begin(self) -> Pass:
-        """Begin a pass, of which the state tells from now on."""
-        batches: Iterator[Batch]
-        if self._makes_batches:
-            batches = self._given.batches()
-            self._epoch = self._given.state_at(0)["epoch"]
+    def begin(self) -> tuple[Epoch, Iterator[Batch]]:
+        """Begin an epoch, of which the state tells from now on; return it, and its batches or the rest of them."""
+        if isinstance(self.sampler, StatefulSampler):
+            epoch = self.sampler.begin_epoch()
+            batches = self._of_stateful(self.sampler, epoch)
         else:
-            batches = self._grouped(iter(self._given))
+            batches = self._of_foreign(self.sampler)
+            epoch = Epoch(self._next_number)
+            self._next_number += 1
         if isinstance(self.dataset, ItemDataset):
-            self.dataset.set_epoch(self._epoch)
-        self._epoch += 1
-        needs_draws = isinstance(self.dataset, ItemDataset) and not isinstance(self.sampler, OrderSampler)
-        self._pass = Pass(self._as_draws(batches) if needs_draws else batches)
-        return self._pass
+            self.dataset.set_epoch(epoch.number)
+        self._epoch = epoch
+        return epoch, batches
 
-    def end(self, this: Pass) -> None:
-        """Note that a pass came to its end, and report what was skipped in it."""
-        this.has_ended = True
+    def end(self, epoch: Epoch) -> None:
+        """Note that an epoch came to its end, and report what was skipped in it."""
+        if epoch is self._epoch:
+            self._epoch = None
         if isinstance(self.dataset, ItemDataset) and (skipped := self.dataset.take_skipped()):
             _LOG.warning("%d samples of this epoch could not be read and were replaced", skipped)
 
     def state_dict(self) -> dict[str, int]:
-        """Return where the pass is, after the batches that were delivered; see Loader.
+        """Return where the epoch is, after the batches that were delivered; see Loader.
 
         Raises:
             ConfigError: the sampler keeps no state.
         """
-        sampler = self._sampler_with_state()
-        state = self._position(sampler)
+        sampler = self._stateful_sampler()
+        state = sampler.state_dict() if self._epoch is None else self._state_inside(sampler, self._epoch)
         if isinstance(self.dataset, ItemDataset) and self.dataset.seed != sampler.seed:
             state["item_seed"] = self.dataset.seed
         return state
 
-    def _position(self, sampler: OrderSampler) -> dict[str, int]:
-        if self._pass is None or self._pass.has_ended:
-            return sampler.state_dict()
-        state = sampler.state_at(self._pass.delivered * self.batch_size // sampler.share)
-        if state == sampler.state_at(len(sampler)):
-            return state | {"epoch": state["epoch"] + 1, "position": 0}
-        return state
-
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Let the next pass go on where a state says.
+        """Let the next epoch go on where a state says.
 
         Raises:
             ConfigError: the state is none, or of data with another number of items; or the sampler keeps none.
         """
-        sampler = self._sampler_with_state()
+        sampler = self._stateful_sampler()
         has_item_seed = isinstance(state, Mapping) and "item_seed" in state
         item_seed = integer_of_state(state, "item_seed") if has_item_seed else None
         sampler.load_state_dict(state)
         if isinstance(self.dataset, ItemDataset):
             self.dataset.set_seed(sampler.seed if item_seed is None else item_seed)
-        self._epoch = state["epoch"]
-        self._pass = None
+        self._epoch = None
 
-    def _sampler_with_state(self) -> OrderSampler:
-        if not isinstance(self.sampler, OrderSampler):
+    def _state_inside(self, sampler: StatefulSampler, epoch: Epoch) -> dict[str, int]:
+        items = epoch.delivered * self.batch_size
+        if items >= epoch.count:
+            return sampler.state_at_position(epoch.number + 1, 0)
+        return sampler.state_after(epoch, items)
+
+    def _stateful_sampler(self) -> StatefulSampler:
+        if not isinstance(self.sampler, StatefulSampler):
             raise ConfigError(
                 f"the sampler {type(self.sampler).__name__} keeps no state; use EpochSampler or DistIterSampler"
             )
         return self.sampler
 
-    def _as_draws(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        assert isinstance(self.dataset, ItemDataset)
+    def _of_stateful(self, sampler: StatefulSampler, epoch: Epoch) -> Iterator[Batch]:
+        is_whole = isinstance(sampler, EpochSampler)
+        batches = sampler.batches_of(epoch) if is_whole else self._grouped(sampler.keys_of(epoch))
+        return batches if isinstance(self.dataset, ItemDataset) else plain_indices(batches)
+
+    def _of_foreign(self, sampler: Sampler[Any] | Iterable[Any]) -> Iterator[Batch]:
+        batches = self._grouped(iter(sampler))
+        return self._as_keys(self.dataset, batches) if isinstance(self.dataset, ItemDataset) else batches
+
+    @staticmethod
+    def _as_keys(dataset: ItemDataset, batches: Iterator[Batch]) -> Iterator[Batch]:
         for batch in batches:
-            yield [self.dataset.as_draw(item) for item in batch]
+            yield [dataset.as_draw(item) for item in batch]
 
     def _grouped(self, items: Iterator[Any]) -> Iterator[Batch]:
         while batch := list(islice(items, self.batch_size)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -52,6 +52,45 @@ class BatchWork(Protocol):
         """Return the batch: what PyTorch's own collate makes of the items, in the order asked for."""
 
 
+NO_REFERENCE = -1
+"""In RawPatches.images, a patch that has no reference."""
+
+
+class ReferenceName(NamedTuple):
+    """The name of a reference, equal in every process: the path of its source, and the number of its image there."""
+
+    source: str
+    image: int
+
+
+class RawPatches(NamedTuple):
+    """A batch of N patches as they are decoded, item by item and in each frame by frame.
+
+    Attributes:
+        pixels: uint8 (N, H, W, 3), RGB.
+        references: name and uint8 (h, w, 3), RGB, of each reference that a patch of the batch has.
+        images: int64 (N,), the place of a patch's reference among them, NO_REFERENCE for none.
+        squares: int64 (N, 3): where the patch lies in its reference, row, column and width, in pixels of a reference
+            of the size of the patch; 0 without a reference.
+        paths: of the items.
+        shape: the leading dimensions of the tensors that are made of it: (items,) or (items, frames).
+    """
+
+    pixels: torch.Tensor
+    references: list[tuple[ReferenceName, torch.Tensor]]
+    images: torch.Tensor
+    squares: torch.Tensor
+    paths: list[str]
+    shape: tuple[int, ...]
+
+
+class BatchTransform(Protocol):
+    """Makes batches on a device of what ItemDataset.begin_raw_batch() gives."""
+
+    def make(self, raw: RawPatches) -> Any:
+        """Return the batch that a trainer takes, its tensors on the device."""
+
+
 class BatchOfItems(Sequence[dict[str, Any]]):
     """A finished batch that can be taken apart into its items.
 
@@ -75,7 +114,7 @@ class BatchOfItems(Sequence[dict[str, Any]]):
         return map(self.__getitem__, range(self._count))
 
 
-class ItemsWork:
+class CollatingBuilder:
     """A batch of items that are made one by one, for datasets that have no better way."""
 
     def __init__(self, make_item: MakeItem, draws: Sequence[Draw], collate: Collate) -> None:
@@ -97,7 +136,7 @@ class ItemsWork:
         return self._collate(self._items)
 
 
-class StackedItems:
+class StackingBuilder:
     """A batch of items that are made one by one, each copied into the batch while the processor's caches hold it.
 
     Items are dicts; the batch is what PyTorch's own collate makes of them, its tensors in memory that is given.

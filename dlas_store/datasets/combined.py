@@ -9,7 +9,7 @@ from typing import Any
 from torch.utils.data import Dataset
 from xxhash import xxh3_64_intdigest
 
-from dlas_store.datasets.batches import Allocate, BatchWork, MakeItem, StackedItems
+from dlas_store.datasets.batches import Allocate, BatchWork, MakeItem, StackingBuilder
 from dlas_store.datasets.draws import Draw, ItemRandom
 from dlas_store.datasets.item_dataset import ItemDataset
 from dlas_store.datasets.options import Options, OptionWarning
@@ -108,7 +108,7 @@ class CombinedDataset(ItemDataset):
         member, own_draws = self._members[name], self._draws(name, draws)
         if isinstance(member, ItemDataset):
             return member.begin_batch(own_draws, allocate)
-        return StackedItems(member.__getitem__, own_draws, allocate)
+        return StackingBuilder(member.__getitem__, own_draws, allocate)
 
     def _draws(self, name: str, draws: Sequence[Draw]) -> list[Any]:
         return [self._draw(name, *self.as_draw(draw)) for draw in draws]

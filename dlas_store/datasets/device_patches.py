@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from dlas_store.datasets.batches import NO_REFERENCE, RawPatches, ReferenceName
 from dlas_store.datasets.patches import MASK_OUTSIDE, PatchOptions, rescale_centers
-from dlas_store.datasets.raw_patches import NO_REFERENCE, RawPatches, ReferenceName
 
 CACHE_BYTES = 512 << 20
 """About 2,700 references of 256 x 256 pixels that stay on the device."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
-from dlas_store.datasets.batches import Allocate, BatchWork, MakeItem, StackedItems
+from dlas_store.datasets.batches import Allocate, BatchTransform, BatchWork, MakeItem, StackingBuilder
 from dlas_store.datasets.draws import Draw, ItemRandom, draw_seed
 from dlas_store.datasets.options import Options
 from dlas_store.errors import PatchIndexError, StoreError
@@ -96,7 +96,19 @@ class ItemDataset(Dataset[dict[str, Any]], ABC):
             if not self.skips_bad:
                 raise
         # It does not even say what the items are made of; one by one, they are replaced.
-        return StackedItems(self.__getitem__, draws, allocate)
+        return StackingBuilder(self.__getitem__, draws, allocate)
+
+    def device_transform(self, device: torch.device) -> BatchTransform | None:  # noqa: ARG002 - for those that have one
+        """Return the transform that makes batches on a device of begin_raw_batch()'s; None without one, as by default.
+
+        Raises:
+            ConfigError: an option of the dataset excludes it.
+        """
+        return None
+
+    def begin_raw_batch(self, draws: Sequence[Draw], allocate: Allocate) -> BatchWork:
+        """Begin a batch for device_transform(); see begin_batch. Datasets that have a transform override this."""
+        raise NotImplementedError(f"{type(self).__name__} makes no batches for a device")
 
     def _begin(
         self,
@@ -116,7 +128,7 @@ class ItemDataset(Dataset[dict[str, Any]], ABC):
             PatchIndexError: an index is not in 0 .. len(self) - 1.
             StoreError: what items are made of cannot be told.
         """
-        return StackedItems(self.__getitem__, draws, allocate)
+        return StackingBuilder(self.__getitem__, draws, allocate)
 
     def will_need(self, draws: Sequence[Draw]) -> None:
         """Let the system fetch what items are made of from the disk, without waiting for it; a hint."""

@@ -9,17 +9,16 @@ import torch
 from torch import distributed
 from torch.utils.data import Dataset, Sampler
 
-from dlas_store.datasets.batches import Collate
+from dlas_store.datasets.batches import BatchTransform, Collate
 from dlas_store.datasets.collate import zero_pad
-from dlas_store.datasets.device_patches import DevicePatches
 from dlas_store.datasets.draws import draw_seed
 from dlas_store.datasets.item_dataset import ItemDataset
 from dlas_store.datasets.options import Options
 from dlas_store.datasets.passes import Loader
-from dlas_store.datasets.patch_dataset import PatchDataset
 from dlas_store.datasets.samplers import EpochSampler
 from dlas_store.datasets.threads_loader import ThreadsLoader
 from dlas_store.datasets.workers_loader import WorkersLoader
+from dlas_store.errors import ConfigError
 from dlas_store.processes import available_cores
 
 START_METHODS = ("fork", "forkserver", "spawn")
@@ -44,7 +43,7 @@ def create_dataloader(  # noqa: PLR0917 - DL-Art-School's signature
             train, else false); ``loader``: threads (the default
             for the datasets of this library) or workers (for any other); ``n_workers`` (0): processes for workers,
             threads for threads, where 0 is one a core; ``n_threads``: of this process for threads, of each worker (1)
-            for workers; ``start_method`` of the workers; ``device``: where HQ and LQ are made, see DevicePatches;
+            for workers; ``start_method`` of the workers; ``device``: where HQ and LQ are made;
             ``pin_memory`` (true; it has an effect only where there is a GPU); ``needs_collate`` (false); ``seed`` (of
             the shuffle; where it is not given the one that the dataset drew, 0 with ``dist``);
             ``shuffle_window`` and ``uneven_ranks`` (false): see EpochSampler.
@@ -108,7 +107,7 @@ def _kind(options: Options, dataset: Dataset[Any]) -> str:
     return options.choice("loader", default, ("threads", "workers"))
 
 
-def _to_device(options: Options, dataset: Dataset[Any], collate_fn: Collate | None) -> DevicePatches | None:
+def _to_device(options: Options, dataset: Dataset[Any], collate_fn: Collate | None) -> BatchTransform | None:
     if not options.has("device"):
         return None
     name = options.text("device")
@@ -118,13 +117,17 @@ def _to_device(options: Options, dataset: Dataset[Any], collate_fn: Collate | No
         raise options.error(f"device must be cpu, cuda, cuda:1 or the like, got {name!r}") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise options.error(f"device is {device}, but PyTorch finds no GPU; leave device out")
-    if not isinstance(dataset, PatchDataset) or collate_fn is not None:
+    transform = None
+    if isinstance(dataset, ItemDataset) and collate_fn is None:
+        try:
+            transform = dataset.device_transform(device)
+        except ConfigError as error:
+            raise options.error(str(error)) from error
+    if transform is None:
         raise options.error(
             "device is for single_image_extensible, multi_frame_extensible and paired_frame, without needs_collate"
         )
-    if dataset.patch_options.corruptions.is_active or dataset.skips_bad:
-        raise options.error("device goes neither with corruptions nor with on_error: skip; leave one of them out")
-    return DevicePatches(dataset.patch_options, device)
+    return transform
 
 
 def _threads(options: Options, workers: int) -> int:

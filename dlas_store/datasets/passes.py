@@ -1,4 +1,4 @@
-"""What every loader offers beside its batches: its length, its order, epochs, and where it stands."""
+"""The base class of loaders: beside batches they have a length, an order, epochs, and a state."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from dlas_store.datasets.batch_order import BatchOrder
+from dlas_store.datasets.batch_order import EpochBatches
 
 
 class Loader(ABC):
@@ -20,9 +20,15 @@ class Loader(ABC):
     the end of a pass.
     """
 
-    def __init__(self, order: BatchOrder, *, num_workers: int, num_threads: int) -> None:
-        """Take what is read and in which order, and by how many processes (0: this one) of how many threads."""
-        self._order = order
+    def __init__(self, batches: EpochBatches, *, num_workers: int, num_threads: int) -> None:
+        """Take the batches of each epoch, and what they are made by.
+
+        Args:
+            batches: dataset and sampler.
+            num_workers: processes, 0 for this one.
+            num_threads: threads of each.
+        """
+        self._batches = batches
         self.num_workers = num_workers
         self.num_threads = num_threads
 
@@ -32,31 +38,31 @@ class Loader(ABC):
 
     def __len__(self) -> int:
         """Return the number of batches in a whole epoch."""
-        return len(self._order)
+        return len(self._batches)
 
     @property
     def dataset(self) -> Dataset[Any]:
         """What is read."""
-        return self._order.dataset
+        return self._batches.dataset
 
     @property
     def sampler(self) -> Any:
         """What gives the order."""
-        return self._order.sampler
+        return self._batches.sampler
 
     @property
     def batch_size(self) -> int:
         """Items a batch, of this process."""
-        return self._order.batch_size
+        return self._batches.batch_size
 
     @property
     def drop_last(self) -> bool:
         """Whether an incomplete last batch is left out."""
-        return self._order.drop_last
+        return self._batches.drop_last
 
     def set_epoch(self, epoch: int) -> None:
         """Let the next pass be of an epoch, counted from 0; a sampler with a set_epoch is told as well."""
-        self._order.set_epoch(epoch)
+        self._batches.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, int]:
         """Return where the pass stands after the batches that it gave, as JSON: seed, epoch, position, length.
@@ -70,7 +76,7 @@ class Loader(ABC):
         Raises:
             ConfigError: the sampler keeps no state.
         """
-        return self._order.state_dict()
+        return self._batches.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Let the next pass go on where a state says, with its seeds in place of those of loader and dataset.
@@ -78,4 +84,4 @@ class Loader(ABC):
         Raises:
             ConfigError: the state is none, or of a dataset of another length; or the sampler keeps none.
         """
-        self._order.load_state_dict(state)
+        self._batches.load_state_dict(state)

@@ -6,8 +6,11 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from dlas_store.datasets.batches import Allocate, BatchOfItems, BatchWork, MakeItem, new_array
 from dlas_store.datasets.decoding_memory import DecodingMemory
+from dlas_store.datasets.device_patches import DevicePatches
 from dlas_store.datasets.draws import Draw, ItemRandom
 from dlas_store.datasets.item_dataset import ItemDataset
 from dlas_store.datasets.options import Options
@@ -16,6 +19,7 @@ from dlas_store.datasets.patches import PatchOptions, read_patch_options
 from dlas_store.datasets.raw_patches import PixelReferences, RawPatchBatch
 from dlas_store.datasets.references import References
 from dlas_store.datasets.roots import announce, image_path, open_roots
+from dlas_store.errors import ConfigError
 
 
 class PatchDataset(ItemDataset):
@@ -87,6 +91,16 @@ class PatchDataset(ItemDataset):
     def patch_options(self) -> PatchOptions:
         """How a patch becomes HQ and LQ."""
         return self._patch_options
+
+    def device_transform(self, device: torch.device) -> DevicePatches:
+        """Return the transform that makes HQ and LQ on a device.
+
+        Raises:
+            ConfigError: patches are corrupted, or bad ones are skipped.
+        """
+        if self._patch_options.corruptions.is_active or self.skips_bad:
+            raise ConfigError("device goes neither with corruptions nor with on_error: skip; leave one of them out")
+        return DevicePatches(self._patch_options, device)
 
     def begin_raw_batch(self, draws: Sequence[Draw], allocate: Allocate) -> RawPatchBatch:
         """Begin a batch of which a device makes HQ and LQ; see begin_batch, and DevicePatches."""

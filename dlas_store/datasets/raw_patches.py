@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from dlas_store.bounded_cache import cached
-from dlas_store.datasets.batches import Allocate, check_one_size
+from dlas_store.datasets.batches import NO_REFERENCE, Allocate, RawPatches, ReferenceName, check_one_size
 from dlas_store.datasets.patch_batch import ItemPatches
 from dlas_store.datasets.patches import PatchOptions, square_in_reference
 from dlas_store.datasets.references import decode_reference
@@ -21,16 +21,7 @@ from dlas_store.source import Center, Source
 CACHE_BYTES = 128 << 20
 """About 680 references of 256 x 256 pixels, for each dataset and process."""
 
-NO_REFERENCE = -1
-
 _NO_SQUARE = Center(0, 0, 0)
-
-
-class ReferenceName(NamedTuple):
-    """What names a reference in every process: the path of its source, and the number of its image there."""
-
-    source: str
-    image: int
 
 
 class NamedReference(NamedTuple):
@@ -39,27 +30,6 @@ class NamedReference(NamedTuple):
     name: ReferenceName
     pixels: torch.Tensor
     size: tuple[int, int]
-
-
-class RawPatches(NamedTuple):
-    """A batch of N patches, item by item and in each frame by frame.
-
-    Attributes:
-        pixels: uint8 (N, H, W, 3), RGB.
-        references: name and uint8 (h, w, 3), RGB, of each reference that a patch of the batch has.
-        images: int64 (N,), the place of a patch's reference among them, NO_REFERENCE for none.
-        squares: int64 (N, 3): where the patch lies in its reference, row, column and width, in pixels of a reference
-            of the size of the patch; 0 without a reference.
-        paths: of the items.
-        shape: the leading dimensions of the tensors that are made of it: (items,) or (items, frames).
-    """
-
-    pixels: torch.Tensor
-    references: list[tuple[ReferenceName, torch.Tensor]]
-    images: torch.Tensor
-    squares: torch.Tensor
-    paths: list[str]
-    shape: tuple[int, ...]
 
 
 class PixelReferences:

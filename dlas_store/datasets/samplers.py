@@ -1,26 +1,24 @@
-"""In which order items come, and how often each came before."""
+"""The samplers: in which order items come, and how often each came before."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from torch import distributed
-from torch.utils.data import Sampler
 
 from dlas_store.datasets.draws import Draw
 from dlas_store.datasets.permutation import Indices, Permutation
-from dlas_store.datasets.shared_order import OrderSampler
+from dlas_store.datasets.shared_order import StatefulSampler
 from dlas_store.errors import ConfigError
 
 
-class EpochSampler(OrderSampler):
+class EpochSampler(StatefulSampler):
     """Every item once an epoch, in order or shuffled by (seed, epoch); epochs count up unless set_epoch() is called.
 
-    A draw's repetition is its epoch. The order takes no memory, and a pass that resumes does not walk through what lies
-    behind. How ranks share an epoch, and how a pass begins and ends, says OrderSampler.
+    A key's repetition is its epoch. The order takes no memory, and an epoch that resumes does not walk through the
+    items that lie behind. StatefulSampler says how ranks share an epoch, and how one begins and ends.
     """
 
     def __init__(
@@ -68,25 +66,25 @@ class EpochSampler(OrderSampler):
         self._shuffle = shuffle
         self._window = window
 
-    def drawer(self, epoch: int) -> Callable[[Indices], list[Draw]]:
-        """Return what makes draws of positions of an epoch's order; see OrderSampler."""
+    def keys_at(self, epoch: int) -> Callable[[Indices], list[Draw]]:
+        """Return a function from positions in an epoch to sample keys; see StatefulSampler."""
         order = Permutation(self._length, seed=self._seed, epoch=epoch, window=self._window) if self._shuffle else None
 
-        def make(positions: Indices) -> list[Draw]:
+        def keys(positions: Indices) -> list[Draw]:
             positions = positions % self._length
             indices = positions if order is None else order.at(positions)
             return [Draw(index, epoch) for index in indices.tolist()]
 
-        return make
+        return keys
 
 
-class DistIterSampler(OrderSampler):
+class DistIterSampler(StatefulSampler):
     """DL-Art-School's distributed sampler: an epoch is enlarged ``ratio`` times, so that loaders restart rarely.
 
     Each of R processes gets ceil(length * ratio / R) items: every R-th of a permutation of the enlarged epoch, seeded
     by (seed, epoch), modulo the length. The last few of short ranks go on counting beyond the enlarged epoch, so the
     permutation is the same for any R. The state counts positions of the enlarged epoch; its batches are one item a
-    rank. How a pass begins and ends says OrderSampler.
+    rank. StatefulSampler says how an epoch begins and ends.
     """
 
     def __init__(
@@ -123,54 +121,24 @@ class DistIterSampler(OrderSampler):
             uneven=False,
         )
         # Beyond the ratio, for what fills up short ranks; or two epochs would share a repetition. One more is enough
-        # for as many replicas as items: then the number, and with it every draw, is the same for any of them.
+        # for as many replicas as items: then the number, and with it every key, is the same for any of them.
         self._repetitions = ratio + max(1, math.ceil((replicas - 1) / max(1, length)))
 
-    def drawer(self, epoch: int) -> Callable[[Indices], list[Draw]]:
-        """Return what makes draws of positions of an epoch's order; see OrderSampler."""
+    def keys_at(self, epoch: int) -> Callable[[Indices], list[Draw]]:
+        """Return a function from positions in an epoch to sample keys; see StatefulSampler."""
         order = Permutation(self._positions, seed=self._seed, epoch=epoch)
 
-        def make(positions: Indices) -> list[Draw]:
-            inside = positions < self._positions
+        def keys(positions: Indices) -> list[Draw]:
+            is_inside = positions < self._positions
             places = positions.copy()
-            places[inside] = order.at(positions[inside])
+            places[is_inside] = order.at(positions[is_inside])
             repetitions, indices = np.divmod(places, self._length)
             repetitions += epoch * self._repetitions
-            return [Draw(*draw) for draw in zip(indices.tolist(), repetitions.tolist(), strict=True)]
+            return [Draw(*key) for key in zip(indices.tolist(), repetitions.tolist(), strict=True)]
 
-        return make
+        return keys
 
 
-class PlainIndices(Sampler[int]):
-    """The order of a sampler of draws for a dataset that knows ints only."""
-
-    def __init__(self, draws: OrderSampler) -> None:
-        """Take the sampler that gives the order."""
-        self._draws = draws
-
-    def __len__(self) -> int:
-        """Return the number of items in an epoch."""
-        return len(self._draws)
-
-    def __iter__(self) -> Iterator[int]:
-        return (draw.index for draw in self._draws)
-
-    def batches(self) -> Iterator[list[int]]:
-        """Give this rank's share of each global batch."""
-        return ([draw.index for draw in share] for share in self._draws.batches())
-
-    def set_epoch(self, epoch: int) -> None:
-        """Let the next pass be of an epoch, counted from 0."""
-        self._draws.set_epoch(epoch)
-
-    def state_dict(self) -> dict[str, int]:
-        """Return the state of the sampler of draws."""
-        return self._draws.state_dict()
-
-    def state_at(self, batches: int) -> dict[str, int]:
-        """Return the state of the sampler of draws after some batches of the pass that began last."""
-        return self._draws.state_at(batches)
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Load the state into the sampler of draws."""
-        self._draws.load_state_dict(state)
+def plain_indices(batches: Iterable[Sequence[Draw]]) -> Iterator[list[int]]:
+    """Give batches of keys as batches of indices, for a dataset that knows ints only."""
+    return ([key.index for key in batch] for batch in batches)

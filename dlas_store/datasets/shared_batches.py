@@ -10,8 +10,7 @@ import torch
 from numpy.typing import DTypeLike, NDArray
 
 from dlas_store.datasets.batch_memory import is_free
-from dlas_store.datasets.batches import is_plain, new_array
-from dlas_store.datasets.raw_patches import RawPatches
+from dlas_store.datasets.batches import RawPatches, is_plain, new_array
 from dlas_store.pixels import DECODING_OFFSET
 
 _SLOTS = 64

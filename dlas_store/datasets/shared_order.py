@@ -1,4 +1,4 @@
-"""What the samplers have in common: ranks share an order, epoch by epoch, and a state says how far they are."""
+"""A base class of samplers: ranks share an order, epoch by epoch, and a state says how far they are."""
 
 from __future__ import annotations
 
@@ -16,38 +16,43 @@ from dlas_store.datasets.permutation import Indices
 from dlas_store.errors import ConfigError
 
 _AHEAD = 512
-"""Draws are made for about so many positions at a time: few, for the first batch waits for them, and enough that what
-numpy takes however few they are is 0.1 us a draw."""
+"""Keys are made for about so many positions at a time: few, for the first batch waits for them, and enough that what
+numpy takes however few they are is 0.1 us a key."""
 
 
 @dataclass
-class _Pass:
-    """One rank's way through the rest of an epoch.
+class Epoch:
+    """One rank's way through an epoch, or through the rest of it.
+
+    A StatefulSampler makes it, and whoever reads the epoch holds it. Of a sampler that keeps no state it has no
+    positions.
 
     Attributes:
-        epoch: from 0.
-        start: positions of the epoch's order that lay behind when the pass began, in all ranks together.
-        stop: where the pass ends, start <= stop.
+        number: of the epoch, from 0.
+        start: positions of the epoch's order that lay behind when it began, in all ranks together.
+        stop: the position where it ends, start <= stop.
         count: items of this rank from start to stop, those that fill up a short share included.
-        handed: how many of them were handed out.
+        handed_out: how many of them the sampler handed out.
+        delivered: how many batches the reader of a loader got.
     """
 
-    epoch: int
-    start: int
-    stop: int
-    count: int
-    handed: int = 0
+    number: int
+    start: int = 0
+    stop: int = 0
+    count: int = 0
+    handed_out: int = 0
+    delivered: int = 0
 
 
-class OrderSampler(Sampler[Draw], ABC):
-    """A sampler of draws that keeps a state.
+class StatefulSampler(Sampler[Draw], ABC):
+    """A sampler of keys that keeps a state.
 
     Global batch k of size B is positions kB to (k+1)B of the epoch's order; rank r takes every R-th of it from r. The
     state counts positions, for all ranks together, so it can be resumed by any number of ranks, in batches of any size.
 
-    A pass begins where the state says: at its position in its epoch. A finished pass leaves the state at the start of
-    the next epoch. One that is broken off leaves it where the pass was, for a checkpoint; but the next pass of this
-    sampler is of the next epoch, from its start. Of two passes at the same time, the state is that of the later.
+    An epoch begins where the state says: at its position. A finished epoch leaves the state at the start of the next
+    one. An epoch that is broken off leaves it where it was, for a checkpoint; but then this sampler goes on with the
+    next epoch, from its start. Of two epochs at the same time, the state is that of the later.
     """
 
     def __init__(
@@ -76,24 +81,46 @@ class OrderSampler(Sampler[Draw], ABC):
         self._ranks = ranks
         self._drop_last = drop_last
         self._uneven = uneven
-        self._pass: _Pass | None = None
-        # Where the next pass begins, (epoch, position); None while one runs, and after one was broken off.
-        self._next: tuple[int, int] | None = (0, 0)
+        self._last_begun: Epoch | None = None
+        self._next: Epoch | None = self._plan(0, 0)  # None while an epoch runs, and after one was broken off
 
     @abstractmethod
-    def drawer(self, epoch: int) -> Callable[[Indices], list[Draw]]:
-        """Return what makes draws of positions of an epoch's order; those beyond its end fill up short shares."""
+    def keys_at(self, epoch: int) -> Callable[[Indices], list[Draw]]:
+        """Return a function from positions in an epoch to sample keys. Positions past the end pad short ranks."""
 
     def __len__(self) -> int:
         """Return the number of this rank's items in a whole epoch."""
         return self._plan(0, 0).count
 
     def __iter__(self) -> Iterator[Draw]:
-        return self._items(self._begin())
+        return self.keys_of(self.begin_epoch())
 
     def batches(self) -> Iterator[list[Draw]]:
         """Give what __iter__ gives, each list being this rank's share of a global batch; none is empty."""
-        return self._shares(self._begin())
+        return self.batches_of(self.begin_epoch())
+
+    def begin_epoch(self) -> Epoch:
+        """Begin the next epoch, of which the state tells from now on."""
+        if self._next is None:
+            assert self._last_begun is not None
+            self._next = self._plan(self._last_begun.number + 1, 0)
+        self._last_begun, self._next = self._next, None
+        return self._last_begun
+
+    def keys_of(self, epoch: Epoch) -> Iterator[Draw]:
+        """Give the keys of an epoch that was begun."""
+        for keys in self._keys_ahead(epoch):
+            for key in keys:
+                epoch.handed_out += 1
+                yield key
+
+    def batches_of(self, epoch: Epoch) -> Iterator[list[Draw]]:
+        """Give the keys of an epoch that was begun, as batches() does."""
+        for keys in self._keys_ahead(epoch):
+            for start in range(0, len(keys), self.share):
+                batch = keys[start : start + self.share]
+                epoch.handed_out += len(batch)
+                yield batch
 
     @property
     def position(self) -> int:
@@ -101,29 +128,42 @@ class OrderSampler(Sampler[Draw], ABC):
         return int(self.state_dict()["position"])
 
     def set_epoch(self, epoch: int) -> None:
-        """Let the next pass be of an epoch, counted from 0: whole, unless a loaded state stands inside this epoch."""
-        if self._next is None or self._next[0] != epoch:
-            self._next = (epoch, 0)
+        """Let the next epoch be that of a number, from 0: whole, unless a loaded state stands inside this epoch."""
+        if self._next is None or self._next.number != epoch:
+            self._next = self._plan(epoch, 0)
 
     def state_dict(self) -> dict[str, int]:
         """Return where this sampler is, as integers: seed, epoch, position and length (items of the dataset)."""
-        if self._next is not None:
-            return self._state(*self._next)
-        assert self._pass is not None
-        return self._state(self._pass.epoch, self._position(self._pass, self._pass.handed))
+        epoch = self._next or self._last_begun
+        assert epoch is not None
+        return self.state_after(epoch, epoch.handed_out)
 
-    def state_at(self, batches: int) -> dict[str, int]:
-        """Return the state after some batches of a pass, however far ahead the sampler is meanwhile.
+    def state_after(self, epoch: Epoch, items: int) -> dict[str, int]:
+        """Return the state after some items of an epoch, however far ahead the sampler is meanwhile.
 
         Args:
-            batches: of this rank, of those that batches() gives, from the begin of the pass that began last; where none
-                began since the state was loaded, of the next. More than it has count as all.
+            epoch: that this sampler made.
+            items: of this rank, from the begin of the epoch. More than it has count as all.
         """
-        this = self._pass or self._plan(*(self._next or (0, 0)))
-        return self._state(this.epoch, self._position(this, min(batches * self.share, this.count)))
+        return self.state_at_position(epoch.number, self._position(epoch, min(items, epoch.count)))
+
+    def state_at(self, batches: int) -> dict[str, int]:
+        """Return the state after some batches; see state_after.
+
+        Args:
+            batches: of this rank, as batches() gives them, from the begin of the epoch that began last; where none
+                began since the state was loaded, of the next.
+        """
+        epoch = self._last_begun or self._next
+        assert epoch is not None
+        return self.state_after(epoch, batches * self.share)
+
+    def state_at_position(self, epoch: int, position: int) -> dict[str, int]:
+        """Return the state at a position of an epoch; see state_dict."""
+        return {"seed": self._seed, "epoch": epoch, "position": position, "length": self._length}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Let the next pass go on where a state says, with its seed.
+        """Let the next epoch go on where a state says, with its seed.
 
         What else makes the order must be as it was: whether it is shuffled, the window, the ratio.
 
@@ -134,16 +174,16 @@ class OrderSampler(Sampler[Draw], ABC):
             ConfigError: a value is missing or wrong, or the dataset has another number of items. Nothing has changed.
         """
         length = integer_of_state(state, "length")
-        seed, epoch = integer_of_state(state, "seed"), integer_of_state(state, "epoch")
+        seed, number = integer_of_state(state, "seed"), integer_of_state(state, "epoch")
         if length != self._length:
             verb = "grown" if length < self._length else "shrunk"
             raise ConfigError(
                 f"state: length: the data has {verb} from {length} to {self._length} items since, which makes the "
-                f"order of epoch {epoch} another; open the data as it was, or load no state and call "
-                f"set_epoch({epoch + 1}) to go on with a new epoch"
+                f"order of epoch {number} another; open the data as it was, or load no state and call "
+                f"set_epoch({number + 1}) to go on with a new epoch"
             )
         position = integer_of_state(state, "position", self._positions)
-        self._seed, self._next, self._pass = seed, (epoch, position), None
+        self._seed, self._next, self._last_begun = seed, self._plan(number, position), None
 
     @property
     def share(self) -> int:
@@ -160,53 +200,31 @@ class OrderSampler(Sampler[Draw], ABC):
         """Of the order."""
         return self._seed
 
-    def _state(self, epoch: int, position: int) -> dict[str, int]:
-        return {"seed": self._seed, "epoch": epoch, "position": position, "length": self._length}
-
-    def _begin(self) -> _Pass:
-        if self._next is None:
-            assert self._pass is not None
-            self._next = (self._pass.epoch + 1, 0)
-        self._pass, self._next = self._plan(*self._next), None
-        return self._pass
-
-    def _plan(self, epoch: int, start: int) -> _Pass:
-        rest = self._positions - start
+    def _plan(self, number: int, start: int) -> Epoch:
+        positions = self._positions - start
         if self._drop_last:
-            rest -= rest % self._batch_size
+            positions -= positions % self._batch_size
         # Batches are multiples of the ranks, so only in the last one a share can be short.
-        short = self._uneven and self._rank >= rest % self._ranks
-        return _Pass(epoch, start, start + rest, rest // self._ranks if short else math.ceil(rest / self._ranks))
+        is_short = self._uneven and self._rank >= positions % self._ranks
+        count = positions // self._ranks if is_short else math.ceil(positions / self._ranks)
+        return Epoch(number, start, start + positions, count)
 
-    def _position(self, this: _Pass, handed: int) -> int:
+    def _position(self, epoch: Epoch, items: int) -> int:
         """Return the position after so many of this rank's items, as if the others were as far."""
-        batches, items = divmod(handed, self.share)
-        if items and handed == this.count:
-            return this.stop
-        return min(this.start + batches * self._batch_size + items * self._ranks, this.stop)
+        batches, items_of_batch = divmod(items, self.share)
+        if items_of_batch and items == epoch.count:
+            return epoch.stop
+        return min(epoch.start + batches * self._batch_size + items_of_batch * self._ranks, epoch.stop)
 
-    def _items(self, this: _Pass) -> Iterator[Draw]:
-        for draws in self._ahead(this):
-            for draw in draws:
-                this.handed += 1
-                yield draw
-
-    def _shares(self, this: _Pass) -> Iterator[list[Draw]]:
-        for draws in self._ahead(this):
-            for start in range(0, len(draws), self.share):
-                share = draws[start : start + self.share]
-                this.handed += len(share)
-                yield share
-
-    def _ahead(self, this: _Pass) -> Iterator[list[Draw]]:
-        """Give the draws of a pass, whole shares at a time."""
-        make = self.drawer(this.epoch)
+    def _keys_ahead(self, epoch: Epoch) -> Iterator[list[Draw]]:
+        """Give the keys of an epoch, whole shares at a time."""
+        keys_at = self.keys_at(epoch.number)
         step = max(1, _AHEAD // self.share) * self.share
-        for first in range(0, this.count, step):
-            numbers = np.arange(first, min(first + step, this.count), dtype=np.int64)
-            yield make(this.start + self._rank + numbers * self._ranks)
-        if this is self._pass and self._next is None:
-            self._next = (this.epoch + 1, 0)
+        for first in range(0, epoch.count, step):
+            numbers = np.arange(first, min(first + step, epoch.count), dtype=np.int64)
+            yield keys_at(epoch.start + self._rank + numbers * self._ranks)
+        if epoch is self._last_begun and self._next is None:
+            self._next = self._plan(epoch.number + 1, 0)
 
 
 def integer_of_state(state: Mapping[str, Any], key: str, maximum: int | None = None) -> int:

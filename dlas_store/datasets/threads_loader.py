@@ -12,14 +12,12 @@ from typing import Any
 from torch.utils.data import Dataset, Sampler, default_collate
 
 from dlas_store.datasets.batch_memory import BatchMemory, pinned
-from dlas_store.datasets.batch_order import Batch, BatchOrder
+from dlas_store.datasets.batch_order import Batch, EpochBatches
 from dlas_store.datasets.batch_threads import BatchThreads
-from dlas_store.datasets.batches import Allocate, BatchWork, Collate, ItemsWork
-from dlas_store.datasets.device_patches import DevicePatches
+from dlas_store.datasets.batches import Allocate, BatchTransform, BatchWork, Collate, CollatingBuilder
 from dlas_store.datasets.item_dataset import ItemDataset
 from dlas_store.datasets.pass_threads import PassThreads
 from dlas_store.datasets.passes import Loader
-from dlas_store.datasets.patch_dataset import PatchDataset
 from dlas_store.datasets.readahead import Readahead
 from dlas_store.interrupts import interrupt_delayed
 
@@ -53,7 +51,7 @@ class ThreadsLoader(Loader):
         threads: int,
         collate_fn: Collate | None = None,
         pin_memory: bool = False,
-        to_device: DevicePatches | None = None,
+        to_device: BatchTransform | None = None,
     ) -> None:
         """Take what to read.
 
@@ -67,8 +65,8 @@ class ThreadsLoader(Loader):
             pin_memory: put batches into page-locked memory.
             to_device: makes batches on a device; None makes them in the threads.
         """
-        order = BatchOrder(dataset, sampler, batch_size=batch_size, drop_last=drop_last)
-        super().__init__(order, num_workers=0, num_threads=threads)
+        batches = EpochBatches(dataset, sampler, batch_size=batch_size, drop_last=drop_last)
+        super().__init__(batches, num_workers=0, num_threads=threads)
         self.collate_fn = collate_fn
         self.pin_memory = pin_memory
         self._to_device = to_device
@@ -76,8 +74,8 @@ class ThreadsLoader(Loader):
 
     def __iter__(self) -> Iterator[Any]:
         """Give the batches of an epoch."""
-        this = self._order.begin()
-        waiting = self._announced(this.batches)
+        epoch, batches = self._batches.begin()
+        upcoming = self._announced(batches)
         making: deque[Future[Any]] = deque()
         process = os.getpid()
         pool = PassThreads(self.num_threads)
@@ -85,22 +83,22 @@ class ThreadsLoader(Loader):
         try:
             # Begun here, so that all threads make the first batch before any begins the second.
             with interrupt_delayed():
-                if (first := next(waiting, None)) is not None:
+                if (first := next(upcoming, None)) is not None:
                     making.append(threads.make(self._begin(first)))
                     # Looking the next ones up would take Python's lock from it; where it takes long, the disk is slow.
                     wait(making, timeout=_FIRST_ALONE_SECONDS)
             while True:
                 with interrupt_delayed():
-                    while len(making) < BATCHES_AHEAD and (batch := next(waiting, None)) is not None:
+                    while len(making) < BATCHES_AHEAD and (batch := next(upcoming, None)) is not None:
                         making.append(threads.begin_and_make(partial(self._begin, batch)))
                     if not making:
                         break
                     made = making.popleft().result()
-                if not this.delivered:
+                if not epoch.delivered:
                     # Nobody waits for a batch any more. Few parts, for each is handed to a thread: as many as keep all
                     # busy while one batch more waits for them.
                     threads.share_among(-(-self.num_threads // (BATCHES_AHEAD - 1)))
-                this.delivered += 1
+                epoch.delivered += 1
                 yield made if self._to_device is None else self._to_device.make(made)
                 del made  # its memory is free for the next one as soon as the reader lets go of it
         finally:
@@ -109,7 +107,7 @@ class ThreadsLoader(Loader):
                     for future in making:
                         future.cancel()
                     pool.shutdown(wait=True, cancel_futures=True)
-        self._order.end(this)
+        self._batches.end(epoch)
 
     def _announced(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Give batches, some later than the disk is told of them."""
@@ -142,11 +140,11 @@ def begin_batch(
         batch: draws, or indices.
         allocate: gives the memory of its tensors.
         collate_fn: makes it of a list of items.
-        raw: of a PatchDataset, what a device makes the batch of.
+        raw: begin what an ItemDataset's device_transform() makes the batch of.
     """
     if raw:
-        assert isinstance(dataset, PatchDataset)
+        assert isinstance(dataset, ItemDataset)
         return dataset.begin_raw_batch(batch, allocate)
     if isinstance(dataset, ItemDataset) and collate_fn is None:
         return dataset.begin_batch(batch, allocate)
-    return ItemsWork(dataset.__getitem__, batch, collate_fn or default_collate)
+    return CollatingBuilder(dataset.__getitem__, batch, collate_fn or default_collate)

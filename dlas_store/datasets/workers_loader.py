@@ -17,10 +17,9 @@ import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from dlas_store.datasets.batch_order import Batch, BatchOrder
+from dlas_store.datasets.batch_order import Batch, EpochBatches
 from dlas_store.datasets.batch_threads import BatchThreads
-from dlas_store.datasets.batches import Allocate, BatchWork, Collate, new_array
-from dlas_store.datasets.device_patches import DevicePatches
+from dlas_store.datasets.batches import Allocate, BatchTransform, BatchWork, Collate, new_array
 from dlas_store.datasets.pass_threads import standing_still
 from dlas_store.datasets.passes import Loader
 from dlas_store.datasets.shared_batches import Receiver, SharedMemory, new_slots
@@ -46,7 +45,7 @@ class WorkersLoader(Loader):
         collate_fn: Collate | None = None,
         pin_memory: bool = False,
         start_method: str | None = None,
-        to_device: DevicePatches | None = None,
+        to_device: BatchTransform | None = None,
     ) -> None:
         """Take what to read.
 
@@ -62,8 +61,8 @@ class WorkersLoader(Loader):
             start_method: of the processes: fork, forkserver or spawn; None takes the system's.
             to_device: makes batches on a device; None makes them in the workers.
         """
-        order = BatchOrder(dataset, sampler, batch_size=batch_size, drop_last=drop_last)
-        super().__init__(order, num_workers=workers, num_threads=threads)
+        batches = EpochBatches(dataset, sampler, batch_size=batch_size, drop_last=drop_last)
+        super().__init__(batches, num_workers=workers, num_threads=threads)
         self.pin_memory = pin_memory
         self._collate_fn = collate_fn
         self._start_method = start_method
@@ -71,15 +70,15 @@ class WorkersLoader(Loader):
 
     def __iter__(self) -> Iterator[Any]:
         """Give the batches of an epoch."""
-        this = self._order.begin()
-        # Memory is shared by the workers of a pass, and there may be several passes at a time.
+        epoch, batches = self._batches.begin()
+        # Memory is shared by the workers of an epoch, and there may be several epochs at a time.
         slots = new_slots(self.num_workers)
-        batches = _WholeBatches(
+        dataset = _WholeBatches(
             self.dataset, self.num_threads, self._collate_fn, slots, raw=self._to_device is not None
         )
         loader = DataLoader(
-            batches,
-            batch_sampler=_Batches(this.batches, len(self)),
+            dataset,
+            batch_sampler=_Batches(batches, len(self)),
             collate_fn=_as_it_is,
             num_workers=self.num_workers,
             worker_init_fn=_start_worker,
@@ -100,12 +99,12 @@ class WorkersLoader(Loader):
                 if sent is _END:
                     break
                 made = receiver.receive(sent)
-                this.delivered += 1
+                epoch.delivered += 1
                 yield made if self._to_device is None else self._to_device.make(made)
                 del made, sent  # their memory is free as soon as the reader lets go of it
         finally:
             processes.end()
-        self._order.end(this)
+        self._batches.end(epoch)
 
 
 _END = object()
