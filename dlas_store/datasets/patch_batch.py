@@ -24,7 +24,7 @@ from dlas_store.datasets.patches import (
     square_in_reference,
 )
 from dlas_store.datasets.planes import Planes, area_resize, loops_for, to_planes, write_pair
-from dlas_store.datasets.references import Reference, References
+from dlas_store.datasets.references import Reference, ReferenceCache
 from dlas_store.datasets.roots import read_all_into, reading_order
 from dlas_store.errors import StoreError
 from dlas_store.metadata import Center
@@ -79,7 +79,7 @@ class PatchBatch:
         draws: Sequence[Draw],
         items: Sequence[ItemPatches],
         options: PatchOptions,
-        references: References,
+        references: ReferenceCache[Reference],
         memory: DecodingMemory,
         *,
         seed: int,

@@ -5,22 +5,18 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from itertools import chain
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from dlas_store.bounded_cache import cached
 from dlas_store.datasets.batches import Allocate, check_one_size
 from dlas_store.datasets.patch_batch import ItemPatches
 from dlas_store.datasets.patches import PatchOptions, square_in_reference
-from dlas_store.datasets.references import decode_reference
+from dlas_store.datasets.references import ReferenceCache
 from dlas_store.datasets.roots import read_all_into, reading_order
 from dlas_store.metadata import Center
-from dlas_store.source import Source
-
-CACHE_BYTES = 128 << 20
-"""About 680 references of 256 x 256 pixels, for each dataset and process."""
+from dlas_store.source import Pixels, Source
 
 NO_REFERENCE = -1
 
@@ -40,6 +36,11 @@ class NamedReference(NamedTuple):
     name: ReferenceName
     pixels: torch.Tensor
     size: tuple[int, int]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the pixels."""
+        return self.pixels.nbytes
 
 
 class RawPatches(NamedTuple):
@@ -63,37 +64,10 @@ class RawPatches(NamedTuple):
     shape: tuple[int, ...]
 
 
-class PixelReferences:
-    """Gives the references of sources as they are decoded, the first ones kept; for any number of threads."""
-
-    def __init__(self) -> None:
-        self._kept: dict[tuple[Source, int], NamedReference | Literal[False]] = {}
-        self._capacity = CACHE_BYTES  # as many as may be, until the size of the first one is known
-
-    def __reduce__(self) -> tuple[type[PixelReferences], tuple[()]]:
-        return PixelReferences, ()
-
-    def get(self, source: Source, number: int) -> NamedReference | None:
-        """Return the reference of an image, None where it has none.
-
-        Args:
-            source: where the image is.
-            number: of the image.
-
-        Raises:
-            StoreError: it cannot be read or decoded.
-        """
-        return cached(self._kept, self._capacity, (source, number), self._read) or None
-
-    def _read(self, image: tuple[Source, int]) -> NamedReference | Literal[False]:
-        source, number = image
-        encoded = source.read_reference(number)
-        if encoded is None:
-            return False
-        pixels = decode_reference(encoded, source, number)
-        self._capacity = max(1, min(self._capacity, CACHE_BYTES // pixels.nbytes))
-        height, width, _ = pixels.shape
-        return NamedReference(ReferenceName(str(source.path), number), torch.from_numpy(pixels), (height, width))
+def name_reference(pixels: Pixels, source: Source, number: int, _patch_size: tuple[int, int] | None) -> NamedReference:
+    """Return a reference as it was decoded; what a ReferenceCache is told to keep."""
+    height, width, _ = pixels.shape
+    return NamedReference(ReferenceName(str(source.path), number), torch.from_numpy(pixels), (height, width))
 
 
 class RawPatchBatch:
@@ -103,7 +77,7 @@ class RawPatchBatch:
         self,
         items: Sequence[ItemPatches],
         options: PatchOptions,
-        references: PixelReferences,
+        references: ReferenceCache[NamedReference],
         *,
         framed: bool,
         allocate: Allocate,
