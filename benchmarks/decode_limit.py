@@ -9,8 +9,8 @@ from queue import SimpleQueue
 import numpy as np
 import simplejpeg
 
+from dlas_store.aligned_memory import Pixels
 from dlas_store.pixels import Size
-from dlas_store.source import Pixels
 
 
 class DecodeLimit:

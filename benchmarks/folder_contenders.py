@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.contender import BatchPass, Open
 from benchmarks.reading import Reading, fingerprint
 from dlas_store import open_source
+from dlas_store.aligned_memory import Pixels
 from dlas_store.processes import available_cores
-from dlas_store.source import Pixels
 
 Decode = Callable[[Path], Any]
 

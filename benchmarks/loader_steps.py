@@ -14,13 +14,13 @@ from benchmarks.decode_limit import DecodeLimit
 from benchmarks.own_contenders import epoch_order, prepare_loader
 from benchmarks.read_contenders import LIMIT
 from benchmarks.reading import Reading
-from dlas_store.aligned_memory import empty_aligned
+from dlas_store.aligned_memory import Pixels, empty_aligned
 from dlas_store.datasets import create_dataset
 from dlas_store.datasets.batch_memory import BatchMemory
 from dlas_store.datasets.item_dataset import ItemDataset
 from dlas_store.pixels import Size, empty_pixels
 from dlas_store.processes import available_cores
-from dlas_store.source import Pixels, Source
+from dlas_store.source import Source
 
 _BATCHES_HELD = 5
 """As many as the loader holds on to, so that results go to as many places."""

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 
+from dlas_store.aligned_memory import Pixels
 from dlas_store.centers import write_centers
-from dlas_store.metadata import Center
-from dlas_store.source import Pixels
+from dlas_store.source import Center
 
 PATCHES_AN_IMAGE = 100
 _DISTINCT = 200

@@ -13,11 +13,11 @@ from PIL import Image as Pillow
 
 from benchmarks.synthetic import synthetic_picture
 from dlas_store.commit import Commit, CommitPlan, PlannedShard, SealedShard, write_shard
-from dlas_store.metadata import Image
 from dlas_store.pixels import Size
 from dlas_store.processes import available_cores, progress_bar, report_done, run_in_order
 from dlas_store.shard import ShardHeader
 from dlas_store.shard_writer import ShardWriter
+from dlas_store.source import Image
 
 _PATCHES_AN_IMAGE = 1000
 _PATCHES_A_SHARD = 85_000

@@ -11,9 +11,7 @@ from typing import NamedTuple
 
 from dlas_store.errors import write_errors
 from dlas_store.extra_fields import EXTRA_FILE
-from dlas_store.folder_source import CENTERS_FILE, REFERENCE_FILE
-from dlas_store.metadata import Image
-from dlas_store.source import Layout
+from dlas_store.source import CENTERS_FILE, REFERENCE_FILE, Image, Layout
 
 _SEPARATORS = frozenset({"/", "\0", os.sep, os.altsep or os.sep})
 _WINDOWS_DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])\s*(\..*)?", re.IGNORECASE)

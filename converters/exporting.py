@@ -18,10 +18,9 @@ from dlas_store.centers import write_centers
 from dlas_store.converters.export_names import ExportNames, Folding, sort_out
 from dlas_store.errors import NotASourceError, TargetExistsError, WriteError, write_errors
 from dlas_store.extra_fields import EXTRA_FILE, extra_line
-from dlas_store.folder_source import CENTERS_FILE, REFERENCE_FILE
-from dlas_store.metadata import Image
 from dlas_store.processes import available_cores, progress_bar, report_done, run_in_order
 from dlas_store.publish import TREE, PartialFolder, check_free_space, remove_folder_leftovers
+from dlas_store.source import CENTERS_FILE, REFERENCE_FILE, Image
 from dlas_store.store import Store
 
 _IMAGES_A_JOB = 64

@@ -10,14 +10,13 @@ from typing import Any, NamedTuple
 from dlas_store.commit import SealedShard, read_shard, write_shard
 from dlas_store.converters.shard_reports import load_report, save_report
 from dlas_store.errors import CentersError, DamagedError, ImageError, ImportFailedError
-from dlas_store.folder_source import CENTERS_FILE, REFERENCE_FILE, FolderSource
-from dlas_store.metadata import Image, file_number
+from dlas_store.folder_source import FolderSource
 from dlas_store.opening import SourcePart
 from dlas_store.pixels import check_picture
 from dlas_store.processes import report_done
 from dlas_store.shard import ShardHeader
 from dlas_store.shard_writer import ShardWriter
-from dlas_store.source import Source, relative_path
+from dlas_store.source import CENTERS_FILE, REFERENCE_FILE, Image, Source, file_number, relative_path
 
 _NOTES_KEPT = 100
 

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+Pixels = NDArray[np.uint8]
+
 _CACHE_LINE = 64
 
 

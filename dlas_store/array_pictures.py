@@ -6,17 +6,16 @@ import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
+from dlas_store.aligned_memory import Pixels
 from dlas_store.errors import ClosedError, NameNotFoundError, PatchIndexError
-from dlas_store.metadata import Image
 from dlas_store.pixels import as_batch
-from dlas_store.source import Layout, Listing, Pixels
+from dlas_store.source import Image, Layout, Listing, Source
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -47,7 +46,7 @@ class LabelledPictures:
         return fields
 
 
-class ArrayPictures:
+class ArrayPictures(Source):
     """Pictures of an array, each the one patch of an image ``SPLIT/NNNNNN.png``; see Source for what is promised.
 
     They are loaded when they are first needed, and all are held. ``read`` gives PNG: the same bytes for the same
@@ -61,13 +60,18 @@ class ArrayPictures:
     layout: Layout = "pictures"
 
     def __init__(self, path: Path, load: Callable[[], LabelledPictures]) -> None:
-        self.path = path
+        self._path = path
         self.load = load
         self._loaded: LabelledPictures | None = None
         self._closed = False
 
     def __reduce__(self) -> tuple[type[ArrayPictures], tuple[Path, Callable[[], LabelledPictures]]]:
         return ArrayPictures, (self.path, self.load)
+
+    @property
+    def path(self) -> Path:
+        """The folder that the files lie in."""
+        return self._path
 
     @property
     def image_count(self) -> int:
@@ -84,13 +88,6 @@ class ArrayPictures:
         PillowImage.fromarray(self._pixels(index)).save(encoded, "PNG")
         return encoded.getvalue()
 
-    def view(self, index: int) -> bytes:
-        """Return a picture as PNG."""
-        return self.read(index)
-
-    def will_need(self, _: Sequence[int], /) -> None:
-        """Do nothing: the pictures are in memory."""
-
     def claimed_size(self, index: int) -> tuple[int, int]:
         """Return the height and width of a picture; see Source.claimed_size."""
         height, width = self._pixels(index).shape[:2]
@@ -104,10 +101,6 @@ class ArrayPictures:
         out[...] = pixels
         return out
 
-    def read_all_into(self, indices: list[int], outs: list[Pixels]) -> list[Pixels]:
-        """Return pictures, each in its array; see Source.read_all_into."""
-        return [self.read_into(index, out) for index, out in zip(indices, outs, strict=True)]
-
     def read_pixels(self, indices: Sequence[int], *, alpha: bool = False) -> Pixels | list[Pixels]:
         """Return pixels; see Source.read_pixels."""
         return as_batch([_to_colour(self._pixels(index), alpha=alpha) for index in indices])
@@ -119,10 +112,6 @@ class ArrayPictures:
     def first_patch(self, number: int) -> int:
         """Return the index of an image's patch, which is its number."""
         return number if number == self.image_count else self._check(number)
-
-    def patch_path(self, index: int) -> str:
-        """Return the path of a picture, as if it were a file below the source's path."""
-        return self.path_of(*self.locate(index))
 
     def path_of(self, number: int, position: int) -> str:
         """Return the path of a picture by where it is; see Source.path_of."""
@@ -158,13 +147,6 @@ class ArrayPictures:
             return number
         raise NameNotFoundError(f"{self.path}: no image {name!r}")
 
-    def find(self, image: str, file: str) -> int:
-        """Return the index of a picture by image and file name."""
-        number = self.find_image(image)
-        if file != _file_name(number):
-            raise NameNotFoundError(f"{self.path}: no patch {file!r} in image {image!r}")
-        return number
-
     def listings(self) -> Iterator[Listing]:
         """Yield the file of every image in order; each is encoded for its size."""
         for number in range(self.image_count):
@@ -175,19 +157,14 @@ class ArrayPictures:
         self._closed = True
         self._loaded = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError(f"{self.path}: the source is closed")
 
     def _pictures(self) -> LabelledPictures:
         loaded = self._loaded
         if loaded is None:
-            if self._closed:
-                raise ClosedError(f"{self.path}: the source is closed")
+            self._check_open()
             loaded = self._loaded = self.load()
         return loaded
 

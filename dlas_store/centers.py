@@ -15,8 +15,8 @@ from typing import NamedTuple
 from dlas_store.centers_pickle import CENTERS_RULES, Tensor
 from dlas_store.errors import CentersError
 from dlas_store.inert_pickle import InertUnpickler, RefusedError
-from dlas_store.metadata import Center
 from dlas_store.plain_pickle import is_plain, load_plain
+from dlas_store.source import Center
 
 MAX_FILE_BYTES = 1 << 24
 """Files above 16 MiB are refused; 400,000 centres take less."""

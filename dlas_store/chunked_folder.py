@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from dlas_store.centers import read_centers
 from dlas_store.extra_fields import EXTRA_FILE
-from dlas_store.folder_source import CENTERS_FILE, REFERENCE_FILE, FolderSource, FoundImage, is_picture
+from dlas_store.folder_source import FolderSource, FoundImage, is_picture
 from dlas_store.folder_walk import FolderWalk
-from dlas_store.metadata import Center
+from dlas_store.source import CENTERS_FILE, REFERENCE_FILE, Center
 
 _CACHE_FILE = "cache.pth"
 

@@ -10,8 +10,8 @@ from functools import cached_property
 from dlas_store.errors import NotASourceError
 from dlas_store.folder_source import FoundImage
 from dlas_store.folder_walk import FolderWalk
-from dlas_store.metadata import Image
 from dlas_store.picture_folder import PictureFolder
+from dlas_store.source import Image
 
 
 class ClassFolders(PictureFolder):

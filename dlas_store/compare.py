@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dlas_store.errors import DamagedError, StoreError
-from dlas_store.folder_source import CENTERS_FILE, REFERENCE_FILE
 from dlas_store.opening import SourcePart, open_source, part_of
 from dlas_store.processes import available_cores, progress_bar, report_done, run_in_order
-from dlas_store.source import Source
+from dlas_store.source import CENTERS_FILE, REFERENCE_FILE, Source
 from dlas_store.store import Store
 from dlas_store.verify import Finding, VerifyReport
 

@@ -4,37 +4,23 @@ from __future__ import annotations
 
 import os
 import threading
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dlas_store.bounded_cache import BoundedCache
-from dlas_store.errors import ClosedError, DamagedError, ImageError, NameNotFoundError, NotASourceError, PatchIndexError
+from dlas_store.errors import ClosedError, DamagedError, NameNotFoundError, NotASourceError, PatchIndexError
 from dlas_store.extra_fields import EXTRA_FILE, ExtraFields
 from dlas_store.folder_walk import FolderWalk, LeftOut
-from dlas_store.metadata import Center, Image
 from dlas_store.names import Names
-from dlas_store.pixels import (
-    IMAGE_ENDINGS,
-    MAX_PIXELS,
-    Decoder,
-    as_batch,
-    decode,
-    decode_batch,
-    decode_into,
-    image_size,
-)
-from dlas_store.source import Layout, Listing, Pixels, relative_path
-
-REFERENCE_FILE = "ref.jpg"
-CENTERS_FILE = "centers.pt"
+from dlas_store.pixels import IMAGE_ENDINGS, MAX_PIXELS, Decoder
+from dlas_store.source import REFERENCE_FILE, Center, Image, Layout, Listing, Source, relative_path
 
 _CACHED_IMAGES = 64
 _ENDINGS = tuple(IMAGE_ENDINGS)
@@ -49,7 +35,7 @@ class FoundImage(NamedTuple):
     has_centers: bool
 
 
-class FolderSource(ABC):
+class FolderSource(Source):
     """A source whose patches are files; see Source for what its methods promise.
 
     Opening lists nothing. What needs all names (numbers, ``len``, ``find``) lists the folder once and keeps the names;
@@ -78,11 +64,11 @@ class FolderSource(ABC):
         decoder: Decoder = "simplejpeg",
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        self.path = Path(path)
+        self._path = Path(path)
         self.left_out: list[LeftOut] = []
         self._images = None if images is None else tuple(sorted(images))
-        self._decoder: Decoder = decoder
-        self._max_pixels = max_pixels
+        self.decoder: Decoder = decoder
+        self.max_pixels = max_pixels
         self._closed = False
         self._index: _Index | None = None
         # A lock for each process: one that another thread holds during a fork stays locked in the child.
@@ -92,7 +78,7 @@ class FolderSource(ABC):
             raise NotASourceError(f"{self.path}: not a folder")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        options = partial(type(self), images=self._images, decoder=self._decoder, max_pixels=self._max_pixels)
+        options = partial(type(self), images=self._images, decoder=self.decoder, max_pixels=self.max_pixels)
         return options, (self.path,)
 
     @abstractmethod
@@ -102,6 +88,11 @@ class FolderSource(ABC):
     @abstractmethod
     def _read_centers(self, image: str) -> dict[int, Center]:
         """Return the centres of an image that has some."""
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+        return self._path
 
     @property
     def image_count(self) -> int:
@@ -114,38 +105,6 @@ class FolderSource(ABC):
     def read(self, index: int) -> bytes:
         """Return the bytes of a patch's file."""
         return self._read_file(self.patch_path(index))
-
-    def view(self, index: int) -> bytes:
-        """Return the bytes of a patch's file."""
-        return self.read(index)
-
-    def will_need(self, _: Sequence[int], /) -> None:
-        """Do nothing: opening the files to announce them would cost as much as reading them."""
-        self._check_open()
-
-    def claimed_size(self, index: int) -> tuple[int, int]:
-        """Return the height and width that a patch claims to have."""
-        try:
-            return image_size(self.read(index), max_pixels=self._max_pixels)
-        except ImageError as error:
-            raise self._image_error(index, error) from error
-
-    def read_into(self, index: int, out: Pixels) -> Pixels:
-        """Decode a patch; see Source."""
-        try:
-            return decode_into(self.read(index), out, max_pixels=self._max_pixels, decoder=self._decoder)
-        except ImageError as error:
-            raise self._image_error(index, error) from error
-
-    def read_all_into(self, indices: list[int], outs: list[Pixels]) -> list[Pixels]:
-        """Decode patches, each into its array; see Source."""
-        return [self.read_into(index, out) for index, out in zip(indices, outs, strict=True)]
-
-    def read_pixels(self, indices: Sequence[int], *, alpha: bool = False) -> Pixels | list[Pixels]:
-        """Decode patches; see Source."""
-        if alpha:
-            return as_batch([self._decode(index, alpha=True) for index in indices])
-        return decode_batch(indices, self._decode, self.read_into)
 
     def locate(self, index: int) -> tuple[int, int]:
         """Return (image number, position of the patch in its image)."""
@@ -162,15 +121,11 @@ class FolderSource(ABC):
             raise PatchIndexError(f"{self.path}: image {number} of {len(index.images)}")
         return index.first[number]
 
-    def patch_path(self, index: int) -> str:
-        """Return the path of a patch's file."""
-        return self.path_of(*self.locate(index))
-
     def path_of(self, number: int, position: int) -> str:
         """Return the path of a patch's file by where it is; see Source.path_of."""
         listed = self._listed()
         file = listed.files[listed.first[number] + position]
-        return f"{self.path}/{relative_path(self.layout, listed.images[number], file)}"
+        return f"{self._path}/{relative_path(self.layout, listed.images[number], file)}"
 
     def image_name(self, number: int) -> str:
         """Return the name of an image."""
@@ -228,15 +183,6 @@ class FolderSource(ABC):
         self._index = None
         self._cached_images.clear()
 
-    def __enter__(self) -> Self:
-        self._check_open()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
     def _check_open(self) -> None:
         if self._closed:
             raise ClosedError(f"{self.path}: the source is closed")
@@ -285,15 +231,6 @@ class FolderSource(ABC):
             has_reference=bool(index.has_reference[number]),
             extra=index.extras.of(name),
         )
-
-    def _decode(self, index: int, *, alpha: bool = False) -> Pixels:
-        try:
-            return decode(self.read(index), alpha=alpha, max_pixels=self._max_pixels, decoder=self._decoder)
-        except ImageError as error:
-            raise self._image_error(index, error) from error
-
-    def _image_error(self, index: int, error: ImageError) -> ImageError:
-        return ImageError(f"{self.patch_path(index)}: {error}")
 
     def _read_file(self, path: str) -> bytes:
         # Path objects would double the time of reading a small file.

@@ -1,21 +1,16 @@
-"""What is known of an image, and the msgpack record that holds it in a store."""
+"""The msgpack record that holds what is known of an image in a store."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
 from dlas_store.errors import DamagedError
-
-FIRST_UNNUMBERED_ID = 1 << 63
-"""Patch ids from here up belong to files whose name gives none."""
+from dlas_store.source import FIRST_UNNUMBERED_ID, Center, Image, file_number
 
 MAX_RECORD_BYTES = 1 << 28
 """Records above this are refused: msgpack can grow a small record to a hundred times its size."""
@@ -32,59 +27,6 @@ _FAILURES = (
 """All that msgpack and numpy raise for bytes that make no sense."""
 
 _CENTER_KEYS = ("center_ids", "center_rows", "center_cols", "center_widths")
-
-_NUMBER = re.compile(r"([0-9]{1,19})\.[^.]*", re.ASCII)
-
-
-class Center(NamedTuple):
-    """Where a patch lies in its image, in pixels of the reference."""
-
-    row: int
-    col: int
-    width: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Image:
-    """What is known of one image.
-
-    Attributes:
-        name: folder name in a chunked layout, relative path in one of pictures.
-        files: patch file names in item order (by code point).
-        centers: number in the file name -> centre, as centers.pt has it (it may name patches that do not exist and
-            lack some that do); None where the image has no centers.pt.
-        has_reference: whether there is a ref.jpg.
-        patch_ids: what a store's keys name the patches by, uint64 (len(files),); None outside of a store.
-        heights: pixels, uint32 (len(files),); None where they are not known without opening the files.
-        widths: likewise.
-        extra: what else is kept of the image (labels, sizes of the photo); JSON types only.
-    """
-
-    name: str
-    files: tuple[str, ...]
-    centers: Mapping[int, Center] | None
-    has_reference: bool
-    patch_ids: NDArray[np.uint64] | None = None
-    heights: NDArray[np.uint32] | None = None
-    widths: NDArray[np.uint32] | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict)
-
-    def center_of(self, position: int) -> Center | None:
-        """Return the centre of the patch at a position, None where there is none."""
-        number = file_number(self.files[position])
-        return None if self.centers is None or number is None else self.centers.get(number)
-
-
-@lru_cache(4096)  # patches of many images have the same names
-def file_number(file: str) -> int | None:
-    """Return the number that a patch's file name is, None for a name that is no number below 2^63.
-
-    >>> file_number("00000012.jpg"), file_number("12.png"), file_number("a12.jpg")
-    (12, 12, None)
-    """
-    match = _NUMBER.fullmatch(file)
-    number = int(match[1]) if match else FIRST_UNNUMBERED_ID
-    return number if number < FIRST_UNNUMBERED_ID else None
 
 
 class PatchIds:

@@ -12,12 +12,12 @@ from typing import NamedTuple, get_args
 from dlas_store.array_pictures import ArrayPictures, LabelledPictures
 from dlas_store.chunked_folder import ChunkedFolder
 from dlas_store.errors import ConfigError, NotASourceError
-from dlas_store.folder_source import CENTERS_FILE, REFERENCE_FILE, FolderSource
+from dlas_store.folder_source import FolderSource
 from dlas_store.index import INDEX_FILE
 from dlas_store.picture_folder import PictureFolder
 from dlas_store.pixels import IMAGE_ENDINGS, MAX_PIXELS, Decoder
 from dlas_store.shard import has_shards
-from dlas_store.source import Layout, Source
+from dlas_store.source import CENTERS_FILE, REFERENCE_FILE, Layout, Source
 from dlas_store.store import Store, open_store
 
 

@@ -7,9 +7,9 @@ from posixpath import basename
 
 from dlas_store.errors import NotASourceError
 from dlas_store.extra_fields import EXTRA_FILE
-from dlas_store.folder_source import CENTERS_FILE, REFERENCE_FILE, FolderSource, FoundImage, is_picture
+from dlas_store.folder_source import FolderSource, FoundImage, is_picture
 from dlas_store.folder_walk import FolderWalk
-from dlas_store.metadata import Center
+from dlas_store.source import CENTERS_FILE, REFERENCE_FILE, Center
 
 _LEFT_OUT = {REFERENCE_FILE: "reference of a chunked folder", CENTERS_FILE: "centres of a chunked folder"}
 

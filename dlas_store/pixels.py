@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 from PIL import UnidentifiedImageError
 
-from dlas_store.aligned_memory import empty_aligned
+from dlas_store.aligned_memory import Pixels, empty_aligned
 from dlas_store.errors import ImageError
-from dlas_store.source import Pixels
 
 MAX_PIXELS = 89_478_485
 """Pictures above this are refused before anything is allocated; Pillow's own limit, 256 MiB of RGB."""

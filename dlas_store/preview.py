@@ -11,7 +11,6 @@ from PIL import Image as PillowImage
 from PIL import ImageDraw
 
 from dlas_store.errors import ConfigError, ImageError
-from dlas_store.metadata import Center
 from dlas_store.opening import open_source
 from dlas_store.picture_sheet import (
     EMPTY,
@@ -29,7 +28,7 @@ from dlas_store.picture_sheet import (
     write_png,
 )
 from dlas_store.pixels import decode
-from dlas_store.source import Source
+from dlas_store.source import Center, Source
 
 REFERENCE_SIDE = 512
 """Pixels that a reference has at most; a smaller one is magnified up to here."""

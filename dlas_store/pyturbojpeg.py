@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import cache
 from typing import Any, Literal, NoReturn
 
+from dlas_store.aligned_memory import Pixels
 from dlas_store.errors import ConfigError, ImageError
-from dlas_store.source import Pixels
 
 _REMEDY = "pip install dlas-store[turbojpeg] and the system's libjpeg-turbo, or take decoder simplejpeg"
 

@@ -14,9 +14,9 @@ from xxhash import xxh3_64_intdigest
 from dlas_store.errors import DamagedError, NotASourceError
 from dlas_store.keys import CHECKSUM, Key, unpack_key, value_checksum
 from dlas_store.lmdb_pages import Entry, walk
-from dlas_store.metadata import Image, decode_image
+from dlas_store.metadata import decode_image
 from dlas_store.sealed_file import SealedFile, check_fields
-from dlas_store.source import Layout
+from dlas_store.source import Image, Layout
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from dlas_store.errors import DamagedError
-from dlas_store.folder_source import REFERENCE_FILE
 from dlas_store.index import Index, ShardEntry
 from dlas_store.keys import CHECKSUM, Kind, pack_key, unpack_key
 from dlas_store.lmdb_pages import scan
-from dlas_store.metadata import Image, decode_image
+from dlas_store.metadata import decode_image
 from dlas_store.sealed_file import map_file
 from dlas_store.shard import read_payload
+from dlas_store.source import REFERENCE_FILE, Image
 
 _COLUMNS = 5  # image id, kind, patch id, offset, length
 

@@ -12,12 +12,13 @@ import numpy as np
 
 from dlas_store.keys import Kind, encode_value, pack_key
 from dlas_store.lmdb_writer import BATCH_BYTES, LmdbWriter
-from dlas_store.metadata import Image, PatchIds, encode_image
+from dlas_store.metadata import PatchIds, encode_image
 from dlas_store.pixels import Size
 from dlas_store.publish import remove_file
 from dlas_store.sealed_file import seal
 from dlas_store.shard import Shard, ShardHeader
 from dlas_store.shard_directory import Directory, read_directory
+from dlas_store.source import Image
 
 _BYTES_A_VALUE = 256
 """What a value that waits takes beside its payload: key, checksum and Python objects."""

@@ -7,12 +7,12 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 from simplejpeg import decode_jpeg
 
+from dlas_store.aligned_memory import Pixels
 from dlas_store.bounded_cache import BoundedCache
 from dlas_store.errors import (
     ClosedError,
@@ -26,10 +26,9 @@ from dlas_store.errors import (
 from dlas_store.index import INDEX_FILE, ImageRow, Index, PatchRow, ShardEntry, shard_entry
 from dlas_store.keys import Kind, pack_key
 from dlas_store.libjpeg import check_named, find_libjpeg
-from dlas_store.metadata import Image
-from dlas_store.pixels import MAX_PIXELS, Decoder, as_batch, decode, decode_batch, decode_into, image_size
+from dlas_store.pixels import MAX_PIXELS, Decoder
 from dlas_store.shard import Shard, has_shards, name_hash, read_image, read_payload, shard_file_name, view_payload
-from dlas_store.source import Layout, Listing, Pixels, relative_path
+from dlas_store.source import Image, Layout, Listing, Source, relative_path
 from dlas_store.tables import Table
 
 try:
@@ -52,7 +51,7 @@ class _OpenShard(NamedTuple):
     """What to add to an image number to get the id in the shard's keys."""
 
 
-class Store:
+class Store(Source):
     """A store folder or a single shard, as a Source.
 
     Opening maps the index and looks at the sizes of the shards; a shard is mapped when it is first read from. Nothing
@@ -81,8 +80,8 @@ class Store:
             DamagedError: an index that is damaged, or names shards that are missing or of another size.
             FormatVersionError: written by a later version.
         """
-        self._decoder: Decoder = decoder
-        self._max_pixels = max_pixels
+        self.decoder: Decoder = decoder
+        self.max_pixels = max_pixels
         self._path = path.parent if path.name == INDEX_FILE else path
         self._prefix = f"{self._path}/"
         self._index: Index | None = _open_index(self._path)
@@ -155,20 +154,14 @@ class Store:
         reader = self._reader  # another thread may close the store
         if reader is not None and (size := reader.claimed_size(index)) is not None:
             return size
-        try:
-            return image_size(self.read(index), max_pixels=self._max_pixels)
-        except ImageError as error:
-            raise self._image_error(index, error) from error
+        return super().claimed_size(index)
 
     def read_into(self, index: int, out: Pixels) -> Pixels:
         """Decode a patch; see Source.read_into."""
         reader = self._reader  # another thread may close the store
         if reader is not None and reader.read_into(index, out):
             return out
-        try:
-            return decode_into(self.view(index), out, max_pixels=self._max_pixels, decoder=self._decoder)
-        except ImageError as error:
-            raise self._image_error(index, error) from error
+        return super().read_into(index, out)
 
     def read_all_into(self, indices: list[int], outs: list[Pixels]) -> list[Pixels]:
         """Decode patches, each into its array; see Source.read_all_into."""
@@ -179,12 +172,6 @@ class Store:
         # What is not as it should be; the reader is asked about each of the others once more, at next to no cost.
         rest = zip(indices[done:], outs[done:], strict=True)
         return [*outs[:done], *(self.read_into(index, out) for index, out in rest)]
-
-    def read_pixels(self, indices: Sequence[int], *, alpha: bool = False) -> Pixels | list[Pixels]:
-        """Decode patches; see Source.read_pixels."""
-        if alpha:
-            return as_batch([self._decode(index, alpha=True) for index in indices])
-        return decode_batch(indices, self._decode, self.read_into)
 
     def locate(self, index: int) -> tuple[int, int]:
         """Return (image number, position of the patch in its image)."""
@@ -199,18 +186,10 @@ class Store:
         """Return the index of an image's first patch; that of image_count is the number of patches."""
         return len(self) if number == self.image_count else self._image_row(number).first_patch
 
-    def patch_path(self, index: int) -> str:
-        """Return the path of a patch, as if the store were the folder it was made from."""
-        return self.path_of(*self.locate(index))
-
     def path_of(self, number: int, position: int) -> str:
         """Return the path of a patch by where it is; see Source.path_of."""
         image = self._images.peek(number) or self.image(number)
         return self._prefix + relative_path(self._layout, image.name, image.files[position])
-
-    def image_name(self, number: int) -> str:
-        """Return the name of an image."""
-        return self.image(number).name
 
     def image(self, number: int) -> Image:
         """Return what is known of an image."""
@@ -234,14 +213,6 @@ class Store:
             if self.image(number).name == name:
                 return number
         raise NameNotFoundError(f"{self._path}: holds no image {name!r}")
-
-    def find(self, image: str, file: str) -> int:
-        """Return the index of a patch by image and file name."""
-        number = self.find_image(image)
-        files = self.image(number).files
-        if file not in files:
-            raise NameNotFoundError(f"{self._path}: image {image!r} holds no patch {file!r}")
-        return self.first_patch(number) + files.index(file)
 
     def listings(self) -> Iterator[Listing]:
         """Yield the files of every image in order, holding no more than one image's."""
@@ -273,23 +244,12 @@ class Store:
         self._images.clear()
         self._ranges.clear()
 
-    def __enter__(self) -> Self:
-        """Return self."""
-        self._check_open()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Close."""
-        self.close()
-
     def __getstate__(self) -> dict[str, Any]:
         index = self.index
         return {
             "path": self._path,
-            "decoder": self._decoder,
-            "max_pixels": self._max_pixels,
+            "decoder": self.decoder,
+            "max_pixels": self.max_pixels,
             "store_id": index.store_id,
             "patches": len(index.patches),
         }
@@ -302,17 +262,11 @@ class Store:
     def _make_reader(self, index: Index) -> PatchReader | None:
         """Return what reads patches that are as they should be; None where there is nothing faster than Python."""
         rows = index.patches
-        if PatchReader is None or self._decoder != "simplejpeg" or not isinstance(rows, Table):
+        if PatchReader is None or self.decoder != "simplejpeg" or not isinstance(rows, Table):
             return None
-        max_pixels = int(min(self._max_pixels, sys.maxsize))
+        max_pixels = int(min(self.max_pixels, sys.maxsize))
         check_named()
         return PatchReader(*rows.mapped, self._shards.entries, decode_jpeg, max_pixels, find_libjpeg)
-
-    def _decode(self, index: int, *, alpha: bool = False) -> Pixels:
-        try:
-            return decode(self.read(index), alpha=alpha, max_pixels=self._max_pixels, decoder=self._decoder)
-        except ImageError as error:
-            raise self._image_error(index, error) from error
 
     def _image_error(self, index: int, error: ImageError) -> ImageError:
         return ImageError(f"{self._path}: {self._label_patch(index)}: {error}")

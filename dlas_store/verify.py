@@ -18,11 +18,11 @@ from dlas_store.errors import (
     PatchIndexError,
     StoreError,
 )
-from dlas_store.folder_source import REFERENCE_FILE
 from dlas_store.index import INDEX_FILE
 from dlas_store.processes import available_cores, progress_bar, report_done, run_in_order
 from dlas_store.shard import Shard, shard_file_name
 from dlas_store.shard_directory import read_directory
+from dlas_store.source import REFERENCE_FILE
 from dlas_store.store import Store
 
 _IMAGES_A_JOB = 256

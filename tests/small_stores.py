@@ -13,8 +13,7 @@ from samples import noise, png
 from dlas_store.centers import write_centers
 from dlas_store.converters.importing import import_store
 from dlas_store.index import INDEX_FILE
-from dlas_store.metadata import Center
-from dlas_store.source import Source
+from dlas_store.source import Center, Source
 
 NOBODY = 65534
 

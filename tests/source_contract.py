@@ -22,8 +22,7 @@ from small_stores import NOBODY, content_of, in_child, public_folder, state_of
 
 from dlas_store.centers import write_centers
 from dlas_store.errors import ClosedError, NameNotFoundError, PatchIndexError
-from dlas_store.metadata import Center
-from dlas_store.source import Layout, Source
+from dlas_store.source import Center, Layout, Source
 
 CENTERS = {0: Center(1, 2, 16), 3: Center(5, 6, 16), 77: Center(0, 0, 1)}
 

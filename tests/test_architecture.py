@@ -22,10 +22,12 @@ LAYERS = {
     "errors": ["errors"],
     "what needs nothing of ours but errors": [
         "aligned_memory", "bounded_cache", "centers_pickle", "config", "extra_fields", "folder_walk", "inert_pickle",
-        "interrupts", "keys", "lmdb_pages", "lmdb_writer", "metadata", "names", "numpy_pickle", "options",
+        "interrupts", "keys", "lmdb_pages", "lmdb_writer", "names", "numpy_pickle", "options",
         "plain_pickle", "processes", "publish", "tables", "terminal",
     ],
-    "the storage API and encodings": ["centers", "libjpeg", "pixels", "pyturbojpeg", "sealed_file", "source"],
+    "the storage API and encodings": [
+        "centers", "libjpeg", "metadata", "pixels", "pyturbojpeg", "sealed_file", "source",
+    ],
     "shard, index, folder": [
         "array_pictures", "chunked_folder", "cifar_batches", "class_folders", "folder_source", "idx_files", "index",
         "index_writer", "picture_folder", "published", "shard", "shard_directory", "shard_remains", "shard_writer",

@@ -38,8 +38,8 @@ from dlas_store.datasets.planes import to_unit
 from dlas_store.datasets.threads_loader import ThreadsLoader
 from dlas_store.datasets.workers_loader import WorkersLoader
 from dlas_store.errors import ImageError, PatchIndexError, StoreError
-from dlas_store.metadata import Center
 from dlas_store.published import open_published
+from dlas_store.source import Center
 from dlas_store.store import Store
 
 BATCH = 5

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from dlas_store.centers import MAX_FILE_BYTES, read_centers, write_centers
 from dlas_store.errors import CentersError
-from dlas_store.metadata import Center
+from dlas_store.source import Center
 
 DATA = Path(__file__).parent / "data"
 INT64 = st.integers(-(1 << 63), (1 << 63) - 1)

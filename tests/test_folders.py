@@ -33,10 +33,9 @@ from dlas_store.errors import (
 from dlas_store.extra_fields import EXTRA_FILE, extra_line
 from dlas_store.folder_source import FolderSource
 from dlas_store.folder_walk import LeftOut
-from dlas_store.metadata import Center
 from dlas_store.names import Names
 from dlas_store.picture_folder import PictureFolder
-from dlas_store.source import Source
+from dlas_store.source import Center, Source
 
 DATA = Path(__file__).parent / "data" / "chunked"
 KINDS = pytest.mark.parametrize("kind", [ChunkedFolder, PictureFolder])

@@ -13,16 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlas_store.errors import DamagedError
-from dlas_store.metadata import (
-    FIRST_UNNUMBERED_ID,
-    MAX_RECORD_BYTES,
-    Center,
-    Image,
-    PatchIds,
-    decode_image,
-    encode_image,
-    file_number,
-)
+from dlas_store.metadata import MAX_RECORD_BYTES, PatchIds, decode_image, encode_image
+from dlas_store.source import FIRST_UNNUMBERED_ID, Center, Image, file_number
 
 INT64 = st.integers(-(1 << 63), (1 << 63) - 1)
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)

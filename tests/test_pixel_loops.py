@@ -21,7 +21,7 @@ from dlas_store.datasets import create_dataset, planes
 from dlas_store.datasets.masked_reference import write_reference
 from dlas_store.datasets.planes import Planes, split_channels, to_planes, write_planes
 from dlas_store.datasets.references import Reference
-from dlas_store.metadata import Center
+from dlas_store.source import Center
 
 ROOT = Path(__file__).parents[1]
 

@@ -15,12 +15,12 @@ from small_stores import flip_in
 from dlas_store.errors import DamagedError, StoreError
 from dlas_store.keys import Kind, pack_key
 from dlas_store.lmdb_writer import BATCH_BYTES
-from dlas_store.metadata import FIRST_UNNUMBERED_ID, Center, Image
 from dlas_store.pixels import Size
 from dlas_store.sealed_file import SealedFile, seal
 from dlas_store.shard import Shard, ShardHeader, name_hash, read_image, read_payload
 from dlas_store.shard_directory import Directory, read_directory
 from dlas_store.shard_writer import ShardWriter
+from dlas_store.source import FIRST_UNNUMBERED_ID, Center, Image
 
 HEADER = ShardHeader(
     store_id=b"s" * 16,

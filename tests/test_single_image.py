@@ -21,7 +21,7 @@ from dlas_store.datasets.draws import Draw
 from dlas_store.datasets.masked_reference import mask_box
 from dlas_store.datasets.patches import rescale_center, rescale_centers
 from dlas_store.errors import ConfigError, ImageError, MissingMetadataError, NotASourceError, PatchIndexError
-from dlas_store.metadata import Center
+from dlas_store.source import Center
 
 
 def item(folder: Path, index: int = 0, **options: Any) -> dict[str, Any]:

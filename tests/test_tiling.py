@@ -14,8 +14,8 @@ from dlas_store.converters.extraction import tiling
 from dlas_store.converters.extraction.options import ExtractOptions
 from dlas_store.converters.extraction.tiling import Tile, center, count_tiles, squares, starts, tiles_by_crop
 from dlas_store.errors import ConfigError
-from dlas_store.metadata import Center
 from dlas_store.pixels import Size
+from dlas_store.source import Center
 
 
 @pytest.mark.parametrize("module", [tiling, cutting, tiles_module], ids=lambda module: module.__name__)

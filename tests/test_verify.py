@@ -38,8 +38,8 @@ from dlas_store.index import INDEX_FILE, Index
 from dlas_store.index_writer import IndexWriter
 from dlas_store.info import info
 from dlas_store.lmdb_pages import read_meta
-from dlas_store.metadata import Center
 from dlas_store.sealed_file import SealedFile
+from dlas_store.source import Center
 from dlas_store.store import Store
 from dlas_store.verify import Finding, Sample, VerifyReport, verify
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from dlas_store.source import Pixels
+from dlas_store.aligned_memory import Pixels
 
 
 class Start(NamedTuple):

@@ -8,8 +8,8 @@ import numpy as np
 import simplejpeg
 import torch
 
+from dlas_store.aligned_memory import Pixels
 from dlas_store.pixels import image_size
-from dlas_store.source import Pixels
 
 
 def decode(encoded: bytes) -> Pixels:

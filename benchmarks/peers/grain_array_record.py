@@ -11,8 +11,8 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from benchmarks.peers import Peer
 from benchmarks.peers.decoding import decode, decode_batch
+from dlas_store.aligned_memory import Pixels
 from dlas_store.processes import available_cores
-from dlas_store.source import Pixels
 
 _FILE = "patches.array_record"
 

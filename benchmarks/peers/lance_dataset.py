@@ -18,8 +18,8 @@ from torch.utils.data import default_collate
 from benchmarks.peers import Peer
 from benchmarks.peers.data_loader_peer import DataLoaderPeer, Start
 from benchmarks.peers.decoding import decode_batch, decode_tensor
+from dlas_store.aligned_memory import Pixels
 from dlas_store.processes import available_cores
-from dlas_store.source import Pixels
 
 # Shares of the decode limit as in web_dataset.py: get_safe_loader with 1, 2, 4 workers 0.23, 0.38, 0.39; take in 1, 2,
 # 4 threads 0.55, 0.81, 0.84, and 0.75 and 0.94 in two later runs with 4. LanceDataset with

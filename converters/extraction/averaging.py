@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from dlas_store.aligned_memory import Pixels
 from dlas_store.pixels import Size
-from dlas_store.source import Pixels
 
 _LEAST_FACTOR = 3
 """Below this OpenCV is as fast."""

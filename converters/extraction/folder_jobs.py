@@ -18,10 +18,9 @@ from dlas_store.converters.extraction.plan import Skipped
 from dlas_store.converters.extraction.tiles import CutImage, cut_photo
 from dlas_store.errors import write_errors
 from dlas_store.extra_fields import extra_line
-from dlas_store.folder_source import CENTERS_FILE, REFERENCE_FILE
-from dlas_store.metadata import Image
 from dlas_store.processes import report_done
 from dlas_store.publish import TREE, sync_folder, write_file
+from dlas_store.source import CENTERS_FILE, REFERENCE_FILE, Image
 
 _BUFFER = PixelBuffer()
 """This process's, which works on one photo at a time."""

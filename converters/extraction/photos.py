@@ -9,13 +9,13 @@ from typing import Literal, NamedTuple, cast
 import cv2
 import numpy as np
 
+from dlas_store.aligned_memory import Pixels
 from dlas_store.converters.extraction.averaging import resized
 from dlas_store.converters.extraction.headers import PHOTO_FORMATS, Header
 from dlas_store.converters.extraction.options import ExtractOptions
 from dlas_store.converters.extraction.tiling import Square, halved, squares
 from dlas_store.errors import ImageError
 from dlas_store.pixels import Size, decode
-from dlas_store.source import Pixels
 
 _UPRIGHT = 1
 _LYING = range(5, 9)

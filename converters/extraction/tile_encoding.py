@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import cv2
 
+from dlas_store.aligned_memory import Pixels
 from dlas_store.converters.extraction.options import Subsampling
 from dlas_store.pixels import Size
-from dlas_store.source import Pixels
 
 try:
     from dlas_store.converters.extraction._jpeg_crop import JpegBlocks

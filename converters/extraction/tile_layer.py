@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from dlas_store.aligned_memory import Pixels
 from dlas_store.converters.extraction.averaging import resized
 from dlas_store.converters.extraction.photos import Photo
 from dlas_store.converters.extraction.tile_encoding import JpegEncoder, Place, TilesOfPicture
 from dlas_store.converters.extraction.tiling import Square, Tile
 from dlas_store.pixels import Size
-from dlas_store.source import Pixels
 
 
 class TileLayer:

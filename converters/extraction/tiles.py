@@ -8,6 +8,7 @@ from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dlas_store.aligned_memory import Pixels
 from dlas_store.converters.extraction.averaging import resized
 from dlas_store.converters.extraction.fitness import Problem, problem_of, why_no_tile
 from dlas_store.converters.extraction.headers import header_of, read_photo
@@ -18,9 +19,8 @@ from dlas_store.converters.extraction.tile_encoding import JpegEncoder
 from dlas_store.converters.extraction.tile_layer import TileLayer
 from dlas_store.converters.extraction.tiling import Square, Tile, center
 from dlas_store.errors import ImageError
-from dlas_store.metadata import Image
 from dlas_store.pixels import Size
-from dlas_store.source import Pixels
+from dlas_store.source import Image
 
 
 class EncodedTile(NamedTuple):

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from dlas_store.converters.extraction.options import ExtractOptions
-from dlas_store.metadata import Center
 from dlas_store.pixels import Size
+from dlas_store.source import Center
 
 
 class Square(NamedTuple):

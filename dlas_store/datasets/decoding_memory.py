@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from dlas_store.aligned_memory import Pixels
 from dlas_store.pixels import empty_pixels
-from dlas_store.source import Pixels
 
 BYTES_TOGETHER = 1 << 20
 """Patches up to so many bytes are decoded before they are written: they stay in the processor's caches."""

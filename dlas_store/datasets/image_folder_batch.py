@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dlas_store.aligned_memory import Pixels
 from dlas_store.datasets.batches import Allocate, MakeItem, check_one_size
 from dlas_store.datasets.decoding_memory import BYTES_TOGETHER, DecodingMemory
 from dlas_store.datasets.draws import Draw, ItemRandom
@@ -17,7 +18,7 @@ from dlas_store.datasets.picture_cut import Picture, cut_picture
 from dlas_store.datasets.planes import Planes, loops_for, write_pair
 from dlas_store.datasets.roots import read_all_into, reading_order
 from dlas_store.errors import StoreError
-from dlas_store.source import Pixels, Source
+from dlas_store.source import Source
 
 
 class ImageFolderBatch:

@@ -6,11 +6,11 @@ from typing import Any, cast
 
 import numpy as np
 
+from dlas_store.aligned_memory import Pixels
 from dlas_store.datasets.patches import MASK_OUTSIDE
 from dlas_store.datasets.planes import Planes, area_resize, loops_for, to_unit
 from dlas_store.datasets.references import Reference
-from dlas_store.metadata import Center
-from dlas_store.source import Pixels
+from dlas_store.source import Center
 
 
 def write_reference(

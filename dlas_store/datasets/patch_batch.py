@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dlas_store.aligned_memory import Pixels
 from dlas_store.datasets.batches import Allocate, MakeItem
 from dlas_store.datasets.decoding_memory import BYTES_TOGETHER, DecodingMemory
 from dlas_store.datasets.draws import Draw, ItemRandom
@@ -27,9 +28,8 @@ from dlas_store.datasets.planes import Planes, area_resize, loops_for, to_planes
 from dlas_store.datasets.references import Reference, ReferenceCache
 from dlas_store.datasets.roots import read_all_into, reading_order
 from dlas_store.errors import StoreError
-from dlas_store.metadata import Center
 from dlas_store.pixels import empty_pixels
-from dlas_store.source import Pixels, Source
+from dlas_store.source import Center, Source
 
 _NO_CENTER = (0, 0)
 

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from dlas_store.datasets.corruptions import Corruptions
 from dlas_store.datasets.options import Options, check_lq_size
 from dlas_store.errors import MissingMetadataError
-from dlas_store.metadata import Center
-from dlas_store.source import Source
+from dlas_store.source import Center, Source
 
 MASK_OUTSIDE = float(np.float32(0.1))
 """Mask of the reference outside of the patch's square."""

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from dlas_store.aligned_memory import Pixels
 from dlas_store.datasets.draws import ItemRandom
 from dlas_store.datasets.image_folder_options import ImageFolderOptions
 from dlas_store.datasets.least_size import check_least_side
 from dlas_store.datasets.patch_labels import Box
-from dlas_store.source import Pixels
 
 CENTER_CROP = "center_crop_hq_sz"
 

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from dlas_store.aligned_memory import Pixels
 from dlas_store.datasets.batches import Allocate, BatchOfItems, BatchWork, MakeItem, check_one_size, new_array
 from dlas_store.datasets.draws import Draw, ItemRandom
 from dlas_store.datasets.item_dataset import ItemDataset
 from dlas_store.datasets.options import Options
 from dlas_store.datasets.roots import Roots, image_path, open_roots, read_all_into, reading_order
 from dlas_store.errors import StoreError
-from dlas_store.source import Pixels
 
 
 class PixelsDataset(ItemDataset):

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dlas_store.source import Pixels
+from dlas_store.aligned_memory import Pixels
 
 _loops: ModuleType | None
 try:

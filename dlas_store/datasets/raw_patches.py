@@ -10,13 +10,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from dlas_store.aligned_memory import Pixels
 from dlas_store.datasets.batches import Allocate, check_one_size
 from dlas_store.datasets.patch_batch import ItemPatches
 from dlas_store.datasets.patches import PatchOptions, square_in_reference
 from dlas_store.datasets.references import ReferenceCache
 from dlas_store.datasets.roots import read_all_into, reading_order
-from dlas_store.metadata import Center
-from dlas_store.source import Pixels, Source
+from dlas_store.source import Center, Source
 
 NO_REFERENCE = -1
 

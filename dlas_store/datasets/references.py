@@ -8,12 +8,13 @@ from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
+from dlas_store.aligned_memory import Pixels
 from dlas_store.bounded_cache import BoundedCache
 from dlas_store.datasets.patches import PatchOptions
 from dlas_store.datasets.planes import Planes, area_resize, split_channels, to_planes, write_planes
 from dlas_store.errors import ImageError
 from dlas_store.pixels import decode
-from dlas_store.source import Pixels, Source
+from dlas_store.source import Source
 
 CACHE_BYTES = 128 << 20
 """About 680 references of 256 x 256 pixels, or 550 at the sizes of scale 4, for each dataset and process."""

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from dlas_store.aligned_memory import Pixels
 from dlas_store.datasets.options import Options
 from dlas_store.datasets.shared_stores import open_shared
 from dlas_store.errors import PatchIndexError, StoreError
-from dlas_store.source import Layout, Pixels, Source
+from dlas_store.source import Layout, Source
 
 
 class Roots:

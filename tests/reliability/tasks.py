@@ -15,8 +15,8 @@ from trees import Tree, ppm, read, shard_contents, write
 from dlas_store.centers import write_centers
 from dlas_store.commit import read_shard
 from dlas_store.index import INDEX_FILE
-from dlas_store.metadata import Center
 from dlas_store.shard import shard_file_name
+from dlas_store.source import Center
 from dlas_store.store import Store
 from dlas_store.verify import verify
 from reliability.commands import Commands, Ended

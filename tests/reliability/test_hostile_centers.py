@@ -11,7 +11,7 @@ from conftest import Runs
 from hostile_centers import CANARY, FOLDER, HOSTILE, KEPT_BYTES, legacy_of, saved, zip_of
 
 from dlas_store.centers import write_centers
-from dlas_store.metadata import Center
+from dlas_store.source import Center
 from reliability import watched
 from reliability.children import each_in_child
 from reliability.mutations import mutated

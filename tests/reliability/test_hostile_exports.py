@@ -18,10 +18,9 @@ from dlas_store.centers import read_centers
 from dlas_store.commit import Commit, PlannedShard, plan_commit, write_shard
 from dlas_store.converters.export_names import ExportNames, Folding
 from dlas_store.converters.exporting import export_store
-from dlas_store.metadata import Center, Image
 from dlas_store.pixels import Size
 from dlas_store.shard_writer import ShardWriter
-from dlas_store.source import Layout
+from dlas_store.source import Center, Image, Layout
 
 NO_FOLDING = Folding(case=False, form=False, end=False)
 

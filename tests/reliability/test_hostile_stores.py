@@ -29,6 +29,7 @@ from dlas_store.pixels import check_picture, decode, image_size
 from dlas_store.reindex import reindex
 from dlas_store.sealed_file import SealedFile
 from dlas_store.shard import Shard
+from dlas_store.source import Center, Image
 from dlas_store.store import Store
 from dlas_store.tables import BLOCK_BYTES
 from dlas_store.verify import verify
@@ -231,10 +232,10 @@ def test_a_store_with_sound_checksums_and_hostile_contents_is_an_error_of_ours(
 
 
 def test_records_of_any_bytes_are_an_error_or_an_image(runs: Runs) -> None:
-    image = metadata.Image(
+    image = Image(
         name="a",
         files=("1.jpg", "2.jpg"),
-        centers={1: metadata.Center(1, 2, 3)},
+        centers={1: Center(1, 2, 3)},
         has_reference=True,
         patch_ids=metadata.np.array([1, 2], "u8"),
         heights=metadata.np.array([1, 2], "u4"),

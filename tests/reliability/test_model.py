@@ -25,8 +25,8 @@ from dlas_store.converters.importing import import_store
 from dlas_store.converters.salvaging import salvage
 from dlas_store.errors import NameNotFoundError, PatchIndexError
 from dlas_store.index import INDEX_FILE
-from dlas_store.metadata import Center
 from dlas_store.reindex import reindex
+from dlas_store.source import Center
 from dlas_store.store import Store
 from dlas_store.verify import Sample, verify
 from reliability.children import work_here

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dlas_store.centers import write_centers
 from dlas_store.converters.importing import import_store
-from dlas_store.metadata import Center
+from dlas_store.source import Center
 
 
 def picture(shade: int, side: int = 1) -> bytes:
