@@ -12,10 +12,11 @@ import torch
 
 from dlas_store.aligned_memory import Pixels
 from dlas_store.datasets.batches import Allocate, check_one_size
+from dlas_store.datasets.decoding import decode_items, raise_error, rows_of
 from dlas_store.datasets.patch_batch import ItemPatches
 from dlas_store.datasets.patches import PatchOptions, square_in_reference
 from dlas_store.datasets.references import ReferenceCache
-from dlas_store.datasets.roots import read_all_into, reading_order
+from dlas_store.datasets.roots import reading_order
 from dlas_store.source import Center, Source
 
 NO_REFERENCE = -1
@@ -103,9 +104,9 @@ class RawPatchBatch:
     def fill(self, start: int, stop: int) -> None:
         """Decode a part of the items; see BatchWork."""
         part = self._order[start:stop]
-        rows = [row for item in part for row in range(item * self._frames, (item + 1) * self._frames)]
-        self._decode(rows)
-        self._look_up(rows)
+        outs = [self._rows[row] for row in rows_of(part, self._frames)]
+        for items, pixels in decode_items(self._places, part, outs, raise_error, frames=self._frames):
+            self._write(rows_of(items, self._frames), pixels)
 
     def finish(self) -> RawPatches:
         """Return the batch."""
@@ -122,14 +123,13 @@ class RawPatchBatch:
             shape=self._shape,
         )
 
-    def _decode(self, rows: Sequence[int]) -> None:
-        places = [self._places[row] for row in rows]
-        outs = [self._rows[row] for row in rows]
-        pixels = read_all_into(places, outs)
-        if not all(map(operator.is_, pixels, outs)):
-            sizes = [outs[0].shape[:2], *(decoded.shape[:2] for decoded in pixels)]
-            paths = ["", *(source.patch_path(patch) for source, patch in places)]
+    def _write(self, rows: Sequence[int], pixels: Sequence[Pixels]) -> None:
+        """Check that patches were decoded in place, and look up what else the batch says of them."""
+        if not all(map(operator.is_, pixels, map(self._rows.__getitem__, rows))):
+            sizes = [self._rows[0].shape[:2], *(decoded.shape[:2] for decoded in pixels)]
+            paths = ["", *(source.patch_path(patch) for source, patch in (self._places[row] for row in rows))]
             check_one_size(paths.__getitem__, sizes, advice="leave the option device out")
+        self._look_up(rows)
 
     def _look_up(self, rows: Sequence[int]) -> None:
         """Find out the paths of patches, and their references and where they lie in those."""
