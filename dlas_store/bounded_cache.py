@@ -1,27 +1,50 @@
-"""Keeping some of what is slow to make."""
+"""A cache of a bounded number of values that are slow to make."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 K = TypeVar("K")
 V = TypeVar("V")
 
 
-def cached(cache: dict[K, V], capacity: int, key: K, make: Callable[[K], V]) -> V:
-    """Return the value of a key, made by ``make(key)`` and kept where it is not there.
+class BoundedCache(Generic[K, V]):
+    """A cache for any number of threads, without a lock, which a fork beside one of them could leave locked.
 
-    For any number of threads without a lock, which a fork beside one of them could leave locked in the child: two may
-    make the same value. At the capacity the newest value makes room, so that reading in order costs the others nothing.
-    A cache of bound methods (lru_cache) would keep its owner alive.
+    Two threads may therefore make the same value. At the capacity the newest value makes room, so that reading in order
+    costs the others nothing. A cache of bound methods (lru_cache) would keep their owner alive; this one gets the
+    function with each call.
+
+    >>> cache = BoundedCache[int, str](capacity=2)
+    >>> cache.get(5, str), cache.peek(5), cache.peek(6)
+    ('5', '5', None)
+
+    Attributes:
+        capacity: how many values to keep, from 1; may be lowered at any time.
+        entries: the values that are kept; always the same dict, so that code in C may hold it.
+        peek: returns the kept value of a key, else None; a lookup in the dict and nothing else.
     """
-    value = cache.get(key)
-    if value is None:
-        value = make(key)
-        if len(cache) >= capacity:
-            with suppress(KeyError):  # another thread may have cleared it
-                cache.popitem()
-        cache[key] = value
-    return value
+
+    __slots__ = ("capacity", "entries", "peek")
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.entries: dict[K, V] = {}
+        self.peek: Callable[[K], V | None] = self.entries.get
+
+    def get(self, key: K, make: Callable[[K], V]) -> V:
+        """Return the value of a key, made by ``make(key)`` and kept where it is not there."""
+        value = self.entries.get(key)
+        if value is None:
+            value = make(key)
+            if len(self.entries) >= self.capacity:
+                with suppress(KeyError):  # another thread may have cleared it
+                    self.entries.popitem()
+            self.entries[key] = value
+        return value
+
+    def clear(self) -> None:
+        """Forget all values."""
+        self.entries.clear()

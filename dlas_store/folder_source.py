@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dlas_store.bounded_cache import cached
+from dlas_store.bounded_cache import BoundedCache
 from dlas_store.errors import ClosedError, DamagedError, NameNotFoundError, NotASourceError, PatchIndexError
 from dlas_store.extra_fields import EXTRA_FILE, ExtraFields
 from dlas_store.folder_walk import FolderWalk, LeftOut
@@ -73,7 +73,7 @@ class FolderSource(Source):
         self._index: _Index | None = None
         # A lock for each process: one that another thread holds during a fork stays locked in the child.
         self._locks: dict[int, threading.Lock] = {}
-        self._cached_images: dict[int, Image] = {}
+        self._cached_images: BoundedCache[int, Image] = BoundedCache(_CACHED_IMAGES)
         if not self.path.is_dir():
             raise NotASourceError(f"{self.path}: not a folder")
 
@@ -135,7 +135,7 @@ class FolderSource(Source):
     def image(self, number: int) -> Image:
         """Return what is known of an image; the latest are kept."""
         self._check_image_number(number)
-        return cached(self._cached_images, _CACHED_IMAGES, number, self._read_image)
+        return self._cached_images.get(number, self._read_image)
 
     def image_without_centers(self, number: int) -> Image:
         """Return what is known of an image whose centers.pt cannot be read."""

@@ -13,7 +13,7 @@ import numpy as np
 from simplejpeg import decode_jpeg
 
 from dlas_store.aligned_memory import Pixels
-from dlas_store.bounded_cache import cached
+from dlas_store.bounded_cache import BoundedCache
 from dlas_store.errors import (
     ClosedError,
     DamagedError,
@@ -83,9 +83,9 @@ class Store(Source):
         self._layout = self._index.layout
         if check_shards and self._path.is_dir():
             _check_sizes(self._path, self._index)
-        self._shards: dict[int, _OpenShard] = {}
-        self._images: dict[int, Image] = {}
-        self._ranges: dict[int, tuple[int, int]] = {}
+        self._shards: BoundedCache[int, _OpenShard] = BoundedCache(_OPEN_SHARDS)
+        self._images: BoundedCache[int, Image] = BoundedCache(_CACHED_IMAGES)
+        self._ranges: BoundedCache[int, tuple[int, int]] = BoundedCache(_CACHED_IMAGES)
         self._reader = self._make_reader(self._index)
 
     @property
@@ -125,7 +125,7 @@ class Store(Source):
         """Return the encoded bytes of a patch in the map, checked against their checksum."""
         # For every patch of every batch: without the names of PatchRow, which take as long to give as a row to read.
         offset, patch_id, length, image, shard_number = self._patch_values(index)
-        shard, image_id_offset = self._shards.get(shard_number) or self._shard(shard_number)
+        shard, image_id_offset = self._shards.peek(shard_number) or self._shard(shard_number)
         try:
             key = pack_key(image + image_id_offset, Kind.PATCH, patch_id)
             return view_payload(shard.view, key, offset, length, shard.path)
@@ -171,7 +171,7 @@ class Store(Source):
     def locate(self, index: int) -> tuple[int, int]:
         """Return (image number, position of the patch in its image)."""
         _, _, _, image, _ = self._patch_values(index)
-        first, end = self._ranges.get(image) or cached(self._ranges, _CACHED_IMAGES, image, self._read_range)
+        first, end = self._ranges.peek(image) or self._ranges.get(image, self._read_range)
         index = operator.index(index)
         if not first <= index < end:
             raise DamagedError(f"{self.index.place}: patch {index} is none of image {image}; run dlas-store reindex")
@@ -183,12 +183,12 @@ class Store(Source):
 
     def path_of(self, number: int, position: int) -> str:
         """Return the path of a patch by where it is; see Source.path_of."""
-        image = self._images.get(number) or self.image(number)
+        image = self._images.peek(number) or self.image(number)
         return self._prefix + relative_path(self._layout, image.name, image.files[position])
 
     def image(self, number: int) -> Image:
         """Return what is known of an image."""
-        return cached(self._images, _CACHED_IMAGES, number, self._read_image)
+        return self._images.get(number, self._read_image)
 
     def read_reference(self, number: int) -> bytes | None:
         """Return the encoded bytes of an image's reference, None without one."""
@@ -235,7 +235,7 @@ class Store(Source):
     def close(self) -> None:
         """Let go of all maps."""
         self._index = self._reader = None
-        self._shards.clear()  # the reader has this very dict
+        self._shards.clear()  # the reader has its very dict
         self._images.clear()
         self._ranges.clear()
 
@@ -261,7 +261,7 @@ class Store(Source):
             return None
         max_pixels = int(min(self.max_pixels, sys.maxsize))
         check_named()
-        return PatchReader(*rows.mapped, self._shards, decode_jpeg, max_pixels, find_libjpeg)
+        return PatchReader(*rows.mapped, self._shards.entries, decode_jpeg, max_pixels, find_libjpeg)
 
     def _image_error(self, index: int, error: ImageError) -> ImageError:
         return ImageError(f"{self._path}: {self._label_patch(index)}: {error}")
@@ -336,7 +336,7 @@ class Store(Source):
         return self._image_row(number).reference_offset != 0
 
     def _shard(self, number: int) -> _OpenShard:
-        return cached(self._shards, _OPEN_SHARDS, number, self._open_shard)
+        return self._shards.get(number, self._open_shard)
 
     def _open_shard(self, number: int) -> _OpenShard:
         entry = self.index.shards.get(number)

@@ -611,7 +611,7 @@ def test_references_of_both_kinds_keep_to_the_room_that_they_have(
     dataset: Any = create_dataset({"mode": "single_image_extensible", **options})
     for index in range(40):
         dataset[index]
-    kept = dataset._references._kept.values()
+    kept = dataset._references._cache.entries.values()
     assert {each.hq.dtype for each in kept} == {np.dtype(np.uint8), np.dtype(np.float32)}
     largest = max(each.hq.nbytes + each.lq.nbytes for each in kept)
     assert sum(each.hq.nbytes + each.lq.nbytes for each in kept) <= room + largest

@@ -16,7 +16,7 @@ from source_contract import jpeg
 from trees import write
 
 from dlas_store.converters.importing import import_store
-from dlas_store.datasets import Loader, create_dataloader, create_dataset, device_patches, raw_patches
+from dlas_store.datasets import Loader, create_dataloader, create_dataset, device_patches, references
 from dlas_store.datasets.draws import Draw
 from dlas_store.errors import ConfigError, ImageError, MissingMetadataError, StoreError
 from dlas_store.store import Store
@@ -172,7 +172,7 @@ def test_bounded_caches_of_references_change_nothing(
     room: int, kind: dict[str, Any], make_image: MakeImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(device_patches, "CACHE_BYTES", room)
-    monkeypatch.setattr(raw_patches, "CACHE_BYTES", room)
+    monkeypatch.setattr(references, "CACHE_BYTES", room)
     folder = frames(make_image, "single_image_extensible")
     options = {"mode": "single_image_extensible", "paths": folder, "target_size": 32, "scale": 2, **REFERENCES}
     made, expected = loaders(options, kind)
@@ -188,7 +188,7 @@ def test_references_of_several_sizes_keep_to_the_room_that_they_have(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     room = 10 * 3 * 48**2
-    monkeypatch.setattr(raw_patches, "CACHE_BYTES", room)
+    monkeypatch.setattr(references, "CACHE_BYTES", room)
     for number in range(120):
         side = 16 if number % 4 == 3 else 48
         files = {"0.jpg": jpeg(noise(32, 32, seed=number)), "ref.jpg": jpeg(noise(side, side, seed=number))}
@@ -198,7 +198,7 @@ def test_references_of_several_sizes_keep_to_the_room_that_they_have(
     work = dataset.begin_raw_batch([Draw(index, 0) for index in range(120)], np.empty)
     work.fill(0, 120)
     assert len(work.finish().references) == 120
-    kept = dataset._pixel_references._kept.values()
+    kept = dataset._named_references._cache.entries.values()
     assert room // 2 < sum(reference.pixels.nbytes for reference in kept) <= room
 
 

@@ -11,12 +11,13 @@ import torch
 
 from dlas_store.aligned_memory import Pixels
 from dlas_store.datasets.batches import Allocate, MakeItem, check_one_size
-from dlas_store.datasets.decoding_memory import BYTES_TOGETHER, DecodingMemory
+from dlas_store.datasets.decoding import decode_groups
+from dlas_store.datasets.decoding_memory import DecodingMemory
 from dlas_store.datasets.draws import Draw, ItemRandom
 from dlas_store.datasets.image_folder_options import ImageFolderOptions
 from dlas_store.datasets.picture_cut import Picture, cut_picture
 from dlas_store.datasets.planes import Planes, loops_for, write_pair
-from dlas_store.datasets.roots import read_all_into, reading_order
+from dlas_store.datasets.roots import reading_order
 from dlas_store.errors import StoreError
 from dlas_store.source import Source
 
@@ -67,19 +68,10 @@ class ImageFolderBatch:
 
     def fill(self, start: int, stop: int) -> None:
         """Make a part of the items; see BatchWork."""
-        part = self._order[start:stop]
-        height, width = self._size
-        count = max(1, BYTES_TOGETHER // (height * width * 3))
-        with self._memory.patches((count, height, width, 3)) as decoded:
-            for first in range(0, len(part), count):
-                items = part[first : first + count]
-                try:
-                    self._make(items, decoded[: len(items)])
-                except StoreError:
-                    if self._replace is None:
-                        raise
-                    for item in items:
-                        self._make_or_replace(item, decoded[:1], self._replace)
+        for items, pictures in decode_groups(
+            self._places, self._order[start:stop], self._size, self._memory, self._replace_item
+        ):
+            self._write(items, pictures)
 
     def finish(self) -> dict[str, Any]:
         """Return the batch; see BatchWork.
@@ -112,37 +104,40 @@ class ImageFolderBatch:
         least = opt.force_multiple * opt.scale
         return (least, least), (least, least)
 
-    def _make_or_replace(self, item: int, decoded: list[Pixels], replace: MakeItem) -> None:
-        try:
-            self._make([item], decoded)
-        except StoreError:
-            other = replace(self._draws[item])
-            self._paths[item] = other["HQ_path"]
-            for key, out in zip(("hq", "lq"), self._outs(item, other["hq"].shape[1:]), strict=False):
-                out[...] = other[key].numpy()
+    def _replace_item(self, item: int, error: StoreError) -> None:
+        """Take over another item that was made on its own, or raise the error where none is to be."""
+        if self._replace is None:
+            raise error
+        replacement = self._replace(self._draws[item])
+        self._paths[item] = replacement["HQ_path"]
+        for key, out in zip(("hq", "lq"), self._outs(item, replacement["hq"].shape[1:]), strict=False):
+            out[...] = replacement[key].numpy()
 
-    def _make(self, items: Sequence[int], decoded: list[Pixels]) -> None:
-        """Make items, decoded into arrays that are given where they have the likely size."""
+    def _write(self, items: Sequence[int], pictures: Sequence[Pixels]) -> None:
+        """Write decoded items, those whose part has the likely size with one call of C."""
         opt = self._options
-        pictures = read_all_into([self._places[item] for item in items], decoded)
-        made: list[Planes] = []
+        written: list[Planes] = []
         together: list[tuple[Pixels, *tuple[Planes, ...]]] = []
         for item, pixels in zip(items, pictures, strict=True):
             source, patch = self._places[item]
-            path = self._paths[item] = source.patch_path(patch)
-            cut = cut_picture(Picture(pixels), path, opt, ItemRandom(self._seed, self._draws[item])).pixels
-            cut = np.ascontiguousarray(cut)
-            if self._loops is not None and cut.shape[:2] == self._cut_size:
-                outs = self._outs(item, self._hq_size)
-                together.append((cut, *outs))
+            try:
+                path = self._paths[item] = source.patch_path(patch)
+                cut = cut_picture(Picture(pixels), path, opt, ItemRandom(self._seed, self._draws[item])).pixels
+                cut = np.ascontiguousarray(cut)
+                if self._loops is not None and cut.shape[:2] == self._cut_size:
+                    outs = self._outs(item, self._hq_size)
+                    together.append((cut, *outs))
+                else:
+                    size = opt.resized(cut.shape[:2])
+                    outs = self._outs(item, opt.to_multiple(size, path))
+                    write_pair(cut, size, *outs)
+            except StoreError as error:
+                self._replace_item(item, error)
             else:
-                size = opt.resized(cut.shape[:2])
-                outs = self._outs(item, opt.to_multiple(size, path))
-                write_pair(cut, size, *outs)
-            made += outs
+                written += outs
         if together and self._loops is not None:
             self._loops.write_patches(tuple(together), ())
-        for planes in made:
+        for planes in written:
             opt.map_values(planes, out=planes)
 
     def _outs(self, item: int, hq_size: tuple[int, ...]) -> list[Planes]:

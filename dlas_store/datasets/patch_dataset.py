@@ -16,8 +16,8 @@ from dlas_store.datasets.item_dataset import ItemDataset
 from dlas_store.datasets.options import Options
 from dlas_store.datasets.patch_batch import ItemPatches, PatchBatch
 from dlas_store.datasets.patches import PatchOptions, read_patch_options
-from dlas_store.datasets.raw_patches import PixelReferences, RawPatchBatch
-from dlas_store.datasets.references import References
+from dlas_store.datasets.raw_patches import NamedReference, RawPatchBatch, name_reference
+from dlas_store.datasets.references import Reference, ReferenceCache, resized_references
 from dlas_store.datasets.roots import announce, image_path, open_roots
 from dlas_store.errors import ConfigError
 
@@ -39,8 +39,9 @@ class PatchDataset(ItemDataset):
         super().__init__(options)
         self._patch_options = read_patch_options(options)
         self._roots = open_roots(options, layout="chunked")
-        self._references = References(self._patch_options)
-        self._pixel_references = PixelReferences()
+        # Made by the first batch that needs it; of two that threads make at the same time one stays.
+        self._references: ReferenceCache[Reference] | None = None
+        self._named_references: ReferenceCache[NamedReference] | None = None
         self._decoding_memory = DecodingMemory()
         self._framed = framed
 
@@ -105,7 +106,8 @@ class PatchDataset(ItemDataset):
     def begin_raw_batch(self, draws: Sequence[Draw], allocate: Allocate) -> RawPatchBatch:
         """Begin a batch of which a device makes HQ and LQ; see begin_batch, and DevicePatches."""
         items = self.patches_of_all([draw.index for draw in draws])
-        return RawPatchBatch(items, self._patch_options, self._pixel_references, framed=self._framed, allocate=allocate)
+        references = self._named_references = self._named_references or ReferenceCache(name_reference)
+        return RawPatchBatch(items, self._patch_options, references, framed=self._framed, allocate=allocate)
 
     def will_need(self, draws: Sequence[Draw]) -> None:
         """Let the system fetch patches and references; see ItemDataset."""
@@ -113,11 +115,12 @@ class PatchDataset(ItemDataset):
         announce((item.source, patch) for item in items for patch in item.patches)
 
     def _begin(self, draws: Sequence[Draw], allocate: Allocate, *, replace: MakeItem | None) -> BatchWork:
+        references = self._references = self._references or resized_references(self._patch_options)
         return PatchBatch(
             draws,
             self.patches_of_all([draw.index for draw in draws]),
             self._patch_options,
-            self._references,
+            references,
             self._decoding_memory,
             seed=self._seed,
             framed=self._framed,

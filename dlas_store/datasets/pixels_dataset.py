@@ -11,10 +11,11 @@ import torch
 
 from dlas_store.aligned_memory import Pixels
 from dlas_store.datasets.batches import Allocate, BatchOfItems, BatchWork, MakeItem, check_one_size, new_array
+from dlas_store.datasets.decoding import decode_items
 from dlas_store.datasets.draws import Draw, ItemRandom
 from dlas_store.datasets.item_dataset import ItemDataset
 from dlas_store.datasets.options import Options
-from dlas_store.datasets.roots import Roots, image_path, open_roots, read_all_into, reading_order
+from dlas_store.datasets.roots import Roots, image_path, open_roots, reading_order
 from dlas_store.errors import StoreError
 
 
@@ -82,16 +83,9 @@ class _PixelsBatch:
     def fill(self, start: int, stop: int) -> None:
         """Decode a part of the pictures."""
         part = self._order[start:stop]
-        rows = [self._rows[item] for item in part]
-        try:
-            decoded = read_all_into([self._places[item] for item in part], rows)
-        except StoreError:
-            if self._replace is None:
-                raise
-            decoded = [self._read_or_replace(item, self._replace) for item in part]
-        for item, row, pixels in zip(part, rows, decoded, strict=True):
-            if pixels is not row:
-                self._elsewhere[item] = pixels
+        outs = [self._rows[item] for item in part]
+        for items, pixels in decode_items(self._places, part, outs, self._replace_item):
+            self._write(items, pixels)
 
     def finish(self) -> dict[str, Any]:
         """Return the batch."""
@@ -99,15 +93,19 @@ class _PixelsBatch:
             self._gather()
         return {"pixels": torch.from_numpy(self._pixels), "index": torch.from_numpy(self._indices)}
 
-    def _read_or_replace(self, item: int, replace: MakeItem) -> Pixels:
-        source, patch = self._places[item]
-        try:
-            return source.read_into(patch, self._rows[item])
-        except StoreError:
-            replacement = replace(self._draws[item])
-            self._indices[item] = replacement["index"]
-            pixels: Pixels = replacement["pixels"].numpy()
-            return pixels
+    def _write(self, items: Sequence[int], pictures: Sequence[Pixels]) -> None:
+        """Keep the pictures that were not decoded in place."""
+        for item, pixels in zip(items, pictures, strict=True):
+            if pixels is not self._rows[item]:
+                self._elsewhere[item] = pixels
+
+    def _replace_item(self, item: int, error: StoreError) -> None:
+        """Take over another item that was made on its own, or raise the error where none is to be."""
+        if self._replace is None:
+            raise error
+        replacement = self._replace(self._draws[item])
+        self._indices[item] = replacement["index"]
+        self._elsewhere[item] = replacement["pixels"].numpy()
 
     def _gather(self) -> None:
         """Bring into the batch what is not: replacements, and pictures of another size than the first one claims."""

@@ -5,21 +5,19 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from itertools import chain
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from dlas_store.bounded_cache import cached
+from dlas_store.aligned_memory import Pixels
 from dlas_store.datasets.batches import NO_REFERENCE, Allocate, RawPatches, ReferenceName, check_one_size
+from dlas_store.datasets.decoding import decode_items, raise_error, rows_of
 from dlas_store.datasets.patch_batch import ItemPatches
 from dlas_store.datasets.patches import PatchOptions, square_in_reference
-from dlas_store.datasets.references import decode_reference
-from dlas_store.datasets.roots import read_all_into, reading_order
+from dlas_store.datasets.references import ReferenceCache
+from dlas_store.datasets.roots import reading_order
 from dlas_store.source import Center, Source
-
-CACHE_BYTES = 128 << 20
-"""About 680 references of 256 x 256 pixels, for each dataset and process."""
 
 _NO_SQUARE = Center(0, 0, 0)
 
@@ -31,38 +29,16 @@ class NamedReference(NamedTuple):
     pixels: torch.Tensor
     size: tuple[int, int]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the pixels."""
+        return self.pixels.nbytes
 
-class PixelReferences:
-    """Gives the references of sources as they are decoded, the first ones kept; for any number of threads."""
 
-    def __init__(self) -> None:
-        self._kept: dict[tuple[Source, int], NamedReference | Literal[False]] = {}
-        self._capacity = CACHE_BYTES  # as many as may be, until the size of the first one is known
-
-    def __reduce__(self) -> tuple[type[PixelReferences], tuple[()]]:
-        return PixelReferences, ()
-
-    def get(self, source: Source, number: int) -> NamedReference | None:
-        """Return the reference of an image, None where it has none.
-
-        Args:
-            source: where the image is.
-            number: of the image.
-
-        Raises:
-            StoreError: it cannot be read or decoded.
-        """
-        return cached(self._kept, self._capacity, (source, number), self._read) or None
-
-    def _read(self, image: tuple[Source, int]) -> NamedReference | Literal[False]:
-        source, number = image
-        encoded = source.read_reference(number)
-        if encoded is None:
-            return False
-        pixels = decode_reference(encoded, source, number)
-        self._capacity = max(1, min(self._capacity, CACHE_BYTES // pixels.nbytes))
-        height, width, _ = pixels.shape
-        return NamedReference(ReferenceName(str(source.path), number), torch.from_numpy(pixels), (height, width))
+def name_reference(pixels: Pixels, source: Source, number: int, _patch_size: tuple[int, int] | None) -> NamedReference:
+    """Return a reference as it was decoded; what a ReferenceCache is told to keep."""
+    height, width, _ = pixels.shape
+    return NamedReference(ReferenceName(str(source.path), number), torch.from_numpy(pixels), (height, width))
 
 
 class RawPatchBatch:
@@ -72,7 +48,7 @@ class RawPatchBatch:
         self,
         items: Sequence[ItemPatches],
         options: PatchOptions,
-        references: PixelReferences,
+        references: ReferenceCache[NamedReference],
         *,
         framed: bool,
         allocate: Allocate,
@@ -98,9 +74,9 @@ class RawPatchBatch:
     def fill(self, start: int, stop: int) -> None:
         """Decode a part of the items; see BatchWork."""
         part = self._order[start:stop]
-        rows = [row for item in part for row in range(item * self._frames, (item + 1) * self._frames)]
-        self._decode(rows)
-        self._look_up(rows)
+        outs = [self._rows[row] for row in rows_of(part, self._frames)]
+        for items, pixels in decode_items(self._places, part, outs, raise_error, frames=self._frames):
+            self._write(rows_of(items, self._frames), pixels)
 
     def finish(self) -> RawPatches:
         """Return the batch."""
@@ -117,14 +93,13 @@ class RawPatchBatch:
             shape=self._shape,
         )
 
-    def _decode(self, rows: Sequence[int]) -> None:
-        places = [self._places[row] for row in rows]
-        outs = [self._rows[row] for row in rows]
-        pixels = read_all_into(places, outs)
-        if not all(map(operator.is_, pixels, outs)):
-            sizes = [outs[0].shape[:2], *(decoded.shape[:2] for decoded in pixels)]
-            paths = ["", *(source.patch_path(patch) for source, patch in places)]
+    def _write(self, rows: Sequence[int], pixels: Sequence[Pixels]) -> None:
+        """Check that patches were decoded in place, and look up what else the batch says of them."""
+        if not all(map(operator.is_, pixels, map(self._rows.__getitem__, rows))):
+            sizes = [self._rows[0].shape[:2], *(decoded.shape[:2] for decoded in pixels)]
+            paths = ["", *(source.patch_path(patch) for source, patch in (self._places[row] for row in rows))]
             check_one_size(paths.__getitem__, sizes, advice="leave the option device out")
+        self._look_up(rows)
 
     def _look_up(self, rows: Sequence[int]) -> None:
         """Find out the paths of patches, and their references and where they lie in those."""

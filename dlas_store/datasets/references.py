@@ -1,13 +1,15 @@
-"""References of images at the sizes that a dataset needs, the first few of them kept."""
+"""References of images, prepared for what they are needed for, the first few of them kept."""
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
 from dlas_store.aligned_memory import Pixels
-from dlas_store.bounded_cache import cached
+from dlas_store.bounded_cache import BoundedCache
 from dlas_store.datasets.patches import PatchOptions
 from dlas_store.datasets.planes import Planes, area_resize, split_channels, to_planes, write_planes
 from dlas_store.errors import ImageError
@@ -15,7 +17,7 @@ from dlas_store.pixels import decode
 from dlas_store.source import Source
 
 CACHE_BYTES = 128 << 20
-"""About 550 references of 256 x 256 pixels at scale 4, for each dataset and process."""
+"""About 680 references of 256 x 256 pixels, or 550 at the sizes of scale 4, for each dataset and process."""
 
 
 class Reference(NamedTuple):
@@ -32,63 +34,96 @@ class Reference(NamedTuple):
     hq: Pixels | Planes
     lq: Planes
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of both arrays."""
+        return self.hq.nbytes + self.lq.nbytes
 
-class References:
-    """Gives the references of sources; for any number of threads. A pickled one is empty."""
 
-    def __init__(self, options: PatchOptions) -> None:
-        self._options = options
-        self._kept: dict[tuple[Source, int, tuple[int, int]], Reference | Literal[False]] = {}
-        # As if all were uint8; one that is not takes four times the room, and lowers it for all that come later.
-        self._capacity = max(1, CACHE_BYTES // (3 * options.hq_size**2 + 4 * 3 * options.lq_size**2))
+class _HasBytes(Protocol):
+    @property
+    def nbytes(self) -> int: ...
 
-    def __reduce__(self) -> tuple[type[References], tuple[PatchOptions]]:
-        return References, (self._options,)
 
-    def get(self, source: Source, number: int, patch_size: tuple[int, int]) -> Reference | None:
+R = TypeVar("R", bound=_HasBytes)
+
+Prepare = Callable[[Pixels, Source, int, tuple[int, int] | None], R]
+
+_Key = tuple[Source, int, tuple[int, int] | None]
+
+
+class ReferenceCache(Generic[R]):
+    """Gives the references of sources, prepared for what they are needed for, the first ones kept.
+
+    For any number of threads. A pickled one is empty.
+    """
+
+    def __init__(self, prepare: Prepare[R], *, likely_bytes: int = 1) -> None:
+        """Begin empty.
+
+        Args:
+            prepare: makes what is kept; takes the decoded pixels, the source, the image's number there, and what get()
+                was told of the patch. Picklable.
+            likely_bytes: of what it makes. A larger one lowers how many are kept from then on.
+        """
+        self._prepare = prepare
+        self._likely_bytes = likely_bytes
+        self._cache: BoundedCache[_Key, R | Literal[False]] = BoundedCache(_capacity(likely_bytes))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(ReferenceCache[R], likely_bytes=self._likely_bytes), (self._prepare,)
+
+    def get(self, source: Source, number: int, patch_size: tuple[int, int] | None = None) -> R | None:
         """Return the reference of an image, None where it has none.
 
         Args:
             source: where the image is.
             number: of the image.
-            patch_size: height and width of the patch, to which a reference is resized before anything else.
+            patch_size: height and width of the patch that it is prepared for; None where it is the same for all.
 
         Raises:
             StoreError: it cannot be read or decoded.
         """
-        return cached(self._kept, self._capacity, (source, number, patch_size), self._read) or None
+        return self._cache.get((source, number, patch_size), self._read) or None
 
-    def _read(self, wanted: tuple[Source, int, tuple[int, int]]) -> Reference | Literal[False]:
-        source, number, patch_size = wanted
+    def _read(self, key: _Key) -> R | Literal[False]:
+        source, number, patch_size = key
         encoded = source.read_reference(number)
         if encoded is None:
             return False
-        made = self._make(decode_reference(encoded, source, number), patch_size)
-        self._capacity = max(1, min(self._capacity, CACHE_BYTES // (made.hq.nbytes + made.lq.nbytes)))
-        return made
-
-    def _make(self, pixels: Pixels, patch_size: tuple[int, int]) -> Reference:
-        opt = self._options
-        size = (pixels.shape[0], pixels.shape[1])
-        target = (opt.target_size, opt.target_size)
-        lq = np.empty((3, opt.lq_size, opt.lq_size), np.float32)
-        if size == patch_size == target == (opt.hq_size, opt.hq_size):
-            write_planes(pixels, lq)
-            return Reference(size, split_channels(pixels), lq)
-        planes = to_planes(pixels)
-        for wanted in (patch_size, target):
-            planes = area_resize(planes, wanted) if planes.shape[1:] != wanted else planes
-        hq = np.ascontiguousarray(planes[:, : opt.hq_size, : opt.hq_size])
-        return Reference(size, hq, area_resize(hq, lq.shape[1:], out=lq))
+        try:
+            pixels = decode(encoded)
+        except ImageError as error:
+            raise ImageError(f"{source.path}: reference of image {source.image_name(number)}: {error}") from error
+        reference = self._prepare(pixels, source, number, patch_size)
+        self._cache.capacity = min(self._cache.capacity, _capacity(reference.nbytes))
+        return reference
 
 
-def decode_reference(encoded: bytes, source: Source, number: int) -> Pixels:
-    """Decode a reference.
+def resized_references(options: PatchOptions) -> ReferenceCache[Reference]:
+    """Return a cache of references at the sizes of HQ and LQ, each resized to its patch's size before anything else."""
+    # As if all were uint8; one that is not takes four times the room.
+    likely_bytes = 3 * options.hq_size**2 + 4 * 3 * options.lq_size**2
+    return ReferenceCache(partial(_resize, options), likely_bytes=likely_bytes)
 
-    Raises:
-        ImageError: it is no picture, or damaged; the message names it.
-    """
-    try:
-        return decode(encoded)
-    except ImageError as error:
-        raise ImageError(f"{source.path}: reference of image {source.image_name(number)}: {error}") from error
+
+def _resize(
+    options: PatchOptions, pixels: Pixels, _source: Source, _number: int, patch_size: tuple[int, int] | None
+) -> Reference:
+    assert patch_size is not None
+    size = (pixels.shape[0], pixels.shape[1])
+    target = (options.target_size, options.target_size)
+    lq = np.empty((3, options.lq_size, options.lq_size), np.float32)
+    if size == patch_size == target == (options.hq_size, options.hq_size):
+        write_planes(pixels, lq)
+        return Reference(size, split_channels(pixels), lq)
+    planes = to_planes(pixels)
+    for next_size in (patch_size, target):
+        planes = area_resize(planes, next_size) if planes.shape[1:] != next_size else planes
+    hq = np.ascontiguousarray(planes[:, : options.hq_size, : options.hq_size])
+    return Reference(size, hq, area_resize(hq, lq.shape[1:], out=lq))
+
+
+def _capacity(reference_bytes: int) -> int:
+    """Return how many references of a size are kept."""
+    return max(1, CACHE_BYTES // reference_bytes)
