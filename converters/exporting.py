@@ -20,7 +20,7 @@ from dlas_store.errors import NotASourceError, TargetExistsError, WriteError, wr
 from dlas_store.extra_fields import EXTRA_FILE, extra_line
 from dlas_store.folder_source import CENTERS_FILE, REFERENCE_FILE
 from dlas_store.metadata import Image
-from dlas_store.processes import available_cores, progress_bar, report_done, run_in_order
+from dlas_store.processes import Progress, count_workers, progress_bar, run_in_order
 from dlas_store.publish import TREE, PartialFolder, check_free_space, remove_folder_leftovers
 from dlas_store.store import Store
 
@@ -73,7 +73,7 @@ def export_store(
         store: the store.
         folder: the folder to write.
         images: shell pattern that image names must match.
-        workers: number of processes; None takes one a core.
+        workers: number of processes; None takes one a core, 0 works in this process.
 
     Raises:
         TargetExistsError: the folder exists.
@@ -103,9 +103,7 @@ def export_store(
         ]
         summary = ExportSummary(refused=[Refused(*image) for image in refused])
         with progress_bar(sum(map(source.patch_count, numbers)), "exporting") as bar:
-            for part in run_in_order(
-                _export, jobs, workers=min(workers or available_cores(), max(1, len(jobs))), bar=bar
-            ):
+            for part in run_in_order(_export, jobs, workers=count_workers(workers, jobs=len(jobs)), bar=bar):
                 summary.images += part.images
                 summary.patches += part.patches
                 summary.payload_bytes += part.payload_bytes
@@ -127,7 +125,7 @@ def _select(store: Store, images: str | None) -> list[int]:
     return numbers
 
 
-def _export(job: _Job) -> ExportSummary:
+def _export(job: _Job, progress: Progress) -> ExportSummary:
     part = ExportSummary()
     with Store(job.store) as store:
         for number in job.numbers:
@@ -146,7 +144,7 @@ def _export(job: _Job) -> ExportSummary:
                 part.payload_bytes += store.payload_bytes(number)
             else:
                 part.refused.append(Refused(image.name, reason))
-            report_done(len(image.files), 0 if reason else store.payload_bytes(number))
+            progress.advance(len(image.files), 0 if reason else store.payload_bytes(number))
     return part
 
 

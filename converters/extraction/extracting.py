@@ -87,7 +87,7 @@ def extract(
         dst: ``NAME.lmdb`` for a store, any other name for a folder.
         options: how they are cut up.
         append: add photos that the store does not have, in new shards; one is there when any image of its name is.
-        workers: number of processes; None takes one a core.
+        workers: number of processes; None takes one a core, 0 works in this process.
         group_size: bytes of tiles that a worker makes at a time, which in a store is a shard; None takes a 64th of all
             as estimated, from 1 to 256 MiB.
         report: a JSON file to write once photos were listed, whatever comes of them.

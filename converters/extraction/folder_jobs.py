@@ -20,7 +20,7 @@ from dlas_store.errors import write_errors
 from dlas_store.extra_fields import extra_line
 from dlas_store.folder_source import CENTERS_FILE, REFERENCE_FILE
 from dlas_store.metadata import Image
-from dlas_store.processes import report_done
+from dlas_store.processes import Progress
 from dlas_store.publish import TREE, sync_folder, write_file
 
 _BUFFER = PixelBuffer()
@@ -60,7 +60,7 @@ class FolderJob(NamedTuple):
         return self.partial / f"done-{self.number}.json"
 
 
-def build_images(job: FolderJob) -> GroupReport:
+def build_images(job: FolderJob, progress: Progress) -> GroupReport:
     """Write the images of a group beside the tree; holds the pixels of one photo.
 
     A group that an earlier run settled is left as it is, any other begun anew.
@@ -71,7 +71,7 @@ def build_images(job: FolderJob) -> GroupReport:
     """
     if job.done_file.exists():
         report = GroupReport.of_json(json.loads(job.done_file.read_bytes()))
-        report_done(report.patches, report.payload_bytes)
+        progress.advance(report.patches, report.payload_bytes)
         return report
     report = GroupReport()
     with write_errors(job.building):
@@ -79,7 +79,7 @@ def build_images(job: FolderJob) -> GroupReport:
         job.building.mkdir()
         with job.extra_file.open("w", encoding="utf-8", newline="") as lines:
             for path in job.photos:
-                for image in _write_photo(path, job, report):
+                for image in _write_photo(path, job, report, progress):
                     lines.write(extra_line(image.name, image.extra))
     return report
 
@@ -147,23 +147,23 @@ def _settle(groups: list[tuple[FolderJob, GroupReport]]) -> None:
         write_file(job.done_file, json.dumps(report.as_json()).encode())
 
 
-def _write_photo(path: str, job: FolderJob, report: GroupReport) -> list[Image]:
+def _write_photo(path: str, job: FolderJob, report: GroupReport, progress: Progress) -> list[Image]:
     """Write a photo's images into a folder each, and return them."""
     images, problem = cut_photo(job.root, path, job.options, _BUFFER)
     if problem is not None:
         report.skipped.append(Skipped(path, *problem))
     for cut in images:
-        _write_image(job.building / cut.image.name, cut, report)
+        _write_image(job.building / cut.image.name, cut, report, progress)
     return [cut.image for cut in images]
 
 
-def _write_image(folder: Path, cut: CutImage, report: GroupReport) -> None:
+def _write_image(folder: Path, cut: CutImage, report: GroupReport, progress: Progress) -> None:
     folder.mkdir()
     payload_bytes = 0
     for tile in cut.encoded():
         (folder / tile.file).write_bytes(tile.data)
         payload_bytes += len(tile.data)
-        report_done(1, len(tile.data))
+        progress.advance(1, len(tile.data))
     reference = cut.reference()
     (folder / REFERENCE_FILE).write_bytes(reference)
     assert cut.image.centers is not None
