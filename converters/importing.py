@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dlas_store.commit import Commit, plan_commit, remove_lock_left_in_store, remove_published_leftovers
+from dlas_store.commit import Commit, plan_commit
 from dlas_store.converters.import_plan import ImportPlan, plan_import
 from dlas_store.converters.import_shards import BuiltShard, Finding, ShardJob, build_shard
 from dlas_store.errors import ConfigError, ImportFailedError, NotASourceError, TargetExistsError
@@ -142,7 +142,7 @@ def import_store(
             jobs = _jobs(commit, plan, opened, sealed, skip_bad=skip_bad, decode_all=decode_all)
             _build(commit, plan, jobs, workers=count_workers(workers, jobs=len(sealed)), summary=summary)
     elif base:
-        remove_published_leftovers(store, base.index)
+        Commit.recover(store, base.index)
     else:
         where = ", ".join(str(source.path) for source in opened)
         raise NotASourceError(f"{where}: holds no image{f' that matches {images!r}' if images else ''}")
@@ -193,7 +193,7 @@ def _check_options(
     if append and not (store / INDEX_FILE).is_file():
         raise NotASourceError(f"{store}: is no store to append to; leave --append out to make one")
     if not append and os.path.lexists(store):  # a broken link, too, would be in the way, but only at the end
-        remove_lock_left_in_store(store)
+        Commit.recover(store)
         raise TargetExistsError(f"{store}: exists; add new images with --append, or choose another name")
     if not sources:
         raise ConfigError("no source to import was given")

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from dlas_store.commit import SealedShard, read_shard, remove_lock_left_in_store
+from dlas_store.commit import Commit, SealedShard, read_shard
 from dlas_store.errors import NotASourceError, StoreError
 from dlas_store.index import INDEX_FILE, Index
 from dlas_store.index_writer import IndexWriter
 from dlas_store.processes import Progress, count_workers, progress_bar, run_in_order
-from dlas_store.publish import PartialFolder, publish_file
+from dlas_store.publish import StagingDirectory, publish_file
 from dlas_store.shard import Shard
 
 
@@ -60,8 +60,8 @@ def reindex(store: Path, *, workers: int | None = None) -> ReindexSummary:
     """
     if not store.is_dir():
         raise NotASourceError(f"{store}: is no folder of shards")
-    with PartialFolder(store):
-        remove_lock_left_in_store(store)
+    with StagingDirectory(store):
+        Commit.recover(store)
         summary = ReindexSummary()
         old = _old_index(store)
         shards = select_published(_open_shards(store, summary), old, summary.left_out)

@@ -21,7 +21,7 @@ from dlas_store.extra_fields import extra_line
 from dlas_store.folder_source import CENTERS_FILE, REFERENCE_FILE
 from dlas_store.metadata import Image
 from dlas_store.processes import Progress
-from dlas_store.publish import TREE, sync_folder, write_file
+from dlas_store.publish import CONTENT, sync_folder, write_file
 
 _BUFFER = PixelBuffer()
 """This process's, which works on one photo at a time."""
@@ -31,14 +31,14 @@ class FolderJob(NamedTuple):
     """All that a worker needs to write the images of a group.
 
     Attributes:
-        partial: the folder in which the new one grows; its images go into its TREE.
+        staging: the folder in which the new one grows; its images go into its CONTENT.
         number: the group's.
         root: folder of the photos.
         photos: paths of the group's, below it.
         options: of the extraction.
     """
 
-    partial: Path
+    staging: Path
     number: int
     root: Path
     photos: list[str]
@@ -47,21 +47,21 @@ class FolderJob(NamedTuple):
     @property
     def building(self) -> Path:
         """The folder in which the group's images are written before they have their names."""
-        return self.partial / f"building-{self.number}"
+        return self.staging / f"building-{self.number}"
 
     @property
     def extra_file(self) -> Path:
         """Where the group's lines of metadata.jsonl are kept."""
-        return self.partial / f"extra-{self.number}.jsonl"
+        return self.staging / f"extra-{self.number}.jsonl"
 
     @property
     def done_file(self) -> Path:
         """What says that the group's images have their names, and what they came to."""
-        return self.partial / f"done-{self.number}.json"
+        return self.staging / f"done-{self.number}.json"
 
 
 def build_images(job: FolderJob, progress: Progress) -> GroupReport:
-    """Write the images of a group beside the tree; holds the pixels of one photo.
+    """Write the images of a group beside CONTENT; holds the pixels of one photo.
 
     A group that an earlier run settled is left as it is, any other begun anew.
 
@@ -85,7 +85,7 @@ def build_images(job: FolderJob, progress: Progress) -> GroupReport:
 
 
 class Settling:
-    """Makes groups durable and moves their images into the tree, in a thread of its own.
+    """Makes groups durable and moves their images into CONTENT, in a thread of its own.
 
     Syncing takes long, and as long for one group as for several: it settles what was built while it settled the ones
     before, and no worker waits for it.
@@ -131,18 +131,18 @@ class Settling:
 
 
 def _settle(groups: list[tuple[FolderJob, GroupReport]]) -> None:
-    """Move the images of groups into the tree, durably."""
+    """Move the images of groups into CONTENT, durably."""
     if not groups:
         return
-    tree = groups[0][0].partial / TREE
-    with write_errors(tree):
+    content = groups[0][0].staging / CONTENT
+    with write_errors(content):
         os.sync()  # before anything has its name; once for all files, each by itself would take far longer
         for job, _ in groups:
             for image in job.building.iterdir():
-                shutil.rmtree(tree / image.name, ignore_errors=True)  # of a run that was killed while renaming
-                image.rename(tree / image.name)
+                shutil.rmtree(content / image.name, ignore_errors=True)  # of a run that was killed while renaming
+                image.rename(content / image.name)
             job.building.rmdir()
-        sync_folder(tree)
+        sync_folder(content)
     for job, report in groups:
         write_file(job.done_file, json.dumps(report.as_json()).encode())
 

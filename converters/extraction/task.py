@@ -6,13 +6,13 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from dlas_store.commit import remove_lock_left_in_store
+from dlas_store.commit import Commit
 from dlas_store.converters.extraction.options import ExtractOptions
 from dlas_store.converters.extraction.plan import ExtractPlan, plan_extraction
 from dlas_store.errors import ConfigError, NotASourceError, TargetExistsError
 from dlas_store.index import INDEX_FILE
 from dlas_store.processes import count_workers, progress_bar
-from dlas_store.publish import remove_folder_leftovers
+from dlas_store.publish import StagingDirectory
 from dlas_store.store import Store
 
 
@@ -82,7 +82,7 @@ def _check_places(root: Path, dst: Path, *, append: bool) -> None:
     if not root.is_dir():
         raise NotASourceError(f"{root}: {'is no folder of photos' if root.exists() else 'does not exist'}")
     if not append and os.path.lexists(dst):  # a broken link, too, would be replaced
-        (remove_lock_left_in_store if names_store(dst) else remove_folder_leftovers)(dst)
+        (Commit.recover if names_store(dst) else StagingDirectory.recover)(dst)
         more = "add new photos with --append, " if names_store(dst) else "move it away, "
         raise TargetExistsError(f"{dst}: exists; {more}or choose another name")
     # The photos would be listed again with the tiles among them when an interrupted run goes on.
