@@ -14,7 +14,7 @@ from PIL import Image as Pillow
 from benchmarks.synthetic import synthetic_picture
 from dlas_store.commit import Commit, CommitPlan, PlannedShard, SealedShard, write_shard
 from dlas_store.pixels import Size
-from dlas_store.processes import available_cores, progress_bar, report_done, run_in_order
+from dlas_store.processes import Progress, available_cores, progress_bar, run_in_order
 from dlas_store.shard import ShardHeader
 from dlas_store.shard_writer import ShardWriter
 from dlas_store.source import Image
@@ -101,7 +101,7 @@ def _patch(number: int, pictures: SmallPictures | None) -> tuple[bytes, Size]:
     return pictures.encoded[number % len(pictures.encoded)], pictures.size
 
 
-def _write(job: _Job) -> SealedShard:
+def _write(job: _Job, progress: Progress) -> SealedShard:
     def fill(writer: ShardWriter) -> None:
         for first in range(0, job.planned.patches, _PATCHES_AN_IMAGE):
             count = min(_PATCHES_AN_IMAGE, job.planned.patches - first)
@@ -111,6 +111,6 @@ def _write(job: _Job) -> SealedShard:
                 writer.add_patch(f"{number:08d}.jpg", *patch)
             name = f"image_{image:08d}"
             writer.end_image(Image(name, (), centers=None, has_reference=False), None)
-            report_done(count, job.planned.payload_bytes * count // job.planned.patches)
+            progress.advance(count, job.planned.payload_bytes * count // job.planned.patches)
 
     return write_shard(job.folder, job.header, fill)

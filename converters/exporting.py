@@ -18,8 +18,8 @@ from dlas_store.centers import write_centers
 from dlas_store.converters.export_names import ExportNames, Folding, sort_out
 from dlas_store.errors import NotASourceError, TargetExistsError, WriteError, write_errors
 from dlas_store.extra_fields import EXTRA_FILE, extra_line
-from dlas_store.processes import available_cores, progress_bar, report_done, run_in_order
-from dlas_store.publish import TREE, PartialFolder, check_free_space, remove_folder_leftovers
+from dlas_store.processes import Progress, count_workers, progress_bar, run_in_order
+from dlas_store.publish import CONTENT, StagingDirectory, check_free_space
 from dlas_store.source import CENTERS_FILE, REFERENCE_FILE, Image
 from dlas_store.store import Store
 
@@ -55,7 +55,7 @@ class ExportSummary:
 
 class _Job(NamedTuple):
     store: Path
-    tree: Path
+    content: Path
     building: Path
     numbers: list[int]
 
@@ -72,7 +72,7 @@ def export_store(
         store: the store.
         folder: the folder to write.
         images: shell pattern that image names must match.
-        workers: number of processes; None takes one a core.
+        workers: number of processes; None takes one a core, 0 works in this process.
 
     Raises:
         TargetExistsError: the folder exists.
@@ -84,35 +84,33 @@ def export_store(
     started = time.monotonic()
     folder = Path(folder).expanduser()
     if os.path.lexists(folder):  # a broken link, too, would be in the way, but only at the end
-        remove_folder_leftovers(folder)
+        StagingDirectory.recover(folder)
         raise TargetExistsError(f"{folder}: exists; choose another name, or move it away")
-    with Store(Path(store).expanduser()) as source, PartialFolder(folder) as growing:
+    with Store(Path(store).expanduser()) as source, StagingDirectory(folder) as staging:
         numbers = _select(source, images)
-        check_free_space(growing.path, sum(entry.payload_bytes for entry in source.index.shards.values()))
+        check_free_space(staging.path, sum(entry.payload_bytes for entry in source.index.shards.values()))
         plan = {"store_id": source.index.store_id.hex(), "images": images, "count": source.image_count}
-        growing.agree_on(plan, what="stores or images")
-        tree = growing.path / TREE
-        with write_errors(tree):
-            tree.mkdir(exist_ok=True)
-        names = ExportNames(source.layout, Folding.of(growing.path))
+        staging.record_or_check_plan(plan, what="stores or images")
+        content = staging.path / CONTENT
+        with write_errors(content):
+            content.mkdir(exist_ok=True)
+        names = ExportNames(source.layout, Folding.of(staging.path))
         numbers, refused = sort_out(((number, source.image(number)) for number in numbers), names)
         jobs = [
-            _Job(source.path, tree, growing.path / f"building-{first}", numbers[first : first + _IMAGES_A_JOB])
+            _Job(source.path, content, staging.path / f"building-{first}", numbers[first : first + _IMAGES_A_JOB])
             for first in range(0, len(numbers), _IMAGES_A_JOB)
         ]
         summary = ExportSummary(refused=[Refused(*image) for image in refused])
         with progress_bar(sum(map(source.patch_count, numbers)), "exporting") as bar:
-            for part in run_in_order(
-                _export, jobs, workers=min(workers or available_cores(), max(1, len(jobs))), bar=bar
-            ):
+            for part in run_in_order(_export, jobs, workers=count_workers(workers, jobs=len(jobs)), bar=bar):
                 summary.images += part.images
                 summary.patches += part.patches
                 summary.payload_bytes += part.payload_bytes
                 summary.refused += part.refused
         gone = {image for image, _ in summary.refused[len(refused) :]}  # by the disk, when it was written
-        _write_extra_fields(tree, source, [number for number in numbers if source.image(number).name not in gone])
+        _write_extra_fields(content, source, [number for number in numbers if source.image(number).name not in gone])
         os.sync()
-        growing.publish(tree)
+        staging.publish(content)
     summary.seconds = time.monotonic() - started
     return summary
 
@@ -126,14 +124,14 @@ def _select(store: Store, images: str | None) -> list[int]:
     return numbers
 
 
-def _export(job: _Job) -> ExportSummary:
+def _export(job: _Job, progress: Progress) -> ExportSummary:
     part = ExportSummary()
     with Store(job.store) as store:
         for number in job.numbers:
             image = store.image(number)
             reason = None
             try:
-                with write_errors(job.tree / image.name):
+                with write_errors(job.content / image.name):
                     _write_image(store, number, image, job)
             except WriteError as error:
                 if error.errno not in _NAME_ERRORS:
@@ -145,13 +143,13 @@ def _export(job: _Job) -> ExportSummary:
                 part.payload_bytes += store.payload_bytes(number)
             else:
                 part.refused.append(Refused(image.name, reason))
-            report_done(len(image.files), 0 if reason else store.payload_bytes(number))
+            progress.advance(len(image.files), 0 if reason else store.payload_bytes(number))
     return part
 
 
 def _write_image(store: Store, number: int, image: Image, job: _Job) -> None:
-    """Write an image's files beside the tree, then rename them into it in one step; keep those of an earlier run."""
-    final = job.tree / image.name
+    """Write an image's files beside CONTENT, then rename them into it in one step; keep those of an earlier run."""
+    final = job.content / image.name
     files = dict(_files(store, number, image))
     if all(_is_whole(final / file, read) for file, read in files.items()):
         return
@@ -194,11 +192,11 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _write_extra_fields(tree: Path, store: Store, numbers: Sequence[int]) -> None:
+def _write_extra_fields(content: Path, store: Store, numbers: Sequence[int]) -> None:
     """Write what the layout has no file for, one line for each image that has some."""
     images = (store.image(number) for number in numbers)
     lines = (extra_line(image.name, image.extra) for image in images if image.extra)
     first = next(lines, None)
     if first is not None:
-        with write_errors(tree / EXTRA_FILE), (tree / EXTRA_FILE).open("w", encoding="utf-8") as file:
+        with write_errors(content / EXTRA_FILE), (content / EXTRA_FILE).open("w", encoding="utf-8") as file:
             file.writelines(chain([first], lines))

@@ -13,7 +13,7 @@ from dlas_store.errors import CentersError, DamagedError, ImageError, ImportFail
 from dlas_store.folder_source import FolderSource
 from dlas_store.opening import SourcePart
 from dlas_store.pixels import check_picture
-from dlas_store.processes import report_done
+from dlas_store.processes import Progress
 from dlas_store.shard import ShardHeader
 from dlas_store.shard_writer import ShardWriter
 from dlas_store.source import CENTERS_FILE, REFERENCE_FILE, Image, Source, file_number, relative_path
@@ -76,19 +76,19 @@ class BuiltShard(NamedTuple):
     report: ShardReport
 
 
-def build_shard(job: ShardJob) -> BuiltShard:
+def build_shard(job: ShardJob, progress: Progress) -> BuiltShard:
     """Build a shard, or read the one that an earlier run sealed."""
     report = _as_report(load_report(job.folder, job.header))
     if job.sealed is not None and (job.skip_bad or not report.findings):
         shard = read_shard(job.sealed, check_values=True)
-        report_done(shard.header.patches, shard.header.payload_bytes)
+        progress.advance(shard.header.patches, shard.header.payload_bytes)
         return BuiltShard(shard, report)
     report = ShardReport()
 
     def fill(writer: ShardWriter) -> None:
         # To the end of the shard, so that all its bad files are found at once.
         for source, number in _images(job):
-            _copy_image(source, number, writer, job, report)
+            _copy_image(source, number, writer, job, report, progress=progress)
         if report.findings and not job.skip_bad:
             raise ImportFailedError("bad files")
         save_report(job.folder, job.header, asdict(report))
@@ -112,7 +112,9 @@ def _images(job: ShardJob) -> Iterator[tuple[Source, int]]:
                 yield source, source.find_image(name)
 
 
-def _copy_image(source: Source, number: int, writer: ShardWriter, job: ShardJob, report: ShardReport) -> None:
+def _copy_image(
+    source: Source, number: int, writer: ShardWriter, job: ShardJob, report: ShardReport, *, progress: Progress
+) -> None:
     """Add an image to the shard, less what is bad; holds one file at a time."""
     findings: list[Finding] = []
     image = _read_image(source, number, findings)
@@ -125,7 +127,7 @@ def _copy_image(source: Source, number: int, writer: ShardWriter, job: ShardJob,
             findings.append(_finding(source, image.name, file, error))
         else:
             writer.add_patch(file, data, size)
-            report_done(1, len(data))
+            progress.advance(1, len(data))
     reference = _read_reference(source, number, findings, job)
     report.findings.extend(findings)
     _note_centers(image, report)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dlas_store.commit import Commit, plan_commit, remove_lock_left_in_store, remove_published_leftovers
+from dlas_store.commit import Commit, plan_commit
 from dlas_store.converters.import_plan import ImportPlan, plan_import
 from dlas_store.converters.import_shards import BuiltShard, Finding, ShardJob, build_shard
 from dlas_store.errors import ConfigError, ImportFailedError, NotASourceError, TargetExistsError
@@ -16,7 +16,7 @@ from dlas_store.folder_source import FolderSource
 from dlas_store.folder_walk import LeftOut
 from dlas_store.index import INDEX_FILE
 from dlas_store.opening import open_source, part_of
-from dlas_store.processes import available_cores, progress_bar, run_in_order
+from dlas_store.processes import count_workers, progress_bar, run_in_order
 from dlas_store.publish import check_free_space
 from dlas_store.source import Layout, Source
 from dlas_store.store import Store
@@ -98,7 +98,7 @@ def import_store(
         shard_size: bytes of files a shard holds at most (an image larger than that gets one of its own; no shard
             holds more than 8,192 images). None takes 1 GiB, less for a source below 8 GiB, so that several workers
             have something to do.
-        workers: number of processes; None takes one a core.
+        workers: number of processes; None takes one a core, 0 works in this process.
         images: shell pattern that image names must match.
         skip_bad: leave bad files out and report them; else they are an error that lists those found so far.
         decode_all: decode every picture to check it.
@@ -133,7 +133,6 @@ def import_store(
         if isinstance(source, FolderSource):
             summary.left_out += source.left_out
     if plan.names:
-        workers = workers or available_cores()
         index = base.index if base else None
         with Commit(store, plan_commit(store, common_layout, plan.shards, base=index), base=index) as commit:
             sealed = [commit.find_shard(header) for header in commit.plan.headers()]
@@ -141,9 +140,9 @@ def import_store(
             missing_share = sum(shard.payload_bytes for shard in missing) / max(1, plan.payload_bytes)
             check_free_space(commit.folder, int(plan.disk_bytes * missing_share))
             jobs = _jobs(commit, plan, opened, sealed, skip_bad=skip_bad, decode_all=decode_all)
-            _build(commit, plan, jobs, workers=min(workers, len(sealed)), summary=summary)
+            _build(commit, plan, jobs, workers=count_workers(workers, jobs=len(sealed)), summary=summary)
     elif base:
-        remove_published_leftovers(store, base.index)
+        Commit.recover(store, base.index)
     else:
         where = ", ".join(str(source.path) for source in opened)
         raise NotASourceError(f"{where}: holds no image{f' that matches {images!r}' if images else ''}")
@@ -194,14 +193,14 @@ def _check_options(
     if append and not (store / INDEX_FILE).is_file():
         raise NotASourceError(f"{store}: is no store to append to; leave --append out to make one")
     if not append and os.path.lexists(store):  # a broken link, too, would be in the way, but only at the end
-        remove_lock_left_in_store(store)
+        Commit.recover(store)
         raise TargetExistsError(f"{store}: exists; add new images with --append, or choose another name")
     if not sources:
         raise ConfigError("no source to import was given")
     if shard_size is not None and shard_size < 1:
         raise ConfigError(f"shard size must be at least 1 byte, got {shard_size}")
-    if workers is not None and workers < 1:
-        raise ConfigError(f"workers must be at least 1, got {workers}")
+    if workers is not None and workers < 0:
+        raise ConfigError(f"workers must be at least 0, got {workers}")
 
 
 def _common_layout(sources: Sequence[Source]) -> Layout:

@@ -18,7 +18,7 @@ from dlas_store.errors import ConfigError, DamagedError, NotASourceError, StoreE
 from dlas_store.index import INDEX_FILE, Index
 from dlas_store.keys import Kind
 from dlas_store.pixels import Size
-from dlas_store.processes import available_cores, progress_bar, report_done, run_in_order
+from dlas_store.processes import Progress, count_workers, progress_bar, run_in_order
 from dlas_store.publish import check_free_space, write_file
 from dlas_store.reindex import LeftOutShard, select_published
 from dlas_store.shard import Shard, ShardHeader, shard_file_name
@@ -126,7 +126,7 @@ def salvage(
     Args:
         store: the damaged store's folder; nothing is written there.
         new: the store to write, ``NAME.lmdb``.
-        workers: number of processes; None takes one a core.
+        workers: number of processes; None takes one a core, 0 works in this process.
         report: a JSON file to write once the images were checked, whatever comes of them.
 
     Raises:
@@ -145,7 +145,6 @@ def salvage(
     if not store.is_dir():
         raise NotASourceError(f"{store}: is no folder of shards")
     summary = SalvageSummary()
-    workers = workers or available_cores()
     try:
         layout, remnants = _remnants(store, summary)
         surveys = _survey(remnants, workers, summary)
@@ -234,12 +233,12 @@ def _without_index(
         summary.lost += [Lost(name, "", "is missing, with all of its images") for name in names]
 
 
-def _survey(remnants: Sequence[_Remnant], workers: int, summary: SalvageSummary) -> list[_Survey]:
+def _survey(remnants: Sequence[_Remnant], workers: int | None, summary: SalvageSummary) -> list[_Survey]:
     """Find the images that are whole; of several of one name the first counts."""
     surveys = []
     taken: set[str] = set()
     with progress_bar(None, "checking") as bar:
-        for survey in run_in_order(_survey_one, remnants, workers=workers, bar=bar):
+        for survey in run_in_order(_survey_one, remnants, workers=count_workers(workers, jobs=len(remnants)), bar=bar):
             new = []
             for position, name in enumerate(survey.names):
                 if name not in taken:
@@ -259,7 +258,7 @@ def _survey(remnants: Sequence[_Remnant], workers: int, summary: SalvageSummary)
     return surveys
 
 
-def _survey_one(remnant: _Remnant) -> _Survey:
+def _survey_one(remnant: _Remnant, progress: Progress) -> _Survey:
     survey = _Survey([], [], [], [])
     shard = remnant.path.name
     try:
@@ -280,7 +279,7 @@ def _survey_one(remnant: _Remnant) -> _Survey:
         survey.ids.append(image_id)
         survey.names.append(image.name)
         survey.patches.append(len(image.files))
-        report_done(len(image.files), 0)
+        progress.advance(len(image.files), 0)
     return survey
 
 
@@ -295,7 +294,7 @@ def _copy(
     new: Path,
     layout: Layout,
     chosen: Sequence[tuple[_Remnant, _Survey]],
-    workers: int,
+    workers: int | None,
     summary: SalvageSummary,
 ) -> None:
     planned = []
@@ -312,7 +311,7 @@ def _copy(
             commit.folder, sum(plan.payload_bytes for plan, job in zip(planned, jobs, strict=True) if not job.sealed)
         )
         with progress_bar(sum(plan.patches for plan in planned), "copying") as bar:
-            for shard in run_in_order(_copy_one, jobs, workers=min(workers, len(jobs)), bar=bar):
+            for shard in run_in_order(_copy_one, jobs, workers=count_workers(workers, jobs=len(jobs)), bar=bar):
                 commit.add(shard)
                 summary.images += shard.header.images
                 summary.patches += shard.header.patches
@@ -320,19 +319,19 @@ def _copy(
         commit.publish()
 
 
-def _copy_one(job: _Job) -> SealedShard:
+def _copy_one(job: _Job, progress: Progress) -> SealedShard:
     if job.sealed is not None:
         return read_shard(job.sealed, check_values=True)
     remains = job.remnant.open()
 
     def fill(writer: ShardWriter) -> None:
         for image_id in job.ids:
-            _copy_image(remains, image_id, writer)
+            _copy_image(remains, image_id, writer, progress)
 
     return write_shard(job.folder, job.header, fill)
 
 
-def _copy_image(remains: ShardRemains, image_id: int, writer: ShardWriter) -> None:
+def _copy_image(remains: ShardRemains, image_id: int, writer: ShardWriter, progress: Progress) -> None:
     image = remains.image(image_id)
     assert image.patch_ids is not None
     assert image.heights is not None
@@ -341,5 +340,5 @@ def _copy_image(remains: ShardRemains, image_id: int, writer: ShardWriter) -> No
     for file, patch_id, size in zip(image.files, image.patch_ids.tolist(), sizes, strict=True):
         data = remains.read(image_id, Kind.PATCH, patch_id)
         writer.add_patch(file, data, size)
-        report_done(1, len(data))
+        progress.advance(1, len(data))
     writer.end_image(image, remains.read(image_id, Kind.REFERENCE) if image.has_reference else None)

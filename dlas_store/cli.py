@@ -15,7 +15,17 @@ from typing import Any
 
 from dlas_store import __version__, extract_command
 from dlas_store.errors import ConfigError, StoreError, WriteError
-from dlas_store.terminal import byte_size, megabytes, natural, one_line, positive, print_lines, share, shorten
+from dlas_store.terminal import (
+    WORKERS_HELP,
+    byte_size,
+    megabytes,
+    natural,
+    one_line,
+    positive,
+    print_lines,
+    share,
+    shorten,
+)
 
 _SIZES_SHOWN = 20
 
@@ -53,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     def add_workers(command: Any) -> None:
-        command.add_argument("--workers", type=positive, metavar="N", help="processes (default: one a core)")
+        command.add_argument("--workers", type=natural, metavar="N", help=WORKERS_HELP)
 
     command = add("extract", extract_command.run, "Cut photos up into a store or a chunked folder.", resumes=True)
     extract_command.add_arguments(command)

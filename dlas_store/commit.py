@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -14,13 +15,19 @@ from typing import NamedTuple, Self
 from dlas_store.errors import BusyError, StoreError, TargetExistsError, write_errors
 from dlas_store.index import INDEX_FILE, Index
 from dlas_store.index_writer import IndexWriter
-from dlas_store.publish import PartialFolder, publish_file, remove_file, remove_lock, sync_folder, write_file
+from dlas_store.publish import (
+    LOCK_FILE,
+    PLAN_FILE,
+    StagingDirectory,
+    publish_file,
+    remove_file,
+    sync_folder,
+    write_file,
+)
 from dlas_store.shard import Shard, ShardHeader, shard_file_name
 from dlas_store.shard_directory import Directory, read_directory
 from dlas_store.shard_writer import ShardWriter
 from dlas_store.source import Layout
-
-_PLAN_FILE = "plan.json"
 
 
 class PlannedShard(NamedTuple):
@@ -136,12 +143,12 @@ class Commit:
         """
         self._store = store
         self._base = base
-        self._partial = PartialFolder(store)
-        self.folder = self._partial.path
+        self._staging = StagingDirectory(store)
+        self.folder = self._staging.path
         with ExitStack() as on_failure:
-            on_failure.callback(self._partial.close)
+            on_failure.callback(self._staging.close)
             _check_unchanged(store, base)
-            remove_lock_left_in_store(store)
+            self.recover(store)
             self.plan = self._agree(plan)
             self._index = IndexWriter(
                 self.folder / (INDEX_FILE + ".tmp"),
@@ -153,6 +160,25 @@ class Commit:
             if base is not None:
                 self._index.add_index(base)
             on_failure.pop_all()
+
+    @staticmethod
+    def recover(store: Path, index: Index | None = None) -> None:
+        """Remove what a run left in or beside a store, if it was killed right after it had published.
+
+        Args:
+            store: the store's folder; it need not be there.
+            index: the store's, to look for what an append left beside it; None looks into the folder only, which needs
+                no lock.
+
+        Raises:
+            BusyError: another process appends to the store.
+            WriteError: the disk refused it.
+        """
+        if (store / INDEX_FILE).is_file():
+            with suppress(OSError):  # a new store's lock harms nobody, and the store may be read-only
+                (store / LOCK_FILE).unlink(missing_ok=True)
+        if index is not None:
+            StagingDirectory.recover(store, partial(_is_append_published, store=store, index=index))
 
     def find_shard(self, header: ShardHeader) -> Path | None:
         """Return where a shard lies that an earlier run sealed, None where it did not get that far."""
@@ -174,17 +200,17 @@ class Commit:
             for file in self.folder.iterdir():
                 if file.suffix == ".json":
                     remove_file(file)
-            self._partial.publish()
+            self._staging.publish()
             return
         for header in self.plan.headers():
             if (self.folder / header.file_name).exists():
                 publish_file(self.folder / header.file_name, self._store / header.file_name)
         publish_file(self.folder / INDEX_FILE, self._store / INDEX_FILE)
-        self._partial.remove()
+        self._staging.remove()
 
     def discard(self) -> None:
         """Remove all that was built; of use where that is nothing."""
-        self._partial.remove()
+        self._staging.remove()
 
     def __enter__(self) -> Self:
         """Return self."""
@@ -195,14 +221,14 @@ class Commit:
     ) -> None:
         """Let go of the lock."""
         self._index.close()
-        self._partial.close()
+        self._staging.close()
 
     def _agree(self, wanted: CommitPlan) -> CommitPlan:
         """Return the wanted plan with the ids of those shards that an interrupted run may have sealed, and record it.
 
         So a file that was mended costs its own shard only.
         """
-        path = self.folder / _PLAN_FILE
+        path = self.folder / PLAN_FILE
         if path.exists():
             earlier = _decode_plan(path.read_bytes())
             # An append of an earlier number was published, and killed before it had cleaned up.
@@ -218,30 +244,14 @@ class Commit:
         return wanted
 
 
-def remove_lock_left_in_store(store: Path) -> None:
-    """Remove what an import leaves that was killed right after it had given the store its name."""
-    if (store / INDEX_FILE).is_file():
-        with suppress(OSError):  # it harms nobody, and the store may be read-only
-            remove_lock(store)
-
-
-def remove_published_leftovers(store: Path, base: Index) -> None:
-    """Make durable what was published just before a kill, and remove what that left.
-
-    Raises:
-        WriteError: the disk refused it.
-    """
-    remove_lock_left_in_store(store)
-    path = store.with_name(store.name + ".partial")
-    if not path.is_dir():
-        return
-    with PartialFolder(store) as partial:
-        with write_errors(store):
-            sync_folder(store)
-        plan = _decode_plan((path / _PLAN_FILE).read_bytes()) if (path / _PLAN_FILE).exists() else None
-        # Without its plan nobody can go on with what is there: it was being removed.
-        if plan is None or plan.commit in {shard.commit for shard in base.shards.values()}:
-            partial.remove()
+def _is_append_published(staging: Path, *, store: Path, index: Index) -> bool:
+    """Tell whether an index names what an append built; make that durable, as the append may not have come to it."""
+    with write_errors(store):
+        sync_folder(store)
+    path = staging / PLAN_FILE
+    plan = _decode_plan(path.read_bytes()) if path.exists() else None
+    # Without its plan nobody can go on with what is there: it was being removed.
+    return plan is None or plan.commit in {shard.commit for shard in index.shards.values()}
 
 
 def _check_unchanged(store: Path, base: Index | None) -> None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from dlas_store.errors import DamagedError, StoreError
 from dlas_store.opening import SourcePart, open_source, part_of
-from dlas_store.processes import available_cores, progress_bar, report_done, run_in_order
+from dlas_store.processes import Progress, count_workers, progress_bar, run_in_order
 from dlas_store.source import CENTERS_FILE, REFERENCE_FILE, Source
 from dlas_store.store import Store
 from dlas_store.verify import Finding, VerifyReport
@@ -27,7 +27,7 @@ def compare(path: Path, against: Path, *, workers: int | None = None) -> VerifyR
     Args:
         path: the store.
         against: what it should hold.
-        workers: number of processes; None takes one a core.
+        workers: number of processes; None takes one a core, 0 works in this process.
 
     Raises:
         NotASourceError: one of the two is no source.
@@ -45,7 +45,7 @@ def compare(path: Path, against: Path, *, workers: int | None = None) -> VerifyR
         names = [name for name in source_names if name in common]
         jobs = (_Job(path, part_of(source, names[n : n + _IMAGES_A_JOB])) for n in range(0, len(names), _IMAGES_A_JOB))
         with progress_bar(len(store), "comparing") as bar:
-            for part in run_in_order(_compare, jobs, workers=workers or available_cores(), bar=bar):
+            for part in run_in_order(_compare, jobs, workers=count_workers(workers), bar=bar):
                 report.checked += part.checked
                 report.findings += part.findings
     return report
@@ -59,7 +59,7 @@ def _readable_names(store: Store, report: VerifyReport) -> Iterator[str]:
             report.findings.append(Finding("", "", "", "damaged", str(error)))
 
 
-def _compare(job: _Job) -> VerifyReport:
+def _compare(job: _Job, progress: Progress) -> VerifyReport:
     report = VerifyReport()
     with Store(job.store) as store, job.against.open() as source:
         for name in job.against.names:
@@ -71,7 +71,7 @@ def _compare(job: _Job) -> VerifyReport:
                 report.findings.append(Finding("", name, "", "damaged", str(error)))
             patches = store.patch_count(number)
             report.checked += patches + store.has_reference(number) + (store.image(number).centers is not None)
-            report_done(patches, store.payload_bytes(number))
+            progress.advance(patches, store.payload_bytes(number))
     return report
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlas_store.errors import ConfigError, ImportFailedError, WriteError
-from dlas_store.terminal import byte_size, megabytes, one_line, positive, print_lines, shorten
+from dlas_store.terminal import WORKERS_HELP, byte_size, megabytes, natural, one_line, print_lines, shorten
 
 if TYPE_CHECKING:
     from dlas_store.converters.extraction.plan import Skipped
@@ -69,7 +69,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add("--greyscale", "skip greyscale photos (default), or convert them to RGB", "skip|convert")
     add_switch("--ignore-exif", "do not turn photos as EXIF says they were held")
     add_switch("--fast-decode", "decode large JPEGs at reduced size where that is enough; changes pixels a little")
-    add("--workers", "processes (default: one a core)", "N", positive)
+    add("--workers", WORKERS_HELP, "N", natural)
     add("--shard-size", "estimated bytes of tiles a shard (default: a 64th of all, 1MiB to 256MiB)", "SIZE", byte_size)
     command.add_argument("--append", action="store_true", help="add photos that the store does not have")
     command.add_argument("--dry-run", action="store_true", help="say what would come of it, and write nothing")

@@ -1,4 +1,4 @@
-"""Run jobs in worker processes: results in order, progress as they go, nothing left behind when stopped."""
+"""Run jobs in worker processes or in this one: results in order, progress, nothing left behind when stopped."""
 
 from __future__ import annotations
 
@@ -33,11 +33,6 @@ _POLL_SECONDS = 0.1
 _PATCHES_A_REPORT = 64
 """The workers lock what they share once for so many patches."""
 
-# A worker's share in what the processes have in common; set when the worker starts.
-_done: SynchronizedArray[int]
-_stopping: Synchronized[int]
-_unreported = [0, 0]
-
 
 class StoppedError(StoreError):
     """The job was given up since the whole run stops."""
@@ -48,46 +43,86 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def report_done(patches: int, payload_bytes: int) -> None:
-    """Tell the parent, from inside a job, what was done since the last call.
+def count_workers(workers: int | None, *, jobs: int | None = None) -> int:
+    """Return how many worker processes to start; 0 runs the jobs in this process.
 
-    Raises:
-        StoppedError: the run stops; the job should let this through.
+    Args:
+        workers: how many were asked for; None for one a core.
+        jobs: number of jobs, if known; more workers than that would have nothing to do.
     """
-    _unreported[0] += patches
-    _unreported[1] += payload_bytes
-    if _unreported[0] >= _PATCHES_A_REPORT:
-        _pass_on()
+    count = available_cores() if workers is None else workers
+    return count if jobs is None else min(count, jobs)
 
 
-def _pass_on() -> None:
-    with _done.get_lock():
-        for position, count in enumerate(_unreported):
-            _done[position] += count
-            _unreported[position] = 0
-    if _stopping.value:
-        raise StoppedError("stopped")
+class Progress:
+    """A job's account of what it has done; costs next to nothing where nobody listens.
+
+    >>> progress = Progress()
+    >>> progress.advance(1, 2000)
+    """
+
+    def __init__(self, report: Callable[[int, int], None] | None = None) -> None:
+        """Create it.
+
+        Args:
+            report: called now and then with the patches and bytes since its last call; None where nobody listens.
+        """
+        self._report = report
+        self._patches = 0
+        self._payload_bytes = 0
+
+    def advance(self, patches: int, payload_bytes: int) -> None:
+        """Count what was done since the last call.
+
+        Raises:
+            StoppedError: the run stops; the job should let this through.
+        """
+        if self._report is None:
+            return
+        self._patches += patches
+        self._payload_bytes += payload_bytes
+        if self._patches >= _PATCHES_A_REPORT:
+            self.flush()
+
+    def flush(self) -> None:
+        """Report what was counted and not reported yet.
+
+        Raises:
+            StoppedError: the run stops.
+        """
+        if self._report is not None:
+            patches, payload_bytes = self._patches, self._payload_bytes
+            self._patches = self._payload_bytes = 0
+            self._report(patches, payload_bytes)
 
 
-def _run_job(function: Callable[[J], R], job: J) -> R:
-    result = function(job)
-    _pass_on()
+_worker_progress = Progress()
+"""The progress of this process's jobs where it is a worker: a pool passes nothing but jobs, once it has started."""
+
+
+def _run_job(function: Callable[[J, Progress], R], job: J, progress: Progress) -> R:
+    result = function(job, progress)
+    progress.flush()
     return result
 
 
+def _run_worker_job(function: Callable[[J, Progress], R], job: J) -> R:
+    return _run_job(function, job, _worker_progress)
+
+
 def run_in_order(
-    function: Callable[[J], R], jobs: Iterable[J], *, workers: int, bar: ProgressBar | None = None
+    function: Callable[[J, Progress], R], jobs: Iterable[J], *, workers: int, bar: ProgressBar | None = None
 ) -> Iterator[R]:
-    """Yield ``function(job)`` for every job, in the order of the jobs.
+    """Yield ``function(job, progress)`` for every job, in the order of the jobs.
 
     At most two jobs a worker are under way or waiting to be yielded, so memory does not grow with the number of jobs.
-    Closing the iterator, an error in a job and Ctrl-C stop the workers at their next report_done; they also end when
-    this process is killed.
+    Closing the iterator, an error in a job and Ctrl-C stop the workers at their next ``progress.advance``; they also
+    end when this process is killed.
 
     Args:
-        function: a module-level function, which calls report_done every now and then.
-        jobs: its arguments, picklable.
-        workers: number of processes.
+        function: a module-level function, which calls ``progress.advance`` every now and then.
+        jobs: its first arguments, picklable.
+        workers: number of processes; 0 runs each job in this one, when its result is asked for.
         bar: where progress is shown, in patches.
 
     Raises:
@@ -95,6 +130,27 @@ def run_in_order(
         WriteError: no room for what the processes have in common.
         Exception: whatever a job raised.
     """
+    if workers == 0:
+        return _run_here(function, jobs, bar)
+    return _run_in_workers(function, jobs, workers, bar)
+
+
+def _run_here(function: Callable[[J, Progress], R], jobs: Iterable[J], bar: ProgressBar | None) -> Iterator[R]:
+    done = [0, 0]
+
+    def report(patches: int, payload_bytes: int) -> None:
+        done[0] += patches
+        done[1] += payload_bytes
+        _show(bar, *done)
+
+    progress = Progress(None if bar is None else report)
+    for job in jobs:
+        yield _run_job(function, job, progress)
+
+
+def _run_in_workers(
+    function: Callable[[J, Progress], R], jobs: Iterable[J], workers: int, bar: ProgressBar | None
+) -> Iterator[R]:
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     with write_errors("memory that worker processes share, in /dev/shm or where temporary files go"):
         done = context.Array("Q", 2)
@@ -104,13 +160,13 @@ def run_in_order(
     executor = ProcessPoolExecutor(workers, context, _start_worker, (done, stopping))
     try:
         with processes_start(context.get_start_method()):
-            waiting.extend(executor.submit(_run_job, function, job) for job in islice(remaining, 2 * workers))
+            waiting.extend(executor.submit(_run_worker_job, function, job) for job in islice(remaining, 2 * workers))
         while waiting:
             while not wait(list(islice(waiting, 1)), _POLL_SECONDS).done:
-                _show(bar, done)
+                _show(bar, *done[:])
             yield waiting.popleft().result()
-            waiting.extend(executor.submit(_run_job, function, job) for job in islice(remaining, 1))
-        _show(bar, done)
+            waiting.extend(executor.submit(_run_worker_job, function, job) for job in islice(remaining, 1))
+        _show(bar, *done[:])
     except BrokenProcessPool as error:
         raise StoreError(
             "a worker process was killed, perhaps for lack of memory; the same command with fewer --workers goes on"
@@ -121,9 +177,16 @@ def run_in_order(
 
 
 def _start_worker(done: SynchronizedArray[int], stopping: Synchronized[int]) -> None:
-    global _done, _stopping
-    _done, _stopping = done, stopping
-    _unreported[:] = 0, 0  # a forked worker has what its parent did itself
+    global _worker_progress  # noqa: PLW0603 - a pool's initializer has no other place for what its jobs share
+
+    def report(patches: int, payload_bytes: int) -> None:
+        with done.get_lock():
+            done[0] += patches
+            done[1] += payload_bytes
+        if stopping.value:
+            raise StoppedError("stopped")
+
+    _worker_progress = Progress(report)
     gc.freeze()  # what the parent had is here for good: no collection need look at it, nor copy its pages
     leave_interrupts_to_parent()
     # A pool's workers wait for jobs for ever when their parent is killed.
@@ -137,10 +200,9 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _show(bar: ProgressBar | None, done: SynchronizedArray[int]) -> None:
+def _show(bar: ProgressBar | None, patches: int, payload_bytes: int) -> None:
     if bar is None:
         return
-    patches, payload_bytes = done[:]
     seconds = bar.format_dict["elapsed"]
     if seconds:
         bar.set_postfix_str(f"{payload_bytes / 1e6 / seconds:.0f} MB/s", refresh=False)

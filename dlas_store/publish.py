@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -14,19 +14,20 @@ from typing import IO, Any, Self
 
 from dlas_store.errors import BusyError, StoreError, TargetExistsError, WriteError, write_errors
 
-TREE = "tree"
-"""Folder in a PartialFolder that becomes an image folder; it gets the final name, so where it is gone all is done."""
+CONTENT = "tree"
+"""Folder in a staging directory that becomes an image folder; it gets the final name, so where it is gone all is done.
+"""
 
-_LOCK_FILE = "lock"
-_PLAN_FILE = "plan.json"
+LOCK_FILE = "lock"
+PLAN_FILE = "plan.json"
 _LOCK_PATIENCE_SECONDS = 2.0
 """Workers of a killed import hold its lock until they notice; that takes milliseconds."""
 
 
-class PartialFolder:
+class StagingDirectory:
     """The folder ``NAME.partial`` in which a new store or exported folder grows, for one process at a time.
 
-    The lock dies with its process. What is in the folder stays when the process ends early: the next one goes on.
+    The lock dies with its process. The content stays when the process ends early: the next one goes on.
     """
 
     def __init__(self, target: Path) -> None:
@@ -40,9 +41,9 @@ class PartialFolder:
             WriteError: it cannot be created.
         """
         self.target = target
-        self.path = target.with_name(target.name + ".partial")
+        self.path = staging_path(target)
         with write_errors(self.path):
-            self._lock = _take_lock(self.path / _LOCK_FILE)
+            self._lock = _take_lock(self.path / LOCK_FILE)
             try:
                 # Shards of an append that move into the store must not outlive the plan by which a rerun finds them.
                 sync_folder(self.path.parent)
@@ -50,7 +51,26 @@ class PartialFolder:
                 self.close()
                 raise
 
-    def agree_on(self, plan: Mapping[str, Any], *, what: str) -> None:
+    @classmethod
+    def recover(cls, target: Path, is_published: Callable[[Path], bool] | None = None) -> None:
+        """Remove the staging directory that a run left, if it was killed after it had published all of it.
+
+        Args:
+            target: what that run wrote.
+            is_published: called with the staging directory, once it is locked; tells whether all that was in it is
+                published. None: its CONTENT is gone.
+
+        Raises:
+            BusyError: another process has the directory.
+            WriteError: the disk refused it.
+        """
+        if not staging_path(target).is_dir():
+            return
+        with cls(target) as staging:
+            if (is_published or _has_no_content)(staging.path):
+                staging.remove()
+
+    def record_or_check_plan(self, plan: Mapping[str, Any], *, what: str) -> None:
         """Record what is to be written, or find that an interrupted run recorded the same.
 
         Args:
@@ -60,7 +80,7 @@ class PartialFolder:
         Raises:
             StoreError: the interrupted run was of something else.
         """
-        path = self.path / _PLAN_FILE
+        path = self.path / PLAN_FILE
         if not path.exists():
             write_file(path, json.dumps(plan).encode())
         elif json.loads(path.read_bytes()) != plan:
@@ -86,7 +106,7 @@ class PartialFolder:
             _sync_folders_above(self.target)
             if content is None:
                 # Not before: who waits for the lock would make a new one, and leave it in what is published.
-                remove_lock(self.target)
+                (self.target / LOCK_FILE).unlink(missing_ok=True)
                 sync_folder(self.target)
         if content is not None:
             self.remove()
@@ -104,7 +124,7 @@ class PartialFolder:
         """Let go of the lock; keep the folder if there is work in it."""
         # One that cannot be removed is taken over by the next; what went wrong before must not be hidden by it.
         with suppress(OSError):
-            if _is_file(self.path / _LOCK_FILE, self._lock) and len(list(self.path.iterdir())) == 1:
+            if _is_file(self.path / LOCK_FILE, self._lock) and len(list(self.path.iterdir())) == 1:
                 self.remove()
         self._lock.close()
 
@@ -119,17 +139,13 @@ class PartialFolder:
         self.close()
 
 
-def remove_folder_leftovers(folder: Path) -> None:
-    """Remove what a run leaves that was killed after its folder had got its name."""
-    if folder.with_name(folder.name + ".partial").is_dir():
-        with PartialFolder(folder) as growing:
-            if not (growing.path / TREE).exists():
-                growing.remove()
+def staging_path(target: Path) -> Path:
+    """Return the place of a target's staging directory."""
+    return target.with_name(target.name + ".partial")
 
 
-def remove_lock(folder: Path) -> None:
-    """Remove the lock from a folder that got its name with the lock in it."""
-    (folder / _LOCK_FILE).unlink(missing_ok=True)
+def _has_no_content(staging: Path) -> bool:
+    return not (staging / CONTENT).exists()
 
 
 def _take_lock(path: Path) -> IO[bytes]:

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from dlas_store.commit import SealedShard, read_shard, remove_lock_left_in_store
+from dlas_store.commit import Commit, SealedShard, read_shard
 from dlas_store.errors import NotASourceError, StoreError
 from dlas_store.index import INDEX_FILE, Index
 from dlas_store.index_writer import IndexWriter
-from dlas_store.processes import available_cores, progress_bar, report_done, run_in_order
-from dlas_store.publish import PartialFolder, publish_file
+from dlas_store.processes import Progress, count_workers, progress_bar, run_in_order
+from dlas_store.publish import StagingDirectory, publish_file
 from dlas_store.shard import Shard
 
 
@@ -51,7 +51,7 @@ def reindex(store: Path, *, workers: int | None = None) -> ReindexSummary:
 
     Args:
         store: the store's folder.
-        workers: number of processes; None takes one a core.
+        workers: number of processes; None takes one a core, 0 works in this process.
 
     Raises:
         NotASourceError: no folder, or no usable shard in it.
@@ -60,13 +60,13 @@ def reindex(store: Path, *, workers: int | None = None) -> ReindexSummary:
     """
     if not store.is_dir():
         raise NotASourceError(f"{store}: is no folder of shards")
-    with PartialFolder(store):
-        remove_lock_left_in_store(store)
+    with StagingDirectory(store):
+        Commit.recover(store)
         summary = ReindexSummary()
         old = _old_index(store)
         shards = select_published(_open_shards(store, summary), old, summary.left_out)
         if shards:
-            _write_index(store, shards, old, workers or available_cores(), summary)
+            _write_index(store, shards, old, workers, summary)
     if not summary.shards:
         reasons = "; ".join(f"{path.name}: {reason}" for path, reason in summary.left_out)
         raise NotASourceError(f"{store}: holds no shard that can be used{f' ({reasons})' if reasons else ''}")
@@ -74,7 +74,7 @@ def reindex(store: Path, *, workers: int | None = None) -> ReindexSummary:
 
 
 def _write_index(
-    store: Path, shards: Sequence[Shard], old: Index | None, workers: int, summary: ReindexSummary
+    store: Path, shards: Sequence[Shard], old: Index | None, workers: int | None, summary: ReindexSummary
 ) -> None:
     temporary = store / (INDEX_FILE + ".tmp")
     header = shards[0].header
@@ -83,7 +83,7 @@ def _write_index(
     try:
         paths = [shard.path for shard in shards]
         with progress_bar(sum(shard.header.patches for shard in shards), "reading shards") as bar:
-            for read in run_in_order(_read_shard, paths, workers=min(workers, len(paths)), bar=bar):
+            for read in run_in_order(_read_shard, paths, workers=count_workers(workers, jobs=len(paths)), bar=bar):
                 if isinstance(read, LeftOutShard):
                     summary.left_out.append(read)
                     continue
@@ -100,12 +100,12 @@ def _write_index(
             temporary.unlink()
 
 
-def _read_shard(path: Path) -> SealedShard | LeftOutShard:
+def _read_shard(path: Path, progress: Progress) -> SealedShard | LeftOutShard:
     try:
         shard = read_shard(path, check_values=False)
     except StoreError as error:
         return LeftOutShard(path, str(error))
-    report_done(shard.header.patches, shard.header.payload_bytes)
+    progress.advance(shard.header.patches, shard.header.payload_bytes)
     return shard
 
 

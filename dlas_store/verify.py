@@ -19,13 +19,13 @@ from dlas_store.errors import (
     StoreError,
 )
 from dlas_store.index import INDEX_FILE
-from dlas_store.processes import available_cores, progress_bar, report_done, run_in_order
+from dlas_store.processes import Progress, count_workers, progress_bar, run_in_order
 from dlas_store.shard import Shard, shard_file_name
 from dlas_store.shard_directory import read_directory
 from dlas_store.source import REFERENCE_FILE
 from dlas_store.store import Store
 
-_IMAGES_A_JOB = 256
+_IMAGES_A_PART = 256
 
 
 class Finding(NamedTuple):
@@ -103,7 +103,7 @@ def verify(
 
     Args:
         path: the store's folder, its index.lmdb, or a single shard.
-        workers: number of processes; None takes one a core.
+        workers: number of processes; None takes one a core, 0 works in this process.
         quick: check structure and sizes only: all of the index, that the shards are there, are the right ones and
             have the right size, and that the keys and places in their tree pages are those that the index names. No
             value is read, so that damaged ones are not found.
@@ -128,7 +128,7 @@ def verify(
             for part in run_in_order(
                 _verify_part,
                 _parts(store, None if quick else sample or _ALL),
-                workers=workers or available_cores(),
+                workers=count_workers(workers),
                 bar=bar,
             ):
                 report.checked += part.checked
@@ -145,12 +145,12 @@ def _verify_index(store: Store) -> Iterator[Finding]:
 def _parts(store: Store, sample: Sample | None) -> Iterator[_Part]:
     for entry in store.index.shards.values():
         end = entry.first_image + entry.images
-        for first in range(entry.first_image, max(end, entry.first_image + 1), _IMAGES_A_JOB):
-            last = min(first + _IMAGES_A_JOB, end)
+        for first in range(entry.first_image, max(end, entry.first_image + 1), _IMAGES_A_PART):
+            last = min(first + _IMAGES_A_PART, end)
             yield _Part(store.path, entry.number, first, last, first == entry.first_image, sample)
 
 
-def _verify_part(part: _Part) -> VerifyReport:
+def _verify_part(part: _Part, progress: Progress) -> VerifyReport:
     report = VerifyReport()
     shard_name = shard_file_name(part.shard)
     with Store(part.store, check_shards=False) as store:
@@ -170,9 +170,9 @@ def _verify_part(part: _Part) -> VerifyReport:
                 continue
             if part.sample is None:
                 report.checked += 1 + store.has_reference(number) + count
-                report_done(count, 0)
+                progress.advance(count, 0)
             else:
-                _verify_image(store, number, shard_name, report, part.sample)
+                _verify_image(store, number, shard_name, report, part.sample, progress=progress)
     return report
 
 
@@ -213,7 +213,9 @@ def _other_places(shard: Shard) -> Finding:
     return Finding(shard.path.name, "", "", "index", message)
 
 
-def _verify_image(store: Store, number: int, shard: str, report: VerifyReport, sample: Sample) -> None:
+def _verify_image(
+    store: Store, number: int, shard: str, report: VerifyReport, sample: Sample, *, progress: Progress
+) -> None:
     is_chosen = sample.of_image(number)
     first, count = store.first_patch(number), store.patch_count(number)
     try:
@@ -235,4 +237,4 @@ def _verify_image(store: Store, number: int, shard: str, report: VerifyReport, s
         except (DamagedError, PatchIndexError) as error:
             report.findings.append(Finding(shard, name, file, "damaged", str(error)))
     report.checked += 1 + len(chosen)
-    report_done(count, store.payload_bytes(number))
+    progress.advance(count, store.payload_bytes(number))

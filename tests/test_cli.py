@@ -66,7 +66,7 @@ USAGE: dict[str, tuple[str, ...]] = {
     "no_folder": ("export", "s.lmdb"),
     "layout": ("import", "--layout", "flat", "data", "s.lmdb"),
     "on_error": ("import", "--on-error", "maybe", "data", "s.lmdb"),
-    "zero_workers": ("import", "--workers", "0", "data", "s.lmdb"),
+    "negative_workers": ("import", "--workers", "-1", "data", "s.lmdb"),
     "many_words": ("verify", "--workers", "many", "s.lmdb"),
     "no_size": ("import", "--shard-size", "big", "data", "s.lmdb"),
     "zero_size": ("import", "--shard-size", "0", "data", "s.lmdb"),

@@ -434,7 +434,7 @@ BAD_OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any], str]] = {
     "quality_above_100": (("--quality", "101"), {"compression_level": 101}, "quality|compression_level"),
     "subsampling": (("--subsampling", "4:1:0"), {"subsampling": "4:1:0"}, "subsampling"),
     "greyscale": (("--greyscale", "maybe"), {"greyscale": "maybe"}, "greyscale"),
-    "workers": (("--workers", "0"), {"n_thread": 0}, "workers|n_thread"),
+    "workers": (("--workers", "-1"), {"n_thread": -1}, "workers|n_thread"),
     "halve": (("--halve-above", "0"), {"input_image_max_size_before_being_halved": 0}, "halve"),
     "min_size": (("--min-size", "0"), {"min_size": 0}, "min.size"),
     "exclude_of_no_size": (

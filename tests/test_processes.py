@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import os
@@ -9,6 +10,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,53 +21,57 @@ from small_stores import in_child
 from tqdm import tqdm
 
 from dlas_store.errors import StoreError, WriteError
-from dlas_store.processes import StoppedError, available_cores, progress_bar, report_done, run_in_order
+from dlas_store.processes import Progress, StoppedError, available_cores, count_workers, progress_bar, run_in_order
 
 PATIENCE_SECONDS = 20.0
 
 
-def square_late(number: int) -> int:
+def square_late(number: int, progress: Progress) -> int:
     """Give the square; the first jobs take longest."""
     time.sleep(0.05 if number < 2 else 0)
-    report_done(1, number)
+    progress.advance(1, number)
     return number * number
 
 
-def fail_at_three(number: int) -> int:
-    report_done(1, 0)
+def fail_at_three(number: int, progress: Progress) -> int:
+    progress.advance(1, 0)
     if number == 3:
         raise WriteError(28, "disk: full")
     return number
 
 
-def die(number: int) -> int:
+def die(number: int, progress: Progress) -> int:
     if number == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     return number
 
 
-def exit_early(number: int) -> int:
+def exit_early(number: int, progress: Progress) -> int:
     if number == 1:
         os._exit(3)
     return number
 
 
-def work_until_stopped(marker: Path) -> None:
+def work_until_stopped(marker: Path, progress: Progress) -> None:
     """Work for as long as nobody says stop, then say so."""
     marker.with_suffix(".pid").write_text(str(os.getpid()))
     end = time.monotonic() + 3 * PATIENCE_SECONDS
     while time.monotonic() < end:
         try:
-            report_done(1, 1)
+            progress.advance(1, 1)
         except StoppedError:
             marker.touch()
             raise
         time.sleep(0.005)
 
 
-def worker_id(_: int) -> int:
+def worker_id(_: int, progress: Progress) -> int:
     time.sleep(0.02)
     return os.getpid()
+
+
+def interrupt_itself(_: int, progress: Progress) -> None:
+    signal.raise_signal(signal.SIGINT)
 
 
 def wait_for(condition: Callable[[], object], what: str) -> None:
@@ -133,7 +139,7 @@ def test_an_error_of_the_jobs_themselves_is_raised() -> None:
 
 
 @pytest.mark.parametrize("job", [die, exit_early])
-def test_a_killed_worker_is_an_error_that_says_what_to_do(job: Callable[[int], int]) -> None:
+def test_a_killed_worker_is_an_error_that_says_what_to_do(job: Callable[[int, Progress], int]) -> None:
     with pytest.raises(StoreError, match=r"worker process was killed.*fewer --workers"):
         list(run_in_order(job, range(20), workers=2))
 
@@ -175,10 +181,82 @@ def test_progress_is_that_of_all_workers() -> None:
 
 
 def test_what_the_parent_did_itself_is_not_reported_by_its_workers() -> None:
-    report_done(1, 1)
+    Progress().advance(1, 1)
+    list(run_in_order(square_late, [5], workers=0))
     with tqdm(total=30, file=io.StringIO()) as bar:
         list(run_in_order(square_late, range(30), workers=3, bar=bar))
         assert bar.n == 30
+
+
+def test_a_job_runs_outside_of_a_worker() -> None:
+    progress = Progress()
+    assert [square_late(number, progress) for number in range(200)] == [number * number for number in range(200)]
+    progress.flush()
+
+
+def test_progress_reports_now_and_then_and_all_of_it_in_the_end() -> None:
+    reports: list[tuple[int, int]] = []
+    progress = Progress(lambda patches, payload_bytes: reports.append((patches, payload_bytes)))
+    for _ in range(100):
+        progress.advance(1, 10)
+    assert reports == [(64, 640)]
+    progress.flush()
+    assert reports == [(64, 640), (36, 360)]
+
+
+class TestInThisProcess:
+    @pytest.mark.parametrize("jobs", [0, 1, 40])
+    def test_answers_are_those_of_workers_in_order(self, jobs: int) -> None:
+        assert list(run_in_order(square_late, range(jobs), workers=0)) == [n * n for n in range(jobs)]
+
+    def test_no_other_process_and_no_other_thread_works(self) -> None:
+        threads = threading.active_count()
+        answers = run_in_order(worker_id, range(3), workers=0)
+        assert next(answers) == os.getpid()
+        assert threading.active_count() == threads
+        assert set(answers) == {os.getpid()}
+
+    def test_interrupts_and_collections_stay_as_they_were(self) -> None:
+        before = signal.getsignal(signal.SIGINT), gc.get_freeze_count()
+        list(run_in_order(square_late, range(3), workers=0))
+        assert (signal.getsignal(signal.SIGINT), gc.get_freeze_count()) == before
+
+    def test_a_job_is_taken_when_its_answer_is_asked_for(self) -> None:
+        taken: list[int] = []
+
+        def jobs() -> Iterator[int]:
+            for number in range(10):
+                taken.append(number)
+                yield number
+
+        answers = run_in_order(square_late, jobs(), workers=0)
+        assert taken == []
+        next(answers)
+        assert taken == [0]
+
+    def test_an_error_in_a_job_is_raised_as_it_is_after_what_came_before(self) -> None:
+        answers = run_in_order(fail_at_three, range(100), workers=0)
+        assert [next(answers) for _ in range(3)] == [0, 1, 2]
+        with pytest.raises(WriteError, match="disk: full") as error:
+            next(answers)
+        assert error.value.errno == 28
+
+    def test_ctrl_c_is_raised_in_the_job(self) -> None:
+        with pytest.raises(KeyboardInterrupt):
+            list(run_in_order(interrupt_itself, range(3), workers=0))
+
+    def test_progress_is_that_of_the_jobs(self) -> None:
+        with tqdm(total=100, file=io.StringIO()) as bar:
+            for done, _ in enumerate(run_in_order(square_late, range(100), workers=0, bar=bar), 1):
+                assert bar.n == done
+
+
+def test_workers_are_as_many_as_asked_for_but_no_more_than_jobs() -> None:
+    assert count_workers(None) == available_cores()
+    assert count_workers(None, jobs=1) == 1
+    assert count_workers(5, jobs=3) == 3
+    assert count_workers(0, jobs=3) == 0
+    assert count_workers(2, jobs=3) == 2
 
 
 def test_no_bar_is_shown_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
@@ -255,6 +333,6 @@ def test_no_room_for_what_processes_share_is_an_error_that_says_where() -> None:
     def attempt() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
         with pytest.raises(WriteError, match="memory that worker processes share, in /dev/shm"):
-            list(run_in_order(len, ["job"], workers=1))
+            list(run_in_order(square_late, [1], workers=1))
 
     assert in_child(attempt) == 0

@@ -15,12 +15,12 @@ import pytest
 from small_stores import NOBODY, content_of, in_child, make_store, public_folder, small_folder, state_of
 
 from dlas_store.errors import BusyError, StoreError, TargetExistsError, WriteError
-from dlas_store.publish import PartialFolder, check_free_space, publish_file, write_file
+from dlas_store.publish import StagingDirectory, check_free_space, publish_file, write_file
 from dlas_store.store import Store
 
 
 def hold(target: Path, connection: Connection) -> None:
-    with PartialFolder(target) as partial:
+    with StagingDirectory(target) as partial:
         (partial.path / "work").write_text("sealed")
         connection.send(os.getpid())
         connection.recv()
@@ -56,27 +56,27 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("impatient")
 def test_a_second_writer_is_an_error_that_names_the_folder(target: Path) -> None:
     with holder(target), pytest.raises(BusyError, match=r"store\.lmdb\.partial: another process is writing there"):
-        PartialFolder(target)
-    with PartialFolder(target) as partial:
+        StagingDirectory(target)
+    with StagingDirectory(target) as partial:
         assert (partial.path / "work").read_text() == "sealed"
 
 
 @pytest.mark.usefixtures("impatient")
 def test_a_second_writer_of_this_process_is_an_error_too(target: Path) -> None:
-    with PartialFolder(target), pytest.raises(BusyError):
-        PartialFolder(target)
+    with StagingDirectory(target), pytest.raises(BusyError):
+        StagingDirectory(target)
 
 
 def test_the_lock_dies_with_its_process_and_the_work_stays(target: Path) -> None:
     with holder(target) as process:
         process.kill()
         process.join()
-        with PartialFolder(target) as partial:
+        with StagingDirectory(target) as partial:
             assert (partial.path / "work").read_text() == "sealed"
 
 
 def publish_when_told(target: Path, connection: Connection) -> None:
-    with PartialFolder(target) as partial:
+    with StagingDirectory(target) as partial:
         (partial.path / "work").write_text("sealed")
         connection.send("held")
         connection.recv()
@@ -92,7 +92,7 @@ def test_a_writer_that_waits_while_another_publishes_takes_nothing_from_it(targe
     assert ours.recv() == "held"
     ours.send("publish")
     with suppress(BusyError):
-        PartialFolder(target).close()
+        StagingDirectory(target).close()
     process.join()
     assert process.exitcode == 0
     assert [file.name for file in target.iterdir()] == ["work"]
@@ -103,7 +103,7 @@ def test_a_lock_that_is_let_go_soon_is_waited_for(target: Path) -> None:
         assert process.pid is not None
         os.kill(process.pid, signal.SIGSTOP)  # it holds the lock, and dies while the next one waits
         os.kill(process.pid, signal.SIGKILL)
-        PartialFolder(target).close()
+        StagingDirectory(target).close()
 
 
 @pytest.mark.usefixtures("impatient")
@@ -117,7 +117,7 @@ def test_import_and_append_are_refused_while_another_process_writes(target: Path
 
 
 def test_a_published_folder_has_its_name_and_no_lock(target: Path) -> None:
-    with PartialFolder(target) as partial:
+    with StagingDirectory(target) as partial:
         (partial.path / "file").write_text("content")
         assert not target.exists()
         partial.publish()
@@ -125,7 +125,7 @@ def test_a_published_folder_has_its_name_and_no_lock(target: Path) -> None:
 
 
 def test_a_folder_inside_may_be_published_and_the_rest_goes(target: Path) -> None:
-    with PartialFolder(target) as partial:
+    with StagingDirectory(target) as partial:
         (partial.path / "tree").mkdir()
         (partial.path / "tree" / "file").write_text("content")
         (partial.path / "plan.json").write_text("{}")
@@ -135,7 +135,7 @@ def test_a_folder_inside_may_be_published_and_the_rest_goes(target: Path) -> Non
 
 @pytest.mark.parametrize("make", [Path.mkdir, Path.touch], ids=["folder", "file"])
 def test_nothing_that_appeared_meanwhile_is_replaced(target: Path, make: Callable[[Path], None]) -> None:
-    with PartialFolder(target) as partial:
+    with StagingDirectory(target) as partial:
         (partial.path / "work").write_text("sealed")
         make(target)
         with pytest.raises(TargetExistsError, match=r"store\.lmdb: appeared meanwhile"):
@@ -145,23 +145,23 @@ def test_nothing_that_appeared_meanwhile_is_replaced(target: Path, make: Callabl
 
 
 def test_an_unused_folder_goes_and_one_with_work_stays(target: Path) -> None:
-    with PartialFolder(target) as partial:
+    with StagingDirectory(target) as partial:
         assert partial.path.exists()
     assert not partial.path.exists()
-    with PartialFolder(target) as partial:
+    with StagingDirectory(target) as partial:
         (partial.path / "work").touch()
     assert (partial.path / "work").exists()
 
 
 def test_a_folder_above_that_is_missing_is_made(tmp_path: Path) -> None:
-    with PartialFolder(tmp_path / "new" / "folder" / "store.lmdb") as partial:
+    with StagingDirectory(tmp_path / "new" / "folder" / "store.lmdb") as partial:
         assert partial.path == tmp_path / "new" / "folder" / "store.lmdb.partial"
 
 
 @pytest.mark.parametrize(
     "write",
     [
-        PartialFolder,
+        StagingDirectory,
         lambda path: write_file(path, b"data"),
         lambda path: make_store(path.parent / "source", path),
     ],
@@ -181,7 +181,7 @@ def test_a_place_where_nothing_may_be_written_is_an_error_of_ours(write: Callabl
 
 def test_folders_above_that_may_not_be_opened_are_no_hindrance() -> None:
     def publish() -> None:
-        with PartialFolder(target) as partial:
+        with StagingDirectory(target) as partial:
             (partial.path / "file").touch()
             partial.publish()
 

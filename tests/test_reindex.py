@@ -12,7 +12,7 @@ from small_stores import append, content_of, damage_table, flip_in, make_store, 
 from dlas_store.converters.importing import import_store
 from dlas_store.errors import BusyError, NotASourceError
 from dlas_store.index import INDEX_FILE, Index
-from dlas_store.publish import PartialFolder
+from dlas_store.publish import StagingDirectory
 from dlas_store.reindex import LeftOutShard, ReindexSummary, reindex
 from dlas_store.shard import Shard
 from dlas_store.store import Store
@@ -300,7 +300,7 @@ def test_no_usable_shard_is_an_error_that_says_why_and_keeps_the_old_index(store
 
 def test_reindex_is_refused_while_another_process_writes(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dlas_store.publish._LOCK_PATIENCE_SECONDS", 0.1)
-    with PartialFolder(store), pytest.raises(BusyError, match=r"store\.lmdb\.partial: another process is writing"):
+    with StagingDirectory(store), pytest.raises(BusyError, match=r"store\.lmdb\.partial: another process is writing"):
         reindex(store)
 
 

@@ -88,7 +88,7 @@ class TestVerify:
     def test_images_of_one_shard_are_checked_by_several_processes(
         self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("dlas_store.verify._IMAGES_A_JOB", 1)
+        monkeypatch.setattr("dlas_store.verify._IMAGES_A_PART", 1)
         store = make_store(folder, tmp_path / "one.lmdb", shard_size=1 << 30)
         patch, reference = payload(store, "b/00000001.png"), payload(store, "c/ref.jpg")
         flip_in(shards_of(store)[0], patch)

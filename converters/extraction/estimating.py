@@ -68,7 +68,7 @@ def estimate(
         images=expected.images,
         patches=expected.tiles,
         payload_bytes=round(expected.tile_pixels * tried.bytes_a_tile_pixel),
-        seconds=seconds / task.workers,
+        seconds=seconds / max(1, task.workers),
         skipped=plan.skipped,
         present=plan.present,
         changed=plan.changed,

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dlas_store.commit import Commit, plan_commit, remove_published_leftovers
+from dlas_store.commit import Commit, plan_commit
 from dlas_store.converters.extraction.folder_jobs import FolderJob, Settling, build_images
 from dlas_store.converters.extraction.groups import GroupReport
 from dlas_store.converters.extraction.options import ExtractOptions
@@ -20,7 +20,7 @@ from dlas_store.converters.extraction.task import Task, prepare
 from dlas_store.errors import write_errors
 from dlas_store.extra_fields import EXTRA_FILE
 from dlas_store.processes import progress_bar, run_in_order
-from dlas_store.publish import TREE, PartialFolder, write_file
+from dlas_store.publish import CONTENT, StagingDirectory, write_file
 
 
 @dataclass(kw_only=True)
@@ -87,7 +87,7 @@ def extract(
         dst: ``NAME.lmdb`` for a store, any other name for a folder.
         options: how they are cut up.
         append: add photos that the store does not have, in new shards; one is there when any image of its name is.
-        workers: number of processes; None takes one a core.
+        workers: number of processes; None takes one a core, 0 works in this process.
         group_size: bytes of tiles that a worker makes at a time, which in a store is a shard; None takes a 64th of all
             as estimated, from 1 to 256 MiB.
         report: a JSON file to write once photos were listed, whatever comes of them.
@@ -110,7 +110,7 @@ def extract(
         if plan.paths:
             (_into_store if task.is_store else _into_folder)(task, options, summary)
         elif task.base is not None:
-            remove_published_leftovers(task.dst, task.base.index)
+            Commit.recover(task.dst, task.base.index)
     finally:
         summary.skipped.sort()
         summary.seconds = time.monotonic() - started
@@ -138,13 +138,13 @@ def _into_store(task: Task, options: ExtractOptions, summary: ExtractSummary) ->
 
 def _into_folder(task: Task, options: ExtractOptions, summary: ExtractSummary) -> None:
     plan = task.plan
-    with PartialFolder(task.dst) as growing:
-        growing.agree_on({"groups": [group.fingerprint for group in plan.groups]}, what="photos or options")
-        tree = growing.path / TREE
-        with write_errors(tree):
-            tree.mkdir(exist_ok=True)
+    with StagingDirectory(task.dst) as staging:
+        staging.record_or_check_plan({"groups": [group.fingerprint for group in plan.groups]}, what="photos or options")
+        content = staging.path / CONTENT
+        with write_errors(content):
+            content.mkdir(exist_ok=True)
         jobs = [
-            FolderJob(growing.path, number, plan.root, plan.photos_of(number), options)
+            FolderJob(staging.path, number, plan.root, plan.photos_of(number), options)
             for number in range(len(plan.groups))
         ]
         with single_threaded(), progress_bar(plan.expected.tiles, "extracting") as bar, Settling() as settling:
@@ -152,12 +152,12 @@ def _into_folder(task: Task, options: ExtractOptions, summary: ExtractSummary) -
                 summary.count(report)
                 settling.add(job, report)
         if not summary.images:
-            growing.remove()
+            staging.remove()
             return
-        with write_errors(tree), (tree / EXTRA_FILE).open("wb") as extra:
+        with write_errors(content), (content / EXTRA_FILE).open("wb") as extra:
             for job in jobs:
                 with job.extra_file.open("rb") as lines:
                     shutil.copyfileobj(lines, extra)
             extra.flush()
             os.fsync(extra.fileno())
-        growing.publish(tree)
+        staging.publish(content)

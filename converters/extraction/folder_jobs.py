@@ -18,8 +18,8 @@ from dlas_store.converters.extraction.plan import Skipped
 from dlas_store.converters.extraction.tiles import CutImage, cut_photo
 from dlas_store.errors import write_errors
 from dlas_store.extra_fields import extra_line
-from dlas_store.processes import report_done
-from dlas_store.publish import TREE, sync_folder, write_file
+from dlas_store.processes import Progress
+from dlas_store.publish import CONTENT, sync_folder, write_file
 from dlas_store.source import CENTERS_FILE, REFERENCE_FILE, Image
 
 _BUFFER = PixelBuffer()
@@ -30,14 +30,14 @@ class FolderJob(NamedTuple):
     """All that a worker needs to write the images of a group.
 
     Attributes:
-        partial: the folder in which the new one grows; its images go into its TREE.
+        staging: the folder in which the new one grows; its images go into its CONTENT.
         number: the group's.
         root: folder of the photos.
         photos: paths of the group's, below it.
         options: of the extraction.
     """
 
-    partial: Path
+    staging: Path
     number: int
     root: Path
     photos: list[str]
@@ -46,21 +46,21 @@ class FolderJob(NamedTuple):
     @property
     def building(self) -> Path:
         """The folder in which the group's images are written before they have their names."""
-        return self.partial / f"building-{self.number}"
+        return self.staging / f"building-{self.number}"
 
     @property
     def extra_file(self) -> Path:
         """Where the group's lines of metadata.jsonl are kept."""
-        return self.partial / f"extra-{self.number}.jsonl"
+        return self.staging / f"extra-{self.number}.jsonl"
 
     @property
     def done_file(self) -> Path:
         """What says that the group's images have their names, and what they came to."""
-        return self.partial / f"done-{self.number}.json"
+        return self.staging / f"done-{self.number}.json"
 
 
-def build_images(job: FolderJob) -> GroupReport:
-    """Write the images of a group beside the tree; holds the pixels of one photo.
+def build_images(job: FolderJob, progress: Progress) -> GroupReport:
+    """Write the images of a group beside CONTENT; holds the pixels of one photo.
 
     A group that an earlier run settled is left as it is, any other begun anew.
 
@@ -70,7 +70,7 @@ def build_images(job: FolderJob) -> GroupReport:
     """
     if job.done_file.exists():
         report = GroupReport.of_json(json.loads(job.done_file.read_bytes()))
-        report_done(report.patches, report.payload_bytes)
+        progress.advance(report.patches, report.payload_bytes)
         return report
     report = GroupReport()
     with write_errors(job.building):
@@ -78,13 +78,13 @@ def build_images(job: FolderJob) -> GroupReport:
         job.building.mkdir()
         with job.extra_file.open("w", encoding="utf-8", newline="") as lines:
             for path in job.photos:
-                for image in _write_photo(path, job, report):
+                for image in _write_photo(path, job, report, progress):
                     lines.write(extra_line(image.name, image.extra))
     return report
 
 
 class Settling:
-    """Makes groups durable and moves their images into the tree, in a thread of its own.
+    """Makes groups durable and moves their images into CONTENT, in a thread of its own.
 
     Syncing takes long, and as long for one group as for several: it settles what was built while it settled the ones
     before, and no worker waits for it.
@@ -130,39 +130,39 @@ class Settling:
 
 
 def _settle(groups: list[tuple[FolderJob, GroupReport]]) -> None:
-    """Move the images of groups into the tree, durably."""
+    """Move the images of groups into CONTENT, durably."""
     if not groups:
         return
-    tree = groups[0][0].partial / TREE
-    with write_errors(tree):
+    content = groups[0][0].staging / CONTENT
+    with write_errors(content):
         os.sync()  # before anything has its name; once for all files, each by itself would take far longer
         for job, _ in groups:
             for image in job.building.iterdir():
-                shutil.rmtree(tree / image.name, ignore_errors=True)  # of a run that was killed while renaming
-                image.rename(tree / image.name)
+                shutil.rmtree(content / image.name, ignore_errors=True)  # of a run that was killed while renaming
+                image.rename(content / image.name)
             job.building.rmdir()
-        sync_folder(tree)
+        sync_folder(content)
     for job, report in groups:
         write_file(job.done_file, json.dumps(report.as_json()).encode())
 
 
-def _write_photo(path: str, job: FolderJob, report: GroupReport) -> list[Image]:
+def _write_photo(path: str, job: FolderJob, report: GroupReport, progress: Progress) -> list[Image]:
     """Write a photo's images into a folder each, and return them."""
     images, problem = cut_photo(job.root, path, job.options, _BUFFER)
     if problem is not None:
         report.skipped.append(Skipped(path, *problem))
     for cut in images:
-        _write_image(job.building / cut.image.name, cut, report)
+        _write_image(job.building / cut.image.name, cut, report, progress)
     return [cut.image for cut in images]
 
 
-def _write_image(folder: Path, cut: CutImage, report: GroupReport) -> None:
+def _write_image(folder: Path, cut: CutImage, report: GroupReport, progress: Progress) -> None:
     folder.mkdir()
     payload_bytes = 0
     for tile in cut.encoded():
         (folder / tile.file).write_bytes(tile.data)
         payload_bytes += len(tile.data)
-        report_done(1, len(tile.data))
+        progress.advance(1, len(tile.data))
     reference = cut.reference()
     (folder / REFERENCE_FILE).write_bytes(reference)
     assert cut.image.centers is not None

@@ -206,7 +206,7 @@ def workers_of(opt: Mapping[str, Any]) -> int | None:
     """Return the number of worker processes that options name, None where they do not.
 
     Raises:
-        ConfigError: it is no positive number.
+        ConfigError: it is no whole number from 0.
     """
     reader = OptionReader(opt, where=_WHERE, labels={"n_thread": f"n_thread ({FLAGS['n_thread']})"})
-    return reader.integer("n_thread", minimum=1) if reader.has("n_thread") else None
+    return reader.integer("n_thread", minimum=0) if reader.has("n_thread") else None

@@ -13,7 +13,7 @@ from dlas_store.converters.extraction.photos import PixelBuffer
 from dlas_store.converters.extraction.plan import Skipped
 from dlas_store.converters.extraction.tiles import cut_photo
 from dlas_store.converters.shard_reports import load_report, remove_report, save_report
-from dlas_store.processes import report_done
+from dlas_store.processes import Progress
 from dlas_store.shard import ShardHeader
 from dlas_store.shard_writer import ShardWriter
 
@@ -48,7 +48,7 @@ class BuiltShard(NamedTuple):
     report: GroupReport
 
 
-def build_shard(job: ShardJob) -> BuiltShard:
+def build_shard(job: ShardJob, progress: Progress) -> BuiltShard:
     """Build a shard, or read the one that an earlier run sealed; holds the pixels of one photo.
 
     Raises:
@@ -57,13 +57,13 @@ def build_shard(job: ShardJob) -> BuiltShard:
     """
     if job.sealed is not None:
         shard = read_shard(job.sealed, check_values=True)
-        report_done(shard.header.patches, shard.header.payload_bytes)
+        progress.advance(shard.header.patches, shard.header.payload_bytes)
         return BuiltShard(shard, _report(shard.header, load_report(job.folder, job.header)))
     skipped: list[Skipped] = []
 
     def fill(writer: ShardWriter) -> None:
         for path in job.photos:
-            problem = _add_photo(writer, path, job)
+            problem = _add_photo(writer, path, job, progress)
             skipped.extend([] if problem is None else [Skipped(path, *problem)])
         # Before the shard is sealed. Most have nothing to report, and need not wait for the disk once more.
         remove_report(job.folder, job.header)
@@ -74,13 +74,13 @@ def build_shard(job: ShardJob) -> BuiltShard:
     return BuiltShard(shard, _report(shard.header, {"skipped": skipped}))
 
 
-def _add_photo(writer: ShardWriter, path: str, job: ShardJob) -> Problem | None:
+def _add_photo(writer: ShardWriter, path: str, job: ShardJob, progress: Progress) -> Problem | None:
     """Add a photo's images, or return why there are none."""
     images, problem = cut_photo(job.root, path, job.options, _BUFFER)
     for cut in images:
         for tile in cut.encoded():
             writer.add_patch(*tile)
-            report_done(1, len(tile.data))
+            progress.advance(1, len(tile.data))
         writer.end_image(cut.image, cut.reference())
     return problem
 

@@ -6,13 +6,13 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from dlas_store.commit import remove_lock_left_in_store
+from dlas_store.commit import Commit
 from dlas_store.converters.extraction.options import ExtractOptions
 from dlas_store.converters.extraction.plan import ExtractPlan, plan_extraction
 from dlas_store.errors import ConfigError, NotASourceError, TargetExistsError
 from dlas_store.index import INDEX_FILE
-from dlas_store.processes import available_cores, progress_bar
-from dlas_store.publish import remove_folder_leftovers
+from dlas_store.processes import count_workers, progress_bar
+from dlas_store.publish import StagingDirectory
 from dlas_store.store import Store
 
 
@@ -23,7 +23,7 @@ class Task(NamedTuple):
         dst: what is written: a store, by its name, or a folder.
         base: the store that is appended to, None for a new one.
         plan: the photos.
-        workers: number of processes.
+        workers: number of processes; 0 for this one.
     """
 
     dst: Path
@@ -58,7 +58,7 @@ def prepare(
         dst: what is written.
         options: of the extraction.
         append: add to the store that is there.
-        workers: number of processes, None for one a core.
+        workers: number of processes; None takes one a core, 0 works in this process.
         group_size: bytes of tiles that a worker makes at a time; see plan_extraction.
 
     Raises:
@@ -67,13 +67,13 @@ def prepare(
     root, dst = Path(photos).expanduser(), Path(dst).expanduser()
     if group_size is not None and group_size < 1:
         raise ConfigError(f"shard size must be at least 1 byte, got {group_size}")
-    if workers is not None and workers < 1:
-        raise ConfigError(f"workers must be at least 1, got {workers}")
+    if workers is not None and workers < 0:
+        raise ConfigError(f"workers must be at least 0, got {workers}")
     _check_places(root, dst, append=append)
     base = _open_base(dst) if append else None
     with progress_bar(None, "listing", unit="photos") as bar:
         plan = plan_extraction(root, options, base=base, group_size=group_size, bar=bar)
-    return Task(dst, base, plan, min(workers or available_cores(), max(1, len(plan.groups))))
+    return Task(dst, base, plan, count_workers(workers, jobs=len(plan.groups)))
 
 
 def _check_places(root: Path, dst: Path, *, append: bool) -> None:
@@ -82,7 +82,7 @@ def _check_places(root: Path, dst: Path, *, append: bool) -> None:
     if not root.is_dir():
         raise NotASourceError(f"{root}: {'is no folder of photos' if root.exists() else 'does not exist'}")
     if not append and os.path.lexists(dst):  # a broken link, too, would be replaced
-        (remove_lock_left_in_store if names_store(dst) else remove_folder_leftovers)(dst)
+        (Commit.recover if names_store(dst) else StagingDirectory.recover)(dst)
         more = "add new photos with --append, " if names_store(dst) else "move it away, "
         raise TargetExistsError(f"{dst}: exists; {more}or choose another name")
     # The photos would be listed again with the tiles among them when an interrupted run goes on.

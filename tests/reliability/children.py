@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dlas_store import processes
+from dlas_store.processes import run_in_order
 
 _BATCH = 2000
 
@@ -69,11 +69,8 @@ def _mapped_bytes() -> int:
 def work_here(monkeypatch: Any, *modules: str) -> None:
     """Let modules do the jobs of their worker processes in this one: the same work without the time to start some."""
 
-    def run_here(function: Callable[[Any], Any], jobs: Any, *, workers: int, bar: Any = None) -> Iterator[Any]:
-        return map(function, jobs)
+    def run_here(function: Any, jobs: Any, *, workers: int, bar: Any = None) -> Iterator[Any]:
+        return run_in_order(function, jobs, workers=0)
 
-    context = multiprocessing.get_context("fork")
-    monkeypatch.setattr(processes, "_done", context.Array("Q", 2), raising=False)
-    monkeypatch.setattr(processes, "_stopping", context.Value("b", 0), raising=False)
     for module in modules:
         monkeypatch.setattr(f"{module}.run_in_order", run_here)
