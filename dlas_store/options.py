@@ -1,23 +1,52 @@
-"""Reading options from a mapping, each checked and named in its error."""
+"""Options read from a mapping, each checked, with errors that name the option."""
 
 from __future__ import annotations
 
 import difflib
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from numbers import Integral, Real
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from dlas_store.errors import ConfigError
 
+LOADER_KEYS = frozenset(
+    {
+        "batch_size",
+        "device",
+        "drop_last",
+        "loader",
+        "n_threads",
+        "n_workers",
+        "pin_memory",
+        "seed",
+        "shuffle_window",
+        "start_method",
+        "uneven_ranks",
+    }
+)
+"""Options that create_dataloader reads."""
 
-class OptionReader:
-    """Options of something, whose null values count as not given, as in DL-Art-School.
+PASSIVE_KEYS = frozenset({"name", "mode", "phase", "scale", "data_type", "use_shuffle", "needs_collate"})
+"""Options that DL-Art-School keeps beside a dataset's own; no dataset need read them."""
 
-    Each method that reads one raises a ConfigError that says whose option, which, what it may be and what it is. An
-    option without a default is required.
+
+class OptionWarning(UserWarning):
+    """A warning of an option that nothing reads.
+
+    It is not an error, because DL-Art-School ignores such options and its configs must keep working. It is not a log
+    record, because a script without logging set up still shows a warning, once, and a filter turns it into an error.
+    """
+
+
+class ConfigOptions:
+    """A mapping of options, read one by one; a null value counts as absent, as in DL-Art-School.
+
+    Each method that reads an option raises a ConfigError that names the option's owner, the option, the allowed values
+    and the value. An option without a default is required.
     """
 
     def __init__(
@@ -32,9 +61,9 @@ class OptionReader:
 
         Args:
             opt: the options.
-            where: whose they are, for messages.
-            known: options that something else reads.
-            labels: what messages call an option that goes by another name as well.
+            where: the owner of the options; messages start with it.
+            known: keys that other code reads.
+            labels: key -> name of the option in messages, for options that have a second name.
 
         Raises:
             ConfigError: opt is no mapping.
@@ -46,19 +75,39 @@ class OptionReader:
         if not isinstance(opt, Mapping):
             raise self.error(f"options must be a mapping, got {opt!r}")
 
+    @classmethod
+    def of_dataset(cls, opt: Mapping[str, Any], *, mode: str) -> Self:
+        """Return the options of one dataset; messages start with its mode and its option ``name``.
+
+        LOADER_KEYS and PASSIVE_KEYS count as known.
+
+        Args:
+            opt: the options as the config has them.
+            mode: the dataset's mode.
+
+        Raises:
+            ConfigError: opt is no mapping.
+        """
+        has_name = isinstance(opt, Mapping) and opt.get("name")
+        return cls(opt, where=f"{mode} '{opt['name']}'" if has_name else mode, known=LOADER_KEYS | PASSIVE_KEYS)
+
+    def section(self, key: str) -> Self:
+        """Return the options of the dataset under a key; it has its own warnings of unknown options."""
+        return self.of_dataset(self.mapping(key), mode=f"{self._where}: {key}")
+
     def error(self, message: str) -> ConfigError:
-        """Return an error whose message starts with whose options they are."""
+        """Return an error whose message starts with the owner of the options."""
         return ConfigError(f"{self._where}: {message}")
 
     def has(self, key: str) -> bool:
-        """Return whether an option is given."""
+        """Return whether an option has a value; from now on it counts as known."""
         self._known.add(key)
         return self._opt.get(key) is not None
 
     def integer(
         self, key: str, default: int | None = None, *, minimum: int | None = None, maximum: int | None = None
     ) -> int:
-        """Return an integer; True and False are none."""
+        """Return an integer; True and False are refused."""
         allowed = "a positive integer" if minimum == 1 else _at_least("an integer", minimum)
         if maximum is not None:
             allowed = f"an integer from {minimum or 0} to {maximum}"
@@ -69,7 +118,7 @@ class OptionReader:
     def number(
         self, key: str, default: float | None = None, *, minimum: float | None = None, maximum: float | None = None
     ) -> float:
-        """Return a number; True and False are none."""
+        """Return a number; True and False are refused."""
         allowed = (
             _at_least("a number", minimum) if maximum is None else f"a number from {minimum or 0:g} to {maximum:g}"
         )
@@ -78,11 +127,11 @@ class OptionReader:
         )
 
     def flag(self, key: str, default: bool | None = None) -> bool:
-        """Return True or False; numbers and texts are none."""
+        """Return True or False; numbers and texts are refused."""
         return bool(self._get(key, default, "true or false", lambda value: isinstance(value, bool)))
 
     def choice(self, key: str, default: str | None, choices: Sequence[str]) -> str:
-        """Return one of several texts."""
+        """Return a text that is one of ``choices``."""
         return str(self._get(key, default, f"one of {', '.join(choices)}", lambda value: value in choices))
 
     def text(self, key: str, default: str | None = None) -> str:
@@ -90,18 +139,18 @@ class OptionReader:
         return str(self._get(key, default, "a text", lambda value: isinstance(value, str)))
 
     def texts(self, key: str, default: list[str] | None = None) -> list[str]:
-        """Return a list of texts; a single text is a list of one."""
+        """Return a list of texts; a single text becomes a list of one."""
         return _as_list(self._get(key, default, "a text or a list of texts", lambda value: _is_each(str, value)))
 
     def paths(self, key: str) -> list[Path]:
-        """Return a list of one path or more, ``~`` expanded; a single path is a list of one."""
+        """Return a list of at least one path, ``~`` expanded; a single path becomes a list of one."""
         value = self._get(
             key, None, "a path or a list of paths", lambda value: value != [] and _is_each((str, PathLike), value)
         )
         return [Path(path).expanduser() for path in _as_list(value)]
 
     def integers(self, key: str, default: list[int] | None = None, *, minimum: int) -> list[int]:
-        """Return a list of integers; a single one is a list of one."""
+        """Return a list of integers; a single integer becomes a list of one."""
         value = self._get(
             key,
             default,
@@ -116,7 +165,7 @@ class OptionReader:
         return value
 
     def numbers(self, key: str, default: list[float] | None = None) -> list[float]:
-        """Return a list of numbers above 0; a single one is a list of one."""
+        """Return a list of numbers above 0; a single number becomes a list of one."""
         value = self._get(
             key,
             default,
@@ -126,10 +175,16 @@ class OptionReader:
         return [float(item) for item in _as_list(value)]
 
     def unknown(self) -> Iterator[tuple[str, str]]:
-        """Yield each option that was never asked for, with a question for the nearest that was, "" without one."""
+        """Yield each key that nothing read, with a hint that names the nearest known key ("" without a near one)."""
         for key in sorted(str(key) for key in self._opt if key not in self._known):
             near = difflib.get_close_matches(key, self._known, 1)
             yield key, f"; did you mean '{near[0]}'?" if near else ""
+
+    def warn_of_unknown(self) -> None:
+        """Warn of each key that nothing read, with the nearest known key."""
+        for key, hint in self.unknown():
+            message = f"{self._where}: option '{key}' is not known and has no effect{hint}"
+            warnings.warn(message, OptionWarning, stacklevel=3)
 
     def _get(self, key: str, default: Any, allowed: str, accepts: Callable[[Any], bool]) -> Any:
         if not self.has(key):

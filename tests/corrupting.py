@@ -15,7 +15,7 @@ from samples import DATA, Array
 
 from dlas_store.datasets.corruptions import Corruptions
 from dlas_store.datasets.draws import Draw, ItemRandom
-from dlas_store.datasets.options import Options
+from dlas_store.options import ConfigOptions
 from dlas_store.pixels import decode
 
 PHOTO = decode((DATA / "chunked" / "astronaut_left_0" / "00000003.jpg").read_bytes())[:60, :44]
@@ -49,7 +49,7 @@ def flat(*colour: float, side: int = 8) -> Array:
 def apply(
     frames: Sequence[Array], *fixed: str, seed: int = 0, index: int = 0, repetition: int = 0, **options: Any
 ) -> tuple[list[Array], list[float]]:
-    corruptions = Corruptions.read(Options({"fixed_corruptions": list(fixed), **options}, mode="test"))
+    corruptions = Corruptions.read(ConfigOptions.of_dataset({"fixed_corruptions": list(fixed), **options}, mode="test"))
     return corruptions.apply(frames, ItemRandom(seed, Draw(index, repetition)))
 
 

@@ -11,8 +11,8 @@ from torch.utils.data import Dataset
 from dlas_store.datasets.batches import Allocate, BatchWork
 from dlas_store.datasets.draws import Draw, ItemRandom
 from dlas_store.datasets.item_dataset import ItemDataset
-from dlas_store.datasets.options import Options
 from dlas_store.errors import ImageError
+from dlas_store.options import ConfigOptions
 
 ITEMS = 40
 
@@ -21,7 +21,7 @@ class Rolls(ItemDataset):
     """Items that tell their index and a number drawn for them; notes when a batch is begun."""
 
     def __init__(self, *, length: int = ITEMS, bad: Sequence[int] = (), seed: int | None = 5) -> None:
-        super().__init__(Options({} if seed is None else {"seed": seed}, mode="rolls"))
+        super().__init__(ConfigOptions.of_dataset({} if seed is None else {"seed": seed}, mode="rolls"))
         self.length = length
         self.bad = set(bad)
         self.begun: list[list[int]] = []

@@ -11,8 +11,8 @@ import pytest
 
 from dlas_store.config import load_config
 from dlas_store.datasets import OptionWarning
-from dlas_store.datasets.options import Options
 from dlas_store.errors import ConfigError
+from dlas_store.options import ConfigOptions
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -96,7 +96,7 @@ def test_a_missing_config_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_a_number_of_the_wrong_kind_or_range_is_refused(method: str, value: Any, message: str) -> None:
-    options = Options({"key": value}, mode="a_mode")
+    options = ConfigOptions.of_dataset({"key": value}, mode="a_mode")
     with pytest.raises(ConfigError, match=rf"^a_mode: .*{message}$"):
         getattr(options, method)("key", minimum=0)
 
@@ -106,20 +106,20 @@ def test_a_number_of_the_wrong_kind_or_range_is_refused(method: str, value: Any,
     [("flag", 1), ("flag", "true"), ("texts", 5), ("texts", ["a", None]), ("paths", []), ("paths", 5)],
 )
 def test_a_value_of_the_wrong_kind_is_refused(method: str, value: Any) -> None:
-    options = Options({"key": value, "name": "div2k"}, mode="a_mode")
+    options = ConfigOptions.of_dataset({"key": value, "name": "div2k"}, mode="a_mode")
     with pytest.raises(ConfigError, match=r"^a_mode 'div2k': key must be "):
         getattr(options, method)("key")
 
 
 def test_a_required_option_is_missed_by_name_and_null_is_not_given() -> None:
-    options = Options({"key": None}, mode="a_mode")
+    options = ConfigOptions.of_dataset({"key": None}, mode="a_mode")
     assert options.integer("key", 5, minimum=1) == 5
     with pytest.raises(ConfigError, match="a_mode: key is missing; it must be a positive integer"):
         options.integer("key", minimum=1)
 
 
 def test_one_value_is_a_list_of_one() -> None:
-    options = Options({"weights": 3, "names": "noise", "roots": Path("a")}, mode="a_mode")
+    options = ConfigOptions.of_dataset({"weights": 3, "names": "noise", "roots": Path("a")}, mode="a_mode")
     assert options.integers("weights", minimum=0) == [3]
     assert options.texts("names") == ["noise"]
     assert options.paths("roots") == [Path("a")]
@@ -127,7 +127,7 @@ def test_one_value_is_a_list_of_one() -> None:
 
 def test_an_unknown_option_is_warned_of_with_the_nearest_known_one() -> None:
     opt = {"targt_size": 1, "name": "a", "mode": "b", "phase": "train", "n_workers": 1, "batch_size": 1, "key": 1}
-    options = Options(opt, mode="a_mode")
+    options = ConfigOptions.of_dataset(opt, mode="a_mode")
     options.has("target_size")
     options.has("key")
     with pytest.warns(OptionWarning) as caught:
@@ -138,7 +138,7 @@ def test_an_unknown_option_is_warned_of_with_the_nearest_known_one() -> None:
 
 
 def test_options_of_the_loader_are_known_to_every_dataset() -> None:
-    Options(
+    ConfigOptions.of_dataset(
         {"loader": "workers", "device": "cpu", "n_threads": 2, "shuffle_window": 100}, mode="a_mode"
     ).warn_of_unknown()
 

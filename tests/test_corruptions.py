@@ -25,8 +25,8 @@ from corrupting import (
 from samples import noise
 
 from dlas_store.datasets.corruptions import Corruptions
-from dlas_store.datasets.options import Options
 from dlas_store.errors import ConfigError
+from dlas_store.options import ConfigOptions
 
 
 @pytest.mark.parametrize("cosine_bias", [True, False])
@@ -185,10 +185,10 @@ def test_frames_of_different_sizes_are_restored_each_to_its_own() -> None:
 )
 def test_a_wrong_option_is_refused_by_name(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=f"^test: {message}"):
-        Corruptions.read(Options(options, mode="test"))
+        Corruptions.read(ConfigOptions.of_dataset(options, mode="test"))
 
 
 def test_an_unknown_name_lists_every_known_one() -> None:
     with pytest.raises(ConfigError) as caught:
-        Corruptions.read(Options({"fixed_corruptions": ["sepia"]}, mode="test"))
+        Corruptions.read(ConfigOptions.of_dataset({"fixed_corruptions": ["sepia"]}, mode="test"))
     assert str(caught.value).split(" are ")[1].split(", ") == sorted(NAMES)

@@ -20,15 +20,15 @@ from dlas_store.datasets import SingleImageDataset, create_dataloader
 from dlas_store.datasets.batches import NO_REFERENCE, Allocate, CollatingBuilder, RawPatches
 from dlas_store.datasets.draws import Draw, ItemRandom
 from dlas_store.datasets.item_dataset import ItemDataset
-from dlas_store.datasets.options import Options
 from dlas_store.errors import ConfigError, ImageError, PatchIndexError, StoreError
+from dlas_store.options import ConfigOptions
 
 
 class Rolls(ItemDataset):
     """Items that tell their index and a number drawn for them; those of ``bad`` cannot be read."""
 
     def __init__(self, opt: Mapping[str, Any]) -> None:
-        options = Options(opt, mode="rolls")
+        options = ConfigOptions.of_dataset(opt, mode="rolls")
         super().__init__(options)
         self.length = options.integer("length", 12)
         self.bad = set(opt.get("bad", ()))

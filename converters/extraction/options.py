@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
-from dlas_store.options import OptionReader
+from dlas_store.options import ConfigOptions
 
 Subsampling = Literal["4:2:0", "4:2:2", "4:4:4"]
 
@@ -93,7 +93,7 @@ class ExtractOptions:
         Raises:
             ConfigError: an option that is unknown or cannot be; says which, what it may be, and what it is.
         """
-        reader = OptionReader(
+        reader = ConfigOptions(
             opt,
             where=_WHERE,
             known=(*GIVEN_OTHERWISE, "n_thread"),
@@ -151,7 +151,7 @@ class ExtractOptions:
         return [at for at, terms in enumerate(self.exclusions) if not any(term in path for term in terms)]
 
 
-def _pairs(reader: OptionReader, key: str, crops: Sequence[int], values: Sequence[Any]) -> list[tuple[int, Any]]:
+def _pairs(reader: ConfigOptions, key: str, crops: Sequence[int], values: Sequence[Any]) -> list[tuple[int, Any]]:
     """Return each crop size with its value of another option."""
     if len(values) != len(crops):
         raise reader.error(
@@ -161,7 +161,7 @@ def _pairs(reader: OptionReader, key: str, crops: Sequence[int], values: Sequenc
     return list(zip(crops, values, strict=True))
 
 
-def _read_masks(reader: OptionReader) -> Path | None:
+def _read_masks(reader: ConfigOptions) -> Path | None:
     masks = reader.paths("mask_path") if reader.has("mask_path") else []
     if not reader.flag("use_masking", default=False):
         return None
@@ -172,7 +172,9 @@ def _read_masks(reader: OptionReader) -> Path | None:
     return masks[0]
 
 
-def _read_exclusions(reader: OptionReader, opt: Mapping[str, Any], crops: Sequence[int]) -> tuple[tuple[str, ...], ...]:
+def _read_exclusions(
+    reader: ConfigOptions, opt: Mapping[str, Any], crops: Sequence[int]
+) -> tuple[tuple[str, ...], ...]:
     value = opt["exclusions"] if reader.has("exclusions") else []
     if value == []:
         return ((),) * len(crops)
@@ -187,7 +189,7 @@ def _read_exclusions(reader: OptionReader, opt: Mapping[str, Any], crops: Sequen
     return tuple(exclusions)
 
 
-def _parse_terms(reader: OptionReader, terms: Sequence[str], crops: Sequence[int]) -> tuple[tuple[str, ...], ...]:
+def _parse_terms(reader: ConfigOptions, terms: Sequence[str], crops: Sequence[int]) -> tuple[tuple[str, ...], ...]:
     """Return the terms of --exclude for each crop size; ``256:night`` is of one, ``night`` of all."""
     found: dict[int, list[str]] = {crop: [] for crop in crops}
     for text in terms:
@@ -208,5 +210,5 @@ def workers_of(opt: Mapping[str, Any]) -> int | None:
     Raises:
         ConfigError: it is no whole number from 0.
     """
-    reader = OptionReader(opt, where=_WHERE, labels={"n_thread": f"n_thread ({FLAGS['n_thread']})"})
+    reader = ConfigOptions(opt, where=_WHERE, labels={"n_thread": f"n_thread ({FLAGS['n_thread']})"})
     return reader.integer("n_thread", minimum=0) if reader.has("n_thread") else None

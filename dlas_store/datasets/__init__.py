@@ -9,7 +9,6 @@ from dlas_store.datasets.modes import take_over
 from dlas_store.datasets.multi_frame import MultiFrameDataset
 from dlas_store.datasets.multi_scale import MultiScaleDataset
 from dlas_store.datasets.multi_scale_tree import TreeNode, build_tree, tree_leaves
-from dlas_store.datasets.options import OptionWarning
 from dlas_store.datasets.paired_frame import PairedFrameDataset
 from dlas_store.datasets.passes import Loader
 from dlas_store.datasets.pixels_dataset import PixelsDataset
@@ -18,6 +17,7 @@ from dlas_store.datasets.samplers import DistIterSampler
 from dlas_store.datasets.single_image import SingleImageDataset
 from dlas_store.datasets.stylegan2 import Stylegan2Dataset
 from dlas_store.datasets.torch_dataset import TorchDataset
+from dlas_store.options import OptionWarning
 
 __all__ = [
     "CombinedDataset",

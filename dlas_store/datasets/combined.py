@@ -12,8 +12,8 @@ from xxhash import xxh3_64_intdigest
 from dlas_store.datasets.batches import Allocate, BatchWork, MakeItem, StackingBuilder
 from dlas_store.datasets.draws import Draw, ItemRandom
 from dlas_store.datasets.item_dataset import ItemDataset
-from dlas_store.datasets.options import Options, OptionWarning
 from dlas_store.datasets.registry import create_dataset
+from dlas_store.options import ConfigOptions, OptionWarning
 
 _UNPREFIXED = "default"
 _INHERITED = ("scale", "phase")
@@ -42,7 +42,7 @@ class CombinedDataset(ItemDataset):
             ConfigError: there is no member, or an option of one is missing or of a wrong value.
             StoreError: the data of a member cannot be opened.
         """
-        options = Options(opt, mode="combined")
+        options = ConfigOptions.of_dataset(opt, mode="combined")
         super().__init__(options)
         for key in _INHERITED:
             options.has(key)

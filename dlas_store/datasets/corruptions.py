@@ -14,8 +14,8 @@ import numpy as np
 
 from dlas_store.datasets import effects
 from dlas_store.datasets.draws import ItemRandom
-from dlas_store.datasets.options import Options
 from dlas_store.datasets.planes import Planes, resize
+from dlas_store.options import ConfigOptions
 
 
 class _Application(NamedTuple):
@@ -52,7 +52,7 @@ class Corruptions:
     random_seed: int | None = None
 
     @classmethod
-    def read(cls, options: Options) -> Corruptions:
+    def read(cls, options: ConfigOptions) -> Corruptions:
         """Take the corruption options of a dataset.
 
         Raises:
@@ -125,7 +125,7 @@ class Corruptions:
         return frame
 
 
-def _read_names(options: Options, key: str) -> tuple[str, ...]:
+def _read_names(options: ConfigOptions, key: str) -> tuple[str, ...]:
     names = options.texts(key, [])
     for name in names:
         if name not in _EFFECTS:

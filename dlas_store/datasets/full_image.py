@@ -12,7 +12,6 @@ import numpy as np
 from dlas_store.datasets.draws import ItemRandom
 from dlas_store.datasets.least_size import check_least_side, check_least_sides
 from dlas_store.datasets.matlab_resize import matlab_reduce
-from dlas_store.datasets.options import Options
 from dlas_store.datasets.patches import rescale_center
 from dlas_store.datasets.picture_dataset import PictureDataset
 from dlas_store.datasets.pictures import Pictures, open_pictures
@@ -21,6 +20,7 @@ from dlas_store.datasets.roots import open_paths
 from dlas_store.datasets.samples import Sample, pack_pair
 from dlas_store.datasets.tiles import TileOptions, cut_tile, draw_tile, read_tile_options, resize_sample, worsen
 from dlas_store.errors import ImageError
+from dlas_store.options import ConfigOptions
 
 
 class FullImageDataset(PictureDataset):
@@ -51,7 +51,7 @@ class FullImageDataset(PictureDataset):
                 picture of a store is too small.
             StoreError: a path holds no pictures.
         """
-        options = Options(opt, mode="fullimage")
+        options = ConfigOptions.of_dataset(opt, mode="fullimage")
         super().__init__(options)
         self._scale = options.integer("scale", minimum=1)
         self._multiple = options.integer("force_multiple", 1, minimum=1)
@@ -164,7 +164,7 @@ def _least_side(tile: TileOptions | None, scale: int, multiple: int) -> _Least:
     return _Least(tile.min_tile_size, f"min_tile_size {tile.min_tile_size}")
 
 
-def _open_lq(options: Options, hq: Pictures) -> list[Pictures]:
+def _open_lq(options: ConfigOptions, hq: Pictures) -> list[Pictures]:
     """Open each path of ``dataroot_LQ``; every one holds a picture for each of HQ."""
     if not options.has("dataroot_LQ"):
         return []

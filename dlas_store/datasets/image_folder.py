@@ -15,12 +15,12 @@ from dlas_store.datasets.effects import jitter_color
 from dlas_store.datasets.image_folder_batch import ImageFolderBatch
 from dlas_store.datasets.image_folder_options import read_image_folder_options
 from dlas_store.datasets.least_size import check_least_sides
-from dlas_store.datasets.options import Options
 from dlas_store.datasets.patch_labels import PatchLabels, draw_boxes
 from dlas_store.datasets.picture_cut import CENTER_CROP, Picture, cut_picture
 from dlas_store.datasets.picture_dataset import PictureDataset
 from dlas_store.datasets.pictures import open_pictures, path_below
 from dlas_store.datasets.planes import Planes, area_resize, pack, to_planes
+from dlas_store.options import ConfigOptions
 from dlas_store.source import Source
 
 
@@ -57,7 +57,7 @@ class ImageFolderDataset(PictureDataset):
                 ``labeler``; folders do not know their sizes).
             StoreError: a path holds no pictures.
         """
-        options = Options(opt, mode="imagefolder")
+        options = ConfigOptions.of_dataset(opt, mode="imagefolder")
         super().__init__(options)
         self._opt = read_image_folder_options(options)
         self._pictures = open_pictures(options)

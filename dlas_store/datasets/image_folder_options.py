@@ -11,8 +11,9 @@ import torch
 
 from dlas_store.datasets.corruptions import Corruptions
 from dlas_store.datasets.least_size import check_least_side
-from dlas_store.datasets.options import Options, check_lq_size
+from dlas_store.datasets.options import check_lq_size
 from dlas_store.datasets.planes import Planes
+from dlas_store.options import ConfigOptions
 
 Alternative = Literal["next", "tile"]
 """``next``: the picture of the next number. ``tile``: another picture of the same folder, drawn at random."""
@@ -103,7 +104,7 @@ class ImageFolderOptions:
         return planes
 
 
-def read_image_folder_options(options: Options) -> ImageFolderOptions:
+def read_image_folder_options(options: ConfigOptions) -> ImageFolderOptions:
     """Check the options, but for those that say where the data and its labels are.
 
     Raises:
@@ -137,24 +138,24 @@ def read_image_folder_options(options: Options) -> ImageFolderOptions:
     return checked
 
 
-def _optional_size(options: Options, key: str) -> int | None:
+def _optional_size(options: ConfigOptions, key: str) -> int | None:
     return options.integer(key, minimum=1) if options.has(key) else None
 
 
-def _read_normalization(options: Options) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+def _read_normalization(options: ConfigOptions) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     if not options.has("normalize"):
         return None
     return _MEANS_AND_DEVIATIONS[options.choice("normalize", None, tuple(_MEANS_AND_DEVIATIONS))]
 
 
-def _read_alternative(options: Options) -> Alternative | None:
+def _read_alternative(options: ConfigOptions) -> Alternative | None:
     following, tile = (options.flag(key, False) for key in ("fetch_alt_image", "fetch_alt_tiled_image"))
     if following and tile:
         raise options.error("fetch_alt_image and fetch_alt_tiled_image are both true; leave one out")
     return "next" if following else "tile" if tile else None
 
 
-def _read_constants(options: Options) -> dict[str, torch.Tensor]:
+def _read_constants(options: ConfigOptions) -> dict[str, torch.Tensor]:
     constants: dict[str, torch.Tensor] = {}
     for key, value in options.mapping("fixed_parameters", {}).items():
         try:

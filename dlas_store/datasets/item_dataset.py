@@ -12,8 +12,8 @@ from torch.utils.data import Dataset, get_worker_info
 
 from dlas_store.datasets.batches import Allocate, BatchTransform, BatchWork, MakeItem, StackingBuilder
 from dlas_store.datasets.draws import Draw, ItemRandom, draw_seed
-from dlas_store.datasets.options import Options
 from dlas_store.errors import PatchIndexError, StoreError
+from dlas_store.options import ConfigOptions
 
 _LOG = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class ItemDataset(Dataset[dict[str, Any]], ABC):
     and gives the next sample that can be read in its place.
     """
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: ConfigOptions) -> None:
         """Read ``seed`` (drawn from PyTorch's own generator where it is not given) and ``on_error`` (raise)."""
         self._seed = options.integer("seed", minimum=0) if options.has("seed") else draw_seed()
         self.skips_bad = options.choice("on_error", "raise", ("raise", "skip")) == "skip"

@@ -6,12 +6,12 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from dlas_store.datasets.options import Options
 from dlas_store.errors import ImageError
+from dlas_store.options import ConfigOptions
 from dlas_store.source import Source
 
 
-def check_least_sides(options: Options, sources: Iterable[Source], side: int, *, reason: str) -> None:
+def check_least_sides(options: ConfigOptions, sources: Iterable[Source], side: int, *, reason: str) -> None:
     """Check the pictures of all sources that know their sizes, which stores do and folders do not.
 
     It reads the metadata of every image: 8 us for each of a store of pictures, measured.

@@ -13,12 +13,12 @@ from dlas_store.datasets.batches import BatchTransform, Collate
 from dlas_store.datasets.collate import zero_pad
 from dlas_store.datasets.draws import draw_seed
 from dlas_store.datasets.item_dataset import ItemDataset
-from dlas_store.datasets.options import Options
 from dlas_store.datasets.passes import Loader
 from dlas_store.datasets.samplers import EpochSampler
 from dlas_store.datasets.threads_loader import ThreadsLoader
 from dlas_store.datasets.workers_loader import WorkersLoader
 from dlas_store.errors import ConfigError
+from dlas_store.options import ConfigOptions
 from dlas_store.processes import available_cores
 
 START_METHODS = ("fork", "forkserver", "spawn")
@@ -55,7 +55,7 @@ def create_dataloader(  # noqa: PLR0917 - DL-Art-School's signature
     Raises:
         ConfigError: an option is missing or of a wrong value.
     """
-    options = Options(dataset_opt, mode=type(dataset).__name__)
+    options = ConfigOptions.of_dataset(dataset_opt, mode=type(dataset).__name__)
     train = (dataset_opt.get("phase") or "train") == "train"
     drop_last = options.flag("drop_last", train)
     batch_size = options.integer("batch_size", None if train else 1, minimum=1)
@@ -102,12 +102,12 @@ def create_dataloader(  # noqa: PLR0917 - DL-Art-School's signature
     )
 
 
-def _kind(options: Options, dataset: Dataset[Any]) -> str:
+def _kind(options: ConfigOptions, dataset: Dataset[Any]) -> str:
     default = "threads" if isinstance(dataset, ItemDataset) else "workers"
     return options.choice("loader", default, ("threads", "workers"))
 
 
-def _to_device(options: Options, dataset: Dataset[Any], collate_fn: Collate | None) -> BatchTransform | None:
+def _to_device(options: ConfigOptions, dataset: Dataset[Any], collate_fn: Collate | None) -> BatchTransform | None:
     if not options.has("device"):
         return None
     name = options.text("device")
@@ -130,7 +130,7 @@ def _to_device(options: Options, dataset: Dataset[Any], collate_fn: Collate | No
     return transform
 
 
-def _threads(options: Options, workers: int) -> int:
+def _threads(options: ConfigOptions, workers: int) -> int:
     if options.has("n_threads"):
         return options.integer("n_threads", minimum=1)
     cores = available_cores()
@@ -138,7 +138,7 @@ def _threads(options: Options, workers: int) -> int:
 
 
 def _sampler(
-    options: Options, dataset: Dataset[Any], batch_size: int, ranks: int, *, shuffles: bool, drop_last: bool
+    options: ConfigOptions, dataset: Dataset[Any], batch_size: int, ranks: int, *, shuffles: bool, drop_last: bool
 ) -> EpochSampler:
     uneven = options.flag("uneven_ranks", False)
     if uneven and drop_last:
@@ -165,7 +165,7 @@ def _sampler(
     )
 
 
-def _processes(options: Options, batch_size: int) -> int:
+def _processes(options: ConfigOptions, batch_size: int) -> int:
     """Return how many processes share each batch."""
     if not distributed.is_initialized():
         raise options.error("dist is set, but torch.distributed.init_process_group has not been called")

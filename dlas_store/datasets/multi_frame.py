@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlas_store.datasets.options import Options
 from dlas_store.datasets.patch_batch import ItemPatches
 from dlas_store.datasets.patch_dataset import PatchDataset
+from dlas_store.options import ConfigOptions
 from dlas_store.source import Source
 
 COUNTER_LENGTH = 12
@@ -40,7 +40,7 @@ class MultiFrameDataset(PatchDataset):
                 fewer than ``num_frames`` frames, or frames of different patch counts.
             StoreError: a path holds no chunked images.
         """
-        options = Options(opt, mode="multi_frame_extensible")
+        options = ConfigOptions.of_dataset(opt, mode="multi_frame_extensible")
         super().__init__(options, framed=True)
         self._num_frames = options.integer("num_frames", minimum=1)
         self._clips = {source.path: _find_clips(source, self._num_frames, options) for source in self._roots.sources}
@@ -74,7 +74,7 @@ class _Clips:
         return self.order[first : first + length]
 
 
-def _find_clips(source: Source, num_frames: int, options: Options) -> _Clips:
+def _find_clips(source: Source, num_frames: int, options: ConfigOptions) -> _Clips:
     names = [source.image_name(number) for number in range(source.image_count)]
     for name in names:
         if len(name) < COUNTER_LENGTH:
@@ -95,7 +95,7 @@ def _find_clips(source: Source, num_frames: int, options: Options) -> _Clips:
     return _Clips(order, places, starts)
 
 
-def _check_clip(source: Source, clip: str, frames: list[int], num_frames: int, options: Options) -> None:
+def _check_clip(source: Source, clip: str, frames: list[int], num_frames: int, options: ConfigOptions) -> None:
     if len(frames) < num_frames:
         found = f"{len(frames)} for num_frames {num_frames}"
         raise options.error(f"{source.path}: clip {clip!r} has too few frames, {found}")

@@ -10,11 +10,11 @@ import numpy as np
 from dlas_store.datasets.corruptions import Corruptions
 from dlas_store.datasets.draws import ItemRandom
 from dlas_store.datasets.multi_scale_tree import build_tree
-from dlas_store.datasets.options import Options
 from dlas_store.datasets.picture_dataset import PictureDataset
 from dlas_store.datasets.pictures import open_pictures
 from dlas_store.datasets.planes import Planes, area_resize, pack, to_planes
 from dlas_store.datasets.square_crop import Square, draw_square, draw_turn
+from dlas_store.options import ConfigOptions
 
 
 class MultiScaleDataset(PictureDataset):
@@ -40,7 +40,7 @@ class MultiScaleDataset(PictureDataset):
             ConfigError: an option is missing or of a wrong value, or ``hq_tile_size`` does not divide by ``scale``.
             StoreError: a path holds no pictures.
         """
-        options = Options(opt, mode="multiscale")
+        options = ConfigOptions.of_dataset(opt, mode="multiscale")
         super().__init__(options)
         self._tile_size = options.integer("hq_tile_size", minimum=1)
         self._num_scales = options.integer("num_scales", minimum=1)

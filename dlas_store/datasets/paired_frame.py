@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dlas_store.datasets.options import Options
 from dlas_store.datasets.patch_batch import ItemPatches
 from dlas_store.datasets.patch_dataset import PatchDataset
+from dlas_store.options import ConfigOptions
 from dlas_store.source import Source
 
 _NAME = re.compile(r"(.*)_(left|right)", re.DOTALL)
@@ -37,7 +37,7 @@ class PairedFrameDataset(PatchDataset):
                 another patch count.
             StoreError: a path holds no chunked images.
         """
-        options = Options(opt, mode="paired_frame")
+        options = ConfigOptions.of_dataset(opt, mode="paired_frame")
         super().__init__(options, framed=True)
         self._pairs = {source.path: _find_pairs(source, options) for source in self._roots.sources}
         options.warn_of_unknown()
@@ -57,7 +57,7 @@ class _View(NamedTuple):
     side: str
 
 
-def _find_pairs(source: Source, options: Options) -> NDArray[np.int64]:
+def _find_pairs(source: Source, options: ConfigOptions) -> NDArray[np.int64]:
     """Return the image numbers of the left and the right of each image's pair, int64 (image_count, 2)."""
     numbers: dict[_View, int] = {}
     for number in range(source.image_count):
@@ -77,7 +77,7 @@ def _find_pairs(source: Source, options: Options) -> NDArray[np.int64]:
     return pairs
 
 
-def _read_name(source: Source, number: int, options: Options) -> _View:
+def _read_name(source: Source, number: int, options: ConfigOptions) -> _View:
     name = source.image_name(number)
     match = _NAME.match(name)
     if match is None:
@@ -85,7 +85,7 @@ def _read_name(source: Source, number: int, options: Options) -> _View:
     return _View(match[1], match[2])
 
 
-def _check_counts(source: Source, left: int, right: int, options: Options) -> None:
+def _check_counts(source: Source, left: int, right: int, options: ConfigOptions) -> None:
     counts = [source.first_patch(side + 1) - source.first_patch(side) for side in (left, right)]
     if counts[0] != counts[1]:
         names = f"{source.image_name(left)} and {source.image_name(right)}"

@@ -13,19 +13,19 @@ from dlas_store.datasets.decoding_memory import DecodingMemory
 from dlas_store.datasets.device_patches import DevicePatches
 from dlas_store.datasets.draws import Draw, ItemRandom
 from dlas_store.datasets.item_dataset import ItemDataset
-from dlas_store.datasets.options import Options
 from dlas_store.datasets.patch_batch import ItemPatches, PatchBatch
 from dlas_store.datasets.patches import PatchOptions, read_patch_options
 from dlas_store.datasets.raw_patches import NamedReference, RawPatchBatch, name_reference
 from dlas_store.datasets.references import Reference, ReferenceCache, resized_references
 from dlas_store.datasets.roots import announce, image_path, open_roots
 from dlas_store.errors import ConfigError
+from dlas_store.options import ConfigOptions
 
 
 class PatchDataset(ItemDataset):
     """A dataset with an item for every patch, made of it and of patches that go with it."""
 
-    def __init__(self, options: Options, *, framed: bool) -> None:
+    def __init__(self, options: ConfigOptions, *, framed: bool) -> None:
         """Open the data that ``paths`` or ``dataroot``, ``weights`` and ``ignore_first`` name, and read PatchOptions.
 
         Args:

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from dlas_store.datasets.options import Options
 from dlas_store.datasets.pictures import find_path
 from dlas_store.errors import NameNotFoundError
+from dlas_store.options import ConfigOptions
 from dlas_store.source import Source
 
 _SIDES = ("patch_top", "patch_left", "patch_height", "patch_width")
@@ -65,7 +65,7 @@ class PatchLabels:
         patches: the labelled patches of the source, in path order.
     """
 
-    def __init__(self, options: Options, sources: Sequence[Source]) -> None:
+    def __init__(self, options: ConfigOptions, sources: Sequence[Source]) -> None:
         """Read ``type`` and ``label_file``, a path or a list of paths.
 
         Args:
@@ -115,7 +115,7 @@ def draw_boxes(boxes: Iterable[Box], size: tuple[int, ...]) -> tuple[torch.Tenso
     return labels, mask
 
 
-def _find_pictures(paths: Sequence[str], source: Source, options: Options) -> list[int]:
+def _find_pictures(paths: Sequence[str], source: Source, options: ConfigOptions) -> list[int]:
     found: list[int] = []
     missing: list[str] = []
     for path in paths:

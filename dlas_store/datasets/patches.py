@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlas_store.datasets.corruptions import Corruptions
-from dlas_store.datasets.options import Options, check_lq_size
+from dlas_store.datasets.options import check_lq_size
 from dlas_store.errors import MissingMetadataError
+from dlas_store.options import ConfigOptions
 from dlas_store.source import Center, Source
 
 MASK_OUTSIDE = float(np.float32(0.1))
@@ -52,7 +53,7 @@ class PatchOptions:
         return self.hq_size // self.scale
 
 
-def read_patch_options(options: Options) -> PatchOptions:
+def read_patch_options(options: ConfigOptions) -> PatchOptions:
     """Check the options that the three datasets share.
 
     Raises:

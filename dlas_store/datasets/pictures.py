@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from dlas_store.datasets.options import Options
 from dlas_store.datasets.roots import Roots, data_key, open_weighted
+from dlas_store.options import ConfigOptions
 from dlas_store.source import Source, relative_path
 
 
@@ -84,7 +84,7 @@ class _PathOrder:
         return int(self._firsts[rank]) + position - before
 
 
-def open_pictures(options: Options, *, key: str = "paths", weights_key: str | None = "weights") -> Pictures:
+def open_pictures(options: ConfigOptions, *, key: str = "paths", weights_key: str | None = "weights") -> Pictures:
     """Open what an option (or ``dataroot``) and its weights name.
 
     Raises:

@@ -14,9 +14,9 @@ from dlas_store.datasets.batches import Allocate, BatchOfItems, BatchWork, MakeI
 from dlas_store.datasets.decoding import decode_items
 from dlas_store.datasets.draws import Draw, ItemRandom
 from dlas_store.datasets.item_dataset import ItemDataset
-from dlas_store.datasets.options import Options
 from dlas_store.datasets.roots import Roots, image_path, open_roots, reading_order
 from dlas_store.errors import StoreError
+from dlas_store.options import ConfigOptions
 
 
 class PixelsDataset(ItemDataset):
@@ -35,7 +35,7 @@ class PixelsDataset(ItemDataset):
             ConfigError: an option is missing or of a wrong value.
             StoreError: a path holds nothing to read.
         """
-        options = Options(opt, mode="pixels")
+        options = ConfigOptions.of_dataset(opt, mode="pixels")
         super().__init__(options)
         self._roots = open_roots(options, layout=None)
         options.warn_of_unknown()

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlas_store.aligned_memory import Pixels
-from dlas_store.datasets.options import Options
 from dlas_store.datasets.shared_stores import open_shared
 from dlas_store.errors import PatchIndexError, StoreError
+from dlas_store.options import ConfigOptions
 from dlas_store.source import Layout, Source
 
 
@@ -136,7 +136,7 @@ def image_path(source: Source, index: int) -> str:
     return f"{source.path}/{source.image_name(source.locate(index)[0])}"
 
 
-def open_roots(options: Options, *, layout: Layout | None) -> Roots:
+def open_roots(options: ConfigOptions, *, layout: Layout | None) -> Roots:
     """Open what ``paths`` (or ``dataroot``) and ``weights`` name, without the ``ignore_first`` patches of each image.
 
     Raises:
@@ -151,7 +151,7 @@ def open_roots(options: Options, *, layout: Layout | None) -> Roots:
 
 
 def open_weighted(
-    options: Options, *, layout: Layout | None, key: str = "paths", weights_key: str | None = "weights"
+    options: ConfigOptions, *, layout: Layout | None, key: str = "paths", weights_key: str | None = "weights"
 ) -> tuple[list[Source], list[int]]:
     """Open what an option (or ``dataroot``) names, a path named twice only once.
 
@@ -178,7 +178,7 @@ def open_weighted(
     return open_paths(options, layout=layout, key=key), weights
 
 
-def open_paths(options: Options, *, layout: Layout | None, key: str) -> list[Source]:
+def open_paths(options: ConfigOptions, *, layout: Layout | None, key: str) -> list[Source]:
     """Open the paths that an option names, a path named twice only once.
 
     Raises:
@@ -193,14 +193,14 @@ def open_paths(options: Options, *, layout: Layout | None, key: str) -> list[Sou
     return [opened[path] for path in paths]
 
 
-def _open(options: Options, key: str, path: Path, layout: Layout | None) -> Source:
+def _open(options: ConfigOptions, key: str, path: Path, layout: Layout | None) -> Source:
     try:
         return open_shared(path, layout=layout)
     except StoreError as error:
         raise type(error)(str(options.error(f"{key}: {error}"))) from error
 
 
-def data_key(options: Options, key: str) -> str:
+def data_key(options: ConfigOptions, key: str) -> str:
     """Return which option names the data, a mode's own or ``dataroot``.
 
     Raises:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dlas_store.datasets.options import Options
 from dlas_store.datasets.patch_batch import ItemPatches
 from dlas_store.datasets.patch_dataset import PatchDataset
+from dlas_store.options import ConfigOptions
 
 
 class SingleImageDataset(PatchDataset):
@@ -35,7 +35,7 @@ class SingleImageDataset(PatchDataset):
             ConfigError: an option is missing or of a wrong value.
             StoreError: a path holds no chunked images.
         """
-        options = Options(opt, mode="single_image_extensible")
+        options = ConfigOptions.of_dataset(opt, mode="single_image_extensible")
         super().__init__(options, framed=False)
         options.warn_of_unknown()
 

@@ -9,11 +9,11 @@ import numpy as np
 from PIL import Image as PillowImage
 
 from dlas_store.datasets.draws import ItemRandom
-from dlas_store.datasets.options import Options
 from dlas_store.datasets.picture_dataset import PictureDataset
 from dlas_store.datasets.pictures import open_pictures
 from dlas_store.datasets.planes import pack, to_planes
 from dlas_store.datasets.random_crop import draw_crop
+from dlas_store.options import ConfigOptions
 
 _AREAS = (0.5, 1.0)
 _RATIOS = (0.98, 1.02)
@@ -42,7 +42,7 @@ class Stylegan2Dataset(PictureDataset):
             ConfigError: an option is missing or of a wrong value.
             StoreError: a path holds no pictures.
         """
-        options = Options(opt, mode="stylegan2")
+        options = ConfigOptions.of_dataset(opt, mode="stylegan2")
         super().__init__(options)
         self._target_size = options.integer("target_size", minimum=1)
         self._crop_probability = options.number("aug_prob", minimum=0, maximum=1)

@@ -9,11 +9,11 @@ import cv2
 import numpy as np
 
 from dlas_store.datasets.effects import motion_blur
-from dlas_store.datasets.options import Options
 from dlas_store.datasets.patches import rescale_center
 from dlas_store.datasets.planes import Planes, resize
 from dlas_store.datasets.samples import Sample
 from dlas_store.datasets.square_crop import OFFSET_STDDEV, Square, Turn, draw_square, draw_turn
+from dlas_store.options import ConfigOptions
 
 _GAUSSIAN_SHARE = 0.4
 _MOTION_SHARE = 0.3
@@ -64,7 +64,7 @@ class Tile(NamedTuple):
         return Tile(self.turn, self.square.enlarged(factor), self.part.enlarged(factor))
 
 
-def read_tile_options(options: Options, *, scale: int) -> TileOptions:
+def read_tile_options(options: ConfigOptions, *, scale: int) -> TileOptions:
     """Check the options of tiles.
 
     Raises:

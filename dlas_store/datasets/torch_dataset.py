@@ -11,12 +11,12 @@ from PIL import Image as PillowImage
 
 from dlas_store.aligned_memory import Pixels
 from dlas_store.datasets.draws import ItemRandom
-from dlas_store.datasets.options import Options
 from dlas_store.datasets.picture_dataset import PictureDataset
 from dlas_store.datasets.pictures import Pictures, open_pictures, path_below
 from dlas_store.datasets.planes import Planes, pack, to_planes
 from dlas_store.datasets.random_crop import draw_crop
 from dlas_store.errors import MissingMetadataError
+from dlas_store.options import ConfigOptions
 from dlas_store.published import NAMES, SPLITS, open_published
 from dlas_store.source import Source
 
@@ -55,7 +55,7 @@ class TorchDataset(PictureDataset):
             MissingMetadataError: the first picture has no label.
             StoreError: the data cannot be opened.
         """
-        options = Options(opt, mode="torch_dataset")
+        options = ConfigOptions.of_dataset(opt, mode="torch_dataset")
         super().__init__(options)
         self._size = options.integer("image_size", minimum=1)
         self._random_crop = options.flag("random_crop", False)
@@ -114,7 +114,7 @@ class TorchDataset(PictureDataset):
         return _resize(np.ascontiguousarray(cut), self._size, self._size)
 
 
-def _open(options: Options) -> Pictures:
+def _open(options: ConfigOptions) -> Pictures:
     if options.has("dataset"):
         options.choice("dataset", None, NAMES)
     kwargs = options.section("kwargs") if options.has("kwargs") else None
