@@ -130,11 +130,13 @@ def test_the_python_of_the_readme_runs(tmp_path: Path, capsys: pytest.CaptureFix
     assert names["image"].files[names["index"]] == "00000012.jpg"
 
 
+TEXTS = [path for pattern in ("*.md", "*/*.md", "tests/reliability/*.md") for path in ROOT.glob(pattern)]
+
+
 def test_links_in_the_texts_lead_somewhere() -> None:
-    texts = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*.md"), *ROOT.glob("benchmarks/*.md")]
     links = {
         text.parent / link
-        for text in [*texts, *ROOT.glob("tests/reliability/*.md")]
+        for text in TEXTS
         for link in re.findall(r"\]\(([^)#:]+)\)", text.read_text(encoding="utf-8"))
     }
     assert len(links) > 10
@@ -142,7 +144,7 @@ def test_links_in_the_texts_lead_somewhere() -> None:
 
 
 def test_tables_in_the_texts_have_as_many_cells_in_each_row() -> None:
-    for text in [path for pattern in ("*.md", "docs/*.md", "examples/*.md") for path in ROOT.glob(pattern)]:
+    for text in TEXTS:
         content = re.sub(r"```.*?```", "", text.read_text(encoding="utf-8"), flags=re.DOTALL)
         for table in re.findall(r"(?:^ *\|.*\|\n)+", content, re.MULTILINE):
             assert len({re.sub(r"`[^`]*`", "", row).count("|") for row in table.splitlines()}) == 1, f"{text}: {table}"
