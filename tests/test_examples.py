@@ -27,6 +27,11 @@ pytest.importorskip("skimage", reason="the sample photos are scikit-image's")
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 CONFIGS = sorted(EXAMPLES.glob("*.yml"))
+TEXTS = [
+    text
+    for folder in (".", "benchmarks", "docs", "examples", "tests/reliability")
+    for text in (ROOT / folder).glob("*.md")
+]
 
 
 def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -128,9 +133,6 @@ def test_the_python_of_the_readme_runs(tmp_path: Path, capsys: pytest.CaptureFix
     assert names["encoded"] == (image / "00000000.jpg").read_bytes()
     assert names["batch"].shape == (3, 16, 16, 3)
     assert names["image"].files[names["index"]] == "00000012.jpg"
-
-
-TEXTS = [path for pattern in ("*.md", "*/*.md", "tests/reliability/*.md") for path in ROOT.glob(pattern)]
 
 
 def test_links_in_the_texts_lead_somewhere() -> None:
