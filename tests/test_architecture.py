@@ -142,13 +142,17 @@ def test_importing_loads_neither_torch_nor_opencv(program: str, tmp_path: Path) 
 
 
 def test_the_readme_maps_every_module() -> None:
-    """A file stands for itself, a folder for all in it, a package's __init__.py for no module of its own."""
+    """One row a package: dlas_store/ stands for its own files alone, any other row for all below its folder."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = readme.split("\n## Module map\n")[1].split("\n## ")[0]
-    rows = re.findall(r"^\| `([^`]+)`", section, re.MULTILINE)
-    named = [path for row in rows for path in ([ROOT / row] if row.endswith(".py") else (ROOT / row).rglob("*.py"))]
-    mapped = sorted(str(path.relative_to(ROOT)) for path in named if path.name != "__init__.py")
-    assert mapped == sorted(str(path.relative_to(ROOT)) for path in MODULES.values() if path.name != "__init__.py")
+    section = readme.split("\n## Architecture\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `([^`]+/)` \| \w", section, re.MULTILINE)
+    files = [path for folder in (*PACKAGES, "tests") for path in (ROOT / folder).rglob("*.py")]
+    folders = {f"{path.parent.relative_to(ROOT).as_posix()}/" for path in files}
+    rows_of = {
+        folder: [row for row in rows if row == folder or (row != "dlas_store/" and folder.startswith(row))]
+        for folder in folders
+    }
+    assert {folder: found for folder, found in rows_of.items() if len(found) != 1} == {}
 
 
 def test_the_facade_is_sorted_and_whole() -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -26,6 +27,11 @@ pytest.importorskip("skimage", reason="the sample photos are scikit-image's")
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 CONFIGS = sorted(EXAMPLES.glob("*.yml"))
+TEXTS = [
+    text
+    for folder in (".", "benchmarks", "docs", "examples", "tests/reliability")
+    for text in (ROOT / folder).glob("*.md")
+]
 
 
 def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -110,3 +116,37 @@ def test_train_sr_trains_and_shows_samples(config: str, demo: Path, tmp_path: Pa
     with Image.open(out / "samples.png") as sheet:
         assert sheet.size[0] == 4 * 128
         assert sheet.size[1] % 128 == 0
+
+
+def test_the_python_of_the_readme_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = tmp_path / "div2k" / "0001"
+    image.mkdir(parents=True)
+    for name in ("ref.jpg", *(f"{number:08d}.jpg" for number in range(13))):
+        Image.new("RGB", (16, 16)).save(image / name)
+    store = tmp_path / "div2k.lmdb"
+    import_store([tmp_path / "div2k"], store)
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert "/data/div2k.lmdb" in code
+    names: dict[str, Any] = {}
+    exec(code.replace("/data/div2k.lmdb", str(store)), names)
+    assert capsys.readouterr().out == "13 patches of 1 images\n"
+    assert names["encoded"] == (image / "00000000.jpg").read_bytes()
+    assert names["batch"].shape == (3, 16, 16, 3)
+    assert names["image"].files[names["index"]] == "00000012.jpg"
+
+
+def test_links_in_the_texts_lead_somewhere() -> None:
+    links = {
+        text.parent / link
+        for text in TEXTS
+        for link in re.findall(r"\]\(([^)#:]+)\)", text.read_text(encoding="utf-8"))
+    }
+    assert len(links) > 10
+    assert [link for link in sorted(links) if not link.exists()] == []
+
+
+def test_tables_in_the_texts_have_as_many_cells_in_each_row() -> None:
+    for text in TEXTS:
+        content = re.sub(r"```.*?```", "", text.read_text(encoding="utf-8"), flags=re.DOTALL)
+        for table in re.findall(r"(?:^ *\|.*\|\n)+", content, re.MULTILINE):
+            assert len({re.sub(r"`[^`]*`", "", row).count("|") for row in table.splitlines()}) == 1, f"{text}: {table}"
