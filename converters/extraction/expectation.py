@@ -6,10 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dlas_store.converters.extraction.headers import Header
+from dlas_store.converters.extraction.headers import Header, photo_squares
 from dlas_store.converters.extraction.masks import Mask, kept_tiles
 from dlas_store.converters.extraction.options import ExtractOptions
-from dlas_store.converters.extraction.photos import photo_squares
 from dlas_store.converters.extraction.tiling import count_tiles
 
 _QUALITIES = (1, 50, 75, 90, 95, 100)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from dlas_store.converters.extraction.headers import Header
+from dlas_store.converters.extraction.headers import Header, photo_squares
 from dlas_store.converters.extraction.options import ExtractOptions
-from dlas_store.converters.extraction.photos import photo_squares
 from dlas_store.converters.extraction.tiling import count_tiles, halved
 from dlas_store.pixels import MAX_PIXELS
 

@@ -6,12 +6,15 @@ import io
 import os
 import struct
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, NamedTuple, cast
 
 from PIL import Image as PillowImage
 from PIL import ImageFile, TiffImagePlugin
 
+from dlas_store.converters.extraction.options import ExtractOptions
+from dlas_store.converters.extraction.tiling import Square, halved, squares
 from dlas_store.errors import ImageError
 from dlas_store.pixels import IMAGE_ENDINGS, ORIENTATION, PICTURE_FORMATS, PILLOW_ERRORS, Size, open_with_pillow
 
@@ -23,7 +26,12 @@ PHOTO_FORMATS = (*PICTURE_FORMATS, "TIFF")
 MAX_FILE_BYTES = 1 << 30
 """Larger files are refused: a worker holds the whole of one in memory."""
 
-_UPRIGHT = 1
+UPRIGHT = 1
+"""The EXIF orientation of a photo whose rows and columns are stored as they are seen."""
+
+_LYING = range(5, 9)
+"""Orientations in which stored rows are seen as columns."""
+
 _BITS_PER_SAMPLE, _SAMPLE_FORMAT = 258, 339  # TIFF tags
 _FLOATING = 3
 
@@ -141,21 +149,32 @@ def _png_exif(file: IO[bytes]) -> bytes | None:
 
 def _exif_orientation(exif: bytes | None) -> int:
     if not exif:
-        return _UPRIGHT
+        return UPRIGHT
     try:
         block = PillowImage.Exif()
         block.load(exif)
         return _valid_orientation(block.get(ORIENTATION))
     except (*PILLOW_ERRORS, KeyError, TypeError, AttributeError, AssertionError, OverflowError):
-        return _UPRIGHT
+        return UPRIGHT
 
 
 def _tiff_orientation(picture: PillowImage.Image) -> int:
     try:
         return _valid_orientation(picture.getexif().get(ORIENTATION))
     except (*PILLOW_ERRORS, KeyError, TypeError, AttributeError, AssertionError, OverflowError):
-        return _UPRIGHT
+        return UPRIGHT
 
 
 def _valid_orientation(value: object) -> int:
-    return value if isinstance(value, int) and 1 <= value <= 8 else _UPRIGHT
+    return value if isinstance(value, int) and 1 <= value <= 8 else UPRIGHT
+
+
+def oriented(header: Header, options: ExtractOptions) -> Size:
+    """Return the size of a photo once it is upright."""
+    height, width = header.size
+    return Size(width, height) if header.orientation in _LYING and not options.ignore_exif else header.size
+
+
+def photo_squares(header: Header, options: ExtractOptions) -> Mapping[str, Square]:
+    """Return what is cut up of a photo, in pixels of it upright and halved; see squares."""
+    return squares(halved(oriented(header, options), options.halve_above), vertical_split=options.vertical_split)

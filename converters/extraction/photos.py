@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal, NamedTuple, cast
 
@@ -11,14 +11,12 @@ import numpy as np
 
 from dlas_store.aligned_memory import Pixels
 from dlas_store.converters.extraction.averaging import resized
-from dlas_store.converters.extraction.headers import PHOTO_FORMATS, Header
+from dlas_store.converters.extraction.headers import PHOTO_FORMATS, UPRIGHT, Header, oriented, photo_squares
 from dlas_store.converters.extraction.options import ExtractOptions
-from dlas_store.converters.extraction.tiling import Square, halved, squares
+from dlas_store.converters.extraction.tiling import halved
 from dlas_store.errors import ImageError
 from dlas_store.pixels import Size, decode
 
-_UPRIGHT = 1
-_LYING = range(5, 9)
 _REVERSED = ((3, 4, 7, 8), (2, 3, 6, 7))
 """Orientations in which rows, and columns, run against those that are stored."""
 
@@ -102,12 +100,6 @@ def single_threaded() -> Iterator[None]:
         cv2.setNumThreads(threads)
 
 
-def oriented(header: Header, options: ExtractOptions) -> Size:
-    """Return the size of a photo once it is upright."""
-    height, width = header.size
-    return Size(width, height) if header.orientation in _LYING and not options.ignore_exif else header.size
-
-
 def load_photo(
     data: bytes, header: Header, options: ExtractOptions, wanted: list[int], buffer: PixelBuffer | None = None
 ) -> Photo:
@@ -131,7 +123,7 @@ def load_photo(
     pixels = decode(data, formats=PHOTO_FORMATS, reduction=reduction, bgr=True, buffer=room)
     if reduction == 1 and pixels.shape[:2] != header.size:
         raise ImageError(f"decodes to another size than the {header.size.width} x {header.size.height} of its header")
-    orientation = _UPRIGHT if options.ignore_exif else header.orientation
+    orientation = UPRIGHT if options.ignore_exif else header.orientation
     pixels = _turned(pixels, orientation)
     upright = oriented(header, options)
     size = halved(upright, options.halve_above)
@@ -147,11 +139,6 @@ def load_photo(
         for axis in (0, 1)
     )
     return Photo(pixels, rows, cols)
-
-
-def photo_squares(header: Header, options: ExtractOptions) -> Mapping[str, Square]:
-    """Return what is cut up of a photo, in pixels of it upright and halved; see squares."""
-    return squares(halved(oriented(header, options), options.halve_above), vertical_split=options.vertical_split)
 
 
 def _turned(pixels: Pixels, orientation: int) -> Pixels:

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 from dlas_store.aligned_memory import Pixels
 from dlas_store.converters.extraction.averaging import resized
 from dlas_store.converters.extraction.fitness import Problem, problem_of, why_no_tile
-from dlas_store.converters.extraction.headers import header_of, read_photo
+from dlas_store.converters.extraction.headers import header_of, photo_squares, read_photo
 from dlas_store.converters.extraction.masks import Mask, kept_tiles, read_mask
 from dlas_store.converters.extraction.options import ExtractOptions
-from dlas_store.converters.extraction.photos import Photo, PixelBuffer, load_photo, photo_squares
+from dlas_store.converters.extraction.photos import Photo, PixelBuffer, load_photo
 from dlas_store.converters.extraction.tile_encoding import JpegEncoder
 from dlas_store.converters.extraction.tile_layer import TileLayer
 from dlas_store.converters.extraction.tiling import Square, Tile, center
