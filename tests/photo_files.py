@@ -32,7 +32,7 @@ ENDINGS = {
     "tif": "TIFF",
     "tiff": "TIFF",
 }
-"""Ending -> what Pillow calls the kind."""
+"""Ending -> Pillow's name of the kind."""
 
 _QUICK_AND_EXACT: dict[str, dict[str, Any]] = {
     "PNG": {"compress_level": 1},
@@ -43,7 +43,7 @@ _QUICK_AND_EXACT: dict[str, dict[str, Any]] = {
 def scene(height: int, width: int, *, seed: int = 0, cell: int = 4) -> Array:
     """Return random colours that run into each other.
 
-    Of cells of 4 pixels JPEG keeps them well, and a picture still differs from itself moved by one pixel.
+    JPEG keeps cells of 4 pixels well, and a picture still differs from itself moved by one pixel.
 
     Args:
         height: pixels.
@@ -70,8 +70,8 @@ def encoded(pixels: Array | Image.Image, ending: str, *, orientation: int = 1, *
     Args:
         pixels: uint8 (H, W) or (H, W, 3 or 4), or a picture of any mode.
         ending: a key of ENDINGS.
-        orientation: what the EXIF says; 1 writes none.
-        options: what Pillow's save takes for this kind.
+        orientation: EXIF orientation; 1 writes no EXIF.
+        options: arguments of Pillow's save for this kind.
     """
     image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
     kind = ENDINGS[ending]
@@ -165,7 +165,7 @@ def _bad_photos() -> dict[str, tuple[bytes, str]]:
 
 
 BAD_PHOTOS: dict[str, tuple[bytes, str]] = _bad_photos()
-"""File name -> content, and what the reason for leaving it out must match (any case)."""
+"""File name -> content, and a pattern that the reason for skipping it must match (any case)."""
 
 SMALL = ("--crop-size", "32", "--step", "32", "--threshold", "8")
 """Options for photos of some dozen pixels."""
@@ -189,14 +189,14 @@ class Outcome(NamedTuple):
     images: dict[str, Extracted]
 
     def reason(self, photo: str) -> str:
-        """Return why a photo was left out, which must be said once."""
+        """Return the reason for skipping a photo, which the report must give once."""
         (entry,) = (entry for entry in self.report["skipped"] if entry["photo"] == photo)
         assert isinstance(entry["reason"], str)
         return str(entry["reason"])
 
 
 def images_of(path: Path) -> dict[str, Extracted]:
-    """Return what is in a store or folder, by image."""
+    """Return the images of a store or folder, by name."""
     found = {}
     with open_source(path) as source:
         for number in range(source.image_count):
@@ -215,25 +215,25 @@ def images_of(path: Path) -> dict[str, Extracted]:
 
 
 def extract(photos: Path, *options: str | Path, to: str = "s.lmdb") -> Outcome:
-    """Run the command in this process, into ``to`` beside the photos, and read back what it made."""
+    """Extract to ``to`` beside the photos, in this process, and read the result back."""
     target, report = photos.with_name(to), photos.with_name(f"{to}.json")
     status = main(["extract", *map(str, (photos, target, "--workers", "1", "--report", report, *options))])
     return Outcome(status, json.loads(report.read_text()), images_of(target) if target.exists() else {})
 
 
 def extract_pixels(folder: Path, photos: Mapping[str, Array], *options: str | Path) -> Outcome:
-    """Extract from pixels, by the paths of photos without their ending."""
+    """Extract from pixels. photos: path without ending -> pixels."""
     return extract(
         write(folder / "photos", {f"{name}.png": encoded(pixels, "png") for name, pixels in photos.items()}), *options
     )
 
 
 MAX_MEAN_DIFFERENCE = 2
-"""Of 255, after decoding: the promise. A square that lies one pixel beside its place differs by some 10."""
+"""Promised limit after decoding, of 255. A square one pixel beside its place differs by some 10."""
 
 
 class Tile(NamedTuple):
-    """What one patch must be."""
+    """Expected pixels and centre of a patch."""
 
     pixels: Array
     center: tuple[int, int, int]
@@ -260,7 +260,7 @@ def starts(side: int, crop: int, step: int, threshold: int) -> list[int]:
 def cut(
     square: Array, crops: Sequence[int], steps: Sequence[int], threshold: int, resize: Sequence[float] | None = None
 ) -> dict[int, list[Tile]]:
-    """Return the tiles of a square by crop size, sizes without a tile left out."""
+    """Return the tiles of a square by crop size, without sizes that have no tile."""
     factors = resize or [crops[0] / crop for crop in crops]
     side = len(square)
     f = side / round(crops[0] * factors[0])
@@ -275,7 +275,7 @@ def cut(
 
 
 def assert_close(content: bytes, pixels: Array) -> None:
-    """Hold a tile to pixels, brought through the JPEG encoder that the original used."""
+    """Compare a tile with pixels that went through the JPEG encoder of the original."""
     done_, wanted = cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])
     assert done_
     assert simplejpeg.decode_jpeg_header(content)[:2] == pixels.shape[:2]
@@ -284,7 +284,7 @@ def assert_close(content: bytes, pixels: Array) -> None:
 
 
 def assert_made_of(image: Extracted, square: Array, tiles: Mapping[int, Sequence[Tile]], side: int) -> None:
-    """Hold an image to its square and the tiles of each crop size."""
+    """Compare an image with its square and the tiles of each crop size."""
     wanted = [tile for of_size in tiles.values() for tile in of_size]
     assert image.files == tuple(f"{number:08d}.jpg" for number in range(len(wanted)))
     assert image.centers == {number: tile.center for number, tile in enumerate(wanted)}

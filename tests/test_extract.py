@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("opencv_without_threads")
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Photos of several sizes in several folders, some of which are left out."""
+    """Photos of several sizes in several folders; some are skipped."""
     files = {
         f"{number % 3}/{number:02d}.png": encoded(scene(40 + number % 5 * 9, 60, seed=number), "png")
         for number in range(24)
@@ -141,7 +141,7 @@ def _tree_bytes(process: psutil.Process) -> int:
 
 
 def _peak_bytes(*arguments: str | Path) -> int:
-    """Return the most memory that a command and its processes held, looked at every few milliseconds."""
+    """Return the peak memory of a command and its processes, sampled every few milliseconds."""
     process = subprocess.Popen([*PROGRAM, *map(str, arguments)], stdout=subprocess.DEVNULL)
     peak = 0
     while process.poll() is None:

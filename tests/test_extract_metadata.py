@@ -75,7 +75,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 
 @pytest.fixture
 def varied(tmp_path: Path) -> Path:
-    """Photos of which every option changes something, and masks for them."""
+    """Photos whose extraction every option changes, and masks for them."""
     files = {
         "one.png": encoded(scene(70, 110), "png"),
         "sub/two.jpg": encoded(scene(120, 80, seed=1), "jpg", quality=90, orientation=6),
@@ -198,7 +198,7 @@ def test_progress_is_shown_on_a_terminal_and_not_in_a_pipe(varied: Path, tmp_pat
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=terminal)
     os.close(terminal)
     shown = b""
-    with suppress(OSError):  # how Linux says that the last process let go of the terminal
+    with suppress(OSError):  # Linux raises it after the last process closed the terminal
         while chunk := os.read(leader, 4096):
             shown += chunk
     os.close(leader)

@@ -32,7 +32,7 @@ from dlas_store.cli import main
 pytestmark = pytest.mark.usefixtures("opencv_without_threads")
 
 
-# Which photos
+# Selection of photos
 
 
 def test_exclusions_hold_for_the_size_they_name_or_for_all(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_exif_turns_a_photo_before_it_is_cut_unless_ignored(tmp_path: Path) -> N
         for turn in (3, 6)
     }
     photos = write(tmp_path / "photos", {name: content for name, (content, _) in files.items()})
-    # Split, since the centred square of a turned photo is the turned square.
+    # The photo is split, since the centred square of a turned photo is just the turned square.
     options = ("--vertical-split", "--min-size", "1", "--crop-size", "24", "--step", "24", "--threshold", "4")
     for ignore in (False, True):
         outcome = extract(photos, *options, *(["--ignore-exif"] if ignore else []), to=f"{ignore}.lmdb")
@@ -218,7 +218,7 @@ def test_photos_in_linked_folders_are_taken(tmp_path: Path) -> None:
 
 @pytest.fixture
 def growing(tmp_path: Path) -> Path:
-    """Photos of which a store was made."""
+    """Photos that a store was extracted from."""
     photos = write(tmp_path / "photos", {f"{n}/a.png": encoded(scene(50, 60, seed=n), "png") for n in range(3)})
     assert extract(photos, *SMALL).status == 0
     return photos

@@ -41,7 +41,7 @@ def _comma(numbers: Sequence[float]) -> str:
 
 
 class Options(NamedTuple):
-    """What says which tiles are cut."""
+    """Options that determine the tiles."""
 
     crops: list[int]
     steps: list[int]
@@ -49,7 +49,7 @@ class Options(NamedTuple):
     resize: list[float] | None
 
     def flags(self) -> list[str]:
-        """Return them as the command takes them."""
+        """Return the options as arguments of the command."""
         given_resize = [] if self.resize is None else ["--resize", _comma(self.resize)]
         crops, steps = _comma(self.crops), _comma(self.steps)
         return ["--crop-size", crops, "--step", steps, "--threshold", str(self.threshold), *given_resize]
@@ -242,7 +242,7 @@ def test_masks_of_nested_photos_lie_nested(tmp_path: Path) -> None:
     write(tmp_path / "masks", {"one/a.png.png": encoded(white, "png"), "two/a.png.png": encoded(black, "png")})
     photos = {"one/a": scene(64, 64), "two/a": scene(64, 64, seed=1)}
     outcome = extract_pixels(tmp_path, photos, "--masks", tmp_path / "masks", *SMALL)
-    assert outcome.status == 0  # left out by an option
+    assert outcome.status == 0  # skipped by an option
     assert outcome.images.keys() == {"one__a"}
     assert "mask" in outcome.reason("two/a.png")
 
@@ -253,7 +253,7 @@ def test_a_nested_photo_takes_the_mask_of_its_file_name_where_masks_lie_flat(tmp
     assert len(outcome.images["one__a"].files) == 4
 
 
-# How tiles are encoded
+# Encoding of tiles
 
 
 def _subsampling(content: bytes) -> str:
