@@ -1,8 +1,8 @@
-"""The libjpeg-turbo that Pillow decodes with, for the reader in C to call, where it decodes to simplejpeg's pixels.
+"""Loader of Pillow's libjpeg-turbo for the reader in C, used if it decodes to the same pixels as simplejpeg.
 
-With it no patch needs a decoder of its own, nor Python's lock, which simplejpeg takes twice (``python -m benchmarks
-read``). Both are libjpeg-turbo, maybe of other versions; simplejpeg keeps its own to itself. The Huffman code of a scan
-is decoded in the library's place, see ``_native/huffman.c``.
+The reader then needs no new decoder for each patch, nor Python's lock, which simplejpeg takes twice (``python -m
+benchmarks read``). Both libraries are libjpeg-turbo, maybe of different versions; simplejpeg does not export its own.
+``_native/huffman.c`` decodes the Huffman code of a scan in the library's place.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ except ImportError:  # installed where there was no compiler
 __all__ = ["VARIABLE", "Libjpeg", "PatchReader", "check_named", "find_libjpeg"]
 
 VARIABLE = "DLAS_STORE_LIBJPEG"
-"""An environment variable: a file to take in place of Pillow's, or nothing, to take none."""
+"""Environment variable that names a library to use in place of Pillow's; if it is empty, none is used."""
 
 _SAMPLINGS = ("444", "422", "440", "420", "411", "Gray")
-"""Those of the JPEGs that the reader decodes."""
+"""Chroma subsamplings of the JPEGs that the reader decodes."""
 
 
 def check_named() -> None:
-    """Check the file that DLAS_STORE_LIBJPEG names, if it does; only then is a library loaded.
+    """Check the library that DLAS_STORE_LIBJPEG names; without the variable, do not load any.
 
     Raises:
-        ConfigError: it cannot be loaded, or decodes to other pixels than simplejpeg.
+        ConfigError: the library cannot be loaded, or decodes to other pixels than simplejpeg.
     """
     if os.environ.get(VARIABLE):
         find_libjpeg()
@@ -42,7 +42,7 @@ def check_named() -> None:
 
 @cache
 def find_libjpeg() -> Libjpeg | None:
-    """Return the library; None where Pillow has none that can be called, or one that decodes to other pixels.
+    """Return the library; None if Pillow has none that can be called, or if its pixels differ from simplejpeg's.
 
     Raises:
         ConfigError: see check_named.
@@ -65,13 +65,13 @@ def find_libjpeg() -> Libjpeg | None:
 
 
 def _pillows_module() -> str | None:
-    """Return the file of the module that is linked to libjpeg-turbo, under whatever name that has."""
+    """Return the file of Pillow's extension module, which is linked to libjpeg-turbo."""
     found = importlib.util.find_spec("PIL._imaging")
     return found.origin if found else None
 
 
 def _decodes_as_simplejpeg(library: Libjpeg, sampling: str) -> bool:
-    # Of all values, with sides that are no whole numbers of units, and rows longer than the longest vectors.
+    # The picture has all values, sides that are no multiples of an MCU, and rows longer than the longest vectors.
     picture = (np.arange(20 * 75 * 3, dtype=np.uint32) ** 2 // 97).astype(np.uint8).reshape(20, 75, 3)
     if sampling == "Gray":
         data = simplejpeg.encode_jpeg(np.ascontiguousarray(picture[:, :, :1]), 80, "GRAY", sampling)

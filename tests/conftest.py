@@ -178,3 +178,14 @@ def make_image(tmp_path: Path) -> MakeImage:
         return folder.parent
 
     return make
+
+
+@pytest.fixture
+def opencv_without_threads() -> Iterator[None]:
+    """Keep OpenCV's threads out of this process, from which the command forks its workers."""
+    import cv2
+
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    yield
+    cv2.setNumThreads(threads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,3 +25,11 @@ def assert_same(one: Any, other: Any) -> None:
             assert_same(*pair)
     else:
         assert one == other
+
+
+def assert_pickled_gives_the_same(dataset: Any, *indices: int) -> None:
+    """Check that a pickled dataset is of the same class and gives the same items."""
+    again = pickle.loads(pickle.dumps(dataset))
+    assert type(again) is type(dataset)
+    for index in indices:
+        assert_same(again[index], dataset[index])

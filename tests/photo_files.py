@@ -1,15 +1,23 @@
-"""Photos of every kind as encoded files, and the kinds that a command must leave out."""
+"""Photos of every kind as encoded files, the kinds that a command must skip, and extractions of photos read back."""
 
 from __future__ import annotations
 
 import io
+import json
 import struct
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+import simplejpeg
 from PIL import Image
 from samples import Array
+from trees import write
+
+from dlas_store import open_source
+from dlas_store.cli import main
 
 ORIENTATION = 0x0112
 """The EXIF tag, and TIFF tag, that says how a photo is turned."""
@@ -24,7 +32,7 @@ ENDINGS = {
     "tif": "TIFF",
     "tiff": "TIFF",
 }
-"""Ending -> what Pillow calls the kind."""
+"""Ending -> Pillow's name of the kind."""
 
 _QUICK_AND_EXACT: dict[str, dict[str, Any]] = {
     "PNG": {"compress_level": 1},
@@ -35,7 +43,7 @@ _QUICK_AND_EXACT: dict[str, dict[str, Any]] = {
 def scene(height: int, width: int, *, seed: int = 0, cell: int = 4) -> Array:
     """Return random colours that run into each other.
 
-    Of cells of 4 pixels JPEG keeps them well, and a picture still differs from itself moved by one pixel.
+    JPEG keeps cells of 4 pixels well, and a picture still differs from itself moved by one pixel.
 
     Args:
         height: pixels.
@@ -62,8 +70,8 @@ def encoded(pixels: Array | Image.Image, ending: str, *, orientation: int = 1, *
     Args:
         pixels: uint8 (H, W) or (H, W, 3 or 4), or a picture of any mode.
         ending: a key of ENDINGS.
-        orientation: what the EXIF says; 1 writes none.
-        options: what Pillow's save takes for this kind.
+        orientation: EXIF orientation; 1 writes no EXIF.
+        options: arguments of Pillow's save for this kind.
     """
     image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
     kind = ENDINGS[ending]
@@ -157,4 +165,134 @@ def _bad_photos() -> dict[str, tuple[bytes, str]]:
 
 
 BAD_PHOTOS: dict[str, tuple[bytes, str]] = _bad_photos()
-"""File name -> content, and what the reason for leaving it out must match (any case)."""
+"""File name -> content, and a pattern that the reason for skipping it must match (any case)."""
+
+SMALL = ("--crop-size", "32", "--step", "32", "--threshold", "8")
+"""Options for photos of some dozen pixels."""
+
+
+class Extracted(NamedTuple):
+    """One image of a store or folder."""
+
+    files: tuple[str, ...]
+    tiles: list[bytes]
+    reference: bytes
+    centers: dict[int, tuple[int, int, int]]
+    extra: dict[str, Any]
+
+
+class Outcome(NamedTuple):
+    """How an extraction ended."""
+
+    status: int
+    report: dict[str, Any]
+    images: dict[str, Extracted]
+
+    def reason(self, photo: str) -> str:
+        """Return the reason for skipping a photo, which the report must give once."""
+        (entry,) = (entry for entry in self.report["skipped"] if entry["photo"] == photo)
+        assert isinstance(entry["reason"], str)
+        return str(entry["reason"])
+
+
+def images_of(path: Path) -> dict[str, Extracted]:
+    """Return the images of a store or folder, by name."""
+    found = {}
+    with open_source(path) as source:
+        for number in range(source.image_count):
+            image, first = source.image(number), source.first_patch(number)
+            reference = source.read_reference(number)
+            assert reference is not None
+            assert image.centers is not None
+            found[image.name] = Extracted(
+                image.files,
+                [source.read(first + position) for position in range(len(image.files))],
+                reference,
+                {number: tuple(center) for number, center in image.centers.items()},
+                dict(image.extra),
+            )
+    return found
+
+
+def extract(photos: Path, *options: str | Path, to: str = "s.lmdb") -> Outcome:
+    """Extract to ``to`` beside the photos, in this process, and read the result back."""
+    target, report = photos.with_name(to), photos.with_name(f"{to}.json")
+    status = main(["extract", *map(str, (photos, target, "--workers", "1", "--report", report, *options))])
+    return Outcome(status, json.loads(report.read_text()), images_of(target) if target.exists() else {})
+
+
+def extract_pixels(folder: Path, photos: Mapping[str, Array], *options: str | Path) -> Outcome:
+    """Extract from pixels. photos: path without ending -> pixels."""
+    return extract(
+        write(folder / "photos", {f"{name}.png": encoded(pixels, "png") for name, pixels in photos.items()}), *options
+    )
+
+
+MAX_MEAN_DIFFERENCE = 2
+"""Promised limit after decoding, of 255. A square one pixel beside its place differs by some 10."""
+
+
+class Tile(NamedTuple):
+    """Expected pixels and centre of a patch."""
+
+    pixels: Array
+    center: tuple[int, int, int]
+
+
+def centred(pixels: Array) -> tuple[Array, int, int]:
+    """Return the centred square, and its top and left."""
+    side = min(pixels.shape[:2])
+    top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
+    return pixels[top : top + side, left : left + side], top, left
+
+
+def averaged(pixels: Array, side: int) -> Array:
+    return cv2.resize(np.ascontiguousarray(pixels), (side, side), interpolation=cv2.INTER_AREA)
+
+
+def starts(side: int, crop: int, step: int, threshold: int) -> list[int]:
+    found = list(range(0, side - crop + 1, step))
+    if found and side - (found[-1] + crop) > threshold:
+        found.append(side - crop)
+    return found
+
+
+def cut(
+    square: Array, crops: Sequence[int], steps: Sequence[int], threshold: int, resize: Sequence[float] | None = None
+) -> dict[int, list[Tile]]:
+    """Return the tiles of a square by crop size, without sizes that have no tile."""
+    factors = resize or [crops[0] / crop for crop in crops]
+    side = len(square)
+    f = side / round(crops[0] * factors[0])
+    tiles: dict[int, list[Tile]] = {}
+    for crop, step, factor in zip(crops, steps, factors, strict=True):
+        for row in starts(side, crop, step, threshold):
+            for col in starts(side, crop, step, threshold):
+                pixels = averaged(square[row : row + crop, col : col + crop], int(crop * factor))
+                center = (int((row + crop // 2) // f), int((col + crop // 2) // f), int(crop // f))
+                tiles.setdefault(crop, []).append(Tile(pixels, center))
+    return tiles
+
+
+def assert_close(content: bytes, pixels: Array) -> None:
+    """Compare a tile with pixels that went through the JPEG encoder of the original."""
+    done_, wanted = cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])
+    assert done_
+    assert simplejpeg.decode_jpeg_header(content)[:2] == pixels.shape[:2]
+    difference = simplejpeg.decode_jpeg(content).astype(int) - simplejpeg.decode_jpeg(wanted.tobytes())
+    assert np.abs(difference).mean() <= MAX_MEAN_DIFFERENCE
+
+
+def assert_made_of(image: Extracted, square: Array, tiles: Mapping[int, Sequence[Tile]], side: int) -> None:
+    """Compare an image with its square and the tiles of each crop size."""
+    wanted = [tile for of_size in tiles.values() for tile in of_size]
+    assert image.files == tuple(f"{number:08d}.jpg" for number in range(len(wanted)))
+    assert image.centers == {number: tile.center for number, tile in enumerate(wanted)}
+    first, crops = 0, []
+    for size, of_size in tiles.items():
+        crops.append({"size": size, "first": first, "count": len(of_size)})
+        first += len(of_size)
+    assert [entry for entry in image.extra["crops"] if entry["count"]] == crops
+    assert_close(image.reference, averaged(square, side))
+    for content, tile in zip(image.tiles, wanted, strict=True):
+        assert_close(content, tile.pixels)

@@ -6,12 +6,11 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 import yaml
@@ -25,14 +24,7 @@ from dlas_store.cli import main
 PHOTO = encoded(scene(64, 64), "png")
 SMALL = ("--crop-size", "32", "--step", "32")
 
-
-@pytest.fixture(autouse=True)
-def opencv_without_threads() -> Iterator[None]:
-    """Keep OpenCV's threads out of this process, from which the command forks its workers."""
-    threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    yield
-    cv2.setNumThreads(threads)
+pytestmark = pytest.mark.usefixtures("opencv_without_threads")
 
 
 def call(*arguments: str | Path) -> Result:

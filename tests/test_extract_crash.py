@@ -12,12 +12,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import psutil
 import pytest
-from cli import await_while_running, done, end, error_line, findings, info, refused, run, start
+from cli import (
+    await_while_running,
+    done,
+    end,
+    error_line,
+    findings,
+    info,
+    interrupt,
+    interrupt_at_start,
+    kill_main_process,
+    kill_worker,
+    refused,
+    run,
+    start,
+    stop_and_rerun,
+)
 from conftest import Runs
 from photo_files import encoded, scene
-from trees import patches, read, shard_contents, states, write
+from trees import patches, read, sealed_shards, sealed_states, shard_contents, states, write
 
 from dlas_store.compare import compare
 from dlas_store.verify import verify
@@ -55,17 +69,6 @@ def _is_the_same(store: Path, other: Path) -> bool:
     return verify(store).ok and compare(store, other).ok
 
 
-def _shards(folder: Path) -> int:
-    """Return how many shards are sealed in a store or beside it."""
-    return len(list(folder.glob("s.lmdb*/shard-*.lmdb")))
-
-
-def _sealed(store: Path) -> dict[int, tuple[int, bytes]]:
-    """Return time and bytes of the shards that are sealed, in the store or beside it, by inode."""
-    shards = store.parent.glob(f"{store.name}*/shard-*.lmdb")
-    return {path.stat().st_ino: (path.stat().st_mtime_ns, path.read_bytes()) for path in shards}
-
-
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("is_append", [False, True], ids=["new", "append"])
 def test_a_rerun_goes_on_where_sealed_shards_end(
@@ -74,27 +77,15 @@ def test_a_rerun_goes_on_where_sealed_shards_end(
     store = tmp_path / "s.lmdb"
     if is_append:
         shutil.copytree(prepared.part, store)
-    had = _shards(tmp_path)
-    command = (*(("--append",) if is_append else ()), *SHARD, prepared.photos, store)
-    process = start("extract", *command)
-    await_while_running(process, lambda: _shards(tmp_path) >= had + 3)
-    os.killpg(process.pid, stop)
-    result = end(process)
-    if stop == signal.SIGINT:
-        assert result.status == 130
-    assert "Traceback" not in result.err
-    assert store.exists() == is_append
-    before = _sealed(store)
-    assert len(before) >= had + 3
-    done("extract", *command)
-    assert before.items() <= _sealed(store).items()
+    command = ("extract", *(("--append",) if is_append else ()), *SHARD, prepared.photos, store)
+    stop_and_rerun(*command, store=store, stop=stop, new_shards=3)
     assert _is_the_same(store, prepared.whole)
 
 
 def _killed_midway(store: Path, *options: str | Path) -> None:
     """Kill an extraction to a new store when some of its shards are sealed."""
     process = start("extract", *options, store)
-    await_while_running(process, lambda: _shards(store.parent) > 3)
+    await_while_running(process, lambda: len(sealed_shards(store)) > 3)
     os.killpg(process.pid, signal.SIGKILL)
     end(process)
 
@@ -107,11 +98,11 @@ def _killed_midway(store: Path, *options: str | Path) -> None:
 def test_a_rerun_with_other_options_mixes_nothing(tmp_path: Path, prepared: Prepared, other: tuple[str, ...]) -> None:
     store = tmp_path / "s.lmdb"
     _killed_midway(store, *SHARD, prepared.photos)
-    before = _sealed(store)
+    before = sealed_states(store)
     result = run("extract", *SHARD, *other, prepared.photos, store)
     if result.status:
         assert "s.lmdb.partial" in error_line(result)
-        assert _sealed(store) == before
+        assert sealed_states(store) == before
         done("extract", *SHARD, prepared.photos, store)
         assert _is_the_same(store, prepared.whole)
     else:
@@ -160,41 +151,13 @@ def test_bad_photos_are_reported_by_the_rerun_too(tmp_path: Path, prepared: Prep
 # Ctrl-C and killed workers
 
 
-def _workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """Return the processes that work for a command; Python's own helpers have another command line."""
-    own = psutil.Process(process.pid).cmdline()
-    found = []
-    for child in psutil.Process(process.pid).children(recursive=True):
-        try:
-            if child.cmdline() == own or any("spawn_main" in word for word in child.cmdline()):
-                found.append(child)
-        except psutil.NoSuchProcess:
-            continue
-    return found
-
-
-def _interrupted(process: subprocess.Popen[str]) -> None:
-    """Press Ctrl-C, which all processes of a command get, and hold it to what that must give."""
-    os.killpg(process.pid, signal.SIGINT)
-    try:
-        out, err = process.communicate(timeout=20)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        pytest.fail("hangs")
-    assert process.returncode == 130, err
-    assert err.startswith("dlas-store: interrupted")
-    assert err.count("\n") == 1, err
-    assert out == ""
-
-
 @pytest.mark.parametrize("to", ["s.lmdb", "folder"])
 def test_ctrl_c_at_work_is_status_130_and_a_rerun_completes(tmp_path: Path, prepared: Prepared, to: str) -> None:
     command = ("extract", *SHARD, prepared.photos, tmp_path / to)
     process = start(*command)
     inside = "shard-*1.lmdb" if to == "s.lmdb" else "**/*.jpg"
     await_while_running(process, lambda: list(tmp_path.glob(f"{to}?*/{inside}")))
-    _interrupted(process)
+    interrupt(process)
     assert not (tmp_path / to).exists()
     done(*command)
     assert _is_the_same(prepared.whole, tmp_path / to)
@@ -204,32 +167,21 @@ def test_ctrl_c_at_work_is_status_130_and_a_rerun_completes(tmp_path: Path, prep
 def test_ctrl_c_while_workers_start_is_status_130_and_one_line(tmp_path: Path, prepared: Prepared, runs: Runs) -> None:
     for number in runs(small=2, full=100):
         store = tmp_path / f"{number}.lmdb"
-        process = start("extract", *SHARD, prepared.photos, store)
-        await_while_running(process, psutil.Process(process.pid).children)
-        _interrupted(process)
+        interrupt_at_start("extract", *SHARD, prepared.photos, store)
         assert not store.exists()
 
 
 @pytest.mark.parametrize("to", ["s.lmdb", "folder"])
 def test_a_killed_worker_is_a_clear_error_and_a_rerun_completes(tmp_path: Path, prepared: Prepared, to: str) -> None:
     command = ("extract", *SHARD, prepared.photos, tmp_path / to)
-    process = start(*command)
-    await_while_running(process, lambda: list(tmp_path.glob(f"{to}?*")) and _workers(process))
-    _workers(process)[0].kill()
-    assert "process" in error_line(end(process))
+    kill_worker(*command, until=lambda: list(tmp_path.glob(f"{to}?*")))
     assert not (tmp_path / to).exists()
     done(*command)
     assert _is_the_same(prepared.whole, tmp_path / to)
 
 
 def test_workers_do_not_outlive_a_killed_command(tmp_path: Path, prepared: Prepared) -> None:
-    process = start("extract", *SHARD, prepared.photos, tmp_path / "s.lmdb")
-    await_while_running(process, lambda: len(_workers(process)) >= int(WORKERS))
-    workers = _workers(process)
-    process.kill()
-    process.communicate()
-    _, alive = psutil.wait_procs(workers, timeout=60)
-    assert not alive
+    kill_main_process("extract", *SHARD, prepared.photos, tmp_path / "s.lmdb", workers=int(WORKERS))
 
 
 # One writer at a time
@@ -268,9 +220,9 @@ def test_a_second_extraction_is_refused_and_the_first_is_not_disturbed(
 
 def test_a_second_append_is_refused_and_readers_go_on(tmp_path: Path, prepared: Prepared) -> None:
     store = shutil.copytree(prepared.part, tmp_path / "s.lmdb")
-    had, shards = patches(store), _shards(tmp_path)
+    had, shard_count = patches(store), len(sealed_shards(store))
     command = ("extract", "--append", *SHARD, prepared.photos, store)
-    with _held(*command, until=lambda: _shards(tmp_path) > shards + 2) as first:
+    with _held(*command, until=lambda: len(sealed_shards(store)) > shard_count + 2) as first:
         writers = [start(*writer) for writer in (command, ("reindex", store))]  # each waits for a while
         for writer in writers:
             message = error_line(end(writer))

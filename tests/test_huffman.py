@@ -1,4 +1,4 @@
-"""Scans of JPEGs are decoded to what libjpeg-turbo makes of them; what the standard does not allow is left to it."""
+"""Scans of JPEGs are decoded as libjpeg-turbo decodes them; the library decodes those that violate the standard."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ PHOTO = np.asarray(Image.open(DATA / "camera.png").convert("RGB"))[100:260, 80:2
 END, ZEROS = 0x00, 0xF0
 
 Code = dict[int, str]
-"""Of each symbol the bits of its code."""
+"""Symbol -> bits of its code."""
 
 Block = Sequence[int]
-"""64 coefficients in the order of coding, the first one without what is added of the block before."""
+"""64 coefficients in zigzag order; the first one is the difference from the block before."""
 
 
 def decode(data: bytes) -> tuple[Array | None, int]:
-    """Return the pixels, None where there are none without a warning, and how many scans were decoded in C for them."""
+    """Return the pixels, None after a warning or error, and the number of scans decoded in C."""
     library = Libjpeg(_imaging.__file__)
     height, width, *_ = simplejpeg.decode_jpeg_header(data)
     out = np.zeros((height, width, 3), np.uint8)
@@ -43,7 +43,7 @@ def decode(data: bytes) -> tuple[Array | None, int]:
 
 
 def check_decoded(data: bytes) -> int:
-    """Check that a JPEG has simplejpeg's pixels, or none where that has none; return how many scans C decoded."""
+    """Check that both decoders return the same pixels or both fail; return the number of scans decoded in C."""
     pixels, scans = decode(data)
     try:
         expected = simplejpeg.decode_jpeg(data, "RGB")
@@ -60,7 +60,7 @@ def check_decoded(data: bytes) -> int:
 
 
 def make_code(lengths: dict[int, int]) -> Code:
-    """Return the code that a JPEG's table says by the lengths of symbols' codes."""
+    """Return the code that a JPEG's table defines by the lengths of its symbols' codes."""
     code, before, result = 0, 0, {}
     for symbol, length in sorted(lengths.items(), key=lambda item: item[1]):
         code <<= length - before
@@ -70,8 +70,8 @@ def make_code(lengths: dict[int, int]) -> Code:
 
 
 def random_code(generator: random.Random, symbols: Sequence[int], *, longest: int = 16) -> Code:
-    """Return a code of random lengths, in which one code of all ones is left over, as the standard wants it."""
-    lengths = [1]  # of leaves of a tree, one more than there are symbols
+    """Return a code of random lengths; the code of all ones stays unused, as the standard requires."""
+    lengths = [1]  # depths of a tree's leaves, one more than symbols
     while len(lengths) < len(symbols) + 1:
         index = generator.choice([index for index, length in enumerate(lengths) if length < longest])
         lengths[index] += 1
@@ -114,7 +114,7 @@ def stuffed(bits: str, *, padding: str = "1") -> bytes:
 def jpeg_of(
     scan: bytes, blocks: tuple[int, int], codes: Sequence[tuple[Code, Code]], end: bytes = b"\xff\xd9"
 ) -> bytes:
-    """Return a JPEG of as many blocks down and across, in 4:4:4 where there are three codes, or grey."""
+    """Return a JPEG of some blocks down and across: 4:4:4 for three codes, grey for one."""
     count = len(codes)
     return b"".join(
         [
@@ -160,7 +160,7 @@ def test_pictures_with_codes_of_their_own(quality: int) -> None:
 
 
 def test_pictures_one_after_another_with_other_codes() -> None:
-    """A decoder keeps the tables of the picture before for one that has the same."""
+    """A decoder reuses the tables of the picture before if the next picture has the same."""
     library = Libjpeg(_imaging.__file__)
     pictures = [jpeg(PHOTO, quality=quality, optimize=optimize) for quality in (20, 95) for optimize in (False, True)]
     for data in [*pictures, *reversed(pictures)]:
@@ -207,7 +207,7 @@ def test_values_of_every_length() -> None:
 
 
 def test_codes_of_every_length() -> None:
-    """Each the longest of its table, and whether or not its value fits into the bits that are looked up."""
+    """Each code is the longest of its table; values fit into the bits of one lookup or not."""
     for longest in range(8, 17):
         for size in (1, 3, 8, 10):
             lengths = {END: 2, ZEROS: 3, size: longest}
@@ -228,7 +228,7 @@ def random_block(generator: random.Random, largest: int) -> list[int]:
 
 
 def random_picture(generator: random.Random) -> tuple[str, tuple[int, int], list[tuple[Code, Code]]]:
-    """Return the bits of a scan, of how many blocks it is, and its codes."""
+    """Return the bits of a scan, its number of blocks, and its codes."""
     largest = generator.choice([2, 5, 10])
     shape = generator.randrange(1, 4), generator.randrange(1, 5)
     symbols = [END, ZEROS, *(run << 4 | size for run in range(16) for size in range(1, largest + 1))]
@@ -261,7 +261,7 @@ def changed_bits(bits: str, generator: random.Random) -> str:
 
 
 def test_changed_bits_are_decoded_as_by_the_library_or_not_at_all(runs: Runs) -> None:
-    """What no code begins with, blocks of more than 64 coefficients, too few bits or too many."""
+    """The scans have bits that begin no code, blocks of more than 64 coefficients, or too few or too many bits."""
     scans = []
     for number in runs(small=400, full=400_000):
         generator = random.Random(number)
@@ -272,7 +272,7 @@ def test_changed_bits_are_decoded_as_by_the_library_or_not_at_all(runs: Runs) ->
 
 
 def test_large_pictures_between_small_ones() -> None:
-    """Their memory is let go of."""
+    """The decoder frees their memory afterwards."""
     library = Libjpeg(_imaging.__file__)
     small, large = noise(16, 16), noise(1024, 1200)
     for pixels in (small, large, small, large, large, small):
@@ -299,7 +299,7 @@ def test_more_than_64_coefficients_are_the_librarys(beyond: str) -> None:
         (b"\xff\xff\xd9", False),  # a fill byte
         (b"", False),
         (b"\xff", False),
-        (b"\xff\xd0\xff\xd9", False),  # a marker of restarts
+        (b"\xff\xd0\xff\xd9", False),  # a restart marker
         (b"\0\xff\xd9", False),  # a byte too many
         (b"\0\0\0\0\0\0\0\0\0\0\xff\xd9", False),
     ],
@@ -310,7 +310,7 @@ def test_what_stands_behind_a_scan(end: bytes, is_taken: bool) -> None:
 
 
 def test_no_byte_behind_a_short_scan_is_read() -> None:
-    """Blocks of the longest codes and values that were begun at the last byte."""
+    """A block of the longest codes and values begins at the last byte."""
     ac = make_code({END: 1, ZEROS: 2, **dict.fromkeys(range(1, 16), 16)})
     bits = code_block([0] + [(1 << 15) - 1] * 63, DC, ac)
     for count in range(1, 80):

@@ -1,4 +1,4 @@
-"""JPEGs that are cut out of a larger one are what the encoder makes of that part, and nothing else is taken."""
+"""A crop of a JPEG equals what the encoder makes of that part; other kinds of JPEG are refused."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_arguments_of_another_kind_are_an_error() -> None:
 @pytest.mark.parametrize("subsampling", SUBSAMPLINGS)
 def test_damaged_files_are_an_error_or_a_picture(subsampling: Subsampling) -> None:
     data = JpegEncoder(95, subsampling).encode(scene(48, 64))
-    for size in range(len(data) - 2):  # without the marker at the end it is whole
+    for size in range(len(data) - 2):  # only the end marker may be missing
         with pytest.raises(ValueError, match=r"JPEG|scan"):
             JpegBlocks(data[:size])
     random = np.random.default_rng(0)
@@ -123,7 +123,7 @@ def test_damaged_files_are_an_error_or_a_picture(subsampling: Subsampling) -> No
         taken += 1
         assert part.startswith(b"\xff\xd8")
         assert part.endswith(b"\xff\xd9")
-    assert taken  # what can only be seen in the pixels
+    assert taken  # damage that shows in the pixels only
 
 
 def places_every(step: int, until: int) -> list[Place]:

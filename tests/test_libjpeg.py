@@ -1,4 +1,4 @@
-"""The libjpeg-turbo of Pillow is called where it decodes as simplejpeg does."""
+"""Pillow's libjpeg-turbo is called if it decodes to the same pixels as simplejpeg."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="there is
 
 
 def test_the_wheels_of_pillow_have_one() -> None:
-    """So that what pip installs is fast without more."""
+    """A plain pip install is fast without further packages."""
     if not Path(PILLOWS).parent.with_name("pillow.libs").is_dir():
         pytest.skip("Pillow is not installed from a wheel for Linux")
     assert features.check("libjpeg_turbo")
@@ -86,7 +86,7 @@ void jpeg_destroy_decompress(void *jpeg) { }
 def test_a_library_that_decodes_to_other_pixels_is_not_taken(
     version: int, header: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that says that all went well and writes nothing, that is of another version, or that gives no rows."""
+    """Three libraries: one reports success but writes nothing, one has another version, one returns no rows."""
     source, library = tmp_path / "other.c", tmp_path / "libjpeg.so.0"
     source.write_text(OTHER % (version, header))
     subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
@@ -94,7 +94,7 @@ def test_a_library_that_decodes_to_other_pixels_is_not_taken(
     monkeypatch.setenv(VARIABLE, str(library))
     with pytest.raises(ConfigError, match="which decodes to other pixels than simplejpeg; unset it"):
         find()
-    # As if it were Pillow's.
+    # The library is found as Pillow's would be.
     monkeypatch.delenv(VARIABLE)
     monkeypatch.setattr(libjpeg, "_pillows_module", lambda: str(library))
     assert find() is None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 import torch
 from conftest import MakeImage
 from corrupting import expected_strengths
+from equality import assert_pickled_gives_the_same
 from samples import noise
 
 from dlas_store.converters.importing import import_store
@@ -169,8 +169,4 @@ def test_the_mode_makes_it_and_a_pickled_one_gives_the_same(sample_path: Callabl
     dataset = create_dataset(options)
     assert isinstance(dataset, MultiFrameDataset)
     assert len(dataset) == 48
-    again: MultiFrameDataset = pickle.loads(pickle.dumps(dataset))
-    for index in (0, 47):
-        before, after = dataset[index], again[index]
-        assert before["GT_path"] == after["GT_path"]
-        assert torch.equal(before["lq"], after["lq"])
+    assert_pickled_gives_the_same(dataset, 0, 47)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 import torch
 from conftest import MakeImage
 from corrupting import expected_strengths
+from equality import assert_pickled_gives_the_same
 
 from dlas_store.converters.importing import import_store
 from dlas_store.datasets import PairedFrameDataset, SingleImageDataset, create_dataset
@@ -117,7 +117,4 @@ def test_the_mode_makes_it_and_a_pickled_one_gives_the_same(sample_path: Callabl
     options = {"mode": "paired_frame", "paths": sample_path("chunked_stereo"), "target_size": 64, "scale": 2}
     dataset = create_dataset(options)
     assert isinstance(dataset, PairedFrameDataset)
-    again: PairedFrameDataset = pickle.loads(pickle.dumps(dataset))
-    before, after = dataset[20], again[20]
-    assert before["GT_path"] == after["GT_path"]
-    assert torch.equal(before["lq"], after["lq"])
+    assert_pickled_gives_the_same(dataset, 20)

@@ -1,4 +1,4 @@
-"""Patches that are read in C are what Python reads, and all that is not as it should be is left to Python."""
+"""Patches read in C are the same as those read in Python, and unsound patches are left to Python."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ saved = partial(jpeg, quality=90)
 
 
 def with_segment(data: bytes, marker: int, content: bytes) -> bytes:
-    """Return a JPEG with one more segment behind its start."""
+    """Return a JPEG with one more segment behind its first marker."""
     return data[:2] + struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content + data[2:]
 
 
@@ -57,7 +57,7 @@ READ = {
 
 
 def with_sampling(data: bytes, sampling: int) -> bytes:
-    """Return a JPEG of 4:2:0 whose blocks of brightness are said to lie in another way, as many in a unit."""
+    """Return a JPEG of 4:2:0 whose header gives another arrangement of as many luma blocks in an MCU."""
     changed = bytearray(data)
     changed[data.index(b"\xff\xc0") + 11] = sampling
     return bytes(changed)
@@ -94,7 +94,7 @@ def blank() -> Array:
 
 
 def reads(reader: PatchReader, index: int, out: Array) -> bool:
-    """Return whether a patch can be read into an array, which alone and among others is the same."""
+    """Return whether a patch can be read into an array, and check that reading several patches agrees."""
     is_read = reader.read_into(index, out)
     again = np.zeros_like(out)
     assert reader.read_all_into([index], [again]) == int(is_read)
@@ -104,7 +104,7 @@ def reads(reader: PatchReader, index: int, out: Array) -> bool:
 
 @pytest.fixture(params=["simplejpeg", "libjpeg"], autouse=True)
 def libjpeg(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Libjpeg | None:
-    """What readers decode many patches with: libjpeg-turbo, or simplejpeg where it is None."""
+    """The library with which readers decode many patches: libjpeg-turbo, or None for simplejpeg."""
     library = find_libjpeg() if request.param == "libjpeg" else None
     if request.param == "libjpeg" and library is None:
         pytest.skip("Pillow's libjpeg-turbo cannot be called")
@@ -177,7 +177,7 @@ def test_more_are_read_than_are_held_at_a_time(tmp_path: Path) -> None:
 
 
 def segments_of(data: bytes) -> Iterator[tuple[int, int]]:
-    """Yield where each segment before a JPEG's scan starts and ends, as far as they make sense."""
+    """Yield start and end of each well-formed segment before a JPEG's scan."""
     at = 2
     while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
         end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
@@ -186,7 +186,7 @@ def segments_of(data: bytes) -> Iterator[tuple[int, int]]:
 
 
 def without_segments(data: bytes, marker: int, *, kept: int) -> bytes:
-    """Return a JPEG without the segments of a kind, but for the first few."""
+    """Return a JPEG with only the first few segments of a kind."""
     places = [place for place in segments_of(data) if data[place[0] + 1] == marker]
     for start, end in reversed(places[kept:]):
         data = data[:start] + data[end:]
@@ -292,7 +292,7 @@ def test_shards_and_blocks_are_opened_and_checked_by_python_first(tmp_path: Path
 
 
 def test_appended_images_are_read_by_who_opens_the_store_again(tmp_path: Path) -> None:
-    """Their numbers in the store are not their ids in the shard once an image was left out between."""
+    """Numbers in the store differ from ids in the shard after an image between them was skipped."""
     write(tmp_path / "a" / "first", {"0.jpg": READ["420"]})
     store = make_store(tmp_path / "a", tmp_path / "store.lmdb")
     write(tmp_path / "b" / "second", {"0.jpg": READ["444"], "1.jpg": READ["grey"]})
@@ -448,14 +448,14 @@ def test_the_checksum_of_other_sizes_is_an_error(key: bytes, payload: bytes) -> 
 
 
 class Open(NamedTuple):
-    """What Store keeps of an open shard."""
+    """An open shard, as Store keeps it."""
 
     shard: Any
     image_id_offset: Any
 
 
 class Mapped(NamedTuple):
-    """What stands for a shard."""
+    """A stand-in for a shard."""
 
     view: Any
 
@@ -475,7 +475,7 @@ def table_of(*rows: bytes) -> bytes:
 def crafted(
     values: list[bytes], decode: Callable[..., Any] = simplejpeg.decode_jpeg
 ) -> tuple[PatchReader, dict[int, Any]]:
-    """Return a reader of values of image id 7, which is image 2 of its store, in shard 5; and the open shards."""
+    """Return a reader of patches of image 2 with id 7 in shard 5, and the open shards."""
     rows, at = [], VALUES_AT
     for patch_id, value in enumerate(values):
         rows.append(ROW.pack(at + 8, patch_id, len(value) - 8, 2, 5))
@@ -600,7 +600,7 @@ SAMPLED = [simplejpeg.encode_jpeg(PIXELS, 80, "RGB", sampling) for sampling in (
 
 
 def changed(data: bytes, generator: random.Random) -> bytes:
-    """Return a JPEG with bytes changed or left out, cut, or without one of its segments, once or several times."""
+    """Return a JPEG after one or more changes: changed or missing bytes, truncation, or a missing segment."""
     result = bytearray(data)
     for _ in range(generator.choice([0, 1, 1, 1, 2, 4])):
         if len(result) < 300:

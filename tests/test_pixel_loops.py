@@ -1,4 +1,4 @@
-"""The loops in C: what OpenCV and numpy give, in every case that they take, and an error for any other."""
+"""Loops in C give the values of OpenCV and numpy in each case that they accept, and raise an error in any other."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from dlas_store.source import Center
 ROOT = Path(__file__).parents[1]
 
 CLOSE = {"rtol": 0, "atol": 3e-7}
-"""Sums of bytes divided once, against averages of averages in float32."""
+"""Tolerance between sums of bytes divided once and averages of averages in float32."""
 
 
 @pytest.fixture
 def without_loops(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Return what calls a function as if nothing had been compiled."""
+    """Return a function that calls another one as if there was no extension."""
 
     def call(function: Any, *args: Any, **options: Any) -> Any:
         with monkeypatch.context() as patch:
@@ -155,7 +155,7 @@ def test_a_dataset_gives_the_same_without_them(without_loops: Any, make_image: M
 @pytest.mark.parametrize(("height", "width"), [(256, 256), (192, 190), (183, 181), (200, 193)])
 @pytest.mark.parametrize("as_bytes", [True, False])
 def test_large_planes_are_the_same_wherever_they_begin(height: int, width: int, start: int, as_bytes: bool) -> None:
-    """They are written past the processor's caches where that is possible."""
+    """They are written with non-temporal stores if their alignment allows that."""
     assert height * width * np.dtype(np.float32).itemsize >= 1 << 17, "planes of less are written as ever"
     size = 4 * height * width
     memory = np.full(4 + size, 7, np.float32)
@@ -203,7 +203,7 @@ HQ, LQ = np.zeros((3, 8, 8), np.float32), np.zeros((3, 4, 4), np.float32)
 
 
 def read_only(array: Any) -> Any:
-    """Return a copy that may not be written."""
+    """Return a read-only copy."""
     array = array.copy()
     array.flags.writeable = False
     return array
@@ -324,7 +324,7 @@ def test_arrays_are_let_go_of_after_an_error_as_well(side: int) -> None:
         with pytest.raises(ValueError, match=r"pixels|box|type") if is_wrong else nullcontext():
             function(*args)
     for view in (pixels, reference, *planes_of, *with_mask):
-        view.release()  # raises BufferError while anything holds it
+        view.release()  # raises BufferError while a buffer is held
 
 
 def test_the_package_installs_and_works_where_there_is_no_compiler(tmp_path: Path) -> None:
@@ -337,7 +337,7 @@ def test_the_package_installs_and_works_where_there_is_no_compiler(tmp_path: Pat
     environment = {**os.environ, "CC": "no-such-compiler"}
     subprocess.run([*install, "--target", target, source], env=environment, capture_output=True, check=True)
     assert not list(target.rglob("*.so"))
-    # Without what lets an editable installation be found, which would fill in what is missing.
+    # The finder of an editable installation is removed, since it would find the missing extension.
     code = (
         "import sys; sys.meta_path = [each for each in sys.meta_path if 'editable' not in repr(each).lower()]; "
         "import numpy, dlas_store; from dlas_store.datasets.planes import _loops, to_planes; "

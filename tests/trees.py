@@ -117,6 +117,16 @@ def states(store: Path) -> dict[str, tuple[int, int, bytes]]:
     }
 
 
+def sealed_shards(store: Path) -> list[Path]:
+    """Return the shards that are sealed in a store, or beside it in its ``.partial`` folder."""
+    return list(store.parent.glob(f"{store.name}*/shard-*.lmdb"))
+
+
+def sealed_states(store: Path) -> dict[int, tuple[int, bytes]]:
+    """Return time of change and bytes of the shards that are sealed in a store or beside it, by inode."""
+    return {path.stat().st_ino: (path.stat().st_mtime_ns, path.read_bytes()) for path in sealed_shards(store)}
+
+
 def is_a_name(name: str) -> bool:
     return name not in {".", "..", "metadata.jsonl"} and len(os.fsencode(name)) <= 120
 
