@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cli import done, run
 from photo_files import encoded, scene
 from small_stores import flip_in, make_store, small_folder
 from trees import write
+
+from dlas_store.compare import compare
+from dlas_store.converters.exporting import export_store
+from dlas_store.converters.salvaging import salvage
+from dlas_store.info import info
+from dlas_store.reindex import reindex
+from dlas_store.verify import verify
 
 
 @pytest.fixture
@@ -127,3 +135,32 @@ def test_extract(tmp_path: Path, to: str) -> None:
         '  "changed": []\n'
         "}\n"
     )
+
+
+def test_every_summary_is_a_dictionary_of_json_types(damaged: Path, tmp_path: Path) -> None:
+    summaries: dict[str, Any] = {
+        "info": info(damaged),
+        "verify": verify(damaged),
+        "compare": compare(damaged, tmp_path / "source"),
+        "salvage": salvage(damaged, tmp_path / "new.lmdb"),
+        "export": export_store(damaged, tmp_path / "back", images="a"),
+        "reindex": reindex(damaged),
+    }
+    facts = {name: json.loads(json.dumps(summary.as_dict())) for name, summary in summaries.items()}
+    assert facts == {name: summary.as_dict() for name, summary in summaries.items()}
+    assert facts["verify"]["checked"] == 12
+    assert facts["export"] == {
+        "images": 1,
+        "patches": 4,
+        "bytes": facts["salvage"]["bytes"],
+        "seconds": facts["export"]["seconds"],
+        "refused": [],
+    }
+    assert facts["reindex"] == {"shards": 2, "images": 2, "patches": 8, "skipped": []}
+
+
+def test_shards_left_out_of_an_index_are_named(damaged: Path) -> None:
+    (damaged / "shard-00001.lmdb").write_bytes(b"")
+    (shard,) = reindex(damaged).as_dict()["skipped"]
+    assert shard["shard"] == "shard-00001.lmdb"
+    assert shard["reason"]
