@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dlas_store.centers import write_centers
 from dlas_store.converters.export_names import ExportNames, Folding, sort_out
@@ -51,6 +51,16 @@ class ExportSummary:
     payload_bytes: int = 0
     seconds: float = 0.0
     refused: list[Refused] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the summary in JSON types."""
+        return {
+            "images": self.images,
+            "patches": self.patches,
+            "bytes": self.payload_bytes,
+            "seconds": self.seconds,
+            "refused": [refused._asdict() for refused in self.refused],
+        }
 
 
 class _Job(NamedTuple):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from xxhash import xxh3_128_hexdigest
 
@@ -19,7 +18,7 @@ from dlas_store.index import INDEX_FILE, Index
 from dlas_store.keys import Kind
 from dlas_store.pixels import Size
 from dlas_store.processes import Progress, count_workers, progress_bar, run_in_order
-from dlas_store.publish import check_free_space, write_file
+from dlas_store.publish import check_free_space, write_json
 from dlas_store.reindex import LeftOutShard, select_published
 from dlas_store.shard import Shard, ShardHeader, shard_file_name
 from dlas_store.shard_remains import ShardRemains
@@ -61,9 +60,9 @@ class SalvageSummary:
     lost: list[Lost] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def as_json(self) -> bytes:
-        """Return the summary as the report file has it."""
-        content = {
+    def as_dict(self) -> dict[str, Any]:
+        """Return the summary in JSON types, as the report file has it."""
+        return {
             "images": self.images,
             "patches": self.patches,
             "bytes": self.payload_bytes,
@@ -71,7 +70,6 @@ class SalvageSummary:
             "lost": [lost._asdict() for lost in self.lost],
             "notes": self.notes,
         }
-        return json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n"
 
 
 class _Remnant(NamedTuple):
@@ -155,7 +153,7 @@ def salvage(
     finally:
         summary.seconds = time.monotonic() - started
         if report is not None:
-            write_file(report, summary.as_json())
+            write_json(report, summary.as_dict())
     return summary
 
 

@@ -9,7 +9,6 @@ import sys
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.debug:
             traceback.print_exc()
         print(f"dlas-store: {one_line(str(error))}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError) and options.command != "read" else 1
+        return int(options.config_error_status) if isinstance(error, ConfigError) else 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -54,12 +53,19 @@ def _parser() -> argparse.ArgumentParser:
     shared.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser = argparse.ArgumentParser(prog="dlas-store", description="Image patches in a few memory-mapped LMDB files.")
     parser.add_argument("--version", action="version", version=f"dlas-store {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(name: str, run: Callable[[argparse.Namespace], int], text: str, *, resumes: bool = False) -> Any:
+    def add(
+        name: str,
+        run: Callable[[argparse.Namespace], int],
+        text: str,
+        *,
+        resumes: bool = False,
+        config_error_status: int = 2,
+    ) -> Any:
         command = commands.add_parser(name, help=text, description=text, parents=[shared])
         when = "; run the same command again to go on from here" if resumes else ""
-        command.set_defaults(run=run, when_interrupted=when)
+        command.set_defaults(run=run, when_interrupted=when, config_error_status=config_error_status)
         return command
 
     def add_workers(command: Any) -> None:
@@ -83,13 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--json", action="store_true", help="print JSON")
 
     command = add("verify", _verify, "Check every value of a store; exit status 1 if anything is wrong.")
-    command.add_argument("store", type=Path, metavar="STORE")
-    how = command.add_mutually_exclusive_group()
-    how.add_argument("--against", type=Path, metavar="SRC", help="compare with this folder or store, file by file")
-    how.add_argument("--quick", action="store_true", help="structure and sizes only; no value is read")
-    how.add_argument("--sample", type=share, metavar="P%", help="a random share of the values, such as 5%%")
-    command.add_argument("--seed", type=natural, metavar="N", help="with --sample: choose those of that seed again")
-    command.add_argument("--json", action="store_true", help="print JSON")
+    _add_verify_arguments(command)
     add_workers(command)
 
     command = add("salvage", _salvage, "Copy what is whole of a damaged store into a new one.", resumes=True)
@@ -107,7 +107,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("images", nargs="*", metavar="IMAGE", help="names of images (default: the first few)")
     command.add_argument("-o", "--output", type=_png, required=True, metavar="FILE.png", help="the file to write")
 
-    command = add("read", _read, "Read batches of a config, and show what they hold and how fast they come.")
+    text = "Read batches of a config, and show what they hold and how fast they come."
+    command = add("read", _read, text, config_error_status=1)  # its config is a file, no part of its usage
     command.add_argument("config", type=Path, metavar="CONFIG", help="a DL-Art-School config, YAML")
     command.add_argument("--phase", default="train", help="which datasets to read (default: train)")
     command.add_argument("--batches", type=positive, default=10, metavar="N", help="how many of each (default: 10)")
@@ -138,6 +139,16 @@ def _add_import_arguments(command: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="bytes of files a shard holds (default: 1GiB, an eighth of all for less than 8GiB)",
     )
+
+
+def _add_verify_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("store", type=Path, metavar="STORE")
+    how = command.add_mutually_exclusive_group()
+    how.add_argument("--against", type=Path, metavar="SRC", help="compare with this folder or store, file by file")
+    how.add_argument("--quick", action="store_true", help="structure and sizes only; no value is read")
+    how.add_argument("--sample", type=share, metavar="P%", help="a random share of the values, such as 5%%")
+    command.add_argument("--seed", type=natural, metavar="N", help="with --sample: choose those of that seed again")
+    command.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _import(options: argparse.Namespace) -> int:
@@ -204,7 +215,7 @@ def _info(options: argparse.Namespace) -> int:
 
     found = info(options.store)
     if options.json:
-        print(json.dumps(asdict(found), indent=2))
+        print(json.dumps(found.as_dict(), indent=2))
         return 0
     overhead = 100 * (found.disk_bytes / max(found.bytes, 1) - 1)
     rows = {
@@ -228,7 +239,6 @@ def _info(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from dlas_store.compare import compare
     from dlas_store.verify import Sample, verify
 
     if options.seed is not None and options.sample is None:
@@ -236,16 +246,10 @@ def _verify(options: argparse.Namespace) -> int:
     sample = None
     if options.sample is not None:
         sample = Sample(options.sample, secrets.randbits(32) if options.seed is None else options.seed)
-    report = verify(options.store, workers=options.workers, quick=options.quick, sample=sample)
-    if options.against is not None and report.ok:
-        against = compare(options.store, options.against, workers=options.workers)
-        report.checked += against.checked
-        report.findings += against.findings
+    report = verify(options.store, options.against, workers=options.workers, quick=options.quick, sample=sample)
     if options.json:
-        findings = [finding._asdict() for finding in report.findings]
-        facts: dict[str, Any] = {"ok": report.ok, "checked": report.checked, "findings": findings}
-        facts |= {"sample": sample._asdict()} if sample else {}
-        print(json.dumps(facts, indent=2))
+        chosen = {"sample": sample._asdict()} if sample else {}
+        print(json.dumps(report.as_dict() | chosen, indent=2))
     else:
         for finding in report.findings:
             place = " ".join(part for part in (finding.shard, finding.image, finding.patch) if part)

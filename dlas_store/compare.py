@@ -3,17 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dlas_store.errors import DamagedError, StoreError
 from dlas_store.opening import SourcePart, open_source, part_of
 from dlas_store.processes import Progress, count_workers, progress_bar, run_in_order
 from dlas_store.source import CENTERS_FILE, REFERENCE_FILE, Source
 from dlas_store.store import Store
-from dlas_store.verify import Finding, VerifyReport
 
 _IMAGES_A_JOB = 64
+
+
+class Finding(NamedTuple):
+    """Something wrong.
+
+    Attributes:
+        shard: file name of the shard or index, "" where it is no matter of one.
+        image: the image's name, "" where it is not known.
+        patch: the patch's file name (or ref.jpg, centers.pt), "" for the image or shard as a whole.
+        kind: ``damaged`` (bytes are not what was written), ``missing`` or ``foreign`` (a shard is not there, or is
+            another store's), ``index`` (index and shard disagree), ``differs``, ``not in store``, ``not in source``.
+        message: what is wrong and what to do.
+    """
+
+    shard: str
+    image: str
+    patch: str
+    kind: str
+    message: str
+
+
+@dataclass(kw_only=True)
+class VerifyReport:
+    """What a check came to.
+
+    Attributes:
+        checked: number of values (or files) that were compared.
+        findings: what is wrong.
+    """
+
+    checked: int = 0
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.findings
+
+    def add(self, report: VerifyReport) -> None:
+        """Add what another check came to."""
+        self.checked += report.checked
+        self.findings += report.findings
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report in JSON types."""
+        findings = [finding._asdict() for finding in self.findings]
+        return {"ok": self.ok, "checked": self.checked, "findings": findings}
 
 
 class _Job(NamedTuple):
@@ -46,8 +93,7 @@ def compare(path: Path, against: Path, *, workers: int | None = None) -> VerifyR
         jobs = (_Job(path, part_of(source, names[n : n + _IMAGES_A_JOB])) for n in range(0, len(names), _IMAGES_A_JOB))
         with progress_bar(len(store), "comparing") as bar:
             for part in run_in_order(_compare, jobs, workers=count_workers(workers), bar=bar):
-                report.checked += part.checked
-                report.findings += part.findings
+                report.add(part)
     return report
 
 

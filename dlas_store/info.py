@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from dlas_store.index import INDEX_FILE
 from dlas_store.sealed_file import FORMAT_VERSION
@@ -41,6 +42,10 @@ class StoreInfo:
     store_id: str
     generation: int
     sizes: dict[str, int]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the facts in JSON types."""
+        return asdict(self)
 
 
 def info(path: Path) -> StoreInfo:

@@ -198,6 +198,15 @@ def write_file(path: Path, data: bytes) -> None:
     publish_file(temporary, path)
 
 
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a report that people read, too, so that it is there whole or not at all.
+
+    Raises:
+        WriteError: the disk refused it.
+    """
+    write_file(path, json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
+
+
 def sync_folder(path: Path) -> None:
     """Make renames in a folder durable."""
     if os.name == "nt":

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dlas_store.commit import Commit, SealedShard, read_shard
 from dlas_store.errors import NotASourceError, StoreError
@@ -40,6 +40,15 @@ class ReindexSummary:
     images: int = 0
     patches: int = 0
     left_out: list[LeftOutShard] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the summary in JSON types."""
+        return {
+            "shards": self.shards,
+            "images": self.images,
+            "patches": self.patches,
+            "skipped": [{"shard": path.name, "reason": reason} for path, reason in self.left_out],
+        }
 
 
 def reindex(store: Path, *, workers: int | None = None) -> ReindexSummary:

@@ -6,7 +6,7 @@ import argparse
 import re
 from collections.abc import Sequence
 
-WORKERS_HELP = "processes (default: one a core); 0: work in this one"
+WORKERS_HELP = "processes (default: one a core; 0: work in this one)"
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _LINES_SHOWN = 20

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
+from dlas_store.compare import Finding, VerifyReport, compare
 from dlas_store.errors import (
     DamagedError,
     ForeignShardError,
@@ -25,44 +25,9 @@ from dlas_store.shard_directory import read_directory
 from dlas_store.source import REFERENCE_FILE
 from dlas_store.store import Store
 
+__all__ = ["Finding", "Sample", "VerifyReport", "verify"]
+
 _IMAGES_A_PART = 256
-
-
-class Finding(NamedTuple):
-    """Something wrong.
-
-    Attributes:
-        shard: file name of the shard or index, "" where it is no matter of one.
-        image: the image's name, "" where it is not known.
-        patch: the patch's file name (or ref.jpg, centers.pt), "" for the image or shard as a whole.
-        kind: ``damaged`` (bytes are not what was written), ``missing`` or ``foreign`` (a shard is not there, or is
-            another store's), ``index`` (index and shard disagree), ``differs``, ``not in store``, ``not in source``.
-        message: what is wrong and what to do.
-    """
-
-    shard: str
-    image: str
-    patch: str
-    kind: str
-    message: str
-
-
-@dataclass(kw_only=True)
-class VerifyReport:
-    """What a check came to.
-
-    Attributes:
-        checked: number of values (or files) that were compared.
-        findings: what is wrong.
-    """
-
-    checked: int = 0
-    findings: list[Finding] = field(default_factory=list)
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing is wrong."""
-        return not self.findings
 
 
 class Sample(NamedTuple):
@@ -97,12 +62,18 @@ class _Part(NamedTuple):
 
 
 def verify(
-    path: Path, *, workers: int | None = None, quick: bool = False, sample: Sample | None = None
+    path: Path,
+    against: Path | None = None,
+    *,
+    workers: int | None = None,
+    quick: bool = False,
+    sample: Sample | None = None,
 ) -> VerifyReport:
     """Check every value of a store against its checksum, and its index against its shards.
 
     Args:
         path: the store's folder, its index.lmdb, or a single shard.
+        against: a folder or store that it should be the same as; compared file by file if nothing else is wrong.
         workers: number of processes; None takes one a core, 0 works in this process.
         quick: check structure and sizes only: all of the index, that the shards are there, are the right ones and
             have the right size, and that the keys and places in their tree pages are those that the index names. No
@@ -110,9 +81,18 @@ def verify(
         sample: check only so many patches and references; all metadata and the structure are checked nevertheless.
 
     Raises:
-        NotASourceError: no store at all. What is wrong with one is a finding, not an error.
+        NotASourceError: no store at all, or no source to compare with. What is wrong with a store is a finding, not an
+            error.
+        DamagedError: the source to compare with cannot be opened.
         FormatVersionError: written by a later version.
     """
+    report = _verify_store(path, None if quick else sample or _ALL, workers)
+    if against is not None and report.ok:
+        report.add(compare(path, against, workers=workers))
+    return report
+
+
+def _verify_store(path: Path, sample: Sample | None, workers: int | None) -> VerifyReport:
     report = VerifyReport()
     try:
         store = Store(path, check_shards=False)
@@ -124,15 +104,10 @@ def verify(
         report.findings += _verify_index(store)
         if report.findings:
             return report
+        parts = _parts(store, sample)
         with progress_bar(len(store), "verifying") as bar:
-            for part in run_in_order(
-                _verify_part,
-                _parts(store, None if quick else sample or _ALL),
-                workers=count_workers(workers),
-                bar=bar,
-            ):
-                report.checked += part.checked
-                report.findings += part.findings
+            for part in run_in_order(_verify_part, parts, workers=count_workers(workers), bar=bar):
+                report.add(part)
     return report
 
 

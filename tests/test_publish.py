@@ -14,8 +14,17 @@ from pathlib import Path
 import pytest
 from small_stores import NOBODY, content_of, in_child, make_store, public_folder, small_folder, state_of
 
+from dlas_store.commit import Commit
 from dlas_store.errors import BusyError, StoreError, TargetExistsError, WriteError
-from dlas_store.publish import StagingDirectory, check_free_space, publish_file, write_file
+from dlas_store.publish import (
+    CONTENT,
+    LOCK_FILE,
+    PLAN_FILE,
+    StagingDirectory,
+    check_free_space,
+    publish_file,
+    write_file,
+)
 from dlas_store.store import Store
 
 
@@ -131,6 +140,41 @@ def test_a_folder_inside_may_be_published_and_the_rest_goes(target: Path) -> Non
         (partial.path / "plan.json").write_text("{}")
         partial.publish(partial.path / "tree")
     assert set(state_of(target.parent)) == {".", "store.lmdb", "store.lmdb/file"}
+
+
+def test_recovery_removes_what_a_run_left_that_had_published_its_content(target: Path) -> None:
+    StagingDirectory.recover(target)
+    assert not target.with_name("store.lmdb.partial").exists()
+    with StagingDirectory(target) as partial:
+        (partial.path / CONTENT).mkdir()
+        (partial.path / PLAN_FILE).write_text("{}")
+    StagingDirectory.recover(target)
+    assert {file.name for file in partial.path.iterdir()} == {CONTENT, PLAN_FILE, LOCK_FILE}
+    (partial.path / CONTENT).rmdir()
+    StagingDirectory.recover(target, lambda staging: not (staging / PLAN_FILE).exists())
+    assert partial.path.exists()
+    StagingDirectory.recover(target)
+    assert not partial.path.exists()
+
+
+@pytest.mark.usefixtures("impatient")
+def test_recovery_leaves_a_writer_at_work_alone(target: Path) -> None:
+    with holder(target):
+        with pytest.raises(BusyError):
+            StagingDirectory.recover(target)
+        assert (target.with_name("store.lmdb.partial") / "work").exists()
+
+
+def test_recovery_removes_a_lock_from_a_store_and_from_nothing_else(target: Path, tmp_path: Path) -> None:
+    make_store(small_folder(tmp_path / "source", "a"), target)
+    other = tmp_path / "other"
+    other.mkdir()
+    for folder in (target, other):
+        (folder / LOCK_FILE).touch()
+        Commit.recover(folder)
+    Commit.recover(tmp_path / "none")
+    assert not (target / LOCK_FILE).exists()
+    assert (other / LOCK_FILE).exists()
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, Path.touch], ids=["folder", "file"])

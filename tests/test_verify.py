@@ -361,6 +361,14 @@ class TestCompare:
         assert compare(pristine, folder, workers=workers) == VerifyReport(checked=18)
         assert state_of(folder) == before
 
+    def test_verify_compares_what_it_finds_sound(self, folder: Path, store: Path, tmp_path: Path) -> None:
+        report = verify(store, folder, workers=0)
+        assert (report.ok, report.checked) == (True, verify(store).checked + compare(store, folder).checked)
+        other = small_folder(tmp_path / "other", "a", seed=1)
+        assert verify(store, against=other).findings == compare(store, other).findings != []
+        shards_of(store)[0].unlink()
+        assert findings(verify(store, other)) == [("shard-00000.lmdb", "", "", "missing")]
+
     def test_the_samples_are_as_their_source(self, tmp_path: Path) -> None:
         store = make_store(DATA / "chunked", tmp_path / "sample.lmdb", shard_size=500_000)
         report = compare(store, DATA / "chunked")

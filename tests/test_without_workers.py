@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -13,10 +14,12 @@ import pytest
 from cli import done, error_line, run
 from photo_files import encoded, scene
 from samples import DATA
-from small_stores import flip_in, make_store, small_folder
+from small_stores import flip_in, make_store, shards_of, small_folder
 from trees import read, write
 
+from dlas_store.cli import main
 from dlas_store.compare import compare
+from dlas_store.converters import import_shards
 from dlas_store.converters.exporting import export_store
 from dlas_store.converters.extraction.estimating import estimate
 from dlas_store.converters.extraction.extracting import extract
@@ -24,6 +27,7 @@ from dlas_store.converters.extraction.options import ExtractOptions
 from dlas_store.converters.importing import import_store
 from dlas_store.converters.salvaging import salvage
 from dlas_store.errors import ConfigError, DamagedError, ImportFailedError
+from dlas_store.pixels import Size, check_picture
 from dlas_store.reindex import reindex
 from dlas_store.verify import verify
 
@@ -166,6 +170,27 @@ def test_the_command_line_takes_it(folder: Path, photos: Path, tmp_path: Path) -
 def test_an_error_in_a_job_is_one_line_of_the_command(damaged: Path, tmp_path: Path) -> None:
     line = error_line(run("export", "--workers", "0", damaged, tmp_path / "back"))
     assert "00000001.png of image 'image 1'" in line
+
+
+def test_ctrl_c_ends_the_command_and_the_same_command_goes_on(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, checked = tmp_path / "new.lmdb", count()
+    command = ["import", "--workers", "0", "--shard-size", "1", str(folder), str(store)]
+
+    def check(data: bytes, *, decode_all: bool) -> Size:
+        if next(checked) == 12:
+            signal.raise_signal(signal.SIGINT)
+        return check_picture(data, decode_all=decode_all)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(import_shards, "check_picture", check)
+        assert main(command) == 130
+    assert capsys.readouterr().err == "dlas-store: interrupted; run the same command again to go on from here\n"
+    assert not store.exists()
+    assert len(shards_of(tmp_path / "new.lmdb.partial")) == 2
+    assert main(command) == 0
+    assert compare(store, folder, workers=0).ok
 
 
 def test_fewer_workers_than_none_are_refused(folder: Path, photos: Path, tmp_path: Path) -> None:

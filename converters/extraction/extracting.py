@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from dlas_store.commit import Commit, plan_commit
 from dlas_store.converters.extraction.folder_jobs import FolderJob, Settling, build_images
@@ -20,7 +20,7 @@ from dlas_store.converters.extraction.task import Task, prepare
 from dlas_store.errors import write_errors
 from dlas_store.extra_fields import EXTRA_FILE
 from dlas_store.processes import progress_bar, run_in_order
-from dlas_store.publish import CONTENT, StagingDirectory, write_file
+from dlas_store.publish import CONTENT, StagingDirectory, write_json
 
 
 @dataclass(kw_only=True)
@@ -52,9 +52,9 @@ class ExtractSummary:
         self.payload_bytes += group.payload_bytes
         self.skipped += group.skipped
 
-    def as_json(self) -> bytes:
-        """Return the summary as the report file has it."""
-        content = {
+    def as_dict(self) -> dict[str, Any]:
+        """Return the summary in JSON types, as the report file has it."""
+        return {
             "images": self.images,
             "patches": self.patches,
             "bytes": self.payload_bytes,
@@ -63,7 +63,6 @@ class ExtractSummary:
             "present": self.present,
             "changed": self.changed,
         }
-        return json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n"
 
 
 def extract(
@@ -115,7 +114,7 @@ def extract(
         summary.skipped.sort()
         summary.seconds = time.monotonic() - started
         if report is not None:
-            write_file(report, summary.as_json())
+            write_json(report, summary.as_dict())
     return summary
 
 

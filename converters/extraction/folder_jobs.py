@@ -69,7 +69,7 @@ def build_images(job: FolderJob, progress: Progress) -> GroupReport:
         StoppedError: the run stops.
     """
     if job.done_file.exists():
-        report = GroupReport.of_json(json.loads(job.done_file.read_bytes()))
+        report = GroupReport.from_dict(json.loads(job.done_file.read_bytes()))
         progress.advance(report.patches, report.payload_bytes)
         return report
     report = GroupReport()
@@ -143,7 +143,7 @@ def _settle(groups: list[tuple[FolderJob, GroupReport]]) -> None:
             job.building.rmdir()
         sync_folder(content)
     for job, report in groups:
-        write_file(job.done_file, json.dumps(report.as_json()).encode())
+        write_file(job.done_file, json.dumps(report.as_dict()).encode())
 
 
 def _write_photo(path: str, job: FolderJob, report: GroupReport, progress: Progress) -> list[Image]:

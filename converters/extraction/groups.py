@@ -30,11 +30,11 @@ class GroupReport:
         self.patches += patches
         self.payload_bytes += payload_bytes
 
-    def as_json(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         """Return the report in JSON types."""
         return asdict(self)
 
     @classmethod
-    def of_json(cls, fields: dict[str, Any]) -> Self:
-        """Return the report that as_json was made of."""
+    def from_dict(cls, fields: dict[str, Any]) -> Self:
+        """Return the report that as_dict was called on."""
         return cls(**fields | {"skipped": [Skipped(*skipped) for skipped in fields["skipped"]]})

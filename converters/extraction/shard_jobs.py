@@ -87,4 +87,4 @@ def _add_photo(writer: ShardWriter, path: str, job: ShardJob, progress: Progress
 
 def _report(header: ShardHeader, kept: dict[str, Any] | None) -> GroupReport:
     counts = {"images": header.images, "patches": header.patches, "payload_bytes": header.payload_bytes}
-    return GroupReport.of_json({"skipped": []} | (kept or {}) | counts)
+    return GroupReport.from_dict({"skipped": []} | (kept or {}) | counts)
