@@ -9,16 +9,6 @@ from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from types import FrameType
 
-try:
-    # What signal's functions of these names call, which take ten times as long to make enumerations of the results.
-    from _signal import getsignal as _getsignal  # type: ignore[import-not-found]
-    from _signal import signal as _set_signal
-except ImportError:  # not a part of Python that every implementation has
-    from signal import getsignal as _getsignal
-    from signal import signal as _set_signal
-
-_SIGINT = int(signal.SIGINT)
-
 _HAS_MASKS = hasattr(signal, "pthread_sigmask")  # not on Windows
 
 
@@ -32,7 +22,7 @@ def interrupt_delayed() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread is interrupted
         return
-    handler = _getsignal(_SIGINT)
+    handler = signal.getsignal(signal.SIGINT)
     came: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -43,13 +33,13 @@ def interrupt_delayed() -> Iterator[None]:
     if handler is None:  # it is not one of Python's
         yield
         return
-    _set_signal(_SIGINT, note)
+    signal.signal(signal.SIGINT, note)
     try:
         yield
     finally:
-        _set_signal(_SIGINT, handler)
+        signal.signal(signal.SIGINT, handler)
         if came:
-            signal.raise_signal(_SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
 
 @contextmanager

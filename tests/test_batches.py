@@ -424,8 +424,9 @@ def test_what_an_item_is_named_after_is_announced(name: str, data: Path, monkeyp
 
 
 FAULTS = """
-import resource, numpy as np
-from dlas_store.datasets.batches import StackingBuilder, new_array
+import resource, sys, numpy as np
+from torch.utils.data import Dataset
+from dlas_store.datasets import create_dataloader
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -433,15 +434,24 @@ def faults():
         np.ones((3, 256, 256), np.float32), np.ones((3, 256, 256), np.float32), np.ones((4, 256, 256), np.float32)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-StackingBuilder(lambda draw: {}, [], new_array)
-faults()
-print(faults())
+class Faults(Dataset):
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return faults()
+
+opt = {"phase": "train", "batch_size": 1, "loader": sys.argv[1], "n_workers": int(sys.argv[2]), "n_threads": 1}
+print(int(list(create_dataloader(Faults(), opt))[-1]))
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep memory by other rules")
-def test_memory_of_an_item_is_that_of_the_item_before() -> None:
-    done = subprocess.run([sys.executable, "-c", FAULTS], check=True, capture_output=True, text=True)
+@pytest.mark.parametrize(("loader", "workers"), [("threads", 1), ("workers", 0), ("workers", 1)])
+def test_memory_of_an_item_is_that_of_the_item_before(loader: str, workers: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS, loader, str(workers)], check=True, capture_output=True, text=True
+    )
     assert int(done.stdout) < 200  # of 60 arrays of 192 pages and more
 
 

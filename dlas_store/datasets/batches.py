@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -146,7 +145,6 @@ class StackingBuilder:
         self._make_item = make_item
         self._draws = draws
         self._allocate = allocate
-        _keep_freed_memory()
         self._lock = threading.Lock()
         self._arrays: dict[str, NDArray[Any]] = {}
         self._items: list[dict[str, Any]] = [{}] * len(draws)
@@ -189,20 +187,6 @@ class StackingBuilder:
 
 
 _IN_BATCH = object()
-
-
-@cache
-def _keep_freed_memory() -> None:
-    """Let what arrays of an item are freed to stay with the process, where the next item's come from.
-
-    glibc gives memory back to the system once twice the largest block that it ever freed lies at the end of a heap; the
-    system has to clear every page of it when it is taken again. It learns from blocks of up to 32 MiB, which need not
-    be written to.
-    """
-    np.empty(_LARGEST_LEARNT_FROM, np.uint8)
-
-
-_LARGEST_LEARNT_FROM = (32 << 20) - (1 << 16)
 
 
 def check_one_size(path_of: Callable[[int], str], sizes: Sequence[tuple[int, ...]], *, advice: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch.utils.data import Dataset, Sampler, default_collate
 
-from dlas_store.datasets.batch_memory import BatchMemory, pinned
+from dlas_store.datasets.batch_memory import BatchMemory, keep_freed_memory_in_process, pinned
 from dlas_store.datasets.batch_order import Batch, EpochBatches
 from dlas_store.datasets.batch_threads import BatchThreads
 from dlas_store.datasets.batches import Allocate, BatchTransform, BatchWork, Collate, CollatingBuilder
@@ -74,6 +74,7 @@ class ThreadsLoader(Loader):
 
     def __iter__(self) -> Iterator[Any]:
         """Give the batches of an epoch."""
+        keep_freed_memory_in_process()
         epoch, batches = self._batches.begin()
         upcoming = self._announced(batches)
         making: deque[Future[Any]] = deque()

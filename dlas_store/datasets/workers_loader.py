@@ -17,6 +17,7 @@ import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
+from dlas_store.datasets.batch_memory import keep_freed_memory_in_process
 from dlas_store.datasets.batch_order import Batch, EpochBatches
 from dlas_store.datasets.batch_threads import BatchThreads
 from dlas_store.datasets.batches import Allocate, BatchTransform, BatchWork, Collate, new_array
@@ -70,6 +71,8 @@ class WorkersLoader(Loader):
 
     def __iter__(self) -> Iterator[Any]:
         """Give the batches of an epoch."""
+        if not self.num_workers:
+            keep_freed_memory_in_process()
         epoch, batches = self._batches.begin()
         # Memory is shared by the workers of an epoch, and there may be several epochs at a time.
         slots = new_slots(self.num_workers)
@@ -191,6 +194,7 @@ def _as_it_is(batch: Any) -> Any:
 
 def _start_worker(_: int) -> None:
     leave_interrupts_to_parent()
+    keep_freed_memory_in_process()
     # Whoever sends the first tensor makes a socket in a temporary folder, which the end of the process removes. Batches
     # are sent by a thread that this end does not wait for: beside it, it would leave the folder behind.
     ForkingPickler.dumps(torch.zeros(1).share_memory_())  # type: ignore[no-untyped-call]
