@@ -31,7 +31,7 @@ from trees import centers_file, write
 from dlas_store.centers import write_centers
 from dlas_store.converters.importing import import_store
 from dlas_store.datasets import create_dataset, references, zero_pad
-from dlas_store.datasets.batch_threads import BatchThreads
+from dlas_store.datasets.batch_threads import BatchExecutor
 from dlas_store.datasets.draws import Draw
 from dlas_store.datasets.item_dataset import ItemDataset
 from dlas_store.datasets.planes import to_unit
@@ -364,9 +364,9 @@ class NotedWork:
 
 def test_as_many_threads_share_a_batch_as_was_said_last() -> None:
     with ThreadPoolExecutor(2) as pool:
-        making = BatchThreads(pool, parts=4)
+        making = BatchExecutor(pool, parts=4)
         for parts in (4, 1, 2):
-            making.share_among(parts)
+            making.split_into(parts)
             for make in (making.make, lambda work: making.begin_and_make(lambda: work)):
                 work = NotedWork()
                 assert make(work).result() == 8
@@ -701,7 +701,7 @@ class Parts:
 @pytest.mark.parametrize("parts", [1, 2, 5])
 def test_parts_cover_every_item_once(threads: int, count: int, parts: int) -> None:
     with ThreadPoolExecutor(threads) as pool:
-        making = BatchThreads(pool, parts=parts)
+        making = BatchExecutor(pool, parts=parts)
         futures = [making.make(Parts(count)), *(making.begin_and_make(lambda: Parts(count)) for _ in range(4))]
         for future in futures:
             made = future.result(60)
@@ -712,7 +712,7 @@ def test_parts_cover_every_item_once(threads: int, count: int, parts: int) -> No
 @pytest.mark.parametrize("fails_at", [0, 3, 6])
 def test_an_error_in_any_part_is_that_of_the_batch(fails_at: int) -> None:
     with ThreadPoolExecutor(2) as pool:
-        making = BatchThreads(pool, parts=3)
+        making = BatchExecutor(pool, parts=3)
         for _ in range(20):
             for future in (
                 making.make(Parts(7, fails_at=fails_at)),
@@ -741,7 +741,7 @@ def test_a_batch_that_was_begun_is_made_before_another_is_begun() -> None:
             seen.append((self.number, start))
 
     with ThreadPoolExecutor(1) as pool:
-        making = BatchThreads(pool, parts=4)
+        making = BatchExecutor(pool, parts=4)
         all_submitted = threading.Event()
         pool.submit(all_submitted.wait)
         futures = [making.begin_and_make(partial(Seen, number)) for number in range(3)]

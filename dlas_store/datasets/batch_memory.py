@@ -20,7 +20,7 @@ _SMALL_BYTES = 1 << 16
 """Below this numpy's own allocator is as fast."""
 
 
-class BatchMemory:
+class BufferPool:
     """Gives arrays, and gives their memory again when no array, tensor or view of it is left.
 
     So a batch may be kept for as long as anyone likes: it then keeps its memory. New memory costs as much time as

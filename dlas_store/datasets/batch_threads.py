@@ -13,7 +13,7 @@ from typing import Any
 from dlas_store.datasets.batches import BatchWork
 
 
-class BatchThreads:
+class BatchExecutor:
     """Lets a pool make batches.
 
     A thread that is free takes a part of a batch that was begun before it begins another one, so that batches come one
@@ -27,7 +27,7 @@ class BatchThreads:
         self._begun: deque[Callable[[], None]] = deque()
         self._waiting: deque[Callable[[], None]] = deque()
 
-    def share_among(self, parts: int) -> None:
+    def split_into(self, parts: int) -> None:
         """Let another number of threads share each batch from now on."""
         self._parts = parts
 

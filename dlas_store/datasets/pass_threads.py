@@ -20,8 +20,8 @@ _PATIENCE_SECONDS = 5.0
 """Of a fork with jobs that do not come to an end, such as one that waits for another pool's, which stands still."""
 
 
-class PassThreads(ThreadPoolExecutor):
-    """A pool of threads beside which, and right after which, standing_still() lets worker processes be forked.
+class ForkSafeThreadPool(ThreadPoolExecutor):
+    """A pool of threads beside which, and right after which, paused_for_fork() lets worker processes be forked.
 
     A forked process has the thread that forked it alone, but every lock as it was: one that another thread held stays
     locked for ever. Python sees to its own locks, OpenCV does not to its. Threads take those while they work, and once
@@ -88,7 +88,7 @@ class PassThreads(ThreadPoolExecutor):
 
 
 @contextmanager
-def standing_still() -> Iterator[None]:
+def paused_for_fork() -> Iterator[None]:
     """Let the pools of this process do nothing meanwhile; what they have begun is awaited, for some seconds."""
     me = threading.get_ident()
     try:

@@ -36,7 +36,7 @@ class Readahead:
         self._seen = _disk_reads()
         self._left = _FIRST_BATCHES
 
-    def announce(self, draws: Sequence[Draw]) -> None:
+    def prefetch(self, draws: Sequence[Draw]) -> None:
         """Announce a batch that will be read soon."""
         reads = _disk_reads()
         if reads > self._seen:

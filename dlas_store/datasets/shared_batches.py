@@ -44,7 +44,7 @@ class Sent(NamedTuple):
     shape: tuple[int, ...]
 
 
-class SharedMemory:
+class SharedBufferPool:
     """A worker's side: gives the memory of batches, and sends them without a copy."""
 
     def __init__(self, slots: torch.Tensor, worker: int) -> None:
@@ -70,7 +70,7 @@ class SharedMemory:
         return array
 
     def send(self, batch: Any) -> Any:
-        """Return a batch in the form that Receiver takes; what was allocated and is not in it is free again."""
+        """Return a batch in the form that BufferReceiver takes; what was allocated and is not in it is free again."""
         sent = batch
         if isinstance(batch, dict):
             sent = {key: self._send(value) for key, value in batch.items()}
@@ -107,7 +107,7 @@ def _new_shared(shape: tuple[int, ...], kind: torch.dtype) -> torch.Tensor:
     return memory[DECODING_OFFSET:].view(shape)  # type: ignore[no-any-return]
 
 
-class Receiver:
+class BufferReceiver:
     """The side of whoever reads: gives batches, and frees their slots once nothing refers to them."""
 
     def __init__(self, slots: torch.Tensor, *, pin_memory: bool) -> None:

@@ -11,17 +11,17 @@ from typing import Any
 
 from torch.utils.data import Dataset, Sampler, default_collate
 
-from dlas_store.datasets.batch_memory import BatchMemory, keep_freed_memory_in_process, pinned
+from dlas_store.datasets.batch_memory import BufferPool, keep_freed_memory_in_process, pinned
 from dlas_store.datasets.batch_order import Batch, EpochBatches
-from dlas_store.datasets.batch_threads import BatchThreads
+from dlas_store.datasets.batch_threads import BatchExecutor
 from dlas_store.datasets.batches import Allocate, BatchTransform, BatchWork, Collate, CollatingBuilder
 from dlas_store.datasets.item_dataset import ItemDataset
-from dlas_store.datasets.pass_threads import PassThreads
+from dlas_store.datasets.pass_threads import ForkSafeThreadPool
 from dlas_store.datasets.passes import Loader
 from dlas_store.datasets.readahead import Readahead
 from dlas_store.interrupts import interrupt_delayed
 
-BATCHES_AHEAD = 3
+PREFETCH_BATCHES = 3
 """How many batches are made while one is read: two keep all threads busy, one more evens out slow ones."""
 
 _ANNOUNCED_AHEAD = 4
@@ -38,7 +38,7 @@ class ThreadsLoader(Loader):
     with the pass: at its end, when its iterator is closed or forgotten, or when an item raises, which the pass passes
     on. The dataset is used by several threads at a time; those of this library may be. A WorkersLoader may fork its
     processes beside a pass and after one, since it waits for a moment when the threads do nothing; whoever else forks
-    should not do so beside a pass (see PassThreads).
+    should not do so beside a pass (see ForkSafeThreadPool).
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class ThreadsLoader(Loader):
         self.collate_fn = collate_fn
         self.pin_memory = pin_memory
         self._to_device = to_device
-        self._memory = BatchMemory(BATCHES_AHEAD + 2)
+        self._memory = BufferPool(PREFETCH_BATCHES + 2)
 
     def __iter__(self) -> Iterator[Any]:
         """Give the batches of an epoch."""
@@ -79,8 +79,8 @@ class ThreadsLoader(Loader):
         upcoming = self._announced(batches)
         making: deque[Future[Any]] = deque()
         process = os.getpid()
-        pool = PassThreads(self.num_threads)
-        threads = BatchThreads(pool, parts=self.num_threads)
+        pool = ForkSafeThreadPool(self.num_threads)
+        threads = BatchExecutor(pool, parts=self.num_threads)
         try:
             # Begun here, so that all threads make the first batch before any begins the second.
             with interrupt_delayed():
@@ -90,7 +90,7 @@ class ThreadsLoader(Loader):
                     wait(making, timeout=_FIRST_ALONE_SECONDS)
             while True:
                 with interrupt_delayed():
-                    while len(making) < BATCHES_AHEAD and (batch := next(upcoming, None)) is not None:
+                    while len(making) < PREFETCH_BATCHES and (batch := next(upcoming, None)) is not None:
                         making.append(threads.begin_and_make(partial(self._begin, batch)))
                     if not making:
                         break
@@ -98,7 +98,7 @@ class ThreadsLoader(Loader):
                 if not epoch.delivered:
                     # Nobody waits for a batch any more. Few parts, for each is handed to a thread: as many as keep all
                     # busy while one batch more waits for them.
-                    threads.share_among(-(-self.num_threads // (BATCHES_AHEAD - 1)))
+                    threads.split_into(-(-self.num_threads // (PREFETCH_BATCHES - 1)))
                 epoch.delivered += 1
                 yield made if self._to_device is None else self._to_device.make(made)
                 del made  # its memory is free for the next one as soon as the reader lets go of it
@@ -119,7 +119,7 @@ class ThreadsLoader(Loader):
         waiting: deque[Batch] = deque()
         ahead = 0  # of the first one, for which the threads wait
         for batch in batches:
-            readahead.announce(batch)
+            readahead.prefetch(batch)
             waiting.append(batch)
             if len(waiting) > ahead:
                 yield waiting.popleft()

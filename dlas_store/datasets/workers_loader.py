@@ -19,11 +19,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from dlas_store.datasets.batch_memory import keep_freed_memory_in_process
 from dlas_store.datasets.batch_order import Batch, EpochBatches
-from dlas_store.datasets.batch_threads import BatchThreads
+from dlas_store.datasets.batch_threads import BatchExecutor
 from dlas_store.datasets.batches import Allocate, BatchTransform, BatchWork, Collate, new_array
-from dlas_store.datasets.pass_threads import standing_still
+from dlas_store.datasets.pass_threads import paused_for_fork
 from dlas_store.datasets.passes import Loader
-from dlas_store.datasets.shared_batches import Receiver, SharedMemory, new_slots
+from dlas_store.datasets.shared_batches import BufferReceiver, SharedBufferPool, new_slots
 from dlas_store.datasets.threads_loader import begin_batch
 from dlas_store.interrupts import interrupt_delayed, leave_interrupts_to_parent, processes_start
 
@@ -87,13 +87,13 @@ class WorkersLoader(Loader):
             worker_init_fn=_start_worker,
             multiprocessing_context=self._start_method if self.num_workers else None,
         )
-        receiver = Receiver(slots, pin_memory=self.pin_memory)
+        receiver = BufferReceiver(slots, pin_memory=self.pin_memory)
         start_method = self._start_method or multiprocessing.get_start_method()
         forks = start_method == "fork"
         starting = processes_start(start_method) if self.num_workers else nullcontext()
         processes = _WorkerProcesses()
         try:
-            with starting, standing_still() if self.num_workers and forks else nullcontext():
+            with starting, paused_for_fork() if self.num_workers and forks else nullcontext():
                 iterator = iter(loader)
                 processes.are_of(iterator)
             while True:
@@ -165,8 +165,8 @@ class _WholeBatches(Dataset[Any]):
         self._collate_fn = collate_fn
         self._slots = slots
         self._raw = raw
-        self._memory: SharedMemory | None = None
-        self._pool: BatchThreads | None = None
+        self._memory: SharedBufferPool | None = None
+        self._pool: BatchExecutor | None = None
 
     def __getitems__(self, batch: Sequence[Any]) -> Any:
         worker = get_worker_info()
@@ -175,9 +175,9 @@ class _WholeBatches(Dataset[Any]):
             work.fill(0, len(work))
             return work.finish()
         if self._memory is None:
-            self._memory = SharedMemory(self._slots, worker.id)
+            self._memory = SharedBufferPool(self._slots, worker.id)
             if self._threads > 1:
-                self._pool = BatchThreads(ThreadPoolExecutor(self._threads), parts=self._threads)
+                self._pool = BatchExecutor(ThreadPoolExecutor(self._threads), parts=self._threads)
         work = self._begin(batch, self._memory.allocate)
         if self._pool is not None:
             return self._memory.send(self._pool.make(work).result())
