@@ -16,7 +16,7 @@ from benchmarks.read_contenders import LIMIT
 from benchmarks.reading import Reading
 from dlas_store.aligned_memory import Pixels, empty_aligned
 from dlas_store.datasets import create_dataset
-from dlas_store.datasets.batch_memory import BatchMemory
+from dlas_store.datasets.batch_memory import BufferPool
 from dlas_store.datasets.item_dataset import ItemDataset
 from dlas_store.pixels import Size, empty_pixels
 from dlas_store.processes import available_cores
@@ -38,7 +38,7 @@ def loader_steps(reading: Reading, source: Source) -> dict[str, Callable[[], obj
     places = [list(empty_pixels(shape)) for _ in range(_BATCHES_HELD)]
     limit = DecodeLimit(encoded, size=Size(*shape[1:3]), batch=reading.batch, threads=threads)
     dataset = create_dataset(reading.options(reading.data))
-    memory = BatchMemory(_BATCHES_HELD)
+    memory = BufferPool(_BATCHES_HELD)
     loader = prepare_loader(reading, reading.data, loader="threads")()
 
     def over_patches(
@@ -80,7 +80,7 @@ def _each(threads: int, work: Callable[[int], None], numbers: Iterable[int]) -> 
         list(pool.map(work, numbers))
 
 
-def _make(dataset: Any, batch: Sequence[Any], memory: BatchMemory) -> None:
+def _make(dataset: Any, batch: Sequence[Any], memory: BufferPool) -> None:
     assert isinstance(dataset, ItemDataset)
     work = dataset.begin_batch(batch, memory.of_batch())
     work.fill(0, len(work))

@@ -1,4 +1,4 @@
-"""Ctrl-C where it would do harm: while locks are taken, and while processes start."""
+"""Delays of Ctrl-C where it would do harm: while locks are taken, and while processes start."""
 
 from __future__ import annotations
 
@@ -9,16 +9,6 @@ from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from types import FrameType
 
-try:
-    # What signal's functions of these names call, which take ten times as long to make enumerations of the results.
-    from _signal import getsignal as _getsignal  # type: ignore[import-not-found]
-    from _signal import signal as _set_signal
-except ImportError:  # not a part of Python that every implementation has
-    from signal import getsignal as _getsignal
-    from signal import signal as _set_signal
-
-_SIGINT = int(signal.SIGINT)
-
 _HAS_MASKS = hasattr(signal, "pthread_sigmask")  # not on Windows
 
 
@@ -27,29 +17,29 @@ def interrupt_delayed() -> Iterator[None]:
     """Let Ctrl-C wait until the block is over; pressed again, it takes effect at once.
 
     Python's conditions stay locked where an interrupt comes between the taking of their lock and the begin of the block
-    that gives it back; whoever cleans up then waits for it for ever. Queues, futures and pools are made of them.
+    that gives it back; the clean-up then waits for it for ever. Queues, futures and pools are made of them.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread is interrupted
         return
-    handler = _getsignal(_SIGINT)
-    came: list[int] = []
+    handler = signal.getsignal(signal.SIGINT)
+    signals: list[int] = []
 
-    def note(number: int, frame: FrameType | None) -> None:
-        if came and callable(handler):
+    def note_signal(number: int, frame: FrameType | None) -> None:
+        if signals and callable(handler):
             handler(number, frame)
-        came.append(number)
+        signals.append(number)
 
     if handler is None:  # it is not one of Python's
         yield
         return
-    _set_signal(_SIGINT, note)
+    signal.signal(signal.SIGINT, note_signal)
     try:
         yield
     finally:
-        _set_signal(_SIGINT, handler)
-        if came:
-            signal.raise_signal(_SIGINT)
+        signal.signal(signal.SIGINT, handler)
+        if signals:
+            signal.raise_signal(signal.SIGINT)
 
 
 @contextmanager
@@ -68,11 +58,11 @@ def processes_start(start_method: str) -> Iterator[None]:
             return
         if start_method != "fork":
             resource_tracker.ensure_running()  # it would be started in the block, and let signals through again
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        blocked_signals = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
             yield
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked_signals)
 
 
 def leave_interrupts_to_parent() -> None:

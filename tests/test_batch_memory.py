@@ -23,10 +23,10 @@ from trees import write
 
 from dlas_store.converters.importing import import_store
 from dlas_store.datasets import SingleImageDataset
-from dlas_store.datasets.batch_memory import BatchMemory
+from dlas_store.datasets.batch_memory import BufferPool
 from dlas_store.datasets.passes import Loader
 from dlas_store.datasets.samplers import EpochSampler
-from dlas_store.datasets.threads_loader import BATCHES_AHEAD, ThreadsLoader
+from dlas_store.datasets.threads_loader import PREFETCH_BATCHES, ThreadsLoader
 from dlas_store.datasets.workers_loader import WorkersLoader
 
 BIG = (1 << 17,)
@@ -77,7 +77,7 @@ def assert_equal(batch: dict[str, Any], other: dict[str, torch.Tensor]) -> None:
 
 
 def test_memory_in_use_is_given_to_nobody_else() -> None:
-    memory = BatchMemory(2)
+    memory = BufferPool(2)
     arrays = [memory.of_batch()(BIG, np.uint8) for _ in range(6)]
     assert len({array.ctypes.data for array in arrays}) == 6
     for number, array in enumerate(arrays):
@@ -86,7 +86,7 @@ def test_memory_in_use_is_given_to_nobody_else() -> None:
 
 
 def test_memory_that_nobody_uses_is_given_again() -> None:
-    memory = BatchMemory(4)
+    memory = BufferPool(4)
     first = memory.of_batch()(BIG, np.uint8)
     place = first.ctypes.data
     other = memory.of_batch()(BIG, np.uint8)
@@ -115,7 +115,7 @@ HOLDERS: dict[str, Callable[[Array], object]] = {
 
 @pytest.mark.parametrize("kind", HOLDERS)
 def test_any_reference_keeps_memory(kind: str) -> None:
-    memory = BatchMemory(2)
+    memory = BufferPool(2)
     array = memory.of_batch()(BIG, np.uint8)
     place = array.ctypes.data
     holder = HOLDERS[kind](array)
@@ -127,7 +127,7 @@ def test_any_reference_keeps_memory(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", HOLDERS)
 def test_memory_is_free_once_the_reference_is_gone(kind: str) -> None:
-    memory = BatchMemory(4)
+    memory = BufferPool(4)
     array = memory.of_batch()(BIG, np.uint8)
     place = array.ctypes.data
     holder = HOLDERS[kind](array)
@@ -137,7 +137,7 @@ def test_memory_is_free_once_the_reference_is_gone(kind: str) -> None:
 
 
 def test_shapes_and_types_have_memory_of_their_own() -> None:
-    memory = BatchMemory(2)
+    memory = BufferPool(2)
     for shape, dtype in (
         ((4, 1 << 16), np.uint8),
         ((4, 1 << 15), np.int16),
@@ -153,7 +153,7 @@ def test_shapes_and_types_have_memory_of_their_own() -> None:
 
 
 def test_threads_never_share_memory() -> None:
-    memory = BatchMemory(3)
+    memory = BufferPool(3)
     start = threading.Barrier(4)
 
     def use(number: int) -> bool:
@@ -172,7 +172,7 @@ def test_threads_never_share_memory() -> None:
 
 
 def test_a_process_forked_beside_threads_that_allocate_can_allocate() -> None:
-    memory = BatchMemory(3)
+    memory = BufferPool(3)
     going = True
 
     def use() -> None:
@@ -302,7 +302,7 @@ def test_memory_of_dropped_batches_is_used_again(threads: int, scale: int, store
     assert shapes == {(BATCH, 1, 3, 32, 32), (BATCH, 1, 4, 32, 32)}
     arrays = len(shapes) * (2 if scale == 1 else 1)  # where LQ is as large as HQ, and else too small to be kept
     assert len(given) == 48 * arrays
-    assert len(places) <= arrays * (BATCHES_AHEAD + 2)
+    assert len(places) <= arrays * (PREFETCH_BATCHES + 2)
     assert all(array() is not None for array in given)  # so none was let go, and made anew
 
 

@@ -31,7 +31,7 @@ from trees import centers_file, write
 from dlas_store.centers import write_centers
 from dlas_store.converters.importing import import_store
 from dlas_store.datasets import create_dataset, references, zero_pad
-from dlas_store.datasets.batch_threads import BatchThreads
+from dlas_store.datasets.batch_threads import BatchExecutor
 from dlas_store.datasets.draws import Draw
 from dlas_store.datasets.item_dataset import ItemDataset
 from dlas_store.datasets.planes import to_unit
@@ -364,9 +364,9 @@ class NotedWork:
 
 def test_as_many_threads_share_a_batch_as_was_said_last() -> None:
     with ThreadPoolExecutor(2) as pool:
-        making = BatchThreads(pool, parts=4)
+        making = BatchExecutor(pool, parts=4)
         for parts in (4, 1, 2):
-            making.share_among(parts)
+            making.split_into(parts)
             for make in (making.make, lambda work: making.begin_and_make(lambda: work)):
                 work = NotedWork()
                 assert make(work).result() == 8
@@ -424,8 +424,9 @@ def test_what_an_item_is_named_after_is_announced(name: str, data: Path, monkeyp
 
 
 FAULTS = """
-import resource, numpy as np
-from dlas_store.datasets.batches import StackingBuilder, new_array
+import resource, sys, numpy as np
+from torch.utils.data import Dataset
+from dlas_store.datasets import create_dataloader
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -433,15 +434,24 @@ def faults():
         np.ones((3, 256, 256), np.float32), np.ones((3, 256, 256), np.float32), np.ones((4, 256, 256), np.float32)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-StackingBuilder(lambda draw: {}, [], new_array)
-faults()
-print(faults())
+class Faults(Dataset):
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return faults()
+
+opt = {"phase": "train", "batch_size": 1, "loader": sys.argv[1], "n_workers": int(sys.argv[2]), "n_threads": 1}
+print(int(list(create_dataloader(Faults(), opt))[-1]))
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep memory by other rules")
-def test_memory_of_an_item_is_that_of_the_item_before() -> None:
-    done = subprocess.run([sys.executable, "-c", FAULTS], check=True, capture_output=True, text=True)
+@pytest.mark.parametrize(("loader", "workers"), [("threads", 1), ("workers", 0), ("workers", 1)])
+def test_memory_of_an_item_is_that_of_the_item_before(loader: str, workers: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS, loader, str(workers)], check=True, capture_output=True, text=True
+    )
     assert int(done.stdout) < 200  # of 60 arrays of 192 pages and more
 
 
@@ -691,7 +701,7 @@ class Parts:
 @pytest.mark.parametrize("parts", [1, 2, 5])
 def test_parts_cover_every_item_once(threads: int, count: int, parts: int) -> None:
     with ThreadPoolExecutor(threads) as pool:
-        making = BatchThreads(pool, parts=parts)
+        making = BatchExecutor(pool, parts=parts)
         futures = [making.make(Parts(count)), *(making.begin_and_make(lambda: Parts(count)) for _ in range(4))]
         for future in futures:
             made = future.result(60)
@@ -702,7 +712,7 @@ def test_parts_cover_every_item_once(threads: int, count: int, parts: int) -> No
 @pytest.mark.parametrize("fails_at", [0, 3, 6])
 def test_an_error_in_any_part_is_that_of_the_batch(fails_at: int) -> None:
     with ThreadPoolExecutor(2) as pool:
-        making = BatchThreads(pool, parts=3)
+        making = BatchExecutor(pool, parts=3)
         for _ in range(20):
             for future in (
                 making.make(Parts(7, fails_at=fails_at)),
@@ -731,7 +741,7 @@ def test_a_batch_that_was_begun_is_made_before_another_is_begun() -> None:
             seen.append((self.number, start))
 
     with ThreadPoolExecutor(1) as pool:
-        making = BatchThreads(pool, parts=4)
+        making = BatchExecutor(pool, parts=4)
         all_submitted = threading.Event()
         pool.submit(all_submitted.wait)
         futures = [making.begin_and_make(partial(Seen, number)) for number in range(3)]

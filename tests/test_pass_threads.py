@@ -13,7 +13,7 @@ import pytest
 from small_stores import in_child
 
 from dlas_store.datasets import pass_threads
-from dlas_store.datasets.pass_threads import PassThreads, standing_still
+from dlas_store.datasets.pass_threads import ForkSafeThreadPool, paused_for_fork
 
 PATIENCE = 60
 
@@ -44,7 +44,7 @@ class Held:
 @pytest.fixture
 def pool() -> Any:
     """Two threads, and no job left at the end."""
-    threads = PassThreads(2)
+    threads = ForkSafeThreadPool(2)
     yield threads
     threads.shutdown()
 
@@ -64,7 +64,7 @@ def is_over(thread: threading.Thread) -> bool:
 def test_the_system_has_none_of_the_threads_after_shutdown() -> None:
     before = threads_of_the_system()
     for _ in range(30):
-        threads = PassThreads(3)
+        threads = ForkSafeThreadPool(3)
         for job in [threads.submit(use_opencv) for _ in range(6)]:
             job.result()
         assert len(threads_of_the_system()) > len(before)
@@ -75,19 +75,19 @@ def test_the_system_has_none_of_the_threads_after_shutdown() -> None:
 def test_no_file_stays_open() -> None:
     before = list((SELF / "fd").iterdir())
     for _ in range(20):
-        threads = PassThreads(3)
+        threads = ForkSafeThreadPool(3)
         threads.submit(use_opencv).result()
         threads.shutdown()
     assert len(list((SELF / "fd").iterdir())) == len(before)
 
 
-def test_jobs_give_what_they_return_or_raise(pool: PassThreads) -> None:
+def test_jobs_give_what_they_return_or_raise(pool: ForkSafeThreadPool) -> None:
     assert [pool.submit(divmod, number, 3).result() for number in range(5)] == [divmod(n, 3) for n in range(5)]
     with pytest.raises(ZeroDivisionError):
         pool.submit(divmod, 1, 0).result()
 
 
-def test_standing_still_waits_for_jobs_and_lets_none_begin(pool: PassThreads) -> None:
+def test_standing_still_waits_for_jobs_and_lets_none_begin(pool: ForkSafeThreadPool) -> None:
     held = Held()
     pool.submit(held)
     held.begun.wait(PATIENCE)
@@ -95,7 +95,7 @@ def test_standing_still_waits_for_jobs_and_lets_none_begin(pool: PassThreads) ->
     go_on = threading.Event()
 
     def stand() -> None:
-        with standing_still():
+        with paused_for_fork():
             order.append("still")
             second = pool.submit(order.append, "job")
             go_on.wait(PATIENCE)
@@ -114,19 +114,21 @@ def test_standing_still_waits_for_jobs_and_lets_none_begin(pool: PassThreads) ->
     assert order == ["still", "going on", "job"]
 
 
-def test_a_job_without_end_does_not_hold_up_a_fork_for_ever(pool: PassThreads, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_without_end_does_not_hold_up_a_fork_for_ever(
+    pool: ForkSafeThreadPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pass_threads, "_PATIENCE_SECONDS", 0.05)
     held = Held()
     job = pool.submit(held)
     held.begun.wait(PATIENCE)
-    with standing_still():
+    with paused_for_fork():
         assert not job.done()
     held.let_go.set()
     job.result(PATIENCE)
 
 
 def test_shutdown_waits_for_what_was_begun_and_gives_up_the_rest() -> None:
-    threads = PassThreads(1)
+    threads = ForkSafeThreadPool(1)
     held = Held()
     done: list[int] = []
     first = threads.submit(held)
@@ -145,10 +147,10 @@ def test_shutdown_waits_for_what_was_begun_and_gives_up_the_rest() -> None:
         threads.submit(use_opencv)
 
 
-def test_threads_end_at_no_time_when_somebody_forks(pool: PassThreads) -> None:
-    other = PassThreads(2)
+def test_threads_end_at_no_time_when_somebody_forks(pool: ForkSafeThreadPool) -> None:
+    other = ForkSafeThreadPool(2)
     other.submit(use_opencv).result()
-    with standing_still():
+    with paused_for_fork():
         closing = beside(other.shutdown)
         while not other._closing:
             pass
@@ -157,7 +159,7 @@ def test_threads_end_at_no_time_when_somebody_forks(pool: PassThreads) -> None:
     assert is_over(closing)
 
 
-def test_whoever_forks_may_end_a_pass_meanwhile(pool: PassThreads) -> None:
+def test_whoever_forks_may_end_a_pass_meanwhile(pool: ForkSafeThreadPool) -> None:
     held = Held()
     pool.submit(held)
     pool.submit(use_opencv)
@@ -165,7 +167,7 @@ def test_whoever_forks_may_end_a_pass_meanwhile(pool: PassThreads) -> None:
     held.let_go.set()
 
     def stand() -> None:
-        with standing_still():
+        with paused_for_fork():
             for _ in range(10):
                 pool.submit(use_opencv)
             pool.shutdown()
@@ -175,7 +177,7 @@ def test_whoever_forks_may_end_a_pass_meanwhile(pool: PassThreads) -> None:
 
 def test_a_thread_of_the_pool_may_end_it() -> None:
     # As the garbage collection of one does with a pass that was forgotten.
-    threads = PassThreads(2)
+    threads = ForkSafeThreadPool(2)
     threads.submit(use_opencv).result()
     ending = threads.submit(threads.shutdown)
     ending.result(PATIENCE)
@@ -183,13 +185,13 @@ def test_a_thread_of_the_pool_may_end_it() -> None:
         threads.submit(use_opencv)
 
 
-def test_a_process_forked_meanwhile_has_threads_of_its_own(pool: PassThreads) -> None:
+def test_a_process_forked_meanwhile_has_threads_of_its_own(pool: ForkSafeThreadPool) -> None:
     def use_threads() -> None:
-        own = PassThreads(2)
+        own = ForkSafeThreadPool(2)
         assert own.submit(divmod, 7, 2).result(PATIENCE) == (3, 1)
-        with standing_still():
+        with paused_for_fork():
             use_opencv()
         own.shutdown()
 
-    with standing_still():
+    with paused_for_fork():
         assert in_child(use_threads) == 0

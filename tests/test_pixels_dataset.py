@@ -17,7 +17,7 @@ from trees import write
 
 from dlas_store.datasets import PixelsDataset, create_dataloader, create_dataset
 from dlas_store.datasets.draws import Draw
-from dlas_store.datasets.shared_batches import Receiver, SharedMemory, new_slots
+from dlas_store.datasets.shared_batches import BufferReceiver, SharedBufferPool, new_slots
 from dlas_store.errors import ConfigError, ImageError, PatchIndexError, StoreError
 
 PICTURES = {f"{name}/{n}.png": noise(20, 32, seed=n) for name, n in (("a", 0), ("a", 1), ("b", 2), ("b", 3))}
@@ -138,7 +138,7 @@ def test_memory_of_a_batch_that_came_out_otherwise_is_free_again(tmp_path: Path)
     folder = write(tmp_path / "photos", {"0.jpg": big[:3000], "1.jpg": jpeg(noise(200, 200))})
     dataset = PixelsDataset({"paths": folder, "on_error": "skip"})
     slots = new_slots(1)
-    memory, receiver = SharedMemory(slots, 0), Receiver(slots, pin_memory=False)
+    memory, receiver = SharedBufferPool(slots, 0), BufferReceiver(slots, pin_memory=False)
     for _ in range(20):
         work = dataset.begin_batch([Draw(0, 0), Draw(1, 0)], memory.allocate)
         work.fill(0, 2)
@@ -151,7 +151,7 @@ def test_memory_of_a_batch_that_came_out_otherwise_is_free_again(tmp_path: Path)
 @pytest.mark.parametrize("shape", [(2, 200, 200, 3), (3, 181, 179, 3)])
 def test_shared_memory_begins_where_decoding_is_fastest(shape: tuple[int, ...], dtype: Any, remainder: int) -> None:
     slots = new_slots(1)
-    memory, receiver = SharedMemory(slots, 0), Receiver(slots, pin_memory=False)
+    memory, receiver = SharedBufferPool(slots, 0), BufferReceiver(slots, pin_memory=False)
     for number in range(3):
         array = memory.allocate(shape, dtype)
         assert (array.shape, array.dtype, array.ctypes.data % 32) == (shape, dtype, remainder)

@@ -52,7 +52,7 @@ def announced(ahead: Readahead, dataset: Announced, batches: int) -> list[bool]:
     given = []
     for _ in range(batches):
         before = len(dataset.told)
-        ahead.announce([Draw(1, 0), Draw(2, 0)])
+        ahead.prefetch([Draw(1, 0), Draw(2, 0)])
         given.append(len(dataset.told) > before)
     return given
 

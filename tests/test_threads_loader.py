@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from dlas_store.datasets import SingleImageDataset, create_dataloader, zero_pad
 from dlas_store.datasets.draws import Draw
 from dlas_store.datasets.samplers import DistIterSampler, EpochSampler
-from dlas_store.datasets.threads_loader import BATCHES_AHEAD, ThreadsLoader
+from dlas_store.datasets.threads_loader import PREFETCH_BATCHES, ThreadsLoader
 from dlas_store.errors import ConfigError, ImageError
 
 
@@ -177,7 +177,7 @@ def test_at_most_so_many_batches_are_under_way(threads: int) -> None:
     dataset = Rolls(length=100)
     loader = loader_of(dataset, threads=threads, collate_fn=None, sampler=[number // 3 * 3 for number in range(100)])
     for delivered, _ in enumerate(loader, 1):
-        assert len(dataset.begun) - delivered <= BATCHES_AHEAD
+        assert len(dataset.begun) - delivered <= PREFETCH_BATCHES
     assert len(dataset.begun) == 25
 
 
@@ -206,7 +206,7 @@ def test_an_order_without_end_is_read_as_far_as_asked() -> None:
     sampler = Endless()
     batches = iter(loader_of(sampler=sampler))
     assert len(list(islice(batches, 20))) == 20
-    assert sampler.taken < 4 * (20 + BATCHES_AHEAD + 10)
+    assert sampler.taken < 4 * (20 + PREFETCH_BATCHES + 10)
     batches.close()  # type: ignore[attr-defined]
 
 

@@ -1,4 +1,4 @@
-"""Memory of batches: used again once nothing refers to the batch that had it."""
+"""The buffer pool of batches, whose memory is used again once nothing refers to the batch that had it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -19,43 +20,61 @@ _SMALL_BYTES = 1 << 16
 """Below this numpy's own allocator is as fast."""
 
 
-class BatchMemory:
-    """Gives arrays, and gives their memory again when no array, tensor or view of it is left.
+class BufferPool:
+    """Lends arrays, and lends their memory again when no array, tensor or view of it is left.
 
     So a batch may be kept for as long as anyone likes: it then keeps its memory. New memory costs as much time as
     decoding into it, for the system has to clear every page of it. For any number of threads.
     """
 
     def __init__(self, batches: int) -> None:
-        """Take of how many batches to hold on to the arrays, beyond those in use."""
+        """Set up an empty pool.
+
+        Args:
+            batches: how many batches' free arrays to keep.
+        """
         self._batches = batches
-        self._held: dict[tuple[tuple[int, ...], str, int], list[NDArray[Any]]] = {}
+        self._arrays: dict[tuple[tuple[int, ...], str, int], list[NDArray[Any]]] = {}
         # A lock for each process: one that another thread holds during a fork stays locked in the child.
         self._locks: dict[int, threading.Lock] = {}
 
     def of_batch(self) -> Allocate:
-        """Return what gives the arrays of one batch, each contiguous, its content undefined."""
-        given: Counter[tuple[tuple[int, ...], str]] = Counter()
+        """Return a function that lends the arrays of one batch, each contiguous, its content undefined."""
+        count_of: Counter[tuple[tuple[int, ...], str]] = Counter()
 
         def allocate(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
             kind = (shape, np.dtype(dtype).str)
             # A batch may have several of a kind, as HQ and LQ at scale 1; each is held for as many batches.
-            given[kind] += 1
-            return self._give(shape, dtype, self._held.setdefault((*kind, given[kind]), []))
+            count_of[kind] += 1
+            return self._lend(shape, dtype, self._arrays.setdefault((*kind, count_of[kind]), []))
 
         return allocate
 
-    def _give(self, shape: tuple[int, ...], dtype: DTypeLike, held: list[NDArray[Any]]) -> NDArray[Any]:
+    def _lend(self, shape: tuple[int, ...], dtype: DTypeLike, arrays: list[NDArray[Any]]) -> NDArray[Any]:
         with self._locks.setdefault(os.getpid(), threading.Lock()):
-            for position in range(len(held)):
-                if is_free(held, position):
-                    return held[position]
+            for position in range(len(arrays)):
+                if is_free(arrays, position):
+                    return arrays[position]
             array = new_array(shape, dtype)
             if array.nbytes >= _SMALL_BYTES:
-                held.append(array)
-                # What is in use for long belongs to whoever uses it.
-                del held[: -self._batches]
+                arrays.append(array)
+                # An array that is in use for long belongs to its reader.
+                del arrays[: -self._batches]
             return array
+
+
+_LARGEST_LEARNT_FROM = (32 << 20) - (1 << 16)
+
+
+@cache
+def keep_freed_memory_in_process() -> None:
+    """Let memory that the arrays of an item free stay with the process, where the next item's arrays take it from.
+
+    glibc gives memory back to the system once twice the largest block that it ever freed lies at the end of a heap; the
+    system has to clear every page of it when it is taken again. It learns from blocks of up to 32 MiB, which need not
+    be written to. Loaders call this as they start, in each process that makes batches.
+    """
+    np.empty(_LARGEST_LEARNT_FROM, np.uint8)
 
 
 def pinned(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
@@ -69,9 +88,9 @@ def pinned(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
     return array
 
 
-def is_free(held: Sequence[Any], position: int) -> bool:
+def is_free(arrays: Sequence[Any], position: int) -> bool:
     """Return whether nothing but a list refers to an array (or a tuple) in it: no variable, no view, no tensor."""
-    return sys.getrefcount(held[position]) == _FREE
+    return sys.getrefcount(arrays[position]) == _FREE
 
 
 _PROBE = [np.empty(0)]

@@ -1,4 +1,4 @@
-"""Batches made by a pool of threads: each in parts, several batches at a time."""
+"""An executor that makes batches in a pool of threads: each in parts, several batches at a time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from dlas_store.datasets.batches import BatchWork
 
 
-class BatchThreads:
+class BatchExecutor:
     """Lets a pool make batches.
 
     A thread that is free takes a part of a batch that was begun before it begins another one, so that batches come one
@@ -24,38 +24,38 @@ class BatchThreads:
         """Take the pool, and how many threads share a batch."""
         self._pool = pool
         self._parts = parts
-        self._begun: deque[Callable[[], None]] = deque()
-        self._waiting: deque[Callable[[], None]] = deque()
+        self._part_jobs: deque[Callable[[], None]] = deque()
+        self._batch_jobs: deque[Callable[[], None]] = deque()
 
-    def share_among(self, parts: int) -> None:
+    def split_into(self, parts: int) -> None:
         """Let another number of threads share each batch from now on."""
         self._parts = parts
 
-    def make(self, work: BatchWork) -> Future[Any]:
+    def make(self, builder: BatchWork) -> Future[Any]:
         """Let the pool make a batch that was begun; the future gives it, or raises what making it raised."""
         batch = _SharedBatch()
         batch.future.set_running_or_notify_cancel()
-        for part in batch.share(work, self._parts):
-            self._submit(self._begun, part)
+        for part in batch.split(builder, self._parts):
+            self._submit(self._part_jobs, part)
         return batch.future
 
     def begin_and_make(self, begin: Callable[[], BatchWork]) -> Future[Any]:
         """Let the pool begin a batch and make it; see make."""
         batch = _SharedBatch()
-        self._submit(self._waiting, partial(self._start, batch, begin))
+        self._submit(self._batch_jobs, partial(self._start, batch, begin))
         return batch.future
 
     def _start(self, batch: _SharedBatch, begin: Callable[[], BatchWork]) -> None:
         if not batch.future.set_running_or_notify_cancel():
             return
         try:
-            first, *others = batch.share(begin(), self._parts)
-            for part in others:
-                self._submit(self._begun, part)
-        except BaseException as error:  # noqa: BLE001 - whoever waits for the batch gets it
+            first_part, *other_parts = batch.split(begin(), self._parts)
+            for part in other_parts:
+                self._submit(self._part_jobs, part)
+        except BaseException as error:  # noqa: BLE001 - the reader of the batch gets it
             batch.fail(error)
         else:
-            first()
+            first_part()
 
     def _submit(self, jobs: deque[Callable[[], None]], job: Callable[[], None]) -> None:
         jobs.append(job)
@@ -63,25 +63,25 @@ class BatchThreads:
 
     def _do_one(self) -> None:
         try:
-            job = self._begun.popleft()
+            job = self._part_jobs.popleft()
         except IndexError:
-            job = self._waiting.popleft()
+            job = self._batch_jobs.popleft()
         job()
 
 
 class _SharedBatch:
-    """No thread ever waits for another: the one that ends last finishes the batch."""
+    """A batch that several threads make; none waits for another, and the one that ends last finishes the batch."""
 
     def __init__(self) -> None:
         self.future: Future[Any] = Future()
         self._lock = threading.Lock()
 
-    def share(self, work: BatchWork, parts: int) -> list[Callable[[], None]]:
-        """Return what makes each part of the batch, one or more."""
-        count = len(work)
-        self._left = parts = min(parts, count)
+    def split(self, builder: BatchWork, parts: int) -> list[Callable[[], None]]:
+        """Return a function for each part of the batch, one or more, that makes it."""
+        count = len(builder)
+        self._remaining_parts = parts = min(parts, count)
         bounds = [count * part // parts for part in range(parts + 1)]
-        return [partial(self._fill, work, start, stop) for start, stop in pairwise(bounds)]
+        return [partial(self._fill, builder, start, stop) for start, stop in pairwise(bounds)]
 
     def fail(self, error: BaseException) -> None:
         """Let an error come in place of the batch."""
@@ -89,14 +89,14 @@ class _SharedBatch:
             if not self.future.done():
                 self.future.set_exception(error)
 
-    def _fill(self, work: BatchWork, start: int, stop: int) -> None:
+    def _fill(self, builder: BatchWork, start: int, stop: int) -> None:
         try:
             if not self.future.done():
-                work.fill(start, stop)
+                builder.fill(start, stop)
             with self._lock:
-                self._left -= 1
-                is_last = not self._left
+                self._remaining_parts -= 1
+                is_last = not self._remaining_parts
             if is_last and not self.future.done():
-                self.future.set_result(work.finish())
+                self.future.set_result(builder.finish())
         except BaseException as error:  # noqa: BLE001 - as above
             self.fail(error)

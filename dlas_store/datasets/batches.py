@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -39,7 +38,7 @@ class BatchWork(Protocol):
     """A batch that is being made.
 
     ``fill`` is called for parts that cover 0 .. len(work) - 1 once, by one thread or several at a time; ``finish`` when
-    all of them are done. Neither order nor parts change what comes out.
+    all of them are done. Neither order nor parts change the batch.
     """
 
     def __len__(self) -> int:
@@ -49,7 +48,7 @@ class BatchWork(Protocol):
         """Make a part of the items; positions are in reading order, not in that of the batch."""
 
     def finish(self) -> Any:
-        """Return the batch: what PyTorch's own collate makes of the items, in the order asked for."""
+        """Return the batch, equal to what PyTorch's own collate makes of the items, in the order asked for."""
 
 
 NO_REFERENCE = -1
@@ -95,11 +94,11 @@ class BatchOfItems(Sequence[dict[str, Any]]):
     """A finished batch that can be taken apart into its items.
 
     Attributes:
-        whole: the batch.
+        batch: the whole batch.
     """
 
-    def __init__(self, whole: dict[str, Any], count: int) -> None:
-        self.whole = whole
+    def __init__(self, batch: dict[str, Any], count: int) -> None:
+        self.batch = batch
         self._count = count
 
     def __len__(self) -> int:
@@ -108,7 +107,7 @@ class BatchOfItems(Sequence[dict[str, Any]]):
     def __getitem__(self, position: Any) -> Any:
         if not 0 <= position < self._count:
             raise IndexError(position)
-        return {key: value[position] for key, value in self.whole.items()}
+        return {key: value[position] for key, value in self.batch.items()}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return map(self.__getitem__, range(self._count))
@@ -146,7 +145,6 @@ class StackingBuilder:
         self._make_item = make_item
         self._draws = draws
         self._allocate = allocate
-        _keep_freed_memory()
         self._lock = threading.Lock()
         self._arrays: dict[str, NDArray[Any]] = {}
         self._items: list[dict[str, Any]] = [{}] * len(draws)
@@ -182,27 +180,13 @@ class StackingBuilder:
         if all(value is _IN_BATCH for value in values):
             return torch.from_numpy(self._arrays[key])
         rows = enumerate(values)
-        # Which says what is wrong with tensors of several sizes.
+        # PyTorch's own says what is wrong with tensors of several sizes.
         return default_collate(
             [torch.from_numpy(self._arrays[key][row]) if value is _IN_BATCH else value for row, value in rows]
         )
 
 
 _IN_BATCH = object()
-
-
-@cache
-def _keep_freed_memory() -> None:
-    """Let what arrays of an item are freed to stay with the process, where the next item's come from.
-
-    glibc gives memory back to the system once twice the largest block that it ever freed lies at the end of a heap; the
-    system has to clear every page of it when it is taken again. It learns from blocks of up to 32 MiB, which need not
-    be written to.
-    """
-    np.empty(_LARGEST_LEARNT_FROM, np.uint8)
-
-
-_LARGEST_LEARNT_FROM = (32 << 20) - (1 << 16)
 
 
 def check_one_size(path_of: Callable[[int], str], sizes: Sequence[tuple[int, ...]], *, advice: str) -> None:

@@ -1,4 +1,4 @@
-"""Where the random numbers of an item come from: the same in any worker, others when the item comes again."""
+"""Random numbers of items: the same in any worker, others when the item comes again."""
 
 from __future__ import annotations
 

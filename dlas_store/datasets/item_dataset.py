@@ -1,4 +1,4 @@
-"""What every dataset has in common: repeatable random numbers, epochs, and what becomes of bad samples."""
+"""The base class of datasets: repeatable random numbers, epochs, and the fate of bad samples."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ItemDataset(Dataset[dict[str, Any]], ABC):
 
     An index may be an int or a Draw. With an int, the repetition is the epoch that set_epoch() told last, also to
     workers that already run; before any set_epoch() it is drawn from PyTorch's own generator, that of the worker in a
-    worker, so that it differs from pass to pass under any DataLoader and follows torch.manual_seed().
+    worker, so that it differs from epoch to epoch under any DataLoader and follows torch.manual_seed().
 
     ``on_error: raise`` lets a sample that cannot be read raise its error; ``skip`` logs it, once an image, counts it,
     and gives the next sample that can be read in its place.
@@ -95,7 +95,7 @@ class ItemDataset(Dataset[dict[str, Any]], ABC):
         except StoreError:
             if not self.skips_bad:
                 raise
-        # It does not even say what the items are made of; one by one, they are replaced.
+        # Not even the items' patches can be located; made one by one, bad items are replaced.
         return StackingBuilder(self.__getitem__, draws, allocate)
 
     def device_transform(self, device: torch.device) -> BatchTransform | None:  # noqa: ARG002 - for those that have one
@@ -115,9 +115,9 @@ class ItemDataset(Dataset[dict[str, Any]], ABC):
         draws: Sequence[Draw],
         allocate: Allocate,
         *,
-        replace: MakeItem | None,  # noqa: ARG002 - for those who make a batch as a whole
+        replace: MakeItem | None,  # noqa: ARG002 - for datasets that make a batch as a whole
     ) -> BatchWork:
-        """Begin a batch; whoever can make it as a whole does so here.
+        """Begin a batch; a dataset that can make it as a whole overrides this.
 
         Args:
             draws: the items.
@@ -126,12 +126,12 @@ class ItemDataset(Dataset[dict[str, Any]], ABC):
 
         Raises:
             PatchIndexError: an index is not in 0 .. len(self) - 1.
-            StoreError: what items are made of cannot be told.
+            StoreError: the items' patches cannot be located.
         """
         return StackingBuilder(self.__getitem__, draws, allocate)
 
     def will_need(self, draws: Sequence[Draw]) -> None:
-        """Let the system fetch what items are made of from the disk, without waiting for it; a hint."""
+        """Let the system read the items' data from the disk, without waiting for it; a hint."""
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the epoch, counted from 0, to this process and to all workers that share the dataset with it."""
@@ -139,17 +139,17 @@ class ItemDataset(Dataset[dict[str, Any]], ABC):
 
     @property
     def seed(self) -> int:
-        """Of the random numbers of items: that of the options, or drawn."""
+        """The seed of the items' random numbers: that of the options, or drawn."""
         return self._seed
 
     def set_seed(self, seed: int) -> None:
-        """Let items follow from another seed, from 0, as those of a pass do that goes on in another process."""
+        """Let items follow from another seed, from 0, as the items of an epoch do that goes on in another process."""
         self._seed = seed
 
     def take_skipped(self) -> int:
         """Return how many samples were replaced since this was last asked, in all workers."""
-        before, self._reported = self._reported, int(self._skipped.sum())
-        return self._reported - before
+        reported_before, self._reported = self._reported, int(self._skipped.sum())
+        return self._reported - reported_before
 
     def as_draw(self, item: int | Draw) -> Draw:
         """Return an item as a draw, its repetition that of an int.

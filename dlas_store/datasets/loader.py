@@ -1,4 +1,4 @@
-"""From a dataset to batches: the loader that a config describes."""
+"""A function that makes the loader that a config describes."""
 
 from __future__ import annotations
 

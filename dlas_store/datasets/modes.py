@@ -1,4 +1,4 @@
-"""Which dataset a mode stands for, and how a DL-Art-School checkout takes its datasets from here."""
+"""The datasets by their mode, and functions that let a DL-Art-School checkout take its datasets from here."""
 
 from __future__ import annotations
 

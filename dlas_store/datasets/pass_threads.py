@@ -1,4 +1,4 @@
-"""The threads of a pass: they hold no lock of a C library while workers are forked, and leave none behind."""
+"""A thread pool that is paused while this process forks, so that no child inherits a C library's held lock."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ R = TypeVar("R")
 _POLL_SECONDS = 0.0002
 
 _PATIENCE_SECONDS = 5.0
-"""Of a fork with jobs that do not come to an end, such as one that waits for another pool's, which stands still."""
+"""Of a fork with jobs that do not come to an end, such as one that waits for another pool's, which is paused."""
 
 
-class PassThreads(ThreadPoolExecutor):
-    """A pool of threads beside which, and right after which, standing_still() lets worker processes be forked.
+class ForkSafeThreadPool(ThreadPoolExecutor):
+    """A pool of threads beside which, and right after which, paused_for_fork() lets worker processes be forked.
 
     A forked process has the thread that forked it alone, but every lock as it was: one that another thread held stays
     locked for ever. Python sees to its own locks, OpenCV does not to its. Threads take those while they work, and once
@@ -32,8 +32,8 @@ class PassThreads(ThreadPoolExecutor):
         """Take the number of threads."""
         self._jobs = 0
         self._closing = False
-        self._own: dict[int, int | None] = {}
-        super().__init__(threads, "dlas_store", initializer=_noter(self._own))
+        self._files_of_threads: dict[int, int | None] = {}
+        super().__init__(threads, "dlas_store", initializer=_thread_noter(self._files_of_threads))
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Let a thread do a job; one that none has begun when the pool is shut down is given up."""
@@ -50,8 +50,8 @@ class PassThreads(ThreadPoolExecutor):
 
         Jobs that wait are given up, with ``cancel_futures`` or not.
         """
-        # A pass that was forgotten may be ended by the garbage collection of one of its own threads.
-        wait = wait and threading.get_ident() not in self._own
+        # An iterator that was forgotten may be ended by the garbage collection of one of its own threads.
+        wait = wait and threading.get_ident() not in self._files_of_threads
         with _gate.changed:
             self._closing = True
             _gate.changed.notify_all()
@@ -66,10 +66,10 @@ class PassThreads(ThreadPoolExecutor):
             super().shutdown(wait=False, cancel_futures=cancel_futures)
         for file in self._files():
             os.close(file)
-        self._own.clear()
+        self._files_of_threads.clear()
 
     def _files(self) -> list[int]:
-        return [file for file in self._own.values() if file is not None]
+        return [file for file in self._files_of_threads.values() if file is not None]
 
     def _do(self, job: Callable[[], R]) -> R:
         try:
@@ -88,8 +88,8 @@ class PassThreads(ThreadPoolExecutor):
 
 
 @contextmanager
-def standing_still() -> Iterator[None]:
-    """Let the pools of this process do nothing meanwhile; what they have begun is awaited, for some seconds."""
+def paused_for_fork() -> Iterator[None]:
+    """Pause the pools of this process for the block; wait some seconds for the jobs that they have begun."""
     me = threading.get_ident()
     try:
         with _gate.changed:
@@ -103,7 +103,7 @@ def standing_still() -> Iterator[None]:
 
 
 class _Gate:
-    """How much is being done that no fork may meet, and which threads wish to fork."""
+    """Counts the sections that no fork may meet, and knows the threads that wish to fork."""
 
     def __init__(self) -> None:
         self.open()
@@ -116,10 +116,10 @@ class _Gate:
 
     @contextmanager
     def section(self, unless: Callable[[], bool] = lambda: False) -> Iterator[None]:
-        """Do what no fork may meet, once nobody wishes to fork or the condition holds."""
+        """Run a block that no fork may meet, once nobody wishes to fork or the condition holds."""
         me = threading.get_ident()
         with self.changed:
-            # Whoever forks may itself end a pass, when its garbage is collected.
+            # A thread that forks may itself end an epoch, when its garbage is collected.
             self.changed.wait_for(lambda: not self.closed_by or me in self.closed_by or unless())
             self.inside += 1
         try:
@@ -137,15 +137,15 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_gate.open)
 
 
-def _noter(own: dict[int, int | None]) -> Callable[[], None]:
-    def note() -> None:
+def _thread_noter(files_of_threads: dict[int, int | None]) -> Callable[[], None]:
+    def note_thread() -> None:
         try:
             # Unlike a number, which the system gives again, an open file never comes to mean another thread.
-            own[threading.get_ident()] = os.open("/proc/thread-self/comm", os.O_RDONLY)
+            files_of_threads[threading.get_ident()] = os.open("/proc/thread-self/comm", os.O_RDONLY)
         except OSError:  # not on Linux, and nowhere else are workers forked unless asked for
-            own[threading.get_ident()] = None
+            files_of_threads[threading.get_ident()] = None
 
-    return note
+    return note_thread
 
 
 def _wait_until_gone(thread: int) -> None:

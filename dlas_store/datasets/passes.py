@@ -12,12 +12,12 @@ from dlas_store.datasets.batch_order import EpochBatches
 
 
 class Loader(ABC):
-    """Gives the batches of a dataset, pass after pass.
+    """Gives the batches of a dataset, epoch after epoch.
 
     The same seed gives the same batches in the same order, from any loader with any number of threads or workers.
-    Passes count as epochs 0, 1, 2, ... unless set_epoch() says otherwise; ``set_epoch(n)`` gives epoch n's again at any
-    time. A state loaded by load_state_dict() is where the next pass goes on. Samples that were skipped are reported at
-    the end of a pass.
+    Epochs count as 0, 1, 2, ... unless set_epoch() says otherwise; ``set_epoch(n)`` gives epoch n's again at any time.
+    A state loaded by load_state_dict() is where the next epoch goes on. Samples that were skipped are reported at the
+    end of an epoch.
     """
 
     def __init__(self, batches: EpochBatches, *, num_workers: int, num_threads: int) -> None:
@@ -42,12 +42,12 @@ class Loader(ABC):
 
     @property
     def dataset(self) -> Dataset[Any]:
-        """What is read."""
+        """The dataset that is read."""
         return self._batches.dataset
 
     @property
     def sampler(self) -> Any:
-        """What gives the order."""
+        """The sampler, which gives the order."""
         return self._batches.sampler
 
     @property
@@ -61,14 +61,14 @@ class Loader(ABC):
         return self._batches.drop_last
 
     def set_epoch(self, epoch: int) -> None:
-        """Let the next pass be of an epoch, counted from 0; a sampler with a set_epoch is told as well."""
+        """Let the next epoch be that of a number, from 0; a sampler with a set_epoch is told as well."""
         self._batches.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, int]:
-        """Return where the pass stands after the batches that it gave, as JSON: seed, epoch, position, length.
+        """Return where the epoch stands after the batches that it gave, as JSON: seed, epoch, position, length.
 
         The seed is that of the order, and of the items unless there is an ``item_seed`` beside it. Whether a config
-        gave it or it was drawn, a pass that is resumed has the same items.
+        gave it or it was drawn, an epoch that is resumed has the same items.
 
         The position counts items of the epoch's order, of all processes together, so that it can be resumed with other
         batch sizes, loaders, and numbers of processes; the length is the dataset's, which must be the same then.
@@ -79,7 +79,7 @@ class Loader(ABC):
         return self._batches.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Let the next pass go on where a state says, with its seeds in place of those of loader and dataset.
+        """Let the next epoch go on where a state says, with its seeds in place of those of loader and dataset.
 
         Raises:
             ConfigError: the state is none, or of a dataset of another length; or the sampler keeps none.

@@ -1,4 +1,4 @@
-"""Asking the disk for batches ahead of time, as long as it is the disk that they come from."""
+"""Prefetch: while page faults show that data is not cached, tell the kernel which pages the next batches need."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ else:
 
 
 _BATCHES = 64
-"""For how many batches a page that had to be waited for keeps announcements going."""
+"""For how many batches a page that had to be waited for keeps prefetching going."""
 
 _FIRST_BATCHES = 8
 
 
 class Readahead:
-    """Announces batches to the system while pages of this process had to be waited for, lately.
+    """Prefetches batches while pages of this process had to be waited for, lately.
 
-    Where all is in memory an announcement costs two system calls a patch for nothing, 1 to 2 % of decoding it.
+    Where all is in memory a prefetch costs two system calls a patch for nothing, 1 to 2 % of decoding it.
     """
 
     def __init__(self, dataset: ItemDataset) -> None:
         self._dataset = dataset
-        self._seen = _disk_reads()
-        self._left = _FIRST_BATCHES
+        self._counted_reads = _disk_reads()
+        self._remaining_batches = _FIRST_BATCHES
 
-    def announce(self, draws: Sequence[Draw]) -> None:
-        """Announce a batch that will be read soon."""
+    def prefetch(self, draws: Sequence[Draw]) -> None:
+        """Tell the kernel of a batch that will be read soon."""
         reads = _disk_reads()
-        if reads > self._seen:
-            self._seen, self._left = reads, _BATCHES
-        if self._left:
-            self._left -= 1
+        if reads > self._counted_reads:
+            self._counted_reads, self._remaining_batches = reads, _BATCHES
+        if self._remaining_batches:
+            self._remaining_batches -= 1
             self._dataset.will_need(draws)

@@ -1,4 +1,4 @@
-"""From options to a dataset, by the class that is registered for their mode."""
+"""The registry of modes, and a function that makes the dataset of an options dict."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches on their way from worker processes: in memory that both sides map once and use again."""
+"""Buffer pools of batches that worker processes send: memory that both sides map once and use again."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _FREE, _TAKEN = 0, 1
 
 
 def new_slots(workers: int) -> torch.Tensor:
-    """Return what tells workers which of their slots are free again, for both sides to share; int8 (workers, slots)."""
+    """Return flags that tell workers which of their slots are free again, for both sides; int8 (workers, slots)."""
     slots = torch.zeros((max(1, workers), _SLOTS), dtype=torch.int8)
     return slots.share_memory_()  # type: ignore[no-untyped-call, no-any-return]
 
 
-class Sent(NamedTuple):
+class SentTensor(NamedTuple):
     """A tensor as a worker sends it.
 
     Attributes:
@@ -44,16 +44,16 @@ class Sent(NamedTuple):
     shape: tuple[int, ...]
 
 
-class SharedMemory:
-    """A worker's side: gives the memory of batches, and sends them without a copy."""
+class SharedBufferPool:
+    """A worker's side: lends the memory of batches, and sends them without a copy."""
 
     def __init__(self, slots: torch.Tensor, worker: int) -> None:
         """Take the slots of new_slots, and which worker this is."""
         self._flags = slots[worker].numpy()
         self._worker = worker
         self._tensors: list[torch.Tensor] = []
-        self._sent: set[int] = set()
-        self._given: dict[int, int] = {}
+        self._sent_slots: set[int] = set()
+        self._slot_at: dict[int, int] = {}
 
     def allocate(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         """Return an array, contiguous, its content undefined."""
@@ -65,21 +65,21 @@ class SharedMemory:
             return new_array(shape, dtype)  # as many batches are kept as there are slots
         self._flags[slot] = _TAKEN
         tensor = self._tensors[slot]
-        self._given[tensor.data_ptr()] = slot
+        self._slot_at[tensor.data_ptr()] = slot
         array: NDArray[Any] = tensor.numpy()
         return array
 
     def send(self, batch: Any) -> Any:
-        """Return a batch in the form that Receiver takes; what was allocated and is not in it is free again."""
-        sent = batch
+        """Return a batch as a message to BufferReceiver; memory that was allocated and is not in it is free again."""
+        message = batch
         if isinstance(batch, dict):
-            sent = {key: self._send(value) for key, value in batch.items()}
+            message = {key: self._send(value) for key, value in batch.items()}
         elif isinstance(batch, RawPatches):
-            sent = batch._replace(**{key: self._send(value) for key, value in batch._asdict().items()})
-        for slot in self._given.values():
+            message = batch._replace(**{key: self._send(value) for key, value in batch._asdict().items()})
+        for slot in self._slot_at.values():
             self._flags[slot] = _FREE
-        self._given.clear()
-        return sent
+        self._slot_at.clear()
+        return message
 
     def _find_slot(self, shape: tuple[int, ...], kind: torch.dtype) -> int | None:
         for slot, tensor in enumerate(self._tensors):
@@ -93,12 +93,13 @@ class SharedMemory:
     def _send(self, value: Any) -> Any:
         if not is_plain(value):
             return value
-        slot = self._given.pop(value.data_ptr(), None)
+        slot = self._slot_at.pop(value.data_ptr(), None)
         if slot is None:
-            return value.numpy() if value.nbytes < _SMALL_BYTES else Sent(self._worker, -1, value, tuple(value.shape))
-        memory = None if slot in self._sent else self._tensors[slot]
-        self._sent.add(slot)
-        return Sent(self._worker, slot, memory, tuple(value.shape))
+            is_small = value.nbytes < _SMALL_BYTES
+            return value.numpy() if is_small else SentTensor(self._worker, -1, value, tuple(value.shape))
+        memory = None if slot in self._sent_slots else self._tensors[slot]
+        self._sent_slots.add(slot)
+        return SentTensor(self._worker, slot, memory, tuple(value.shape))
 
 
 def _new_shared(shape: tuple[int, ...], kind: torch.dtype) -> torch.Tensor:
@@ -107,15 +108,15 @@ def _new_shared(shape: tuple[int, ...], kind: torch.dtype) -> torch.Tensor:
     return memory[DECODING_OFFSET:].view(shape)  # type: ignore[no-any-return]
 
 
-class Receiver:
-    """The side of whoever reads: gives batches, and frees their slots once nothing refers to them."""
+class BufferReceiver:
+    """The reader's side: receives batches, and frees their slots once nothing refers to them."""
 
     def __init__(self, slots: torch.Tensor, *, pin_memory: bool) -> None:
         """Take the slots of new_slots, and whether batches are copied into page-locked memory."""
         self._flags = slots.numpy()
         self._pin_memory = pin_memory
-        self._held: dict[tuple[int, int], list[NDArray[Any]]] = {}
-        self._out: set[tuple[int, int]] = set()
+        self._array_in: dict[tuple[int, int], list[NDArray[Any]]] = {}
+        self._lent_places: set[tuple[int, int]] = set()
 
     def receive(self, batch: Any) -> Any:
         """Return a batch that a worker sent."""
@@ -129,21 +130,21 @@ class Receiver:
     def _receive(self, value: Any) -> Any:
         if isinstance(value, np.ndarray):
             return torch.from_numpy(value)
-        if not isinstance(value, Sent):
+        if not isinstance(value, SentTensor):
             return value
         place = (value.worker, value.slot)
         if value.slot < 0:
             assert value.memory is not None
             return self._pinned(value.memory)
         if value.memory is not None:
-            self._held[place] = [value.memory.numpy()]
-        self._out.add(place)
-        return self._pinned(torch.from_numpy(self._held[place][0].reshape(value.shape)))
+            self._array_in[place] = [value.memory.numpy()]
+        self._lent_places.add(place)
+        return self._pinned(torch.from_numpy(self._array_in[place][0].reshape(value.shape)))
 
     def _pinned(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.pin_memory() if self._pin_memory else tensor
 
     def _free_slots(self) -> None:
-        for place in [place for place in self._out if is_free(self._held[place], 0)]:
-            self._out.remove(place)
+        for place in [place for place in self._lent_places if is_free(self._array_in[place], 0)]:
+            self._lent_places.remove(place)
             self._flags[place] = _FREE

@@ -1,4 +1,4 @@
-"""The loader that decodes in worker processes: PyTorch's DataLoader, given whole batches."""
+"""A loader that makes batches in worker processes: PyTorch's DataLoader, given whole batches."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
+from dlas_store.datasets.batch_memory import keep_freed_memory_in_process
 from dlas_store.datasets.batch_order import Batch, EpochBatches
-from dlas_store.datasets.batch_threads import BatchThreads
+from dlas_store.datasets.batch_threads import BatchExecutor
 from dlas_store.datasets.batches import Allocate, BatchTransform, BatchWork, Collate, new_array
-from dlas_store.datasets.pass_threads import standing_still
+from dlas_store.datasets.pass_threads import paused_for_fork
 from dlas_store.datasets.passes import Loader
-from dlas_store.datasets.shared_batches import Receiver, SharedMemory, new_slots
-from dlas_store.datasets.threads_loader import begin_batch
+from dlas_store.datasets.shared_batches import BufferReceiver, SharedBufferPool, new_slots
+from dlas_store.datasets.threads_loader import batch_builder
 from dlas_store.interrupts import interrupt_delayed, leave_interrupts_to_parent, processes_start
 
 _AFTER_ALL_ELSE = -1000
@@ -47,11 +48,11 @@ class WorkersLoader(Loader):
         start_method: str | None = None,
         to_device: BatchTransform | None = None,
     ) -> None:
-        """Take what to read.
+        """Set up the loader.
 
         Args:
-            dataset: with a length; picklable where processes are not forked.
-            sampler: gives draws, or indices; a batch sampler where it has ``batches``.
+            dataset: the data, with a length; picklable where processes are not forked.
+            sampler: gives keys, or indices; a batch sampler where it has ``batches``.
             batch_size: items a batch, of this process.
             drop_last: leave out an incomplete last batch.
             workers: number of processes; 0 makes batches in this one, while it waits for them.
@@ -70,6 +71,8 @@ class WorkersLoader(Loader):
 
     def __iter__(self) -> Iterator[Any]:
         """Give the batches of an epoch."""
+        if not self.num_workers:
+            keep_freed_memory_in_process()
         epoch, batches = self._batches.begin()
         # Memory is shared by the workers of an epoch, and there may be several epochs at a time.
         slots = new_slots(self.num_workers)
@@ -84,24 +87,24 @@ class WorkersLoader(Loader):
             worker_init_fn=_start_worker,
             multiprocessing_context=self._start_method if self.num_workers else None,
         )
-        receiver = Receiver(slots, pin_memory=self.pin_memory)
+        receiver = BufferReceiver(slots, pin_memory=self.pin_memory)
         start_method = self._start_method or multiprocessing.get_start_method()
         forks = start_method == "fork"
         starting = processes_start(start_method) if self.num_workers else nullcontext()
         processes = _WorkerProcesses()
         try:
-            with starting, standing_still() if self.num_workers and forks else nullcontext():
+            with starting, paused_for_fork() if self.num_workers and forks else nullcontext():
                 iterator = iter(loader)
                 processes.are_of(iterator)
             while True:
                 with interrupt_delayed():
-                    sent = next(iterator, _END)
-                if sent is _END:
+                    message = next(iterator, _END)
+                if message is _END:
                     break
-                made = receiver.receive(sent)
+                made_batch = receiver.receive(message)
                 epoch.delivered += 1
-                yield made if self._to_device is None else self._to_device.make(made)
-                del made, sent  # their memory is free as soon as the reader lets go of it
+                yield made_batch if self._to_device is None else self._to_device.make(made_batch)
+                del made_batch, message  # their memory is free as soon as the reader lets go of it
         finally:
             processes.end()
         self._batches.end(epoch)
@@ -111,7 +114,7 @@ _END = object()
 
 
 class _WorkerProcesses:
-    """The workers of a pass, which end with it, or with the program, whatever comes first.
+    """The workers of an epoch, which end with it, or with the program, whichever comes first.
 
     PyTorch's iterator would end them when it is forgotten. An error's traceback may put that off for long; a program
     that ends before kills them, so that their temporary folders stay.
@@ -138,7 +141,7 @@ class _WorkerProcesses:
 
 
 class _Batches(Sampler[Batch]):
-    """The batches of a pass, as DataLoader takes them."""
+    """The batches of an epoch, as DataLoader takes them."""
 
     def __init__(self, batches: Iterator[Batch], count: int) -> None:
         self._batches = batches
@@ -152,7 +155,7 @@ class _Batches(Sampler[Batch]):
 
 
 class _WholeBatches(Dataset[Any]):
-    """A dataset whose items are asked for a batch at a time; in a worker they lie in memory shared with its parent."""
+    """A dataset that gives a batch at a time; a worker's batches lie in memory shared with its parent."""
 
     def __init__(
         self, dataset: Dataset[Any], threads: int, collate_fn: Collate | None, slots: torch.Tensor, *, raw: bool
@@ -162,27 +165,27 @@ class _WholeBatches(Dataset[Any]):
         self._collate_fn = collate_fn
         self._slots = slots
         self._raw = raw
-        self._memory: SharedMemory | None = None
-        self._pool: BatchThreads | None = None
+        self._memory: SharedBufferPool | None = None
+        self._executor: BatchExecutor | None = None
 
     def __getitems__(self, batch: Sequence[Any]) -> Any:
         worker = get_worker_info()
         if worker is None:
-            work = self._begin(batch, new_array)
-            work.fill(0, len(work))
-            return work.finish()
+            builder = self._begin(batch, new_array)
+            builder.fill(0, len(builder))
+            return builder.finish()
         if self._memory is None:
-            self._memory = SharedMemory(self._slots, worker.id)
+            self._memory = SharedBufferPool(self._slots, worker.id)
             if self._threads > 1:
-                self._pool = BatchThreads(ThreadPoolExecutor(self._threads), parts=self._threads)
-        work = self._begin(batch, self._memory.allocate)
-        if self._pool is not None:
-            return self._memory.send(self._pool.make(work).result())
-        work.fill(0, len(work))
-        return self._memory.send(work.finish())
+                self._executor = BatchExecutor(ThreadPoolExecutor(self._threads), parts=self._threads)
+        builder = self._begin(batch, self._memory.allocate)
+        if self._executor is not None:
+            return self._memory.send(self._executor.make(builder).result())
+        builder.fill(0, len(builder))
+        return self._memory.send(builder.finish())
 
     def _begin(self, batch: Sequence[Any], allocate: Allocate) -> BatchWork:
-        return begin_batch(self._dataset, batch, allocate, self._collate_fn, raw=self._raw)
+        return batch_builder(self._dataset, batch, allocate, self._collate_fn, raw=self._raw)
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -191,8 +194,9 @@ def _as_it_is(batch: Any) -> Any:
 
 def _start_worker(_: int) -> None:
     leave_interrupts_to_parent()
-    # Whoever sends the first tensor makes a socket in a temporary folder, which the end of the process removes. Batches
-    # are sent by a thread that this end does not wait for: beside it, it would leave the folder behind.
+    keep_freed_memory_in_process()
+    # The first tensor that is sent makes a socket in a temporary folder, which the end of the process removes. Batches
+    # are sent by a thread that this end does not wait for: beside it, the folder would stay behind.
     ForkingPickler.dumps(torch.zeros(1).share_memory_())  # type: ignore[no-untyped-call]
     Finalize(None, _exit_at_once, exitpriority=_AFTER_ALL_ELSE)
     # One thread a core is the aim; OpenCV's own pool in each would fight over the cores.
