@@ -78,8 +78,10 @@ def write_centers(centers: Mapping[int, Center]) -> bytes:
 
     Equal centres give equal bytes.
     """
-    plain = {int(number): ((int(at.row), int(at.col)), int(at.width)) for number, at in centers.items()}
-    entries = {"data.pkl": pickle.dumps(plain, protocol=2), "version": b"3\n", "byteorder": b"little"}
+    values = {
+        int(number): ((int(center.row), int(center.col)), int(center.width)) for number, center in centers.items()
+    }
+    entries = {"data.pkl": pickle.dumps(values, protocol=2), "version": b"3\n", "byteorder": b"little"}
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name, data in entries.items():
@@ -105,10 +107,10 @@ def _load_zip(data: bytes) -> dict[int, Center]:
         names = archive.namelist()
         roots = [name.removesuffix("data.pkl") for name in names if name.endswith("/data.pkl")]
         if len(roots) != 1 or len(set(names)) != len(names):
-            raise RefusedError("it does not hold one data.pkl, or two files of a name")
+            raise RefusedError("it holds no single data.pkl, or two files of one name")
         root = roots[0]
         if sum(entry.file_size for entry in archive.infolist()) > len(data):
-            raise RefusedError("its files claim to be larger than it")
+            raise RefusedError("it is smaller than its files claim to be")
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
             raise RefusedError("it is compressed, which torch never does")
         pickled = archive.read(f"{root}data.pkl")
@@ -169,7 +171,7 @@ class _Numbers(NamedTuple):
         if isinstance(item, float) and item.is_integer():
             item = int(item)
         if type(item) is not int or item not in _INT64:
-            raise RefusedError("it holds something else than whole numbers of 64 bits")
+            raise RefusedError("it holds something other than whole numbers of 64 bits")
         return item
 
     def _items(self, group: object, count: int) -> Sequence[object]:

@@ -121,7 +121,7 @@ class _UnfinishedArray(Unfinished):
         match state:
             case (_, tuple(shape), DType() as dtype, bool(is_fortran), str() | bytes() as data):
                 return _make_array(data, dtype, shape, "F" if is_fortran else "C")
-        raise RefusedError("it holds an array that is none of bytes")
+        raise RefusedError("it holds an array of something other than bytes")
 
 
 def _make_array(data: object, dtype: object, shape: object, order: object = "C", *_: object) -> NDArray[np.uint8]:
@@ -129,7 +129,7 @@ def _make_array(data: object, dtype: object, shape: object, order: object = "C",
     if isinstance(data, str):
         data = data.encode("latin1")
     if not isinstance(data, bytes) or not isinstance(dtype, DType) or dtype.code[-1] != "B":
-        raise RefusedError("it holds an array that is none of bytes")
+        raise RefusedError("it holds an array of something other than bytes")
     if not isinstance(shape, tuple) or not all(type(side) is int and side >= 0 for side in shape):
         raise RefusedError("it holds an array without a shape")
     return np.frombuffer(data, np.uint8).reshape(shape, order="F" if order == "F" else "C")

@@ -63,13 +63,13 @@ def _parse(path: Path) -> Any:
 
 
 def _with_home_expanded(dataset: Mapping[str, Any]) -> dict[str, Any]:
-    expanded = dict(dataset)
+    options = dict(dataset)
     for key, value in dataset.items():
         if isinstance(value, dict):
-            expanded[key] = _with_home_expanded(value)
+            options[key] = _with_home_expanded(value)
         elif key in DATA_KEYS:
-            expanded[key] = [_expand(item) for item in value] if isinstance(value, list) else _expand(value)
-    return expanded
+            options[key] = [_expand(item) for item in value] if isinstance(value, list) else _expand(value)
+    return options
 
 
 def _expand(value: Any) -> Any:

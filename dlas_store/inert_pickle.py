@@ -111,7 +111,7 @@ class InertUnpickler(pickle._Unpickler):
                 self.storages.setdefault(key, code) == code in STORAGE_CODES
             ):
                 return Storage(code, key)
-        raise RefusedError("it refers to something that is no tensor of numbers")
+        raise RefusedError("it refers to something other than a tensor of numbers")
 
     def load_reduce(self) -> None:
         """Call a function of this library that replaces a name."""
@@ -160,7 +160,7 @@ class _Opcodes(dict[int, Callable[[Any], None]]):
     def __getitem__(self, code: int) -> Callable[[Any], None]:
         self._steps_left -= 1
         if self._steps_left < 0:
-            raise RefusedError(f"it is longer than {MAX_OPCODES} steps")
+            raise RefusedError(f"it has more than {MAX_OPCODES} opcodes")
         return super().__getitem__(code)
 
     def __missing__(self, code: int) -> Callable[[Any], None]:

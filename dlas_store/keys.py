@@ -41,7 +41,7 @@ def pack_key(image_id: int, kind: Kind, patch_id: int = 0) -> bytes:
     try:
         return _KEY.pack(image_id, kind, patch_id)
     except struct.error as error:
-        raise DamagedError(f"image id {image_id} and patch id {patch_id} are those of no key") from error
+        raise DamagedError(f"image id {image_id} and patch id {patch_id} do not fit a key") from error
 
 
 def unpack_key(key: bytes) -> Key:

@@ -140,10 +140,10 @@ def scan(data: bytes | mmap.mmap) -> Iterator[Entry]:
     page = 2
     while page <= last_page:
         number, _, flags, low, high = _PAGE.unpack_from(data, page * page_size)
-        following = page + max(1, low | high << 16)
+        next_page = page + max(1, low | high << 16)
         is_run = number == page and flags == _OVERFLOW
-        if is_run and (following > last_page or _U64.unpack_from(data, following * page_size)[0] == following):
-            page = following  # bytes of a value must not be read as a page
+        if is_run and (next_page > last_page or _U64.unpack_from(data, next_page * page_size)[0] == next_page):
+            page = next_page  # bytes of a value must not be read as a page
             continue
         if number == page and flags == _LEAF:
             yield from _whole_entries(data, meta, page)
@@ -163,12 +163,12 @@ def _whole_entries(data: bytes | mmap.mmap, meta: Meta, page: int) -> Iterator[E
 
 def _leaves(data: bytes | mmap.mmap, meta: Meta) -> Iterator[int]:
     """Yield the numbers of the leaf pages in key order."""
-    to_visit = [(meta.root, 1)]
-    visited = 0
-    while to_visit:
-        page, depth = to_visit.pop()
-        visited += 1
-        if visited > meta.last_page:
+    stack = [(meta.root, 1)]
+    visited_pages = 0
+    while stack:
+        page, depth = stack.pop()
+        visited_pages += 1
+        if visited_pages > meta.last_page:
             raise DamagedError("the tree's pages form a circle")
         if depth == meta.depth:
             yield page
@@ -177,7 +177,7 @@ def _leaves(data: bytes | mmap.mmap, meta: Meta) -> Iterator[int]:
         for node in _nodes(data, meta, page, _BRANCH):
             low, high, top, _ = _NODE.unpack_from(data, node)
             children.append((low | high << 16 | top << 32, depth + 1))
-        to_visit.extend(reversed(children))
+        stack.extend(reversed(children))
 
 
 def _leaf_entries(data: bytes | mmap.mmap, meta: Meta, page: int) -> Iterator[Entry]:
@@ -189,24 +189,24 @@ def _leaf_entry(data: bytes | mmap.mmap, meta: Meta, page: int, node: int) -> En
     page_end = (page + 1) * meta.page_size
     low, high, flags, key_size = _NODE.unpack_from(data, node)
     length = low | high << 16
-    value = node + _NODE.size + key_size
-    if flags == _BIG_VALUE and value + _U64.size <= page_end:
-        offset = _overflow_value(data, meta, _U64.unpack_from(data, value)[0], length)
-    elif flags == 0 and value + length <= page_end:
-        offset = value
+    value_start = node + _NODE.size + key_size
+    if flags == _BIG_VALUE and value_start + _U64.size <= page_end:
+        offset = _overflow_value(data, meta, _U64.unpack_from(data, value_start)[0], length)
+    elif flags == 0 and value_start + length <= page_end:
+        offset = value_start
     else:
-        raise DamagedError(f"a node of page {page} is not one of a plain key and value")
-    return Entry(data[node + _NODE.size : value], offset, length)
+        raise DamagedError(f"page {page} has a node that is no plain key and value")
+    return Entry(data[node + _NODE.size : value_start], offset, length)
 
 
 def _overflow_value(data: bytes | mmap.mmap, meta: Meta, page: int, length: int) -> int:
     """Return the offset of a value on overflow pages, in bytes."""
-    needed = -(-(_PAGE_HEADER + length) // meta.page_size)
-    if not 2 <= page <= meta.last_page + 1 - needed:
+    page_count = -(-(_PAGE_HEADER + length) // meta.page_size)
+    if not 2 <= page <= meta.last_page + 1 - page_count:
         raise DamagedError(f"overflow page {page} is outside the file")
     start = page * meta.page_size
     number, _, flags, low, high = _PAGE.unpack_from(data, start)
-    if number != page or flags != _OVERFLOW or low | high << 16 != needed:
+    if number != page or flags != _OVERFLOW or low | high << 16 != page_count:
         raise DamagedError(f"page {page} is not the overflow page it should be")
     return start + _PAGE_HEADER
 

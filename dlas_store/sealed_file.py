@@ -88,15 +88,15 @@ def seal(path: Path, body: Mapping[str, Any]) -> int:
     data = map_file(path)
     lmdb_size = lmdb_pages.read_meta(data).file_size
     data.close()
-    packed = msgpack.packb(dict(body), use_bin_type=True)
-    footer = _FOOTER.pack(_MAGIC, FORMAT_VERSION, len(packed), lmdb_size)
+    packed_body = msgpack.packb(dict(body), use_bin_type=True)
+    footer = _FOOTER.pack(_MAGIC, FORMAT_VERSION, len(packed_body), lmdb_size)
     with write_errors(path), path.open("r+b") as file:
         file.truncate(lmdb_size)
         file.seek(lmdb_size)
-        file.write(packed + footer + _CHECKSUM.pack(_checksum(packed, footer)))
+        file.write(packed_body + footer + _CHECKSUM.pack(_checksum(packed_body, footer)))
         file.flush()
         os.fsync(file.fileno())
-    return lmdb_size + len(packed) + _FOOTER_SIZE
+    return lmdb_size + len(packed_body) + _FOOTER_SIZE
 
 
 def check_fields(path: Path, fields: Mapping[str, object]) -> None:

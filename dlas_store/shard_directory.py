@@ -112,17 +112,17 @@ class _DirectoryBuilder:
             raise self._damaged(f"image {image_id} or its metadata is missing")
         image = read_image(self._shard.data, metadata.key, metadata.offset, metadata.length, self._shard.path)
         patches = entries[1 if reference is None else 2 :]
-        stored = np.array([(key.patch_id, entry.offset, entry.length) for key, entry in patches], np.uint64)
-        stored = stored.reshape(-1, 3)
+        stored_patches = np.array([(key.patch_id, entry.offset, entry.length) for key, entry in patches], np.uint64)
+        stored_patches = stored_patches.reshape(-1, 3)
         ids = image.patch_ids
         assert ids is not None
         order = np.argsort(ids)
-        if not np.array_equal(ids[order], stored[:, 0]) or image.has_reference != (reference is not None):
+        if not np.array_equal(ids[order], stored_patches[:, 0]) or image.has_reference != (reference is not None):
             raise self._damaged(f"the values of image {image.name!r} are not those its metadata names")
         rows = np.zeros(len(ids), PATCH_ROW.dtype)
         rows["patch_id"] = ids
-        rows["offset"][order] = stored[:, 1]
-        rows["length"][order] = stored[:, 2]
+        rows["offset"][order] = stored_patches[:, 1]
+        rows["length"][order] = stored_patches[:, 2]
         rows["image"] = number
         rows["shard"] = header.number
         first_patch = len(self._patches) // PATCH_ROW.dtype.itemsize

@@ -56,7 +56,7 @@ def test_the_watch_sees_what_a_usual_unpickler_does(
 def test_nothing_is_run_and_memory_is_bounded_whatever_a_file_holds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: Runs
 ) -> None:
-    """Run 0 reads the kept and the valid files; every run reads a mutation of one, every other run one mutated twice."""
+    """Run 0 reads the kept and the valid files; every run reads a mutation of one, every second run a double one."""
     monkeypatch.chdir(tmp_path)
     hostile = [path.read_bytes() for path in sorted(FOLDER.glob("*.pt"))]
     seeds = hostile + GOOD * 8
