@@ -15,9 +15,7 @@ from typing import NamedTuple
 
 from dlas_store.errors import DamagedError
 
-_PAGE = struct.Struct(
-    "<QHHHH"
-)  # number, padding, flags, lower, upper; an overflow page has a page count in the last two
+_PAGE = struct.Struct("<QHHHH")  # number, padding, flags, lower, upper; an overflow page: low, high half of its count
 _NODE = struct.Struct("<HHHH")  # low and high half of the size or child, flags, key size
 _U64 = struct.Struct("<Q")
 _PAGE_HEADER = 16

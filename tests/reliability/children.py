@@ -67,7 +67,7 @@ def _mapped_bytes() -> int:
 
 
 def work_here(monkeypatch: Any, *modules: str) -> None:
-    """Let modules do the jobs of their worker processes in this one: the same work without the time to start some."""
+    """Let modules run the jobs of their worker processes in this process, which saves the start of workers."""
 
     def run_here(function: Callable[[Any], Any], jobs: Any, *, workers: int, bar: Any = None) -> Iterator[Any]:
         return map(function, jobs)
