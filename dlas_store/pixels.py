@@ -192,7 +192,7 @@ def image_size(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Size:
 
 
 def check_picture(data: bytes, *, decode_all: bool = False, max_pixels: int = MAX_PIXELS) -> Size:
-    """Check that bytes are a complete picture and return its size.
+    """Check that bytes are a whole picture and return its size.
 
     The check reads the header and looks for the end marker of JPEG and PNG. A picture without an end marker is decoded;
     with ``decode_all`` every picture is.
