@@ -1,4 +1,4 @@
-"""centers.pt: where each patch of an image lies; read and written without torch, and without running what it holds."""
+"""Read and write centers.pt, the position of each patch in its image, without torch and without running the pickle."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dlas_store.plain_pickle import is_plain, load_plain
 from dlas_store.source import Center
 
 MAX_FILE_BYTES = 1 << 24
-"""Files above 16 MiB are refused; 400,000 centres take less."""
+"""Largest file that is read, 16 MiB; 400,000 centres take less."""
 
 _ZIP_START = b"PK\x03\x04"
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -27,7 +27,7 @@ _LEGACY_VERSION = 1001
 _NO_ENTRY = "it holds an entry that is not ((row, col), width)"
 _INT64 = range(-(1 << 63), 1 << 63)
 
-# All that zipfile, struct and the unpickler raise for bytes that make no sense.
+# Exceptions that zipfile, struct and the unpickler raise for malformed bytes.
 _FAILURES = (
     ArithmeticError,
     AssertionError,
@@ -48,17 +48,17 @@ _FAILURES = (
 def read_centers(source: str | os.PathLike[str] | bytes) -> dict[int, Center]:
     """Read a centers.pt as torch.save writes it, zip or legacy.
 
-    Numbers may be Python ints, numpy numbers, tensors of one number or whole floats. Nothing that the file names is
-    imported or run.
+    Numbers may be Python ints, numpy numbers, tensors of one number or whole floats. No name in the file is imported or
+    run.
 
     Args:
-        source: the file, or its bytes.
+        source: path of the file, or its bytes.
 
     Returns:
         Patch number -> centre, in the order of the file.
 
     Raises:
-        CentersError: it cannot be read, is damaged, or holds anything else.
+        CentersError: the file cannot be read, is damaged, or holds other values.
     """
     where = "centers.pt" if isinstance(source, bytes) else os.fspath(source)
     remedy = "take the folder's original, or extract the image again"
@@ -74,14 +74,19 @@ def read_centers(source: str | os.PathLike[str] | bytes) -> dict[int, Center]:
 
 
 def write_centers(centers: Mapping[int, Center]) -> bytes:
-    """Return a centers.pt that torch.load reads, also with weights_only; the same bytes for the same centres."""
-    plain = {int(number): ((int(at.row), int(at.col)), int(at.width)) for number, at in centers.items()}
-    entries = {"data.pkl": pickle.dumps(plain, protocol=2), "version": b"3\n", "byteorder": b"little"}
+    """Return the bytes of a centers.pt that torch.load reads, also with weights_only.
+
+    Equal centres give equal bytes.
+    """
+    values = {
+        int(number): ((int(center.row), int(center.col)), int(center.width)) for number, center in centers.items()
+    }
+    entries = {"data.pkl": pickle.dumps(values, protocol=2), "version": b"3\n", "byteorder": b"little"}
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name, data in entries.items():
-            entry = zipfile.ZipInfo(f"centers/{name}")  # dated 1980
-            entry.create_system = 3  # not the system it was made on
+            entry = zipfile.ZipInfo(f"centers/{name}")  # zipfile dates it 1980, so the bytes do not depend on the time
+            entry.create_system = 3  # Unix, whatever system this runs on
             archive.writestr(entry, data)
     return file.getvalue()
 
@@ -102,10 +107,10 @@ def _load_zip(data: bytes) -> dict[int, Center]:
         names = archive.namelist()
         roots = [name.removesuffix("data.pkl") for name in names if name.endswith("/data.pkl")]
         if len(roots) != 1 or len(set(names)) != len(names):
-            raise RefusedError("it does not hold one data.pkl, or two files of a name")
+            raise RefusedError("it holds no single data.pkl, or two files of one name")
         root = roots[0]
         if sum(entry.file_size for entry in archive.infolist()) > len(data):
-            raise RefusedError("its files claim to be larger than it")
+            raise RefusedError("it is smaller than its files claim to be")
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
             raise RefusedError("it is compressed, which torch never does")
         pickled = archive.read(f"{root}data.pkl")
@@ -143,7 +148,12 @@ def _to_centers(value: object, storages: Mapping[str, bytes], byte_order: str) -
 
 
 class _Numbers(NamedTuple):
-    """Turns what a pickle holds into numbers."""
+    """Converts the values of a pickle to Python ints.
+
+    Attributes:
+        storages: key of a tensor's storage -> its bytes.
+        byte_order: "<" or ">", of the numbers in the storages.
+    """
 
     storages: Mapping[str, bytes]
     byte_order: str
@@ -161,7 +171,7 @@ class _Numbers(NamedTuple):
         if isinstance(item, float) and item.is_integer():
             item = int(item)
         if type(item) is not int or item not in _INT64:
-            raise RefusedError("it holds something else than whole numbers of 64 bits")
+            raise RefusedError("it holds something other than whole numbers of 64 bits")
         return item
 
     def _items(self, group: object, count: int) -> Sequence[object]:

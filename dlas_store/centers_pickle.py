@@ -1,4 +1,4 @@
-"""What the pickle in a centers.pt may hold: plain values, and what torch and numpy write numbers as."""
+"""Pickle rules for centers.pt: plain values, and the forms in which torch and numpy write numbers."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Tensor:
     """A number or a pair of numbers in a storage.
 
     Attributes:
-        storage: where they lie.
-        positions: of each number in the storage, in numbers.
+        storage: the storage.
+        positions: position of each number in the storage, counted in numbers.
     """
 
     storage: Storage

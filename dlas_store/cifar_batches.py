@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 as their publisher distributes them: pickled batches, read without running what they hold."""
+"""Reader of CIFAR-10 and CIFAR-100 as published: pickled batches, read without running the pickles."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from dlas_store.inert_pickle import SAFE_OPCODES, InertUnpickler, PickleRules, R
 from dlas_store.numpy_pickle import DType, encode_latin1, make_dtype
 
 MAX_FILE_BYTES = 1 << 30
-"""Files above are refused; the largest, CIFAR-100's train, has 155 MB."""
+"""Largest file that is read; the largest published one, CIFAR-100's train, has 155 MB."""
 
 _SIDE = 32
 _ROW = 3 * _SIDE * _SIDE
 
-# All that the unpickler raises for bytes that make no sense.
+# Exceptions that the unpickler raises for malformed bytes.
 _FAILURES = (
     ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError,
     TypeError, ValueError, pickle.PickleError, struct.error,
@@ -37,27 +37,27 @@ def load_cifar(
 
     Args:
         batches: the files, in order.
-        meta: the file with the names of the classes; without it they have none.
+        meta: the file with the class names; if it is missing, classes have no names.
         split: see LabelledPictures.
         labels: field of Image.extra -> key of the labels in a batch.
-        names: such a field -> key of the names of its classes in ``meta``.
+        names: field of Image.extra -> key of the class names in ``meta``.
 
     Raises:
-        DamagedError: a file is damaged, is no such batch, or holds what no batch holds.
+        DamagedError: a file is damaged, is no batch, or holds something that no batch holds.
     """
-    loaded = [_Batch(path) for path in batches]
-    pixels = np.concatenate([batch.pixels() for batch in loaded])
-    known = _read_batch(meta) if meta.exists() else {}
+    contents = [_Batch(path) for path in batches]
+    pixels = np.concatenate([batch.pixels() for batch in contents])
+    meta_fields = _read_batch(meta) if meta.exists() else {}
     return LabelledPictures(
         split=split,
         pixels=np.ascontiguousarray(pixels.reshape(-1, 3, _SIDE, _SIDE).transpose(0, 2, 3, 1)),
-        labels={field: np.concatenate([batch.labels(key) for batch in loaded]) for field, key in labels.items()},
-        class_names={field: _texts(known[key], meta) for field, key in names.items() if key in known},
+        labels={field: np.concatenate([batch.labels(key) for batch in contents]) for field, key in labels.items()},
+        class_names={field: _texts(meta_fields[key], meta) for field, key in names.items() if key in meta_fields},
     )
 
 
 class _Batch:
-    """One file of pictures and labels."""
+    """One file of pictures and labels, whose fields are checked as they are read."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -88,7 +88,7 @@ class _Batch:
 
 
 def _read_batch(path: Path) -> dict[str, Any]:
-    """Return what a batch holds, its keys as str."""
+    """Return the fields of a batch, with keys as str."""
     try:
         fields = InertUnpickler(io.BytesIO(_read_file(path)), _BATCH_RULES).load()
     except RefusedError as error:
@@ -115,21 +115,21 @@ def _texts(names: object, path: Path) -> tuple[str, ...]:
 
 
 class _UnfinishedArray(Unfinished):
-    """An array whose shape and numbers are still to come."""
+    """An array whose shape and numbers follow in its state."""
 
     def with_state(self, state: object) -> NDArray[np.uint8]:
         match state:
             case (_, tuple(shape), DType() as dtype, bool(is_fortran), str() | bytes() as data):
                 return _make_array(data, dtype, shape, "F" if is_fortran else "C")
-        raise RefusedError("it holds an array that is none of bytes")
+        raise RefusedError("it holds an array of something other than bytes")
 
 
 def _make_array(data: object, dtype: object, shape: object, order: object = "C", *_: object) -> NDArray[np.uint8]:
-    """Return an array of bytes; Python 2 wrote them as a text."""
+    """Return an array of bytes; ``data`` is a str if Python 2 wrote it."""
     if isinstance(data, str):
         data = data.encode("latin1")
     if not isinstance(data, bytes) or not isinstance(dtype, DType) or dtype.code[-1] != "B":
-        raise RefusedError("it holds an array that is none of bytes")
+        raise RefusedError("it holds an array of something other than bytes")
     if not isinstance(shape, tuple) or not all(type(side) is int and side >= 0 for side in shape):
         raise RefusedError("it holds an array without a shape")
     return np.frombuffer(data, np.uint8).reshape(shape, order="F" if order == "F" else "C")
@@ -140,7 +140,7 @@ def _start_array(*_: object) -> _UnfinishedArray:
 
 
 def _load_long_bytes(unpickler: InertUnpickler) -> None:
-    """Read bytes whose length has eight bytes; the Python unpickler would first reserve as many as the file claims."""
+    """Read bytes whose length takes eight bytes; the unpickler in Python would first reserve the claimed length."""
     (size,) = struct.unpack("<Q", unpickler.read(8))
     data = unpickler.read(size) if size <= MAX_FILE_BYTES else b""
     if len(data) != size:
@@ -158,7 +158,7 @@ _OPCODES: dict[int, Callable[[Any], None]] = {
 _BATCH_RULES = PickleRules(
     what="a batch of CIFAR",
     names={
-        ("numpy.core.multiarray", "_reconstruct"): _start_array,  # numpy 1, which the publisher used
+        ("numpy.core.multiarray", "_reconstruct"): _start_array,  # numpy 1, which wrote the published files
         ("numpy._core.multiarray", "_reconstruct"): _start_array,
         ("numpy.core.numeric", "_frombuffer"): _make_array,
         ("numpy._core.numeric", "_frombuffer"): _make_array,

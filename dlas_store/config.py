@@ -1,4 +1,4 @@
-"""Reading a DL-Art-School YAML config."""
+"""Read a DL-Art-School YAML config."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import yaml
 from dlas_store.errors import ConfigError
 
 DATA_KEYS = ("paths", "path", "dataroot", "dataroot_GT", "dataroot_LQ")
-"""Options of a dataset that say where its data is: a path or a list of paths."""
+"""Options of a dataset whose value is a path to its data, or a list of paths."""
 
 
 def load_config(path: str | Path) -> dict[str, Any]:
@@ -21,8 +21,8 @@ def load_config(path: str | Path) -> dict[str, Any]:
         path: a YAML file with one mapping a dataset under ``datasets``.
 
     Returns:
-        The whole file. In each dataset ``phase`` is its key up to the first ``_`` (``val_set14`` is of phase ``val``)
-        and ``~`` is expanded in DATA_KEYS, those of a dataset within a dataset included.
+        All options in the file. Each dataset gets a ``phase``, its key up to the first ``_`` (``val`` for
+        ``val_set14``). ``~`` is expanded in the values of DATA_KEYS, also in a dataset within a dataset.
 
     Raises:
         ConfigError: the file cannot be read, is no YAML, or has no datasets.
@@ -42,7 +42,7 @@ def load_mapping(path: str | Path) -> dict[str, Any]:
     """Read a YAML file of options as plain dicts and lists.
 
     Raises:
-        ConfigError: the file cannot be read, is no YAML, or no mapping.
+        ConfigError: the file cannot be read, is no YAML, or is no mapping.
     """
     config = _parse(Path(path))
     if not isinstance(config, dict):
@@ -63,13 +63,13 @@ def _parse(path: Path) -> Any:
 
 
 def _with_home_expanded(dataset: Mapping[str, Any]) -> dict[str, Any]:
-    expanded = dict(dataset)
+    options = dict(dataset)
     for key, value in dataset.items():
         if isinstance(value, dict):
-            expanded[key] = _with_home_expanded(value)
+            options[key] = _with_home_expanded(value)
         elif key in DATA_KEYS:
-            expanded[key] = [_expand(item) for item in value] if isinstance(value, list) else _expand(value)
-    return expanded
+            options[key] = [_expand(item) for item in value] if isinstance(value, list) else _expand(value)
+    return options
 
 
 def _expand(value: Any) -> Any:

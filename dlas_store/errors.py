@@ -1,23 +1,23 @@
-"""Every error that the library raises on purpose.
+"""The errors that the library raises on purpose.
 
     StoreError
-    ├── NotASourceError        (ValueError)      the path holds nothing that patches can be read from
-    ├── DamagedError           (ValueError)      stored bytes are not what was written
-    │   └── ForeignShardError                    a file that is not the shard that the index means
-    ├── FormatVersionError     (ValueError)      a store of a format that this version cannot read
-    ├── ClosedError            (ValueError)      a source was used after close()
+    ├── NotASourceError        (ValueError)      a path without anything to read patches from
+    ├── DamagedError           (ValueError)      stored bytes that differ from the bytes written
+    │   └── ForeignShardError                    a file that is not the shard in the index
+    ├── FormatVersionError     (ValueError)      a store in a newer format than this version reads
+    ├── ClosedError            (ValueError)      the use of a source after its close()
     ├── PatchIndexError        (IndexError)      a patch or image number outside the source
-    ├── NameNotFoundError      (KeyError)        no image or patch file of that name
-    ├── ImageError             (ValueError)      bytes that are no picture, or one that cannot be decoded
+    ├── NameNotFoundError      (KeyError)        a name that no image or patch file has
+    ├── ImageError             (ValueError)      bytes that cannot be decoded as a picture
     ├── CentersError           (ValueError)      a centers.pt that is damaged or refused
     ├── MissingMetadataError   (ValueError)      a centre that a dataset needs and the source lacks
-    ├── ConfigError            (ValueError)      an option that is missing, unknown or of a wrong value
-    ├── TargetExistsError      (FileExistsError) what is to be written is there already
-    ├── BusyError              (BlockingIOError) another process writes the same store
-    ├── WriteError             (OSError)         the disk refused a write (full, quota, input/output)
-    └── ImportFailedError      (ValueError)      a conversion stopped at what it found in its source
+    ├── ConfigError            (ValueError)      an option that is missing, unknown or has a wrong value
+    ├── TargetExistsError      (FileExistsError) a target that exists already
+    ├── BusyError              (BlockingIOError) a store that another process is writing
+    ├── WriteError             (OSError)         a write that the disk refused (full, quota, input/output)
+    └── ImportFailedError      (ValueError)      a conversion stopped by a fault in its source
 
-Messages are one line: what is wrong, where, and what to do.
+Each message is one line that says what is wrong, where, and what to do.
 """
 
 from __future__ import annotations
@@ -28,31 +28,31 @@ from contextlib import contextmanager
 
 
 class StoreError(Exception):
-    """What every error of this library derives from."""
+    """The base class of every error of this library."""
 
     def __str__(self) -> str:
-        """Return the message as written (KeyError would quote it, OSError put the number before it)."""
+        """Return the message as written (KeyError would quote it, OSError would put the number before it)."""
         return str(self.args[-1]) if self.args else ""
 
 
 class NotASourceError(StoreError, ValueError):
-    """The path holds nothing that patches can be read from."""
+    """A path without anything to read patches from."""
 
 
 class DamagedError(StoreError, ValueError):
-    """Stored bytes are not what was written."""
+    """Stored bytes that differ from the bytes written."""
 
 
 class ForeignShardError(DamagedError):
-    """A file that is not the shard that the index means."""
+    """A file that is not the shard in the index."""
 
 
 class FormatVersionError(StoreError, ValueError):
-    """A store of a format that this version cannot read."""
+    """A store in a newer format than this version reads."""
 
 
 class ClosedError(StoreError, ValueError):
-    """A source was used after close()."""
+    """The use of a source after its close()."""
 
 
 class PatchIndexError(StoreError, IndexError):
@@ -60,11 +60,11 @@ class PatchIndexError(StoreError, IndexError):
 
 
 class NameNotFoundError(StoreError, KeyError):
-    """No image or patch file of that name."""
+    """A name that no image or patch file has."""
 
 
 class ImageError(StoreError, ValueError):
-    """Bytes that are no picture, or one that cannot be decoded."""
+    """Bytes that cannot be decoded as a picture."""
 
 
 class CentersError(StoreError, ValueError):
@@ -76,28 +76,28 @@ class MissingMetadataError(StoreError, ValueError):
 
 
 class ConfigError(StoreError, ValueError):
-    """An option that is missing, unknown or of a wrong value."""
+    """An option that is missing, unknown or has a wrong value."""
 
 
 class TargetExistsError(StoreError, FileExistsError):
-    """What is to be written is there already."""
+    """A target that exists already."""
 
 
 class BusyError(StoreError, BlockingIOError):
-    """Another process writes the same store."""
+    """A store that another process is writing."""
 
 
 class WriteError(StoreError, OSError):
-    """The disk refused a write: full, over quota, input/output error."""
+    """A write that the disk refused: full, over quota, input/output error."""
 
 
 class ImportFailedError(StoreError, ValueError):
-    """A conversion stopped at what it found in its source."""
+    """A conversion stopped by a fault in its source."""
 
 
 @contextmanager
 def write_errors(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Raise WriteError, naming a path, for what the system refuses inside the block."""
+    """Turn an OSError inside the block into a WriteError that names ``path``; a StoreError passes unchanged."""
     try:
         yield
     except StoreError:

@@ -1,4 +1,4 @@
-"""metadata.jsonl in a folder: what is kept of an image beside its patches, one JSON object a line."""
+"""Read and write metadata.jsonl, the extra fields of a folder's images: one JSON object a line, one line an image."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EXTRA_FILE = "metadata.jsonl"
 
 
 def extra_line(image: str, extra: Mapping[str, Any]) -> str:
-    r"""Return the line of an image.
+    r"""Return the line of an image in metadata.jsonl.
 
     >>> extra_line("cat_0", {"label": 3})
     '{"image": "cat_0", "label": 3}\n'
@@ -25,14 +25,14 @@ def extra_line(image: str, extra: Mapping[str, Any]) -> str:
 
 
 class ExtraFields:
-    """The extra fields of a folder's images, parsed again from the file when asked for.
+    """The extra fields of a folder's images; only the offset of each line is kept, and of() parses the line.
 
     Args:
-        root: the folder; it need not have the file.
-        images: keep only the lines of these images; None keeps all.
+        root: the folder; the file may be missing.
+        images: names of the images whose lines are kept; None keeps all.
 
     Raises:
-        DamagedError: a line is no JSON object with an "image", or the second one of its image.
+        DamagedError: a line is no JSON object with an "image", or an image has a second line.
     """
 
     def __init__(self, root: Path, *, images: Collection[str] | None) -> None:
@@ -40,9 +40,8 @@ class ExtraFields:
         self._offsets: dict[str, int] = {}
         if not self._path.is_file():
             return
-        wanted = None if images is None else frozenset(images)
         try:
-            self._index(wanted)
+            self._index(None if images is None else frozenset(images))
         except OSError as error:
             raise DamagedError(f"{self._path}: cannot be read ({error.strerror})") from error
 
@@ -52,7 +51,11 @@ class ExtraFields:
         return self._offsets.keys()
 
     def of(self, image: str) -> dict[str, Any]:
-        """Return the fields of an image, none where it has no line."""
+        """Return the fields of an image, an empty dict if it has no line.
+
+        Raises:
+            DamagedError: the file changed or became unreadable since it was opened.
+        """
         offset = self._offsets.get(image)
         if offset is None:
             return {}
@@ -66,7 +69,7 @@ class ExtraFields:
             raise DamagedError(f"{self._path}: changed since it was opened; open the folder again")
         return fields
 
-    def _index(self, wanted: Collection[str] | None) -> None:
+    def _index(self, images: Collection[str] | None) -> None:
         offset = 0
         with self._path.open("rb") as file:
             for number, line in enumerate(file, 1):
@@ -76,7 +79,7 @@ class ExtraFields:
                     raise self._damaged(number, str(error)) from error
                 if name in self._offsets:
                     raise self._damaged(number, f"a second line of {name!r}")
-                if wanted is None or name in wanted:
+                if images is None or name in images:
                     self._offsets[name] = offset
                 offset += len(line)
 
@@ -88,13 +91,17 @@ class ExtraFields:
 
 
 def _parse(line: bytes) -> tuple[str, dict[str, Any]]:
-    """Return image name and fields of a line, or raise ValueError."""
+    """Return the image name and the fields of a line.
+
+    Raises:
+        ValueError: the line is no JSON object with an "image", or msgpack cannot hold it.
+    """
     try:
         fields = json.loads(line)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     if not isinstance(fields, dict) or not isinstance(fields.get("image"), str):
-        raise ValueError('no object with an "image"')  # noqa: TRY004 - the file is wrong, not our argument
+        raise ValueError('no object with an "image"')  # noqa: TRY004 - the file is wrong, not the argument's type
     try:
         msgpack.packb(fields)
     except (ValueError, OverflowError) as error:

@@ -1,4 +1,4 @@
-"""One pass over a folder: what is listed, and what is left out of it and why."""
+"""A walk over a folder: it lists files and folders, and records each skipped path with the reason."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _NAMES_IN_MESSAGE = 20
 
 
 class LeftOut(NamedTuple):
-    """Something in a folder that is no part of the source.
+    """A path in a folder that is no part of the source.
 
     Attributes:
-        path: below the root of the folder, with "/" between its parts.
-        reason: why it was left out.
+        path: path below the root of the folder, with "/" between its parts.
+        reason: why the path was skipped.
     """
 
     path: str
@@ -25,11 +25,11 @@ class LeftOut(NamedTuple):
 
 
 class FolderWalk:
-    """Lists the folders below a root and gathers what is left out.
+    """Lists the folders below a root and collects skipped paths.
 
     Attributes:
-        root: where all paths begin.
-        left_out: what was left out so far.
+        root: the folder that all paths are relative to.
+        left_out: the paths skipped so far.
     """
 
     def __init__(self, root: Path) -> None:
@@ -38,11 +38,15 @@ class FolderWalk:
         self._not_utf8: list[str] = []
 
     def leave_out(self, paths: Iterable[str], reason: str) -> None:
-        """Note paths as left out."""
+        """Record paths as skipped."""
         self.left_out.extend(LeftOut(path, reason) for path in paths)
 
     def identity(self, folder: str) -> tuple[int, int]:
-        """Return what tells a folder from every other, whichever links lead to it."""
+        """Return (device, inode) of a folder, the same for every link to it.
+
+        Raises:
+            NotASourceError: the folder cannot be read.
+        """
         try:
             status = (self.root / folder).stat()
         except OSError as error:
@@ -50,7 +54,7 @@ class FolderWalk:
         return status.st_dev, status.st_ino
 
     def entries(self, folder: str) -> tuple[list[str], list[str]]:
-        """Return the paths of the files and of the folders in a folder, unsorted; links are followed.
+        """Return the paths of all files, and of all folders, in a folder, unsorted; links are followed.
 
         Args:
             folder: path below the root, "" for the root.
@@ -77,36 +81,42 @@ class FolderWalk:
     def files(self) -> Iterator[str]:
         """Yield the paths of all files at any depth, sorted by code point.
 
-        Holds one folder's names for each level of depth. A link to a folder that it lies in is left out.
+        The walk holds the names of one folder for each level of depth. A link to a folder that contains it is skipped.
         """
-        above = [(self.identity(""), self._sorted_entries(""))]
-        while above:
-            path = next(above[-1][1], None)
+        stack = [(self.identity(""), self._sorted_entries(""))]
+        while stack:
+            path = next(stack[-1][1], None)
             if path is None:
-                above.pop()
+                stack.pop()
             elif path.endswith("/"):
                 folder = path[:-1]
                 identity = self.identity(folder)
-                if any(identity == other for other, _ in above):
+                if any(identity == ancestor for ancestor, _ in stack):
                     self.leave_out([folder], "link to a folder that it lies in")
                 else:
-                    above.append((identity, self._sorted_entries(folder)))
+                    stack.append((identity, self._sorted_entries(folder)))
             else:
                 yield path
 
     def _sorted_entries(self, folder: str) -> Iterator[str]:
         entries, folders = self.entries(folder)
-        # With its "/" a folder sorts among the files where the paths below it do: "a-b/1.jpg", "a.jpg", "a/1.jpg".
+        # A folder with "/" appended sorts as the paths below it do: "a-b/1.jpg", "a.jpg", "a/1.jpg".
         entries.extend(f"{path}/" for path in folders)
         entries.sort()
         return iter(entries)
 
     def finish(self) -> None:
-        """Raise NotASourceError if any name met was not UTF-8."""
+        """End the walk.
+
+        Raises:
+            NotASourceError: a listed name is not UTF-8; the message shows the first of them.
+        """
         if self._not_utf8:
-            shown = ", ".join(repr(os.fsencode(path)) for path in self._not_utf8[:_NAMES_IN_MESSAGE])
-            more = ", ..." if len(self._not_utf8) > _NAMES_IN_MESSAGE else ""
-            raise NotASourceError(f"{self.root}: {len(self._not_utf8)} names are not UTF-8, rename them: {shown}{more}")
+            names = ", ".join(repr(os.fsencode(path)) for path in self._not_utf8[:_NAMES_IN_MESSAGE])
+            ellipsis = ", ..." if len(self._not_utf8) > _NAMES_IN_MESSAGE else ""
+            raise NotASourceError(
+                f"{self.root}: {len(self._not_utf8)} names are not UTF-8, rename them: {names}{ellipsis}"
+            )
 
     def _unreadable(self, folder: str, error: OSError) -> NotASourceError:
         return NotASourceError(f"{self.root / folder}: cannot be listed ({error.strerror})")

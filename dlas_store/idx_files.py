@@ -1,4 +1,4 @@
-"""MNIST and Fashion-MNIST as their publishers distribute them: IDX files, which may be compressed by gzip."""
+"""Readers of MNIST and Fashion-MNIST as published: IDX files, plain or compressed by gzip."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from dlas_store.array_pictures import LabelledPictures
 from dlas_store.errors import DamagedError
 
 MAX_BYTES = 1 << 30
-"""Files that claim more are refused; MNIST's largest has 47 MB."""
+"""Most bytes that a file's header may claim; MNIST's largest file has 47 MB."""
 
 _UINT8 = 8
 
 
 def load_idx(images: Path, labels: Path, *, split: str, class_names: tuple[str, ...]) -> LabelledPictures:
-    """Load the pictures of one file and their labels from another.
+    """Load the pictures from one file and their labels from another.
 
     Args:
-        images: IDX file of three dimensions.
-        labels: IDX file of one dimension, of the same length.
+        images: IDX file of three dimensions (n, H, W).
+        labels: IDX file of one dimension (n,).
         split: see LabelledPictures.
-        class_names: what the labels stand for.
+        class_names: name of each label, in the order of the labels' numbers.
 
     Raises:
-        DamagedError: one of them is damaged or no such file, or their lengths differ.
+        DamagedError: a file is damaged or no IDX file, or their lengths differ.
     """
     pixels, numbers = read_idx(images, dimensions=3), read_idx(labels, dimensions=1)
     if len(pixels) != len(numbers):
@@ -43,10 +43,14 @@ def load_idx(images: Path, labels: Path, *, split: str, class_names: tuple[str, 
 
 
 def read_idx(path: Path, *, dimensions: int) -> NDArray[np.uint8]:
-    """Read an IDX file of bytes; one that begins as gzip does is decompressed.
+    """Read an IDX file of bytes; a file that begins with gzip's magic number is decompressed.
+
+    Args:
+        path: the file.
+        dimensions: number of dimensions that the file must have.
 
     Raises:
-        DamagedError: it cannot be read, is no such file, or is shorter or longer than it says.
+        DamagedError: the file cannot be read, is no IDX file of bytes, or is shorter or longer than its header says.
     """
     header_size = 4 + 4 * dimensions
     try:

@@ -1,4 +1,4 @@
-"""Writing an index from the directories of its shards, in memory that does not grow with the number of patches."""
+"""Write an index from the entries of its shards, in memory that does not grow with the number of patches."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _ROWS_AT_ONCE = 1 << 12
 
 
 class IndexWriter:
-    """Writes an index under a temporary name from the directories of its shards, in order.
+    """Writes an index under a temporary name, from the entries of its shards in order.
 
-    Holds 8 bytes an image (its name's hash; 16 more while the table of names is made) and some MiB of rows.
+    The writer holds 8 bytes an image for the hash of its name, 16 more during finish(), and some MiB of rows.
     """
 
     def __init__(self, path: Path, *, store_id: bytes, layout: Layout, generation: int) -> None:
@@ -45,11 +45,17 @@ class IndexWriter:
         self._chunk_counts = dict.fromkeys(self._tables, 0)
         self._shards: list[ShardEntry] = []
         self._name_hashes = array("Q")
-        self._waiting: list[tuple[bytes, bytes]] = []
+        self._buffered: list[tuple[bytes, bytes]] = []
         self._lmdb = LmdbWriter(path)
 
     def add(self, header: ShardHeader, directory: Directory, *, size: int) -> None:
-        """Add a shard: its images and patches follow those of the shards before."""
+        """Add a shard; its images and patches are numbered after those of earlier shards.
+
+        Args:
+            header: the shard's trailer.
+            directory: the shard's entries.
+            size: bytes of the shard's file.
+        """
         first_image, first_patch = self._tables["images"].count, self._tables["patches"].count
         self._shards.append(shard_entry(header, size=size, first_image=first_image))
         self._name_hashes.frombytes(directory.name_hashes.tobytes())
@@ -59,7 +65,7 @@ class IndexWriter:
             self._extend("patches", shifted(rows, "image", first_image))
 
     def add_index(self, index: Index) -> None:
-        """Add all shards of an index that was opened from a file; comes before any other shard."""
+        """Add all shards of an index that was opened from a file; call this before add()."""
         assert isinstance(index.images, Table)
         assert isinstance(index.patches, Table)
         assert isinstance(index.names, Table)
@@ -74,11 +80,11 @@ class IndexWriter:
         self._shards.extend(index.shards.values())
 
     def close(self) -> None:
-        """Close the file; without finish() it is of no use."""
+        """Close the file; without finish() it is unusable."""
         self._lmdb.close()
 
     def finish(self) -> None:
-        """Write the table of names, close and sync the file, and append its trailer."""
+        """Write the table of names, close the file, append its trailer and sync it."""
         hashes = np.frombuffer(self._name_hashes, np.uint64)
         order = np.argsort(hashes, kind="stable")
         for numbers in _slices(order):
@@ -87,7 +93,7 @@ class IndexWriter:
             self._extend("names", names)
         for name, table in self._tables.items():
             self._put(name, table.finish())
-        self._lmdb.write(self._waiting)
+        self._lmdb.write(self._buffered)
         self._lmdb.close()
         seal(
             self._path,
@@ -104,15 +110,15 @@ class IndexWriter:
 
     def _put(self, name: str, chunks: Iterator[bytes]) -> None:
         for chunk in chunks:
-            self._waiting.append((_chunk_key(name, self._chunk_counts[name]), chunk))
+            self._buffered.append((_chunk_key(name, self._chunk_counts[name]), chunk))
             self._chunk_counts[name] += 1
-            if len(self._waiting) == _CHUNKS_A_BATCH:
-                self._lmdb.write(self._waiting)
-                self._waiting = []
+            if len(self._buffered) == _CHUNKS_A_BATCH:
+                self._lmdb.write(self._buffered)
+                self._buffered = []
 
 
 def _slices(rows: NDArray[Any]) -> Iterator[NDArray[Any]]:
-    """Yield rows some at a time, so that what is made of them stays small."""
+    """Yield slices of at most _ROWS_AT_ONCE rows, so that arrays computed from them stay small."""
     for start in range(0, len(rows), _ROWS_AT_ONCE):
         yield rows[start : start + _ROWS_AT_ONCE]
 
@@ -122,7 +128,7 @@ def _chunk_key(name: str, number: int) -> bytes:
 
 
 def _chunk_offsets(path: Path) -> dict[str, bytes]:
-    """Return where the chunks of each table lie in a finished LMDB file, little-endian u64 each."""
+    """Return, for each table, the offsets of its chunks in a finished LMDB file, as packed little-endian u64."""
     offsets: dict[str, list[int]] = {row_type.name: [] for row_type in ROW_TYPES}
     for entry in walk(map_file(path)):
         offsets[entry.key.decode().partition("/")[0]].append(entry.offset)

@@ -1,7 +1,7 @@
-"""Reading a pickle without importing, calling or allocating anything that it asks for.
+"""A restricted unpickler: it imports, calls and allocates nothing on a pickle's demand.
 
-A pickle is a program. Here only the opcodes that build plain values run, the few names that a kind of file is known to
-hold are replaced by functions of our own, and every other opcode or name is refused. PickleRules say which they are.
+A pickle is a program. This unpickler runs only the opcodes that build plain values, and replaces the few known names of
+a kind of file by functions of this library. It refuses every other opcode and name. PickleRules list both.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple
 
 MAX_OPCODES = 1 << 22
-"""About 400,000 centres of plain numbers. An opcode can hold some 100 bytes of memory, so 400 MB at the worst."""
+"""Limit of opcodes a pickle, enough for 400,000 centres. An opcode can allocate some 100 bytes, so 400 MB at worst."""
 
 _NAME_IN_MESSAGE = 80
 
 
 class RefusedError(pickle.UnpicklingError):
-    """The pickle asks for what a file of its kind never holds."""
+    """A pickle with something that no file of its kind holds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PickleRules:
-    """What pickles of one kind may hold.
+    """The allowed contents of one kind of pickle.
 
     Attributes:
-        what: the kind, for messages.
-        names: what stands for each (module, name) that they may name.
-        opcodes: what each opcode does that they may use.
-        key_types: of the keys of their dicts.
+        what: name of the kind, for messages.
+        names: allowed (module, name) -> the object that replaces it.
+        opcodes: allowed opcode -> its implementation.
+        key_types: allowed types of dict keys.
     """
 
     what: str
@@ -40,15 +40,19 @@ class PickleRules:
 
 
 class Unfinished(ABC):
-    """What a pickle sets the state of after it made it."""
+    """An object that a pickle creates first and gives its state afterwards."""
 
     @abstractmethod
     def with_state(self, state: object) -> object:
-        """Return what it becomes, or raise RefusedError."""
+        """Return the object with its state.
+
+        Raises:
+            RefusedError: no known object has this state.
+        """
 
 
 class Storage(NamedTuple):
-    """Where the numbers of a tensor lie: outside the pickle.
+    """A reference to the numbers of a tensor, which lie outside the pickle.
 
     Attributes:
         code: struct code of one number.
@@ -60,83 +64,83 @@ class Storage(NamedTuple):
 
 
 STORAGE_CODES = frozenset("Bbhiqfd")
-"""Struct codes of the numbers that a storage may hold."""
+"""Struct codes of the types of number that a storage may hold."""
 
 
 class InertUnpickler(pickle._Unpickler):
-    """Loads dicts, lists, tuples, strings and numbers, and what the rules name.
+    """Loads dicts, lists, tuples, strings, numbers, and the names in its rules.
 
-    Byte strings of Python 2 become str, a character a byte.
+    Byte strings of Python 2 become str, one character a byte.
 
-    It builds on the Python unpickler because the one in C reserves memory for whatever memo index a file names, and
-    can neither be kept from other opcodes nor be stopped.
+    The base class is the unpickler in Python. The one in C reserves memory for any memo index in the file, runs every
+    opcode, and cannot be stopped.
 
     Raises:
-        RefusedError: the pickle asks for more than that.
-        Exception: of nearly any kind, for bytes that are no pickle; the caller maps them.
+        RefusedError: the pickle holds something that the rules do not allow.
+        Exception: nearly any kind, for bytes that are no pickle; the caller maps it.
     """
 
-    # What the Python unpickler has and its type stub leaves out.
+    # Attributes of the unpickler in Python that its type stub omits.
     stack: list[Any]
     append: Callable[[Any], None]
     read: Callable[[int], bytes]
     pop_mark: Callable[[], list[Any]]
 
     def __init__(self, file: BinaryIO, rules: PickleRules) -> None:
-        """Take a file, and what it may hold."""
+        """Take a file and the rules for it."""
         super().__init__(file, encoding="latin1")
         self.storages: dict[str, str] = {}
-        """Key -> code of all storages that were named."""
+        """Key -> struct code of each storage in the pickle."""
         self._rules = rules
         self.dispatch = _Opcodes(self._rules)  # type: ignore[misc]
 
     def find_class(self, module: str, name: str) -> object:
-        """Return what stands here for a name."""
+        """Return the object that replaces a name."""
         try:
             return self._rules.names[module, name]
         except KeyError:
-            named = ascii(f"{module}.{name}"[:_NAME_IN_MESSAGE])
+            full_name = ascii(f"{module}.{name}"[:_NAME_IN_MESSAGE])
             raise RefusedError(
-                f"it names {named}, which {self._rules.what} never holds and which was not run"
+                f"it names {full_name}, which {self._rules.what} never holds and which was not run"
             ) from None
 
     def persistent_load(self, pid: object) -> Storage:
-        """Return the storage that a persistent id names."""
+        """Return the storage of a persistent id."""
         match pid:
             case ("storage", str(code), str(key), _, _) | ("storage", str(code), str(key), _, _, None) if (
                 self.storages.setdefault(key, code) == code in STORAGE_CODES
             ):
                 return Storage(code, key)
-        raise RefusedError("it refers to something that is no tensor of numbers")
+        raise RefusedError("it refers to something other than a tensor of numbers")
 
     def load_reduce(self) -> None:
-        """Call one of our own functions."""
+        """Call a function of this library that replaces a name."""
         arguments, function = self.stack.pop(), self.stack.pop()
         if not isinstance(arguments, tuple) or not callable(function):
             raise RefusedError("it calls something that is no function")
         self.append(function(*arguments))
 
     def load_build(self) -> None:
-        """Set the state of what has one."""
+        """Set the state of an Unfinished object; the attributes of a dict are ignored."""
         state, target = self.stack.pop(), self.stack[-1]
         if isinstance(target, Unfinished):
             self.stack[-1] = target.with_state(state)
-        elif not (isinstance(target, dict) and isinstance(state, dict)):  # attributes, which torch sets on state dicts
+        elif not (isinstance(target, dict) and isinstance(state, dict)):  # torch sets attributes of state dicts
             raise RefusedError("it sets the state of something that has none")
 
     def load_setitem(self) -> None:
-        """Set one item of a dict."""
+        """Set the topmost item in the dict below it."""
         value, key = self.stack.pop(), self.stack.pop()
         self._set_items([key, value])
 
     def load_setitems(self) -> None:
-        """Set the items since the mark."""
+        """Set the items above the mark in the dict below it."""
         self._set_items(self.pop_mark())
 
     def _set_items(self, items: list[Any]) -> None:
         target = self.stack[-1]
         keys, values = items[::2], items[1::2]
-        # Hashing a tuple nested a million deep ends the process, so that the type is looked at first.
+        # Hashing a tuple nested a million deep ends the process, so the types are checked first.
         if type(target) is not dict or not {type(key) for key in keys} <= self._rules.key_types:
             raise RefusedError("it holds a dict whose keys are of the wrong type")
         size = len(target) + len(keys)
@@ -146,17 +150,17 @@ class InertUnpickler(pickle._Unpickler):
 
 
 class _Opcodes(dict[int, Callable[[Any], None]]):
-    """What each opcode does, for one pickle; refuses unknown opcodes and endless programs."""
+    """The opcode table of one pickle; it refuses unknown opcodes and more than MAX_OPCODES steps."""
 
     def __init__(self, rules: PickleRules) -> None:
         super().__init__(rules.opcodes)
         self._what = rules.what
-        self._left = MAX_OPCODES
+        self._steps_left = MAX_OPCODES
 
     def __getitem__(self, code: int) -> Callable[[Any], None]:
-        self._left -= 1
-        if self._left < 0:
-            raise RefusedError(f"it is longer than {MAX_OPCODES} steps")
+        self._steps_left -= 1
+        if self._steps_left < 0:
+            raise RefusedError(f"it has more than {MAX_OPCODES} opcodes")
         return super().__getitem__(code)
 
     def __missing__(self, code: int) -> Callable[[Any], None]:
@@ -179,4 +183,4 @@ SAFE_OPCODES: dict[int, Callable[[Any], None]] = {
     pickle.REDUCE[0]: InertUnpickler.load_reduce,
     pickle.BUILD[0]: InertUnpickler.load_build,
 }
-"""What builds plain values in every pickle that torch, numpy and Python 3 write."""
+"""Opcodes that build plain values, as torch, numpy and Python 3 write them."""

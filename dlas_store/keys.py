@@ -11,13 +11,13 @@ from xxhash import xxh3_64_intdigest
 from dlas_store.errors import DamagedError
 
 CHECKSUM = struct.Struct("<Q")
-"""What stands before the payload of every value."""
+"""Layout of the checksum, which precedes the payload of every value."""
 
 _KEY = struct.Struct(">QBQ")
 
 
 class Kind(IntEnum):
-    """What a value is; the order in which an image's values lie."""
+    """Kinds of value, in the order of an image's values on disk."""
 
     METADATA = 0
     REFERENCE = 1
@@ -25,7 +25,7 @@ class Kind(IntEnum):
 
 
 class Key(NamedTuple):
-    """Image id, kind and patch id (0 but for patches); big-endian on disk, so that key order is reading order."""
+    """Image id, kind and patch id (0 except for patches); big-endian on disk, so that key order is reading order."""
 
     image_id: int
     kind: int
@@ -36,19 +36,19 @@ def pack_key(image_id: int, kind: Kind, patch_id: int = 0) -> bytes:
     """Return the 17 bytes of a key.
 
     Raises:
-        DamagedError: numbers that no key has.
+        DamagedError: a number does not fit a key.
     """
     try:
         return _KEY.pack(image_id, kind, patch_id)
     except struct.error as error:
-        raise DamagedError(f"image id {image_id} and patch id {patch_id} are those of no key") from error
+        raise DamagedError(f"image id {image_id} and patch id {patch_id} do not fit a key") from error
 
 
 def unpack_key(key: bytes) -> Key:
-    """Return a key's parts.
+    """Return the fields of a key.
 
     Raises:
-        DamagedError: bytes that are no key of a shard.
+        DamagedError: the bytes are no key of a shard.
     """
     if len(key) != _KEY.size or key[8] > Kind.PATCH:
         raise DamagedError(f"key {key.hex()} is not one of a shard")
@@ -58,11 +58,11 @@ def unpack_key(key: bytes) -> Key:
 def value_checksum(key: bytes, payload: bytes | memoryview) -> int:
     """Return the checksum of a value: XXH3-64 of the payload, seeded by XXH3-64 of its key.
 
-    Seeding makes the payload of one key fail under another, at the cost of one hash of 17 bytes.
+    The seed makes a payload fail the check under any other key. It costs one hash of 17 bytes.
     """
     return xxh3_64_intdigest(payload, xxh3_64_intdigest(key))
 
 
 def encode_value(key: bytes, payload: bytes) -> bytes:
-    """Return what is stored under a key: the checksum and the payload."""
+    """Return the value to store under a key: the checksum, then the payload."""
     return CHECKSUM.pack(value_checksum(key, payload)) + payload

@@ -1,8 +1,8 @@
 """Read the B+ tree of an LMDB file from its bytes, without the engine.
 
-The engine trusts the pages it is given: a flipped bit or a missing page can end the process. Here every number read
-from a page is checked before it is used, so a damaged file is a DamagedError. It also tells where a value lies, which
-lets a sealed file be read by plain slices afterwards. Layout: LMDB 0.9, data version 1, little-endian.
+The engine trusts its pages: a flipped bit or a missing page can end the process. This reader checks every number of a
+page before it uses it, so a damaged file raises a DamagedError. The reader also gives the offset of each value, so that
+plain slices read a sealed file afterwards. Layout: LMDB 0.9, data version 1, little-endian.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from dlas_store.errors import DamagedError
 
-_PAGE = struct.Struct("<QHHHH")  # number, padding, flags, lower, upper; for overflow pages the last two are a count
+_PAGE = struct.Struct("<QHHHH")  # number, padding, flags, lower, upper; an overflow page: low, high half of its count
 _NODE = struct.Struct("<HHHH")  # low and high half of the size or child, flags, key size
 _U64 = struct.Struct("<Q")
 _PAGE_HEADER = 16
@@ -38,7 +38,7 @@ class Meta(NamedTuple):
         entries: number of keys.
         root: page number of the root, 2^64 - 1 for an empty tree.
         last_page: number of the last page that the tree may use.
-        transaction: id of the transaction that wrote it.
+        transaction: id of the transaction that wrote the page.
     """
 
     page_size: int
@@ -55,7 +55,7 @@ class Meta(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A key and where its value lies in the file, in bytes."""
+    """A key, and the offset and length of its value in the file, in bytes."""
 
     key: bytes
     offset: int
@@ -68,10 +68,10 @@ def is_lmdb(data: bytes | mmap.mmap) -> bool:
 
 
 def read_meta(data: bytes | mmap.mmap) -> Meta:
-    """Return the newer meta page, after checking that the file holds all the pages it speaks of.
+    """Return the newer meta page, after a check that the file holds all pages that the meta page counts.
 
     Raises:
-        DamagedError: no LMDB file, or one cut short.
+        DamagedError: the file is no LMDB file, or is cut short.
     """
     if not is_lmdb(data):
         raise DamagedError("not an LMDB file")
@@ -99,10 +99,10 @@ def _read_meta_page(data: bytes | mmap.mmap, offset: int) -> Meta | None:
 
 
 def walk(data: bytes | mmap.mmap) -> Iterator[Entry]:
-    """Yield every key of the main tree in order, with the place of its value.
+    """Yield the entries of the main tree in key order.
 
     Raises:
-        DamagedError: pages that contradict the format, the header or each other.
+        DamagedError: the pages contradict the format, the header or each other.
     """
     meta = read_meta(data)
     if meta.root == _NO_PAGE:
@@ -125,10 +125,10 @@ def walk(data: bytes | mmap.mmap) -> Iterator[Entry]:
 
 
 def scan(data: bytes | mmap.mmap) -> Iterator[Entry]:
-    """Yield the entries of every leaf page that is whole, wherever it lies: what a damaged or cut file still holds.
+    """Yield the entries of every intact leaf page of a damaged or cut file, found page by page without the tree.
 
-    A page that an earlier transaction left behind may be among them, so that keys come more than once, in any order,
-    and values may not be theirs: the caller checks them.
+    Some of these pages may be stale copies from earlier transactions. So a key can come several times, keys come in any
+    order, and a value can belong to another key: the caller checks each value.
     """
     page_size = struct.unpack_from("<I", data, 40)[0] if len(data) >= _META_SIZE else 0
     if not (512 <= page_size <= 65536 and page_size.bit_count() == 1):
@@ -138,10 +138,10 @@ def scan(data: bytes | mmap.mmap) -> Iterator[Entry]:
     page = 2
     while page <= last_page:
         number, _, flags, low, high = _PAGE.unpack_from(data, page * page_size)
-        following = page + max(1, low | high << 16)
+        next_page = page + max(1, low | high << 16)
         is_run = number == page and flags == _OVERFLOW
-        if is_run and (following > last_page or _U64.unpack_from(data, following * page_size)[0] == following):
-            page = following  # what a value holds must not be taken for a page
+        if is_run and (next_page > last_page or _U64.unpack_from(data, next_page * page_size)[0] == next_page):
+            page = next_page  # bytes of a value must not be read as a page
             continue
         if number == page and flags == _LEAF:
             yield from _whole_entries(data, meta, page)
@@ -149,7 +149,7 @@ def scan(data: bytes | mmap.mmap) -> Iterator[Entry]:
 
 
 def _whole_entries(data: bytes | mmap.mmap, meta: Meta, page: int) -> Iterator[Entry]:
-    """Yield the entries of a leaf page, less those that are damaged."""
+    """Yield the intact entries of a leaf page."""
     try:
         nodes = _nodes(data, meta, page, _LEAF)
     except DamagedError:
@@ -161,12 +161,12 @@ def _whole_entries(data: bytes | mmap.mmap, meta: Meta, page: int) -> Iterator[E
 
 def _leaves(data: bytes | mmap.mmap, meta: Meta) -> Iterator[int]:
     """Yield the numbers of the leaf pages in key order."""
-    to_visit = [(meta.root, 1)]
-    visited = 0
-    while to_visit:
-        page, depth = to_visit.pop()
-        visited += 1
-        if visited > meta.last_page:
+    stack = [(meta.root, 1)]
+    visited_pages = 0
+    while stack:
+        page, depth = stack.pop()
+        visited_pages += 1
+        if visited_pages > meta.last_page:
             raise DamagedError("the tree's pages form a circle")
         if depth == meta.depth:
             yield page
@@ -175,7 +175,7 @@ def _leaves(data: bytes | mmap.mmap, meta: Meta) -> Iterator[int]:
         for node in _nodes(data, meta, page, _BRANCH):
             low, high, top, _ = _NODE.unpack_from(data, node)
             children.append((low | high << 16 | top << 32, depth + 1))
-        to_visit.extend(reversed(children))
+        stack.extend(reversed(children))
 
 
 def _leaf_entries(data: bytes | mmap.mmap, meta: Meta, page: int) -> Iterator[Entry]:
@@ -187,30 +187,30 @@ def _leaf_entry(data: bytes | mmap.mmap, meta: Meta, page: int, node: int) -> En
     page_end = (page + 1) * meta.page_size
     low, high, flags, key_size = _NODE.unpack_from(data, node)
     length = low | high << 16
-    value = node + _NODE.size + key_size
-    if flags == _BIG_VALUE and value + _U64.size <= page_end:
-        offset = _overflow_value(data, meta, _U64.unpack_from(data, value)[0], length)
-    elif flags == 0 and value + length <= page_end:
-        offset = value
+    value_start = node + _NODE.size + key_size
+    if flags == _BIG_VALUE and value_start + _U64.size <= page_end:
+        offset = _overflow_value(data, meta, _U64.unpack_from(data, value_start)[0], length)
+    elif flags == 0 and value_start + length <= page_end:
+        offset = value_start
     else:
-        raise DamagedError(f"a node of page {page} is not one of a plain key and value")
-    return Entry(data[node + _NODE.size : value], offset, length)
+        raise DamagedError(f"page {page} has a node that is no plain key and value")
+    return Entry(data[node + _NODE.size : value_start], offset, length)
 
 
 def _overflow_value(data: bytes | mmap.mmap, meta: Meta, page: int, length: int) -> int:
-    """Return where a value on overflow pages starts."""
-    needed = -(-(_PAGE_HEADER + length) // meta.page_size)
-    if not 2 <= page <= meta.last_page + 1 - needed:
+    """Return the offset of a value on overflow pages, in bytes."""
+    page_count = -(-(_PAGE_HEADER + length) // meta.page_size)
+    if not 2 <= page <= meta.last_page + 1 - page_count:
         raise DamagedError(f"overflow page {page} is outside the file")
     start = page * meta.page_size
     number, _, flags, low, high = _PAGE.unpack_from(data, start)
-    if number != page or flags != _OVERFLOW or low | high << 16 != needed:
+    if number != page or flags != _OVERFLOW or low | high << 16 != page_count:
         raise DamagedError(f"page {page} is not the overflow page it should be")
     return start + _PAGE_HEADER
 
 
 def _nodes(data: bytes | mmap.mmap, meta: Meta, page: int, kind: int) -> list[int]:
-    """Return where the nodes of a branch or leaf page start in the file."""
+    """Return the offsets of the nodes of a branch or leaf page, in bytes from the start of the file."""
     if not 2 <= page <= meta.last_page:
         raise DamagedError(f"tree page {page} is outside the file")
     start = page * meta.page_size

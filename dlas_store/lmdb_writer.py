@@ -1,4 +1,4 @@
-"""Write LMDB files. The one module that uses the engine."""
+"""Write LMDB files; no other module uses the engine."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ import lmdb
 from dlas_store.errors import WriteError
 
 BATCH_BYTES = 32 << 20
-"""A transaction holds what it writes in memory, so that large ones are slow as well as large."""
+"""Bytes of one transaction. LMDB keeps a transaction in memory, so a larger one costs memory and is slower."""
 
 _FIRST_MAP_SIZE = 1 << 30
 
 
 class LmdbWriter:
-    """Writes one new LMDB file that nobody else has open.
+    """Writes one new LMDB file that no other process has open.
 
-    Nothing is durable before the file was closed and sealed; seal() syncs it.
+    The file is durable only after close() and seal(); seal() syncs it.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._last_key = b""
-        # Engine 0.9 by number, since an environment variable can switch the default to one that others cannot read.
-        # No lock file: the name is ours alone. No sync, which takes as long for a small file as for a large one: seal()
-        # does it once.
+        # Engine 0.9 by number, because an environment variable can switch the default to a format that other programs
+        # cannot read. No lock file, because only this process knows the name. No sync, because each sync takes as long
+        # for a small file as for a large one: seal() syncs once.
         try:
             self._environment = lmdb.open(
                 str(path), map_size=_FIRST_MAP_SIZE, subdir=False, lock=False, sync=False, lib_version=0
@@ -39,7 +39,7 @@ class LmdbWriter:
         """Write keys and values, in any order, as one transaction.
 
         Raises:
-            WriteError: the disk refused it.
+            WriteError: the disk refused the write.
         """
         batch = sorted(values)
         while True:

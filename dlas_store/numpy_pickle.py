@@ -1,4 +1,4 @@
-"""What stands in an inert pickle for the names by which numpy writes its types and numbers."""
+"""Replacements, in an inert pickle, for the names by which numpy pickles its types and numbers."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _DTYPE_CODES = {
 
 @dataclass(frozen=True, slots=True)
 class DType(Unfinished):
-    """A numpy type of one number.
+    """A numpy type of numbers.
 
     Attributes:
-        code: struct code, with the byte order.
+        code: struct code of one number, with the byte order.
     """
 
     code: str
 
     def with_state(self, state: object) -> DType:
-        """Set the byte order, the only state that is looked at."""
+        """Return the type with the byte order of a pickled state; the rest of the state is ignored."""
         match state:
             case (_, "<" | ">" | "|" as order, *_):
                 return DType(("<" if order == "|" else order) + self.code[-1])
@@ -40,21 +40,21 @@ class DType(Unfinished):
 
 
 def make_dtype(name: object, *_: object) -> DType:
-    """Stand for numpy.dtype."""
+    """Replace numpy.dtype."""
     if not isinstance(name, str) or name not in _DTYPE_CODES:
         raise RefusedError("it holds a numpy value that is no number")
     return DType("<" + _DTYPE_CODES[name])
 
 
 def make_scalar(dtype: object, data: object) -> object:
-    """Stand for numpy.core.multiarray.scalar: return a Python number."""
+    """Replace numpy.core.multiarray.scalar; the result is a Python number."""
     if not isinstance(dtype, DType) or not isinstance(data, bytes):
         raise RefusedError("it holds a numpy value that is no number")
     return struct.unpack(dtype.code, data)[0]
 
 
 def encode_latin1(text: object, encoding: object) -> bytes:
-    """Stand for _codecs.encode, which is how protocol 2 writes bytes."""
+    """Replace _codecs.encode, by which protocol 2 writes bytes."""
     if not isinstance(text, str) or encoding != "latin1":
         raise RefusedError("it encodes a text")
     return text.encode("latin1")

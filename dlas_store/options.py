@@ -108,22 +108,26 @@ class ConfigOptions:
         self, key: str, default: int | None = None, *, minimum: int | None = None, maximum: int | None = None
     ) -> int:
         """Return an integer; True and False are refused."""
-        allowed = "a positive integer" if minimum == 1 else _at_least("an integer", minimum)
+        allowed_values = "a positive integer" if minimum == 1 else _at_least("an integer", minimum)
         if maximum is not None:
-            allowed = f"an integer from {minimum or 0} to {maximum}"
+            allowed_values = f"an integer from {minimum or 0} to {maximum}"
         return int(
-            self._get(key, default, allowed, lambda value: _is_integer(value) and _reaches(value, minimum, maximum))
+            self._get(
+                key, default, allowed_values, lambda value: _is_integer(value) and _reaches(value, minimum, maximum)
+            )
         )
 
     def number(
         self, key: str, default: float | None = None, *, minimum: float | None = None, maximum: float | None = None
     ) -> float:
         """Return a number; True and False are refused."""
-        allowed = (
+        allowed_values = (
             _at_least("a number", minimum) if maximum is None else f"a number from {minimum or 0:g} to {maximum:g}"
         )
         return float(
-            self._get(key, default, allowed, lambda value: _is_number(value) and _reaches(value, minimum, maximum))
+            self._get(
+                key, default, allowed_values, lambda value: _is_number(value) and _reaches(value, minimum, maximum)
+            )
         )
 
     def flag(self, key: str, default: bool | None = None) -> bool:
@@ -177,8 +181,8 @@ class ConfigOptions:
     def unknown(self) -> Iterator[tuple[str, str]]:
         """Yield each key that nothing read, with a hint that names the nearest known key ("" without a near one)."""
         for key in sorted(str(key) for key in self._opt if key not in self._known):
-            near = difflib.get_close_matches(key, self._known, 1)
-            yield key, f"; did you mean '{near[0]}'?" if near else ""
+            nearest_keys = difflib.get_close_matches(key, self._known, 1)
+            yield key, f"; did you mean '{nearest_keys[0]}'?" if nearest_keys else ""
 
     def warn_of_unknown(self) -> None:
         """Warn of each key that nothing read, with the nearest known key."""
@@ -186,14 +190,14 @@ class ConfigOptions:
             message = f"{self._where}: option '{key}' is not known and has no effect{hint}"
             warnings.warn(message, OptionWarning, stacklevel=3)
 
-    def _get(self, key: str, default: Any, allowed: str, accepts: Callable[[Any], bool]) -> Any:
+    def _get(self, key: str, default: Any, allowed_values: str, accepts: Callable[[Any], bool]) -> Any:
         if not self.has(key):
             if default is None:
-                raise self.error(f"{self._label(key)} is missing; it must be {allowed}")
+                raise self.error(f"{self._label(key)} is missing; it must be {allowed_values}")
             return default
         value = self._opt[key]
         if not accepts(value):
-            raise self.error(f"{self._label(key)} must be {allowed}, got {value!r}")
+            raise self.error(f"{self._label(key)} must be {allowed_values}, got {value!r}")
         return value
 
     def _label(self, key: str) -> str:

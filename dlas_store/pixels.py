@@ -1,4 +1,4 @@
-"""From encoded bytes to RGB pixels: JPEG by libjpeg-turbo, everything else by Pillow."""
+"""Decode pictures to RGB: JPEG by libjpeg-turbo, other formats by Pillow."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from dlas_store.aligned_memory import Pixels, empty_aligned
 from dlas_store.errors import ImageError
 
 MAX_PIXELS = 89_478_485
-"""Pictures above this are refused before anything is allocated; Pillow's own limit, 256 MiB of RGB."""
+"""Height times width above which a picture is refused before any allocation; Pillow's limit, 256 MiB of RGB."""
 
 IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".webp"})
-"""What DL-Art-School takes for a picture, in any case."""
+"""File name endings that DL-Art-School takes for pictures, in lower or upper case."""
 
 Decoder = Literal["simplejpeg", "pyturbojpeg"]
 
@@ -31,24 +31,24 @@ _JPEG_START = b"\xff\xd8\xff"
 _UNNAMED = "a subsampling that simplejpeg has no name for"
 
 _LEFT_TO_PILLOW = ("CMYK", "YCCK", _UNNAMED)
-"""Colour spaces of JPEGs that simplejpeg does not turn into RGB, or not as Pillow does."""
+"""Colour spaces of JPEGs that simplejpeg cannot convert to RGB, or converts to other pixels than Pillow."""
 
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"IEND\xaeB`\x82"
 PICTURE_FORMATS = ("BMP", "JPEG", "PNG", "PPM", "WEBP")
-"""What is read of stores and folders. Pillow knows more, and for some of them (EPS) it starts other programs."""
+"""Formats that stores and folders may hold. Pillow reads more, and starts other programs for some of them (EPS)."""
 
 PILLOW_ERRORS = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, zlib.error)
-"""What Pillow raises for bytes that make no sense."""
+"""Exceptions that Pillow raises for malformed bytes."""
 
 ORIENTATION = 0x112
-"""The EXIF tag that says how a picture was held."""
+"""Number of the EXIF tag Orientation."""
 
 DECODING_OFFSET = 16
-"""Pictures are decoded fastest so many bytes after the start of a cache line.
+"""Bytes after the start of a cache line at which decoding into an array is fastest.
 
-There the decoder's vectors are not aligned. Where they are, it writes them past the caches, which takes longer
-(``python -m benchmarks steps``), and whoever reads the pixels next has to wait for them.
+At this offset the decoder's vectors are not aligned. The decoder writes aligned vectors past the caches, which takes
+longer (``python -m benchmarks steps``), and the next reader of the pixels then waits for memory.
 """
 
 
@@ -73,30 +73,31 @@ def decode(
     """Decode a picture.
 
     Args:
-        data: the bytes of an image file; its kind is told from them, not from a name.
-        alpha: give RGBA, with 255 where the picture has no alpha. Without it alpha is dropped, not composited.
+        data: the bytes of an image file; the format is recognised by these bytes, not by a name.
+        alpha: return RGBA, with alpha 255 where the picture has none. Without this option alpha is dropped, not
+            composited.
         max_pixels: height times width above which the picture is refused.
-        decoder: what decodes baseline and progressive JPEG. Both give the same pixels.
-        formats: what the picture may be, in Pillow's names.
-        reduction: what simplejpeg divides the sides of a JPEG by, rounded up; other pictures come whole.
-        bgr: give colours in OpenCV's order; not with alpha.
-        buffer: what simplejpeg decodes a JPEG into, uint8, large enough, in one piece; the result is a view of it.
+        decoder: decoder of baseline and progressive JPEG. Both decoders give the same pixels.
+        formats: allowed formats, by Pillow's names.
+        reduction: divisor of a JPEG's sides, rounded up, which simplejpeg applies; other pictures keep their size.
+        bgr: return colours in OpenCV's order; excludes alpha.
+        buffer: uint8 array, contiguous and large enough, into which simplejpeg decodes a JPEG; the result is a view.
 
     Returns:
-        uint8 (H, W, 3) RGB (or BGR), or (H, W, 4) RGBA. Grey is repeated, CMYK converted, 16-bit values are divided by
-        257 and rounded. EXIF rotation is not applied.
+        uint8 (H, W, 3) RGB (or BGR), or (H, W, 4) RGBA. Grey is repeated, CMYK is converted, 16-bit values are divided
+        by 257 and rounded. EXIF rotation is not applied.
 
     Raises:
-        ImageError: no picture, a damaged or truncated one, or one above max_pixels.
+        ImageError: the bytes are no picture, are damaged or truncated, or have more than max_pixels pixels.
     """
     assert not (alpha and bgr)
     if data.startswith(_JPEG_START):
         size, colorspace = _jpeg_header(data)
         _check_size(size, max_pixels)
         if colorspace not in _LEFT_TO_PILLOW:
-            wanted: _Colors = "RGBA" if alpha else "BGR" if bgr else "RGB"
-            least = Size(-(-size.height // reduction), -(-size.width // reduction))
-            return _decode_jpeg(data, wanted, decoder, least, buffer)
+            colors: _Colors = "RGBA" if alpha else "BGR" if bgr else "RGB"
+            min_size = Size(-(-size.height // reduction), -(-size.width // reduction))
+            return _decode_jpeg(data, colors, decoder, min_size, buffer)
     pixels = _decode_other(data, alpha=alpha, max_pixels=max_pixels, formats=formats)
     return np.ascontiguousarray(pixels[:, :, ::-1]) if bgr else pixels
 
@@ -104,16 +105,16 @@ def decode(
 def decode_into(
     data: bytes | memoryview, out: Pixels, *, max_pixels: int = MAX_PIXELS, decoder: Decoder = "simplejpeg"
 ) -> Pixels:
-    """Decode a picture into an array, where it has exactly that size.
+    """Decode a picture into an array if both have the same size.
 
     Args:
         data: see decode.
-        out: uint8 (H, W, 3), contiguous. Its content is undefined where something else is returned, or after an error.
+        out: uint8 (H, W, 3), contiguous. Its content is undefined if another array is returned, or after an error.
         max_pixels: see decode.
         decoder: see decode.
 
     Returns:
-        ``out``, or a new array where the picture has another size; the pixels that decode gives.
+        ``out``, or a new array if the picture has another size; either holds the pixels that decode returns.
 
     Raises:
         ImageError: see decode.
@@ -122,7 +123,7 @@ def decode_into(
         try:
             simplejpeg.decode_jpeg(data, "RGB", buffer=out)
         except ValueError:
-            pass  # what is damaged, decode describes
+            pass  # decode below describes the damage
         else:
             return out
     pixels = decode(bytes(data), max_pixels=max_pixels, decoder=decoder)
@@ -133,7 +134,7 @@ def decode_into(
 
 
 def _is_jpeg_for(data: bytes | memoryview, out: Pixels, max_pixels: int) -> bool:
-    """Return whether simplejpeg can decode a picture into an array as it is."""
+    """Return whether a picture is a JPEG that simplejpeg can decode straight into ``out``."""
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
     except (ValueError, KeyError):
@@ -142,12 +143,12 @@ def _is_jpeg_for(data: bytes | memoryview, out: Pixels, max_pixels: int) -> bool
 
 
 def empty_pixels(shape: tuple[int, ...]) -> Pixels:
-    """Return an array to decode pictures into: uint8 (..., 3), contiguous, undefined; see DECODING_OFFSET."""
+    """Return an uninitialised array for decoded pictures: uint8 (..., 3), contiguous, at DECODING_OFFSET."""
     return empty_aligned(shape, np.uint8, offset=DECODING_OFFSET)
 
 
 def as_batch(pictures: Sequence[Pixels]) -> Pixels | list[Pixels]:
-    """Return pictures as one array (n, H, W, C) when all sizes agree, else as a list."""
+    """Return pictures as one array (n, H, W, C) if all have the same size, else as a list."""
     if pictures and all(picture.shape == pictures[0].shape for picture in pictures):
         return np.stack(pictures)
     return list(pictures)
@@ -156,12 +157,12 @@ def as_batch(pictures: Sequence[Pixels]) -> Pixels | list[Pixels]:
 def decode_batch(
     indices: Sequence[int], decode_one: Callable[[int], Pixels], decode_one_into: Callable[[int, Pixels], Pixels]
 ) -> Pixels | list[Pixels]:
-    """Decode pictures into one array (n, H, W, 3) when all sizes agree, else into a list of arrays.
+    """Decode pictures into one array (n, H, W, 3) if all have the same size, else into a list of arrays.
 
     Args:
-        indices: of the pictures.
-        decode_one: decodes one into a new array.
-        decode_one_into: decodes one as decode_into does.
+        indices: indices of the pictures.
+        decode_one: function that decodes a picture into a new array.
+        decode_one_into: function that decodes a picture into an array, as decode_into does.
     """
     if not indices:
         return []
@@ -175,10 +176,10 @@ def decode_batch(
 
 
 def image_size(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Size:
-    """Return the size a picture claims in its header.
+    """Return the size in a picture's header.
 
     Raises:
-        ImageError: no picture, or one above max_pixels.
+        ImageError: the bytes are no picture, or the header has more than max_pixels pixels.
     """
     if data.startswith(_JPEG_START):
         size = _jpeg_header(data)[0]
@@ -192,11 +193,11 @@ def image_size(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Size:
 def check_picture(data: bytes, *, decode_all: bool = False, max_pixels: int = MAX_PIXELS) -> Size:
     """Check that bytes are a whole picture and return its size.
 
-    The header is read and the end marker of JPEG and PNG looked for; what has no end marker is decoded, everything is
-    with ``decode_all``.
+    The check reads the header and looks for the end marker of JPEG and PNG. A picture without an end marker is decoded;
+    with ``decode_all`` every picture is.
 
     Raises:
-        ImageError: no picture, a damaged or truncated one, or one above max_pixels.
+        ImageError: the bytes are no picture, are damaged or truncated, or have more than max_pixels pixels.
     """
     size = image_size(data, max_pixels=max_pixels)
     jpeg_ends = data.startswith(_JPEG_START) and data.endswith(b"\xff\xd9")
@@ -231,14 +232,14 @@ def _decode_other(data: bytes, *, alpha: bool, max_pixels: int, formats: tuple[s
         return _pillow_pixels(picture, alpha=alpha)
 
 
-def _decode_jpeg(data: bytes, colorspace: _Colors, decoder: Decoder, least: Size, buffer: Pixels | None) -> Pixels:
+def _decode_jpeg(data: bytes, colorspace: _Colors, decoder: Decoder, min_size: Size, buffer: Pixels | None) -> Pixels:
     if decoder == "pyturbojpeg":
         from dlas_store import pyturbojpeg  # noqa: PLC0415 - an extra
 
         return pyturbojpeg.decode(data, colorspace)
     try:
         pixels: Pixels = simplejpeg.decode_jpeg(
-            data, colorspace, min_height=least.height, min_width=least.width, buffer=buffer
+            data, colorspace, min_height=min_size.height, min_width=min_size.width, buffer=buffer
         )
     except ValueError as error:
         raise ImageError(f"damaged or truncated JPEG ({error})") from error
@@ -253,11 +254,11 @@ def open_with_pillow(file: IO[bytes], formats: tuple[str, ...]) -> PillowImage.I
     """Open a picture without decoding its pixels.
 
     Args:
-        file: an image file; it must stay open for as long as the picture is used.
-        formats: what it may be, in Pillow's names.
+        file: an image file; it must stay open as long as the picture is in use.
+        formats: allowed formats, by Pillow's names.
 
     Raises:
-        ImageError: it is none of them, damaged, or has more than MAX_PIXELS pixels.
+        ImageError: the file has another format, is damaged, or has more than MAX_PIXELS pixels.
     """
     if not file.read(1):
         raise ImageError("the file is empty")
@@ -279,10 +280,10 @@ def _pillow_pixels(picture: PillowImage.Image, *, alpha: bool) -> Pixels:
         if picture.mode.startswith("I"):
             return _with_channels(_from_16_bits(np.asarray(picture)), alpha=alpha)
         has_alpha = picture.has_transparency_data
-        turned = picture.getexif().get(ORIENTATION, 1) if picture.format == "TIFF" else 1
+        orientation = picture.getexif().get(ORIENTATION, 1) if picture.format == "TIFF" else 1
         array: Pixels = np.array(picture.convert("RGBA" if has_alpha else "RGB"))
-        if turned != 1:
-            array = _as_stored(array, turned)
+        if orientation != 1:
+            array = _as_stored(array, orientation)
     except PILLOW_ERRORS as error:
         if isinstance(error, ImageError):
             raise
@@ -291,7 +292,7 @@ def _pillow_pixels(picture: PillowImage.Image, *, alpha: bool) -> Pixels:
 
 
 def _as_stored(array: Pixels, orientation: int) -> Pixels:
-    """Undo the EXIF rotation that Pillow applies to TIFF, and to nothing else."""
+    """Undo the EXIF rotation that Pillow applies to TIFF and to no other format."""
     if orientation in (2, 3, 7):
         array = array[:, ::-1]
     if orientation in (3, 4, 7):
@@ -302,12 +303,12 @@ def _as_stored(array: Pixels, orientation: int) -> Pixels:
 
 
 def _decode_png16(data: bytes, *, alpha: bool) -> Pixels:
-    # Pillow cuts 16-bit colour to its high bytes; OpenCV keeps it.
+    # Pillow cuts 16-bit colour to its high bytes; OpenCV keeps all 16 bits.
     import cv2  # noqa: PLC0415 - slow to load and rarely needed here
 
     with _open_with_pillow(data) as picture:
         try:
-            picture.load()  # OpenCV fills what is missing of a truncated file; Pillow raises
+            picture.load()  # Pillow raises for a truncated file; OpenCV would fill the missing part
         except PILLOW_ERRORS as error:
             raise ImageError(f"damaged or truncated picture ({error})") from error
     array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
@@ -323,7 +324,7 @@ def _from_16_bits(array: NDArray[np.generic]) -> Pixels:
 
 
 def _with_channels(array: Pixels, *, alpha: bool) -> Pixels:
-    """Return (H, W), (H, W, 3) or (H, W, 4) pixels as RGB, or RGBA with alpha."""
+    """Return (H, W), (H, W, 3) or (H, W, 4) pixels as RGB (H, W, 3), or with ``alpha`` as RGBA (H, W, 4)."""
     if array.ndim == 2:
         array = np.repeat(array[:, :, None], 3, axis=2)
     if alpha and array.shape[2] == 3:

@@ -1,4 +1,4 @@
-"""The usual centers.pt, read fast: a pickle that is proven, opcode by opcode, to build plain numbers only."""
+"""Fast path for the usual centers.pt: a regular expression proves that its pickle builds plain numbers only."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 
 from dlas_store.inert_pickle import RefusedError
 
-# What torch.save makes of {int: ((int, int), int)}: one dict, ints of up to 32 bits, pairs, memo indices below 65,536.
+# Opcodes of torch.save for {int: ((int, int), int)}: one dict, ints up to 32 bits, pairs, memo indices below 65,536.
 _INT = rb"(?:K.|M..|J....)"
 _MEMO = rb"(?:q.|r..\0\0)?"
 _ITEM = _INT + _INT + _INT + rb"\x86" + _MEMO + _INT + rb"\x86" + _MEMO
@@ -17,15 +17,17 @@ _PICKLE = re.compile(rb"\x80\x02}(?:q\0)?(?:\((?:" + _ITEM + rb")*+u|" + _ITEM +
 
 
 def is_plain(pickled: bytes) -> bool:
-    """Return whether a pickle is what torch.save makes of {int: ((int, int), int)}, from first to last opcode."""
+    """Return whether all opcodes of a pickle are those by which torch.save writes {int: ((int, int), int)}."""
     return _PICKLE.fullmatch(pickled) is not None
 
 
 def load_plain(pickled: bytes) -> dict[int, tuple[tuple[int, int], int]]:
-    """Load a pickle for which is_plain() holds; a centers.pt of 130 entries took 0.12 ms so, 0.51 ms by InertUnpickler.
+    """Load a pickle for which is_plain() is true.
+
+    A centers.pt of 130 entries took 0.12 ms, against 0.51 ms by InertUnpickler.
 
     Raises:
-        RefusedError: it holds a key twice.
+        RefusedError: the dict holds a key twice.
     """
     assert is_plain(pickled)
     value: dict[int, tuple[tuple[int, int], int]] = _PlainUnpickler(io.BytesIO(pickled)).load()

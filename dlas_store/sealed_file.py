@@ -1,6 +1,6 @@
-"""A sealed LMDB file: LMDB's own pages, then a trailer that says what the file is, checked when it is opened.
+"""A sealed LMDB file: LMDB's pages, then a trailer that describes the file and is checked when the file is opened.
 
-LMDB ignores what follows its last page, so the file stays one for every LMDB tool.
+LMDB ignores bytes after its last page, so every LMDB tool still reads the file.
 """
 
 from __future__ import annotations
@@ -29,30 +29,30 @@ _MAX_BODY_BYTES = 1 << 28
 _IDS = frozenset({"store_id", "shard_id", "table_id"})
 _ID_BYTES = 16
 _NUMBER_LIMIT = 1 << 63
-"""Sums of two such numbers still fit the 64 bits of a key."""
+"""Exclusive limit of a trailer's numbers; the sum of two of them still fits the 64 bits of a key."""
 
 _SHARD_LIMIT = 1 << 32
-"""Rows of the index name a shard in 32 bits."""
+"""Exclusive limit of a shard's number; rows of the index store it in 32 bits."""
 
 
 class SealedFile:
     """A sealed file, mapped read-only.
 
-    The map needs no lock, survives a fork, and is let go when the last slice of it is.
+    The map needs no lock, survives a fork, and is released with its last slice.
 
     Attributes:
-        path: the file.
-        data: its bytes.
-        body: what the trailer says.
+        path: path of the file.
+        data: all bytes of the file.
+        body: the trailer's fields.
     """
 
     def __init__(self, path: Path, kind: Literal["shard", "index"]) -> None:
         """Map a file and check its trailer.
 
         Raises:
-            NotASourceError: no such file, or not one of ours.
-            DamagedError: empty, cut short or changed.
-            FormatVersionError: written by a later version.
+            NotASourceError: the file does not exist or is no file of a store.
+            DamagedError: the file is empty, cut short or changed.
+            FormatVersionError: a later version wrote the file.
         """
         self.path = path
         self.data = map_file(path)
@@ -66,8 +66,8 @@ def map_file(path: Path) -> mmap.mmap:
     """Map a whole file read-only.
 
     Raises:
-        NotASourceError: no such file, or one that may not be read.
-        DamagedError: an empty one.
+        NotASourceError: the file does not exist or may not be read.
+        DamagedError: the file is empty.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
@@ -88,22 +88,22 @@ def seal(path: Path, body: Mapping[str, Any]) -> int:
     data = map_file(path)
     lmdb_size = lmdb_pages.read_meta(data).file_size
     data.close()
-    packed = msgpack.packb(dict(body), use_bin_type=True)
-    footer = _FOOTER.pack(_MAGIC, FORMAT_VERSION, len(packed), lmdb_size)
+    packed_body = msgpack.packb(dict(body), use_bin_type=True)
+    footer = _FOOTER.pack(_MAGIC, FORMAT_VERSION, len(packed_body), lmdb_size)
     with write_errors(path), path.open("r+b") as file:
         file.truncate(lmdb_size)
         file.seek(lmdb_size)
-        file.write(packed + footer + _CHECKSUM.pack(_checksum(packed, footer)))
+        file.write(packed_body + footer + _CHECKSUM.pack(_checksum(packed_body, footer)))
         file.flush()
         os.fsync(file.fileno())
-    return lmdb_size + len(packed) + _FOOTER_SIZE
+    return lmdb_size + len(packed_body) + _FOOTER_SIZE
 
 
 def check_fields(path: Path, fields: Mapping[str, object]) -> None:
-    """Check that fields of a trailer are what they are called: ids, a layout, else whole numbers from 0.
+    """Check that each field of a trailer fits its name: an id, a layout, else a whole number from 0.
 
     Raises:
-        DamagedError: one is not.
+        DamagedError: a field does not fit.
     """
     for key, value in fields.items():
         if key in _IDS:
@@ -132,7 +132,7 @@ def _read_trailer(path: Path, data: mmap.mmap) -> tuple[dict[str, Any], int]:
     body = data[lmdb_size:start]
     if _CHECKSUM.unpack_from(data, start + _FOOTER.size)[0] != _checksum(body, footer):
         raise DamagedError(f"{path}: the trailer's checksum does not match; restore it from a copy")
-    if version > FORMAT_VERSION:  # comes last: a flipped bit must not look like a later version
+    if version > FORMAT_VERSION:  # after the checksum, so that a flipped bit does not look like a later version
         raise FormatVersionError(
             f"{path}: is of format version {version}, this version reads up to {FORMAT_VERSION}; upgrade dlas-store"
         )

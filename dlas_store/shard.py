@@ -1,4 +1,4 @@
-"""A shard: whole images in one LMDB file, written once, sealed, and then only read."""
+"""A shard: complete images in one LMDB file that is written once, sealed, and then only read."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from dlas_store.source import Image, Layout
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardHeader:
-    """What a shard says of itself in its trailer.
+    """The fields of a shard's trailer.
 
     Attributes:
-        store_id: 16 random bytes, the same in all of a store.
+        store_id: 16 random bytes, the same in all shards of a store.
         shard_id: 16 random bytes of this shard.
-        number: its number in the store, from 0.
-        layout: that of the store.
-        commit: number of the import or append that wrote it, from 0.
-        commit_first: number of that commit's first shard.
-        commit_shards: how many shards that commit has.
-        first_image: id of its first image; ids count up from there.
+        number: number of the shard in its store, from 0.
+        layout: layout of the store.
+        commit: number of the import or append that wrote the shard, from 0.
+        commit_first: number of the first shard of that commit.
+        commit_shards: number of shards of that commit.
+        first_image: id of the shard's first image; the ids of its images are consecutive.
         images: number of images.
         patches: number of patches.
         payload_bytes: bytes of all patches and references.
@@ -59,12 +59,12 @@ class Shard:
     """A sealed shard.
 
     Args:
-        path: its file.
+        path: path of its file.
 
     Attributes:
-        path: its file.
-        data: the whole file, mapped.
-        header: what it says of itself.
+        path: path of its file.
+        data: the mapped file.
+        header: the fields of its trailer.
 
     Raises:
         NotASourceError, DamagedError, FormatVersionError: see SealedFile.
@@ -82,25 +82,32 @@ class Shard:
 
     @cached_property
     def view(self) -> memoryview:
-        """The whole file, mapped, for slices without a copy."""
+        """The mapped file as a memoryview, for slices without a copy."""
         return memoryview(self.data)
 
     def will_need(self, offset: int, length: int) -> None:
-        """Let the system read bytes of the file without waiting for them."""
+        """Prefetch bytes of the file: the kernel starts to read them, and this call does not wait.
+
+        Args:
+            offset: first byte.
+            length: number of bytes.
+        """
         if hasattr(mmap, "MADV_WILLNEED"):
             start = offset - offset % mmap.PAGESIZE
             self.data.madvise(mmap.MADV_WILLNEED, start, offset + length - start)
 
     def release_pages(self) -> None:
-        """Let the system take back what was read so far, which would count as memory of this process."""
+        """Release the pages read so far; until then they count as memory of this process."""
         if hasattr(mmap, "MADV_DONTNEED"):
             self.data.madvise(mmap.MADV_DONTNEED)
 
     def values(self) -> Iterator[tuple[Key, Entry]]:
-        """Yield every key in order with the place of its payload, from the tree's pages.
+        """Yield each key in order, with the entry of its payload, from the tree's pages.
+
+        The payload is the value without its checksum.
 
         Raises:
-            DamagedError: pages or keys that are not those of a shard.
+            DamagedError: the tree is damaged, or a key is no key of a shard.
         """
         try:
             for entry in walk(self.data):
@@ -116,24 +123,24 @@ def _payload_of(value: Entry) -> Entry:
 
 
 def read_payload(data: mmap.mmap, key: bytes, offset: int, length: int, path: Path) -> bytes:
-    """Return a payload after checking it against its key.
+    """Return a copy of a payload, after a check of its checksum against its key.
 
     Args:
         data: the mapped shard.
-        key: the key whose value is meant.
-        offset: where the payload starts, bytes.
-        length: its bytes.
-        path: the shard, for the error.
+        key: key of the value.
+        offset: first byte of the payload.
+        length: bytes of the payload.
+        path: path of the shard, for the error.
 
     Raises:
-        DamagedError: the bytes there are not those that were stored under that key.
+        DamagedError: the bytes at that offset were not stored under that key.
     """
     with memoryview(data) as view, view_payload(view, key, offset, length, path) as payload:
         return bytes(payload)
 
 
 def view_payload(data: memoryview, key: bytes, offset: int, length: int, path: Path) -> memoryview:
-    """Return a payload in place, after checking it against its key; see read_payload."""
+    """Return a view of a payload, after the check of read_payload."""
     payload = data[offset : offset + length]
     start = offset - CHECKSUM.size
     is_inside = start >= 0 and offset + length <= len(data)
@@ -143,7 +150,7 @@ def view_payload(data: memoryview, key: bytes, offset: int, length: int, path: P
 
 
 def read_image(data: mmap.mmap, key: bytes, offset: int, length: int, path: Path) -> Image:
-    """Return the image of a metadata record after checking it against its key; see read_payload."""
+    """Return the image that a metadata record describes, after the check of read_payload."""
     record = read_payload(data, key, offset, length, path)
     try:
         return decode_image(record)
@@ -152,14 +159,14 @@ def read_image(data: mmap.mmap, key: bytes, offset: int, length: int, path: Path
 
 
 def name_hash(name: str) -> int:
-    """Return the hash under which the index finds an image's name."""
+    """Return the hash by which the index looks up an image's name."""
     return xxh3_64_intdigest(name.encode("utf-8", "surrogatepass"))
 
 
 def has_shards(folder: Path) -> bool:
-    """Return whether a folder holds files named as shards are."""
+    """Return whether a folder holds a file with a shard's name."""
     try:
-        with os.scandir(folder) as entries:  # glob would hold an object for each of what may be millions of files
+        with os.scandir(folder) as entries:  # glob would hold an object a file, and there may be millions
             return any(entry.name.startswith("shard-") and entry.name.endswith(".lmdb") for entry in entries)
     except OSError as error:
         raise NotASourceError(f"{folder}: cannot be listed ({error.strerror})") from error

@@ -1,4 +1,4 @@
-"""Where the values of a shard lie: rows for the index, found by a walk through the shard's tree."""
+"""The index rows of a shard, made by a scan of the entries in the shard's tree."""
 
 from __future__ import annotations
 
@@ -35,43 +35,50 @@ PATCH_ROW = RowType(
 
 
 class Directory(NamedTuple):
-    """Where the values of a shard lie: rows for the index, counted from the shard's own first image and patch."""
+    """The entries of a shard as rows of the index, with images and patches counted from the shard's first.
+
+    Attributes:
+        images: a row an image, of IMAGE_ROW.
+        patches: a row a patch, of PATCH_ROW, in item order.
+        name_hashes: name_hash() of each image's name.
+    """
 
     images: NDArray[np.void]
     patches: NDArray[np.void]
     name_hashes: NDArray[np.uint64]
 
 
-_TOUCHED_BYTES = 32 << 20
+_PAGES_HELD_BYTES = 32 << 20
+"""The scan releases a shard's pages after reading this many bytes, so that they do not add up in memory."""
 
 
 def shifted(rows: NDArray[np.void], column: str, by: int) -> NDArray[np.void]:
-    """Return a copy of rows with a number added to one column."""
+    """Return a copy of rows with ``by`` added to one column."""
     rows = rows.copy()
     rows[column] += by
     return rows
 
 
 def read_directory(shard: Shard, *, check_values: bool = False) -> Directory:
-    """Return where all values lie, found by a walk through the tree.
+    """Return the index rows of all values, from a scan of the shard's tree.
 
     Args:
         shard: the shard.
-        check_values: also check every value's checksum (metadata is checked in any case).
+        check_values: also check the checksum of every patch and reference; metadata is always checked.
 
     Raises:
-        DamagedError: keys, metadata and counts that do not agree, or a wrong checksum.
+        DamagedError: keys, metadata and counts disagree, or a checksum does not match.
     """
     entries: list[tuple[Key, Entry]] = []
     builder = _DirectoryBuilder(shard)
-    touched = 0
+    bytes_read = 0
     for key, entry in shard.values():
         if check_values:
             view_payload(shard.view, entry.key, entry.offset, entry.length, shard.path)
-            touched += entry.length
-        if touched >= _TOUCHED_BYTES:
+            bytes_read += entry.length
+        if bytes_read >= _PAGES_HELD_BYTES:
             shard.release_pages()
-            touched = 0
+            bytes_read = 0
         if entries and entries[0][0].image_id != key.image_id:
             builder.add(entries)
             entries = []
@@ -82,6 +89,8 @@ def read_directory(shard: Shard, *, check_values: bool = False) -> Directory:
 
 
 class _DirectoryBuilder:
+    """Collects the rows of a shard, an image at a time."""
+
     def __init__(self, shard: Shard) -> None:
         self._shard = shard
         self._images = bytearray()
@@ -89,7 +98,11 @@ class _DirectoryBuilder:
         self._hashes = array("Q")
 
     def add(self, entries: Sequence[tuple[Key, Entry]]) -> None:
-        """Add the rows of one image's values."""
+        """Add the rows of one image.
+
+        Args:
+            entries: key and payload of each of the image's values, in key order.
+        """
         header = self._shard.header
         number = len(self._hashes)
         image_id = header.first_image + number
@@ -99,17 +112,17 @@ class _DirectoryBuilder:
             raise self._damaged(f"image {image_id} or its metadata is missing")
         image = read_image(self._shard.data, metadata.key, metadata.offset, metadata.length, self._shard.path)
         patches = entries[1 if reference is None else 2 :]
-        stored = np.array([(key.patch_id, entry.offset, entry.length) for key, entry in patches], np.uint64)
-        stored = stored.reshape(-1, 3)
+        stored_patches = np.array([(key.patch_id, entry.offset, entry.length) for key, entry in patches], np.uint64)
+        stored_patches = stored_patches.reshape(-1, 3)
         ids = image.patch_ids
         assert ids is not None
         order = np.argsort(ids)
-        if not np.array_equal(ids[order], stored[:, 0]) or image.has_reference != (reference is not None):
+        if not np.array_equal(ids[order], stored_patches[:, 0]) or image.has_reference != (reference is not None):
             raise self._damaged(f"the values of image {image.name!r} are not those its metadata names")
         rows = np.zeros(len(ids), PATCH_ROW.dtype)
         rows["patch_id"] = ids
-        rows["offset"][order] = stored[:, 1]
-        rows["length"][order] = stored[:, 2]
+        rows["offset"][order] = stored_patches[:, 1]
+        rows["length"][order] = stored_patches[:, 2]
         rows["image"] = number
         rows["shard"] = header.number
         first_patch = len(self._patches) // PATCH_ROW.dtype.itemsize

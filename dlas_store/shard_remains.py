@@ -1,4 +1,4 @@
-"""What can still be read of a shard's file, whatever of it is damaged or cut off."""
+"""Recovery of values from a shard's file that is damaged or cut short."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ _COLUMNS = 5  # image id, kind, patch id, offset, length
 
 
 class ShardRemains:
-    """Finds values in the file of a shard by its tree pages that are whole, and by the rows of an index.
+    """A shard's file read by the intact pages of its tree and by the rows of an index.
 
-    Every value is checked against its key, so that a place that is wrong or out of date is passed over. Holds 40 bytes
-    for each place.
+    Every value is checked against its key, so a wrong or stale offset is skipped. The object holds 40 bytes for each
+    candidate offset.
 
     Args:
-        path: the file; its trailer and tree need not be whole.
-        index: where values lie as well; None without one.
+        path: the file; trailer and tree may be damaged.
+        index: an index with further offsets; None without one.
         entry: the shard's entry in that index.
 
     Raises:
-        NotASourceError: no such file, or one that may not be read.
-        DamagedError: an empty one.
+        NotASourceError: the file does not exist or may not be read.
+        DamagedError: the file is empty.
     """
 
     def __init__(self, path: Path, *, index: Index | None = None, entry: ShardEntry | None = None) -> None:
@@ -43,26 +43,26 @@ class ShardRemains:
         places = array("Q")
         if index is not None and entry is not None:
             _add_index_places(places, index, entry)
-        for found in scan(self._data):
+        for value in scan(self._data):
             with suppress(DamagedError):
-                key = unpack_key(found.key)
-                if found.length >= CHECKSUM.size:
-                    places.extend((*key, found.offset + CHECKSUM.size, found.length - CHECKSUM.size))
+                key = unpack_key(value.key)
+                if value.length >= CHECKSUM.size:
+                    places.extend((*key, value.offset + CHECKSUM.size, value.length - CHECKSUM.size))
         table = np.frombuffer(places, np.uint64).reshape(-1, _COLUMNS)
         self._places = table[np.argsort(table[:, 0], kind="stable")]
-        self._read_of = -1
-        self._places_of: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        self._cached_image = -1
+        self._cached_places: dict[tuple[int, int], list[tuple[int, int]]] = {}
 
     def image_ids(self) -> list[int]:
-        """Return the ids of all images that a value was found of, whole or not."""
+        """Return the ids of all images with at least one candidate value, intact or not."""
         ids: list[int] = np.unique(self._places[:, 0]).tolist()
         return ids
 
     def image(self, image_id: int) -> Image:
-        """Return what is known of an image.
+        """Return the metadata of an image.
 
         Raises:
-            DamagedError: its metadata is damaged or not found.
+            DamagedError: the metadata is damaged or not found.
         """
         try:
             image = decode_image(self.read(image_id, Kind.METADATA))
@@ -76,7 +76,7 @@ class ShardRemains:
         """Return the payload of a value.
 
         Raises:
-            DamagedError: it is damaged or not found.
+            DamagedError: the value is damaged or not found.
         """
         key = pack_key(image_id, kind, patch_id)
         candidates = self._candidates(image_id).get((kind, patch_id), ())
@@ -86,10 +86,10 @@ class ShardRemains:
         raise DamagedError("is damaged" if candidates else "is not found")
 
     def check(self, image_id: int) -> Image:
-        """Return what is known of an image after reading all of it.
+        """Return the metadata of an image, after a check of all its values.
 
         Raises:
-            DamagedError: some of it is damaged or not found; says what.
+            DamagedError: a value is damaged or not found; the message names it.
         """
         image = self.image(image_id)
         for name, kind, patch_id in _values_of(image):
@@ -100,21 +100,21 @@ class ShardRemains:
         return image
 
     def _candidates(self, image_id: int) -> dict[tuple[int, int], list[tuple[int, int]]]:
-        """Return the places that were found for each value of an image, those of the index first."""
-        if self._read_of != image_id:
-            wanted = np.uint64(image_id)
-            first, end = (np.searchsorted(self._places[:, 0], wanted, side) for side in ("left", "right"))
-            self._places_of = {}
+        """Return the (offset, length) candidates of each (kind, patch id) of an image, the index's first."""
+        if self._cached_image != image_id:
+            ids = self._places[:, 0]
+            first, end = (np.searchsorted(ids, np.uint64(image_id), side) for side in ("left", "right"))
+            self._cached_places = {}
             for _, kind, patch_id, offset, length in self._places[first:end].tolist():
-                known = self._places_of.setdefault((kind, patch_id), [])
-                if (offset, length) not in known:
-                    known.append((offset, length))
-            self._read_of = image_id
-        return self._places_of
+                candidates = self._cached_places.setdefault((kind, patch_id), [])
+                if (offset, length) not in candidates:
+                    candidates.append((offset, length))
+            self._cached_image = image_id
+        return self._cached_places
 
 
 def _values_of(image: Image) -> Iterator[tuple[str, Kind, int]]:
-    """Yield the file, kind and patch id of the values that an image has beside its metadata."""
+    """Yield file name, kind and patch id of each value of an image, metadata excepted."""
     assert image.patch_ids is not None
     if image.has_reference:
         yield REFERENCE_FILE, Kind.REFERENCE, 0
@@ -124,6 +124,6 @@ def _values_of(image: Image) -> Iterator[tuple[str, Kind, int]]:
 
 def _add_index_places(places: array[int], index: Index, entry: ShardEntry) -> None:
     for number in range(entry.first_image, entry.first_image + entry.images):
-        with suppress(DamagedError):  # a damaged block of the index; the tree has the same
+        with suppress(DamagedError):  # a block of the index is damaged; the tree holds the same offsets
             for key, offset, length in index.places(number):
                 places.extend((*key, offset, length))

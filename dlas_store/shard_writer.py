@@ -1,4 +1,4 @@
-"""Writing a shard: images one after another, then sealed."""
+"""Write a shard, one image after another, and seal it."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from dlas_store.shard_directory import Directory, read_directory
 from dlas_store.source import Image
 
 _BYTES_A_VALUE = 256
-"""What a value that waits takes beside its payload: key, checksum and Python objects."""
+"""Memory of a buffered value beside its payload: key, checksum and Python objects."""
 
 
 class ShardWriter:
     """Writes one shard under a temporary name.
 
-    A thread writes one batch while the next is gathered, so memory is that of two or three batches.
+    A thread writes one batch while the next is buffered, so the writer holds two or three batches of BATCH_BYTES.
 
     Args:
         path: the temporary name; its folder must exist.
-        header: what the shard says of itself; the counts are filled in by seal().
+        header: the trailer's fields; seal() sets the counts.
     """
 
     def __init__(self, path: Path, header: ShardHeader) -> None:
@@ -40,8 +40,8 @@ class ShardWriter:
         self._images = 0
         self._patches = 0
         self._payload_bytes = 0
-        self._waiting: list[tuple[bytes, bytes]] = []
-        self._waiting_bytes = 0
+        self._buffered: list[tuple[bytes, bytes]] = []
+        self._buffered_bytes = 0
         remove_file(path)
         self._lmdb = LmdbWriter(path)
         self._writer = ThreadPoolExecutor(1)
@@ -56,15 +56,15 @@ class ShardWriter:
         self._sizes: list[Size] = []
 
     def add_patch(self, file: str, data: bytes, size: Size) -> None:
-        """Add the next patch of the image that is being written.
+        """Add the next patch of the current image.
 
         Args:
-            file: its file name; an image's patches come in order of names.
-            data: its encoded bytes.
-            size: its pixels.
+            file: file name of the patch; an image's patches come in order of names.
+            data: encoded bytes.
+            size: height and width in pixels.
 
         Raises:
-            WriteError: the disk refused it.
+            WriteError: the disk refused a write.
         """
         patch_id = self._assign_id.assign(file)
         self._put(pack_key(self._image_id, Kind.PATCH, patch_id), data)
@@ -74,14 +74,14 @@ class ShardWriter:
         self._sizes.append(size)
 
     def end_image(self, image: Image, reference: bytes | None) -> None:
-        """End the image that is being written; one without patches is left out.
+        """End the current image; an image without patches is skipped.
 
         Args:
-            image: what is known of it; its files and sizes are those of the patches that were added.
-            reference: encoded bytes, None without one.
+            image: metadata of the image; files, ids and sizes are replaced by those of the added patches.
+            reference: encoded bytes of the reference, None without one.
 
         Raises:
-            WriteError: the disk refused it.
+            WriteError: the disk refused a write.
         """
         if not self._files:
             return
@@ -97,14 +97,15 @@ class ShardWriter:
         if reference is not None:
             self._put(pack_key(self._image_id, Kind.REFERENCE), reference)
             self._payload_bytes += len(reference)
-        # Last, since it needs all of the image. Batches are sorted, so it comes first on disk where the image fits one.
+        # Metadata is written last because it needs all patches. A batch is sorted by key, so metadata still comes first
+        # on disk where the image fits into one batch.
         self._put(pack_key(self._image_id, Kind.METADATA), encode_image(image))
         self._images += 1
         self._patches += len(self._files)
         self._begin_image()
 
     def seal(self) -> tuple[ShardHeader, Directory]:
-        """Sync the shard, read it back and check every value, and append its trailer."""
+        """Append the trailer, sync the shard, read it back and check every value."""
         self._flush()
         self._wait_for_write()
         self._lmdb.close()
@@ -113,17 +114,17 @@ class ShardWriter:
         return header, read_directory(Shard(self._path), check_values=True)
 
     def _put(self, key: bytes, payload: bytes) -> None:
-        self._waiting.append((key, encode_value(key, payload)))
-        self._waiting_bytes += len(payload) + _BYTES_A_VALUE
-        if self._waiting_bytes >= BATCH_BYTES:
+        self._buffered.append((key, encode_value(key, payload)))
+        self._buffered_bytes += len(payload) + _BYTES_A_VALUE
+        if self._buffered_bytes >= BATCH_BYTES:
             self._flush()
 
     def _flush(self) -> None:
-        """Hand what waits to the thread that writes, once it is done with the batch before."""
+        """Hand the buffered values to the writing thread, once it has written the previous batch."""
         self._wait_for_write()
-        self._writing = self._writer.submit(self._lmdb.write, self._waiting)
-        self._waiting = []
-        self._waiting_bytes = 0
+        self._writing = self._writer.submit(self._lmdb.write, self._buffered)
+        self._buffered = []
+        self._buffered_bytes = 0
 
     def _wait_for_write(self) -> None:
         if self._writing is not None:
@@ -136,6 +137,6 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Close the file; without seal() it is of no use."""
+        """Close the file; without seal() it is unusable."""
         self._writer.shutdown()
         self._lmdb.close()

@@ -1,4 +1,4 @@
-"""centers.pt: what torch wrote is read, anything else is refused without running it."""
+"""centers.pt: files of torch.save are read, and all others are refused without running them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Damaged stores: an error that names the file and the way out, never a wrong byte, never a crash."""
+"""Damaged stores: an error names the file and the remedy; no wrong byte, no crash."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from dlas_store.store import Store
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three shards of one image each; the first two are of one size."""
+    """A store of three shards, one image each; the first two have the same size."""
     folder = tmp_path_factory.mktemp("damage")
     return make_store(small_folder(folder / "source", "a", "b", "c"), folder / "store.lmdb")
 
@@ -44,7 +44,7 @@ def store(pristine: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def other_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another import of the same files."""
+    """A second store, imported from the same files."""
     folder = tmp_path_factory.mktemp("other")
     return make_store(small_folder(folder / "source", "a", "b", "c"), folder / "store.lmdb")
 
@@ -80,7 +80,7 @@ def zero(path: Path) -> None:
 
 
 def lose_the_trailer(path: Path) -> None:
-    """Put zeros over the end, as a lost disk block does."""
+    """Overwrite the end with zeros, as a lost disk block does."""
     path.write_bytes(path.read_bytes()[:-64] + bytes(64))
 
 
@@ -137,7 +137,7 @@ def test_a_damaged_table_is_an_error_with_a_way_out(store: Path, name: str) -> N
 
 def test_two_shards_exchanged_are_found(store: Path) -> None:
     one, other = shards_of(store)[:2]
-    assert one.stat().st_size == other.stat().st_size  # else the size alone would tell
+    assert one.stat().st_size == other.stat().st_size  # otherwise the size alone would show the difference
     aside = store / "aside"
     one.rename(aside)
     other.rename(one)

@@ -1,4 +1,4 @@
-"""Reading LMDB's pages without the engine, against the engine."""
+"""The reader of LMDB pages, compared with the engine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Values = Mapping[bytes, bytes]
 
 
 def write_lmdb(path: Path, commits: Iterable[Values], *, append: bool = False) -> bytes:
-    """Write one transaction for each mapping and return the file's bytes."""
+    """Write a transaction for each mapping and return the file's bytes."""
     with lmdb.open(str(path), subdir=False, lock=False, map_size=1 << 28, lib_version=0) as environment:
         for values in commits:
             with environment.begin(write=True) as transaction:
@@ -46,7 +46,7 @@ def keys(count: int, *, size: int = 8) -> list[bytes]:
 
 
 def by_halves(values: Values) -> list[Values]:
-    """Split values into two commits whose keys interleave, so that the second splits the first one's pages."""
+    """Split values into two commits with interleaved keys, so that the second commit splits the pages of the first."""
     items = sorted(values.items())
     return [dict(items[::2]), dict(items[1::2])]
 
@@ -100,7 +100,7 @@ def test_a_deep_tree_is_deep(tmp_path: Path) -> None:
 
 
 def hand_made(page_size: int, values: Values) -> bytes:
-    """Return an LMDB file of one leaf page, in a page size that the engine writes only on other systems."""
+    """Return an LMDB file of one leaf page, with a page size that the engine only writes on other systems."""
     pointers, nodes, upper = [], b"", page_size
     for key, value in sorted(values.items()):
         node = struct.pack("<HHHH", len(value), 0, 0, len(key)) + key + value
@@ -128,20 +128,20 @@ def test_other_page_sizes_are_read(page_size: int, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def leaf_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A root that is a leaf, two inline values and two on overflow pages."""
+    """A file whose root is a leaf, with two inline values and two on overflow pages."""
     values = {key: key * (700 if number % 2 else 5) for number, key in enumerate(keys(4))}
     return write_lmdb(tmp_path_factory.mktemp("leaf") / "file", [values])
 
 
 @pytest.fixture(scope="module")
 def branch_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A branch page over a few leaves."""
+    """A file with a branch page over a few leaves."""
     values = {key: key * 150 for key in keys(8)}
     return write_lmdb(tmp_path_factory.mktemp("branch") / "file", [values], append=True)
 
 
 def assert_bounded(data: bytearray, original: list[Entry]) -> None:
-    """Check that a walk ends in DamagedError or in entries that lie in the file, in order."""
+    """Check that reading the entries raises DamagedError or gives entries inside the file, in key order."""
     entries: list[Entry] = []
     try:
         for entry in walk(data):  # type: ignore[arg-type]
@@ -198,7 +198,7 @@ def test_a_file_cut_anywhere_is_damaged(file: str, request: pytest.FixtureReques
 
 
 def with_meta(data: bytes, offset: int, layout: str, value: int) -> bytes:
-    """Change a field of both meta pages."""
+    """Return the file with a field of both meta pages changed."""
     changed = bytearray(data)
     for page in (0, PAGE):
         struct.pack_into(layout, changed, page + offset, value)

@@ -1,4 +1,4 @@
-"""The metadata record of an image, and patch ids."""
+"""Metadata records of images, and patch ids."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def image(**changes: object) -> Image:
 
 
 def record(**changes: object) -> bytes:
-    """Return the record of an image with other fields; None leaves one out."""
+    """Return the record of image() with fields replaced; None leaves a field out."""
     fields = msgpack.unpackb(encode_image(image())) | changes
     packed: bytes = msgpack.packb({key: value for key, value in fields.items() if value is not None})
     return packed
@@ -84,7 +84,7 @@ def test_centres_of_a_record_are_those_of_a_dict_in_whatever_order_they_are_aske
             centers[4]
         assert list(centers.items()) == list(original.items())
         assert len(centers) == len(numbers)
-        assert pickle.loads(pickle.dumps(centers)) == original  # as worker processes get them
+        assert pickle.loads(pickle.dumps(centers)) == original  # worker processes get centres pickled
         assert original == centers
         assert centers != {**original, 5: Center(0, 0, 0)}
 

@@ -1,4 +1,4 @@
-"""Decoding: the same pixels whatever the file's kind, and an error for what is no whole picture."""
+"""Decoding: all formats give the same pixels, and bytes that are no complete picture raise an error."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def encoded(pixels: Array | PillowImage.Image, kind: str, *, lossless: bool = Fa
 
 
 def png16(pixels: Array) -> bytes:
-    """Encode uint16 (H, W) or (H, W, 3 or 4) in RGB order."""
+    """Return a PNG of uint16 pixels, (H, W) or (H, W, 3 or 4) in RGB order."""
     order = [2, 1, 0, 3]
     data: bytes = cv2.imencode(".png", pixels if pixels.ndim == 2 else pixels[:, :, order[: pixels.shape[2]]])[
         1
@@ -40,7 +40,7 @@ def png16(pixels: Array) -> bytes:
 
 
 def png_header(width: int, height: int, *, depth: int = 8) -> bytes:
-    """Return a PNG that claims a size and has next to no pixels."""
+    """Return a PNG whose header claims a size and that has next to no pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -120,7 +120,7 @@ def test_16_bit_pgm_is_scaled_alike() -> None:
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
 def test_alpha_is_dropped_not_composited_or_kept(kind: str) -> None:
-    rgba = np.dstack([RGB, np.maximum(GREY, 1)])  # where alpha is 0, WebP keeps no colour
+    rgba = np.dstack([RGB, np.maximum(GREY, 1)])  # WebP drops the colour of pixels with alpha 0
     data = encoded(rgba, kind, lossless=kind == "WEBP")
     np.testing.assert_array_equal(decode(data), RGB)
     np.testing.assert_array_equal(decode(data, alpha=True), rgba)

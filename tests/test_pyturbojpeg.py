@@ -1,4 +1,4 @@
-"""PyTurboJPEG as the decoder: the same pixels and the same strictness as simplejpeg."""
+"""PyTurboJPEG as decoder: the pixels and the errors are those of simplejpeg."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sealed LMDB files: what their trailer finds, and what it leaves as it was."""
+"""Sealed LMDB files: the trailer detects damage, and every LMDB tool still reads the file."""
 
 from __future__ import annotations
 

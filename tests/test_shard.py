@@ -1,4 +1,4 @@
-"""Shards: what is written is what is read, by slices and by key."""
+"""Shards: reads by slice and by key return the written values."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def build(path: Path, images: Mapping[str, Files], *, references: Files | None =
 
 
 def by_key(path: Path) -> dict[bytes, bytes]:
-    """Return what the engine reads, which is what other programs see."""
+    """Return key -> value as the engine reads them, and so every other program."""
     with (
         lmdb.open(str(path), subdir=False, readonly=True, lock=False, lib_version=0) as environment,
         environment.begin() as transaction,
@@ -61,7 +61,7 @@ def by_key(path: Path) -> dict[bytes, bytes]:
 
 
 def assert_holds(path: Path, directory: Directory, images: Mapping[str, Files], references: Files) -> None:
-    """Compare what is read by slice and by key with what was written."""
+    """Check that reads by slice and by key return the written images."""
     stored = by_key(path)
     data = Shard(path).data
     assert len(directory.images) == len(images)
@@ -153,7 +153,7 @@ def test_an_image_larger_than_a_batch_is_written_whole(tmp_path: Path) -> None:
     _, directory = build(tmp_path / "shard", images, references=references)
     assert_holds(tmp_path / "shard", directory, images, references)
     metadata = int(directory.images[0]["metadata_offset"])
-    assert metadata > int(directory.patches[0]["offset"])  # it was written after the first batch
+    assert metadata > int(directory.patches[0]["offset"])  # metadata was written after the first batch
 
 
 def test_small_images_lie_in_the_order_of_reading(tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_a_payload_is_refused_at_places_outside_the_file(shard: Path) -> None:
 
 
 def rewritten(path: Path, change: Mapping[bytes, bytes | None]) -> None:
-    """Write a shard's values again with some changed or left out, under the same trailer."""
+    """Write a shard's values again under the same trailer, with the values in ``change`` replaced (None: left out)."""
     body = SealedFile(path, "shard").body
     values = by_key(path)
     path.unlink()

@@ -1,4 +1,4 @@
-"""Tables of rows in checked blocks."""
+"""Tables of rows in blocks with checksums."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def rows(count: int) -> Array:
 
 
 def cut(content: Array, parts: Sequence[int]) -> list[bytes]:
-    """Return the chunks that a writer makes of rows handed over in several parts."""
+    """Return the chunks of a writer that gets the rows in several parts."""
     writer = TableWriter(ROW, table_id=TABLE_ID)
     chunks = []
     for start, stop in zip([0, *parts], [*parts, len(content)], strict=True):
@@ -37,7 +37,7 @@ def cut(content: Array, parts: Sequence[int]) -> list[bytes]:
 
 
 def lay_out(chunks: Sequence[bytes], *, gap: int = 13) -> tuple[mmap.mmap, list[int]]:
-    """Put chunks into a map, as LMDB does, with something between them."""
+    """Return a map with the chunks and a gap around each, as in LMDB, and the offsets of the chunks."""
     data = mmap.mmap(-1, sum(map(len, chunks)) + gap * (len(chunks) + 1))
     offsets = []
     place = gap

@@ -1,6 +1,6 @@
-"""Files named centers.pt that no torch.save wrote. Those that run what they name would create the file CANARY.
+"""Hostile centers.pt files, which no torch.save wrote. A file that can run its calls creates the file CANARY.
 
-``python tests/hostile/hostile_centers.py`` writes the small ones beside this file.
+``python tests/hostile/hostile_centers.py`` writes the small files beside this script.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _LEGACY_START = (0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "littl
 
 
 class _Call:
-    """Pickles as a call."""
+    """An object whose pickle calls a function."""
 
     def __init__(self, function: object, *arguments: object) -> None:
         self._call = (function, arguments)
@@ -36,7 +36,7 @@ class _Call:
 def zip_of(
     pickled: bytes, others: Mapping[str, bytes] | None = None, *, compression: int = zipfile.ZIP_STORED
 ) -> bytes:
-    """Return a torch zip file with this data.pkl and other files."""
+    """Return a torch zip file with ``pickled`` as data.pkl and other files."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", compression) as archive:
         for name, content in {"data.pkl": pickled, "version": b"3\n", **(others or {})}.items():
@@ -45,19 +45,19 @@ def zip_of(
 
 
 def _add(archive: zipfile.ZipFile, name: str, content: bytes, compression: int = zipfile.ZIP_STORED) -> None:
-    """Add a file dated 1980, so that the same archive comes out at any time."""
+    """Add a file dated 1980, so that the archive does not depend on the time."""
     entry = zipfile.ZipInfo(name)
     entry.compress_type = compression
     archive.writestr(entry, content)
 
 
 def legacy_of(pickled: bytes, storages: bytes = pickle.dumps([], 2)) -> bytes:
-    """Return a legacy torch file with this pickle as its object."""
+    """Return a legacy torch file with ``pickled`` as its object."""
     return b"".join(pickle.dumps(value, 2) for value in _LEGACY_START) + pickled + storages
 
 
 def saved(value: object, *, is_zip: bool = True) -> bytes:
-    """Return what torch.save writes."""
+    """Return the bytes that torch.save writes."""
     file = io.BytesIO()
     torch.save(value, file, _use_new_zipfile_serialization=is_zip)
     return file.getvalue()
@@ -90,7 +90,7 @@ def _two_pickles() -> bytes:
 
 
 def _overlapping_entries() -> bytes:
-    """Return a zip file whose directory names the same megabyte a thousand times."""
+    """Return a zip file whose directory lists the same megabyte a thousand times."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         _add(archive, "centers/data.pkl", _ENTRY)
@@ -207,16 +207,16 @@ HOSTILE: dict[str, bytes] = dict(
         ((name, saved(value)) for name, value in _VALUES.items()),
     )
 )
-"""What the file tries -> its bytes."""
+"""Name of the attack -> bytes of the file."""
 
 KEPT_BYTES = 1 << 16
-"""Files up to this size are kept beside this script, as FOLDER has them; larger ones are made when they are needed."""
+"""Largest file that is kept in FOLDER; tests make larger ones when they need them."""
 
 FOLDER = Path(__file__).parent
 
 
 def write_kept() -> None:
-    """Write the files that are kept, and remove those that are no longer made."""
+    """Write the kept files, and remove files that this script no longer makes."""
     for path in FOLDER.glob("*.pt"):
         path.unlink()
     for name, data in HOSTILE.items():

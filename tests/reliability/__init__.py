@@ -1,1 +1,1 @@
-"""Promises that a store survives what may happen to it; RELIABILITY.md lists them."""
+"""Tests that a store survives crashes, faults, damage and hostile files; RELIABILITY.md lists the promises."""

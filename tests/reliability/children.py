@@ -1,4 +1,4 @@
-"""Runs that could end their process: in forked children, so that a signal is a failure that names its run."""
+"""Forked children for runs that could end their process; a signal becomes a failure that names the run."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def each_in_child(function: Callable[[int], object], numbers: Sequence[int], *, 
     """Run ``function(number)`` for every number in a forked child.
 
     Args:
-        function: what raises if the run fails.
-        numbers: of the runs.
-        memory: bytes that the child may map beyond what it has from this process; None for no limit.
+        function: function that raises if the run fails.
+        numbers: numbers of the runs.
+        memory: bytes that the child may map beyond the mappings of this process; None for no limit.
 
     Raises:
-        AssertionError: a run failed or its process was ended; says which.
+        AssertionError: a run failed or its process ended; the message names the run.
     """
     context = multiprocessing.get_context("fork")
     for start in range(0, len(numbers), _BATCH):
@@ -57,7 +57,7 @@ def _run(
         for number in numbers:
             current.value = number
             function(number)
-    except BaseException:  # noqa: BLE001 - also what derives from no Exception is a failure, told to the parent
+    except BaseException:  # noqa: BLE001 - every failure is sent to the parent
         sender.send(traceback.format_exc())
         sys.exit(0)
 
@@ -67,7 +67,7 @@ def _mapped_bytes() -> int:
 
 
 def work_here(monkeypatch: Any, *modules: str) -> None:
-    """Let modules do the jobs of their worker processes in this one: the same work without the time to start some."""
+    """Let modules run the jobs of their worker processes in this process, which saves the start of workers."""
 
     def run_here(function: Any, jobs: Any, *, workers: int, bar: Any = None) -> Iterator[Any]:
         return run_in_order(function, jobs, workers=0)

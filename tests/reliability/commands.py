@@ -1,6 +1,6 @@
-"""dlas-store commands in processes of their own, forked from one that has loaded the program: dozens a second.
+"""A fork server for dlas-store commands: one process loads the program, and every run is a fork of it, dozens a second.
 
-Run as a script, this is the process that they are forked from.
+Run as a script, this file is that process.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ _LOADED_LATE = (
     "multiprocessing.sharedctypes",
     "multiprocessing.synchronize",
 )
-"""What commands load when they need it: no run is to spend its time with that, and any user is to have it."""
+"""Modules that commands import late. The fork server imports them first: runs start faster, and every user has them."""
 
 
 class Ended(NamedTuple):
-    """How a run of commands ended.
+    """The end of a run of commands.
 
     Attributes:
-        status: exit status of the last; negative is the number of the signal that ended it.
-        published: how many commands it said were done, over a pipe and before it went on to the next.
-        out, err: what they printed.
+        status: exit status of the last command; a negative one is the number of the signal that ended it.
+        published: number of commands that the run reported as done, by a pipe, before it started the next.
+        out, err: text that the commands printed.
     """
 
     status: int
@@ -56,28 +56,32 @@ class Ended(NamedTuple):
 
 
 class Run:
-    """Commands under way, one after another in one process, which leads a group of its own."""
+    """Commands that run one after another in one process, the leader of its own process group."""
 
     def __init__(self, server: Commands, pid: int) -> None:
         self._server = server
         self.pid = pid
 
     def kill(self, *, with_workers: bool) -> None:
-        """Kill it where it is, if it still runs."""
+        """Kill the process if it still runs.
+
+        Args:
+            with_workers: kill its worker processes, too.
+        """
         with contextlib.suppress(ProcessLookupError):
             (os.killpg if with_workers else os.kill)(self.pid, signal.SIGKILL)
 
     def end(self) -> Ended:
-        """Wait for its end."""
+        """Wait for the end of the process."""
         return self._server.wait(self)
 
 
 class Commands:
-    """Runs commands. A context manager.
+    """A context manager that runs commands.
 
     Args:
-        folder: for what they print.
-        environment: variables to set.
+        folder: folder for the output of the commands.
+        environment: environment variables to set.
     """
 
     def __init__(self, folder: Path, environment: dict[str, str] | None = None) -> None:
@@ -96,12 +100,12 @@ class Commands:
         os.close(theirs)
 
     def start(self, *commands: Sequence[str | Path], largest_file: int | None = None, user: int = 0) -> Run:
-        """Start one process that runs commands, each as long as those before it succeed.
+        """Start one process that runs commands until one fails.
 
         Args:
-            commands: what follows ``dlas-store``.
-            largest_file: bytes; the system refuses to let a file grow beyond that.
-            user: as whom they run; 0: as whom the tests do.
+            commands: arguments of ``dlas-store``, for each command.
+            largest_file: most bytes that the system lets a file grow to; None for no limit.
+            user: id of the user that runs the commands; 0 for the user of the tests.
         """
         for name in ("out", "err"):
             (self._folder / name).write_bytes(b"")
@@ -115,17 +119,17 @@ class Commands:
         return Run(self, self._ask(request)["pid"])
 
     def run(self, *commands: Sequence[str | Path], largest_file: int | None = None, user: int = 0) -> Ended:
-        """Run commands to their end; as start()."""
+        """Run commands to their end; the arguments are those of start()."""
         return self.start(*commands, largest_file=largest_file, user=user).end()
 
     def done(self, *command: str | Path) -> str:
-        """Run a command that must succeed, quietly but for its result, which is returned."""
+        """Run a command that must succeed and print nothing to stderr, and return its output."""
         ended = self.run(command)
         assert (ended.status, ended.err) == (0, ""), (command, ended)
         return ended.out
 
     def killed(self, seconds: float, *commands: Sequence[str | Path], with_workers: bool) -> Ended:
-        """Run commands and kill them after a while, with or without the processes they started."""
+        """Run commands and kill them after ``seconds``, with or without their worker processes."""
         run = self.start(*commands)
         time.sleep(seconds)
         run.kill(with_workers=with_workers)
@@ -208,7 +212,7 @@ def _run_commands(main: Any, request: dict[str, Any], published: int) -> int:
             os.write(published, b".")
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else 1
-    except BaseException:  # noqa: BLE001 - as the interpreter does at its end
+    except BaseException:  # noqa: BLE001 - the interpreter handles it the same way
         sys.excepthook(*sys.exc_info())
         status = 70
     sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""What the tests of reliability share: processes that run commands, and what the commands leave when undisturbed."""
+"""Fixtures of the reliability tests: processes that run commands, and the result of each command without faults."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from reliability.tasks import Task, make_tasks
 
 @pytest.fixture(scope="session")
 def faults(tmp_path_factory: pytest.TempPathFactory) -> Faults:
-    """The library that the commands run with."""
+    """The preloaded library that watches the calls of commands."""
     return Faults(tmp_path_factory.mktemp("faults").resolve())
 
 
 @pytest.fixture(scope="session")
 def commands(faults: Faults, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
-    """Commands whose calls can be watched."""
+    """Commands that run with the preloaded library."""
     environment = {"LD_PRELOAD": str(faults.library), "FAULTS_CONTROL": str(faults.control)}
     with Commands(tmp_path_factory.mktemp("commands"), environment) as server:
         yield server
@@ -27,5 +27,5 @@ def commands(faults: Faults, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.fixture(scope="session")
 def tasks(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Task]:
-    """Every task by its name."""
+    """Name -> task, for every task."""
     return make_tasks(tmp_path_factory.mktemp("tasks"), commands)

@@ -1,6 +1,6 @@
-"""The calls by which a program changes files: counted, recorded, made to fail, or the moment at which it is killed.
+"""Fault injection: calls that change files are counted, recorded or made to fail, or the program is killed at one.
 
-faults.c sees them from inside the program; this compiles it, tells it what to do, and reads what it recorded.
+faults.c is preloaded into the program and intercepts the calls. This module compiles it, controls it and reads its log.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _RECORD = struct.Struct("<9Q")
 
 
 class Mode(enum.IntEnum):
-    """What happens at the Nth call; the numbers are those of faults.c."""
+    """Effects on the Nth call, with the numbers of faults.c."""
 
     COUNT = 0
     ONCE = 1
@@ -33,7 +33,7 @@ class Mode(enum.IntEnum):
 
 
 class Call(enum.IntEnum):
-    """What a call does; the numbers are those of faults.c."""
+    """Kinds of call, with the numbers of faults.c."""
 
     CREATE = 0
     WRITE = 1
@@ -52,13 +52,13 @@ class Record(NamedTuple):
     """A call that succeeded.
 
     Attributes:
-        call: what it did.
-        begun, ended: when; what ended before a sync began is what that sync covers.
-        offset, length: in bytes, of a write or allocation; of a truncation, the length is the new size.
-        is_durable: whether it was a write to a file that is opened for synchronous writing.
-        path: absolute.
+        call: kind of the call.
+        begun, ended: times of its start and end; a sync covers the calls that ended before the sync began.
+        offset, length: bytes of a write or allocation; for a truncation, the length is the new size.
+        is_durable: whether the call wrote to a file that is open for synchronous writing.
+        path: absolute path.
         other: the new path of a rename or link.
-        data: what was written.
+        data: the bytes of a write.
     """
 
     call: Call
@@ -73,10 +73,10 @@ class Record(NamedTuple):
 
 
 class Faults:
-    """What the preloaded library is told, and what it says.
+    """The control of the preloaded library, and its counts.
 
     Args:
-        folder: where the library, and the file by which it is told, are put.
+        folder: folder for the library and its control file.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -92,28 +92,28 @@ class Faults:
         """Watch the calls below a folder from now on.
 
         Args:
-            folder: an absolute path without links.
-            log: where to add records of the calls that succeed.
-            mode: what happens at a call.
-            at: which, from 1.
-            error: errno of those that fail.
+            folder: absolute path without links.
+            log: file to which records of successful calls are appended; None for no log.
+            mode: effect on the call ``at``.
+            at: number of the call, from 1.
+            error: errno of the calls that fail.
         """
         log_name = b"" if log is None else str(log).encode()
         self._map[:_FAIL_AT_OFFSET] = struct.pack("<QQQ", 0, self._number(8), 0)
         _FAIL_AT.pack_into(self._map, _FAIL_AT_OFFSET, at, mode, error, str(folder).encode(), log_name)
 
     def stop(self) -> None:
-        """Watch nothing any more; the counts stay."""
+        """Stop watching; the counts stay."""
         _FAIL_AT.pack_into(self._map, _FAIL_AT_OFFSET, 0, 0, 0, b"", b"")
 
     @property
     def calls(self) -> int:
-        """How many calls there were since watch()."""
+        """Number of calls since watch()."""
         return self._number(0)
 
     @property
     def failed(self) -> int:
-        """How many of them were made to fail."""
+        """Number of calls since watch() that were made to fail."""
         return self._number(16)
 
     def _number(self, offset: int) -> int:
@@ -122,7 +122,7 @@ class Faults:
 
 
 def read_log(path: Path) -> list[Record]:
-    """Return the calls that were recorded, in the order in which they ended."""
+    """Return the recorded calls in the order of their ends."""
     return sorted(_records(path.read_bytes()), key=lambda record: record.ended)
 
 

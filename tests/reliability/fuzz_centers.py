@@ -1,7 +1,7 @@
-"""Fuzzing centers.pt with coverage: ``python fuzz_centers.py SECONDS FOLDER``, of which FOLDER keeps what was found.
+"""A fuzzer of centers.pt guided by coverage: ``python fuzz_centers.py SECONDS FOLDER``; FOLDER keeps its files.
 
-Ends with another status than 0 at the first file that runs something, raises something else than CentersError, takes
-more than 2 GiB or more than a minute.
+The exit status is not 0 if a file runs something, raises another error than CentersError, or takes more than 2 GiB or a
+minute. The fuzzer stops at the first such file.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["dlas_store", "zipfile", "pickle"]):
-    import dlas_store.centers  # noqa: F401 - what is fuzzed
+    import dlas_store.centers  # noqa: F401 - imported for its coverage
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -26,7 +26,7 @@ def _read(data: bytes) -> None:
 
 
 def main() -> None:
-    """Fuzz for some seconds."""
+    """Fuzz for SECONDS."""
     seconds, folder = int(sys.argv[1]), Path(sys.argv[2])
     found = folder / "found"
     found.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,13 @@
-"""What a disk may hold after the power went: recorded calls replayed, any of those not yet synced lost.
+"""A model of a disk after power loss: recorded calls are replayed, and any call that was not yet synced may be lost.
 
-The model is the least that POSIX promises. Lost may be: bytes of a file that no later fsync of that file covers, each
-4 KiB block by itself, with or without the growth of the file; the making, removing and renaming of names that no later
-fsync of their folder covers, a rename as one. sync covers everything. A folder that was never synced into the one above
-takes with it all that is in it.
+The model assumes the least that POSIX promises:
+
+* Bytes of a file may be lost until a later fsync of the file covers them: each 4 KiB block by itself, with or without
+  the growth of the file.
+* The creation, removal and renaming of names may be lost until a later fsync of their folder covers them. A rename is
+  lost as one.
+* sync covers everything.
+* A folder whose own name was never synced may be lost with all its contents.
 """
 
 from __future__ import annotations
@@ -19,11 +23,11 @@ BLOCK = 4096
 
 
 class _Folder:
-    """A folder of the machine that ran; identity is all it has."""
+    """A folder of the recorded machine, told from others by identity alone."""
 
 
 class _File:
-    """A file of it, with the bytes that it had before anything was recorded."""
+    """A file of the recorded machine, with its bytes before the first recorded call."""
 
     def __init__(self, content: bytes = b"") -> None:
         self.content = content
@@ -35,14 +39,14 @@ _Names = dict[_Folder, dict[str, _Node]]
 
 @dataclass
 class _Effect:
-    """What a call changed.
+    """The change that a call made.
 
     Attributes:
-        ended: when.
-        home: the file or folder whose fsync makes it durable.
+        ended: time at which the call ended.
+        home: the file or folder whose fsync makes the change durable.
         record: the call.
-        names: names that it set, or removed (None).
-        covered: position in the record of the sync that made it durable, none yet: beyond the end.
+        names: (folder, name, node) of each name that the call set; node None for a removed name.
+        covered: position, among the calls, of the sync that made the change durable; beyond the end for none.
     """
 
     ended: int
@@ -53,12 +57,12 @@ class _Effect:
 
 
 class Disk:
-    """A folder's past: how it was, and all that was done in it.
+    """The history of a folder: its first state, and all calls that changed it.
 
     Args:
-        root: where it lay, an absolute path.
-        before: a copy of how it was before the first call.
-        records: the calls, in the order in which they ended.
+        root: absolute path of the folder during the recording.
+        before: a copy of the folder before the first call.
+        records: the calls in the order of their ends.
     """
 
     def __init__(self, root: Path, before: Path, records: Sequence[Record]) -> None:
@@ -90,15 +94,15 @@ class Disk:
         return len(self._effects)
 
     def write_as_it_was(self, folder: Path, end: int) -> None:
-        """Write what the first ``end`` calls left, nothing lost."""
+        """Write the folder after the first ``end`` calls, with nothing lost."""
         self._write(folder, end, None)
 
     def write_after_power_loss(self, folder: Path, end: int, draw: random.Random) -> None:
-        """Write what may be there if the power goes after the first ``end`` calls."""
+        """Write a possible folder after power loss behind the first ``end`` calls, chosen at random."""
         self._write(folder, end, draw)
 
     def write_what_was_synced(self, folder: Path, end: int) -> None:
-        """Write what is there if the power goes after the first ``end`` calls, and all is lost that can be."""
+        """Write the folder after power loss behind the first ``end`` calls, with all lost that can be."""
         self._write(folder, end, random.Random(0), keep=(0,))
 
     def _load(self, node: _Folder, folder: Path) -> None:
@@ -129,7 +133,7 @@ class Disk:
         return folder, name
 
     def _effect(self, names: _Names, record: Record) -> _Effect:
-        """Return what a call changed, and change the names accordingly."""
+        """Return the change that a call made, and apply it to ``names``."""
         if record.call in (Call.WRITE, Call.TRUNCATE, Call.ALLOCATE):
             return _Effect(record.ended, self._find(names, record.path), record)
         folder, name = self._place(names, record.path)
@@ -159,7 +163,7 @@ class Disk:
     ) -> None:
         names: _Names = {node: dict(entries) for node, entries in self._start.items()}
         contents: dict[_File, bytearray] = {}
-        # Few of all, most of all, one kind or the other: each makes states that a fair coin would hardly ever make.
+        # Chances near 0 and 1, drawn apart for names and data, give states that a fair coin would hardly ever give.
         keep_names, keep_data = (1.0, 1.0) if draw is None else (draw.choice(keep) for _ in range(2))
         for effect in self._effects[:end]:
             if effect is None:
@@ -201,7 +205,7 @@ def _rename(names: _Names, changes: list[tuple[_Folder, str, _Node | None]]) -> 
 
 
 def _change(content: bytearray, record: Record, draw: random.Random | None, keep: float) -> None:
-    """Change a file's bytes as a call did, or as much of it as the disk had got."""
+    """Change a file's bytes as a call did, or with ``draw`` only some blocks, each kept with the chance ``keep``."""
     end = record.offset + record.length
     if record.call == Call.TRUNCATE:
         _resize(content, record.length)
@@ -209,7 +213,7 @@ def _change(content: bytearray, record: Record, draw: random.Random | None, keep
         _resize(content, max(len(content), end))
     else:
         if draw is not None and draw.random() < 0.5:
-            _resize(content, max(len(content), end))  # the file had grown, though its bytes had not come
+            _resize(content, max(len(content), end))  # the file grew, but its bytes did not reach the disk
         for start, stop in _blocks(record.offset, end):
             if draw is None or draw.random() < keep:
                 _resize(content, max(len(content), stop))

@@ -1,7 +1,7 @@
-"""A program that reads a store through a loader, for tests to start, watch and interrupt.
+"""A program that reads a store through a loader; tests start, watch and interrupt it.
 
-read_by_loader.py STORE CASE,...   read two epochs in each way, and say which; another item is an error
-read_by_loader.py STORE CASE --long   read a pass of 10,000 times the store, and say "batch" after each batch
+read_by_loader.py STORE CASE,...   read two epochs by each case, check every item, and print the case
+read_by_loader.py STORE CASE --long   read an epoch of 10,000 times the store, and print "batch" after each batch
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ LOADERS = ("threads", "workers", "torch", "torch-persistent")
 
 
 class Case(NamedTuple):
-    """How a store is read.
+    """A way to read a store.
 
     Attributes:
-        loader: threads or workers for those of this library; torch for PyTorch's own, without and with workers that
-            stay.
-        start_method: of worker processes; empty for threads.
-        parent: what happened to the dataset before: nothing, items of it were read, it was pickled after that, or
-            another dataset of the same store was opened, read and forgotten.
+        loader: "threads" or "workers" for a loader of this library; "torch" or "torch-persistent" for PyTorch's
+            DataLoader without or with persistent workers.
+        start_method: start method of worker processes; empty for threads.
+        parent: history of the dataset: "untouched"; "read", items were read; "pickled", it was read, pickled and
+            unpickled; "closed", another dataset of the same store was opened, read and dropped.
     """
 
     loader: str
@@ -50,14 +50,14 @@ CASES = [
 
 
 def options_of(store: str, *, times: int = 1) -> dict[str, Any]:
-    """Return the options of a dataset that draws on all of a store, patches, references and metadata, some times."""
+    """Return the options of a dataset that reads patches, references and metadata, ``times`` times an epoch."""
     patches = {"target_size": 32, "scale": 2, "need_ref": True, "strict": True}
     data = {"paths": [store], "weights": [times]}
     return {"mode": "single_image_extensible", "batch_size": 4, "seed": 1, **data, **patches}
 
 
 def prepared(store: str, parent: str, *, times: int = 1) -> ItemDataset:
-    """Return a dataset after what the case wants to have happened to it."""
+    """Return a dataset with the history ``parent`` of a case."""
     dataset: Any = create_dataset(options_of(store, times=times))
     match parent:
         case "read":
@@ -72,7 +72,7 @@ def prepared(store: str, parent: str, *, times: int = 1) -> ItemDataset:
 
 
 def loader_of(case: Case, dataset: ItemDataset, store: str) -> Iterable[dict[str, Any]]:
-    """Return the case's loader of a dataset."""
+    """Return the loader of a case for a dataset."""
     if case.loader.startswith("torch"):
         return DataLoader(
             dataset,
@@ -89,18 +89,18 @@ def loader_of(case: Case, dataset: ItemDataset, store: str) -> Iterable[dict[str
 
 
 def content(item: dict[str, Any]) -> list[bytes]:
-    """Return what an item holds, as bytes."""
+    """Return the bytes of each tensor of an item, in the order of its keys."""
     return [item[key].numpy().tobytes() for key in sorted(item) if isinstance(item[key], torch.Tensor)]
 
 
 def items_of(batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Take a batch apart."""
+    """Yield the items of a batch."""
     for row in range(len(batch["GT_path"])):
         yield {key: values[row] for key, values in batch.items()}
 
 
 def compare(case: Case, store: str) -> None:
-    """Read two epochs; every item must come once in each, and be the one that a dataset gives by itself."""
+    """Read two epochs; each must give every item once, equal to the item of a dataset without a loader."""
     dataset = prepared(store, case.parent)
     alone: Any = create_dataset(options_of(store))
     expected = {item["GT_path"]: content(item) for item in map(alone.__getitem__, range(len(alone)))}
@@ -112,7 +112,7 @@ def compare(case: Case, store: str) -> None:
 
 
 def read_long(case: Case, store: str) -> None:
-    """Read until somebody ends it."""
+    """Read until a signal ends this process."""
     for _ in loader_of(case, prepared(store, case.parent, times=10_000), store):
         print("batch", flush=True)
 

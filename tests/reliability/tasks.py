@@ -1,4 +1,4 @@
-"""The commands that write, what each finds before it, and what it must leave when nothing disturbs it."""
+"""Tasks: each command that writes, the state before it, and the state that it leaves without faults."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from reliability.commands import Commands, Ended
 STORE = "s.lmdb"
 FOLDER = "folder"
 NESTED = f"a/b/{STORE}"
-"""In folders that are made for it."""
+"""A store in folders that the command creates."""
 
 NAMES = ("import", "import-nested", "append", "reindex", "extract", "extract-append", "extract-folder", "export")
 
@@ -36,13 +36,13 @@ class Task:
     """A command that writes ``folder / target`` for some folder.
 
     Attributes:
-        words: the command; ``{}`` in a word stands for the folder.
-        target: what it writes: STORE, NESTED or FOLDER.
-        prior: what is copied there before it runs; None where it makes something new.
-        old: what is there then, as content() gives it.
-        new: what is there when it is done.
-        shards: keys and values of each shard then.
-        seconds: how long it takes.
+        words: the command; ``{}`` in a word is replaced by the folder.
+        target: path that the command writes: STORE, NESTED or FOLDER.
+        prior: store that is copied to the target before the command; None if the command creates the target.
+        old: content() of the target before the command.
+        new: content() of the target after the command.
+        shards: keys and values of each shard after the command.
+        seconds: duration of the command.
     """
 
     words: tuple[str, ...]
@@ -54,7 +54,7 @@ class Task:
     seconds: float = 0.0
 
     def prepare(self, folder: Path) -> None:
-        """Make the folder in which the command is to run."""
+        """Create the folder for the command, with the prior store in it."""
         folder.mkdir()
         if self.prior is not None:
             shutil.copytree(self.prior, folder / self.target)
@@ -64,23 +64,23 @@ class Task:
         return [word.format(folder) for word in self.words]
 
     def content(self, folder: Path) -> Content | None:
-        """Return all that is in what the command writes, checked; None where there is nothing of its name."""
+        """Return the content of the target after a check of all of it; None if the target does not exist."""
         target = folder / self.target
         if self.target == FOLDER:
             return dict(read(target)) if target.exists() else None
         return content_of_store(target) if target.exists() else None
 
     def check(self, folder: Path, ended: Ended) -> None:
-        """Check that the old or the new state is there, and the new one where the command said that it was done."""
+        """Check that the target has its old or new state, and the new one if the command reported success."""
         found = self.content(folder)
         assert found in ((self.new,) if ended.published else (self.old, self.new)), ended
         self._check_untouched(folder)
 
     def complete(self, folder: Path, commands: Commands) -> None:
-        """Run the command once more, which completes it and leaves nothing else behind."""
+        """Run the command again and check that it completes and leaves no other file."""
         was_there = self.prior is None and (folder / self.target).exists()
         ended = commands.run(self.command(folder))
-        if was_there:  # it was killed or failed after the last rename, and so can only say that all is there
+        if was_there:  # the first run ended after its last rename, so the second can only report that the target exists
             assert ended.status == 1, ended
             assert "exists; " in ended.err
         else:
@@ -97,13 +97,13 @@ class Task:
             assert others == {INDEX_FILE}, others
 
     def _check_untouched(self, folder: Path) -> None:
-        """Check that every shard that was there before still is, byte for byte."""
+        """Check that every shard of the prior store is unchanged, byte for byte."""
         for shard in () if self.prior is None else self.prior.glob("shard-*.lmdb"):
             assert (folder / self.target / shard.name).read_bytes() == shard.read_bytes()
 
 
 def content_of_store(store: Path) -> Content:
-    """Return all that a store gives, each of whose shards must be sound: its tree, its metadata and every value."""
+    """Return the content of a store after a check of each shard: its tree, its metadata and every value."""
     with Store(store) as source:
         for number in source.index.shards:
             read_shard(store / shard_file_name(number), check_values=True)
@@ -111,7 +111,7 @@ def content_of_store(store: Path) -> Content:
 
 
 def image_files(number: int) -> Tree:
-    """Return the files of the image of a number: patches of a few bytes to some pages of LMDB, a reference, centres."""
+    """Return the files of image ``number``: patches of a few bytes to some LMDB pages, a reference, a centers.pt."""
     draw = random.Random(number)
     count = draw.randrange(2, 7)
     patches = {
@@ -123,14 +123,14 @@ def image_files(number: int) -> Tree:
 
 
 def make_source(root: Path, numbers: range) -> Path:
-    """Write the images of some numbers into a chunked folder, and return that."""
+    """Write the images of ``numbers`` into a chunked folder, and return the folder."""
     for number in numbers:
         write(root / f"image_{number:05d}", image_files(number))
     return root
 
 
 def make_tasks(root: Path, commands: Commands) -> dict[str, Task]:
-    """Return every task by its name, each having run once."""
+    """Return name -> task for every task, after one run of each."""
     source = make_source(root / "source", range(8))
     photos = write(root / "photos", {f"{n // 2}/{n}.png": encoded(scene(80, 80 + n, seed=n), "png") for n in range(5)})
     shards = ("--workers", "1", "--shard-size", "20KiB")

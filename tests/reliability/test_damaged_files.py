@@ -1,4 +1,4 @@
-"""No damage of a file gives a wrong byte or ends the process, and verify finds all that matters."""
+"""Damaged files: no read returns a wrong byte or ends the process, and verify finds all damage that matters."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PATCHES = 4
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two imported shards and two appended ones of one image each."""
+    """A store of two imported and two appended shards, one image each."""
     root = tmp_path_factory.mktemp("damaged")
     folder = small_folder(root / "source", *NAMES, patches=PATCHES)
     store = make_store(folder, root / "store.lmdb", images="[ab]")
@@ -61,7 +61,7 @@ def _in_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fails(path: Path, content: dict[str, object]) -> bool:
-    """Read all that a store gives in every way; return whether there was an error of ours; fail for a wrong byte."""
+    """Read all of a store in every way, and return whether a StoreError was raised; fail for a wrong byte."""
     try:
         opened = Store(path)
     except StoreError:
@@ -90,7 +90,7 @@ def fails(path: Path, content: dict[str, object]) -> bool:
 
 
 def is_sound(store: Path) -> bool:
-    """Return whether verify finds nothing."""
+    """Return whether verify reports no finding."""
     try:
         return verify(store, workers=1).ok
     except StoreError:
@@ -98,7 +98,7 @@ def is_sound(store: Path) -> bool:
 
 
 def place(store: Path, number: int, values: list[tuple[Path, int, int]]) -> tuple[Path, int, int]:
-    """Return the bit to flip in a run: anywhere, at the end of a file, or in the first bytes of a value."""
+    """Return (file, byte, bit) to flip in a run: anywhere, near the end of a file, or at the start of a value."""
     draw = random.Random(number)
     file = draw.choice([store / INDEX_FILE, *shards_of(store)])
     size = file.stat().st_size
@@ -134,7 +134,7 @@ def test_no_flipped_bit_gives_a_wrong_byte_and_verify_finds_all_that_matter(
     numbers = runs(small=2400, full=100_000)
     each_in_child(flip_and_read, numbers)
     outcomes = set()
-    for number in numbers[:60]:  # both kinds are among them
+    for number in numbers[:60]:  # some of these fail and some do not
         file, position, bit = place(store, number, values)
         flip(file, position, bit)
         outcomes.add(fails(store, content))
@@ -166,7 +166,7 @@ def test_no_flipped_bit_makes_a_single_shard_give_a_wrong_byte(
 
 
 def cut(store: Path, others: list[Path], number: int) -> None:
-    """Cut a file at a page, each in turn, or anywhere."""
+    """Cut a file short: at each page in turn, or anywhere."""
     draw = random.Random(number)
     files = [store / INDEX_FILE, *shards_of(store)]
     pages = [(file, page * 4096) for file in files for page in range(file.stat().st_size // 4096 + 1)]
@@ -179,7 +179,7 @@ def cut(store: Path, others: list[Path], number: int) -> None:
 
 
 def swap(store: Path, others: list[Path], number: int) -> None:
-    """Swap two files of the store, by name."""
+    """Swap the names of two files of the store."""
     draw = random.Random(number)
     one, other = draw.sample([store / INDEX_FILE, *shards_of(store)], 2)
     one.rename(store / "aside")
@@ -188,7 +188,7 @@ def swap(store: Path, others: list[Path], number: int) -> None:
 
 
 def replace(store: Path, others: list[Path], number: int) -> None:
-    """Put a file of another store, or of the same one, in the place of one."""
+    """Replace a file by a file of another store, or by another file of the same store."""
     draw = random.Random(number)
     file = draw.choice([store / INDEX_FILE, *shards_of(store)])
     sources = [path for folder in (store, *others) for path in folder.glob("*.lmdb") if path.name != file.name]
@@ -197,7 +197,7 @@ def replace(store: Path, others: list[Path], number: int) -> None:
 
 
 def overwrite(store: Path, others: list[Path], number: int) -> None:
-    """Put something else in the place of a file: nothing, zeros, noise, text, or half of it."""
+    """Replace the contents of a file by nothing, zeros, noise, text, or a part of them with zeros or noise."""
     draw = random.Random(number)
     file = draw.choice([store / INDEX_FILE, *shards_of(store)])
     data = file.read_bytes()
@@ -252,7 +252,7 @@ def remove(store: Path, others: list[Path], number: int) -> None:
 
 
 def whole_images(path: Path, content: dict[str, object]) -> set[str]:
-    """Return the images of a store of which everything can be read."""
+    """Return the names of the images whose values can all be read."""
     whole = set()
     with suppress(StoreError), Store(path, check_shards=False) as store:
         for number in range(store.image_count):
@@ -275,7 +275,7 @@ def test_salvage_copies_all_that_can_be_read_and_nothing_wrong(
         store, new = Path(shutil.copytree(pristine, tmp_path / "store.lmdb")), tmp_path / "new.lmdb"
         chosen = [damages[number % 6], damages[number // 6 % 6]][: 1 + number // 36 % 2]
         for turn, damage in enumerate(chosen):
-            with suppress(OSError, ValueError):  # the second may need a file that the first removed or emptied
+            with suppress(OSError, ValueError):  # the first damage may have removed or emptied the file of the second
                 damage(store, others, number // 4 * 4 + turn)
         whole = whole_images(store, content)
         try:
@@ -289,7 +289,7 @@ def test_salvage_copies_all_that_can_be_read_and_nothing_wrong(
             order = held.pop("order")
             assert isinstance(order, list)
             assert whole <= set(order)
-            if replace not in chosen:  # a file of another store whose trailer is lost cannot be told from one of this
+            if replace not in chosen:  # a foreign file without its trailer looks like one of this store
                 assert held.items() <= content.items()
             shutil.rmtree(new)
         shutil.rmtree(store)

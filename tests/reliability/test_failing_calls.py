@@ -1,4 +1,4 @@
-"""All or nothing: whichever call fails, the old or the new state is there, the error is clear, a rerun completes."""
+"""Failing calls: whichever call fails, the target has its old or new state, the error is clear, a rerun completes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from reliability.tasks import NAMES, STORE, Task
 MODES = (Mode.ONCE, Mode.FROM_THERE_ON, Mode.KILL)
 ERRORS = (errno.EIO, errno.ENOSPC)
 SPARE_CALLS = 3
-"""A run that fails may make more calls than one that does not."""
+"""Allowance for a failing run, which may make more calls than a successful one."""
 
 
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name.lower())
@@ -35,13 +35,13 @@ def test_the_nth_call_fails_and_all_or_nothing_is_there(
     name: str,
     mode: Mode,
 ) -> None:
-    """Every N from 1 until the command ends before its Nth call; N fails, or all from N on, or a kill comes there."""
+    """N takes every number up to the command's last call: call N fails, or all calls from N on, or a kill hits it."""
     task = tasks[name]
     total = _calls(task, tmp_path / "count", commands, faults) + SPARE_CALLS
     stride = next(step for step in range(round(total * 0.618), total) if math.gcd(step, total) == 1)
     statuses: Counter[str] = Counter()
     for number in runs(small=3, full=total * len(ERRORS)):
-        at = number % total * stride % total + 1  # a few lie all over the command
+        at = number % total * stride % total + 1  # even a few numbers spread over the whole command
         folder = tmp_path / f"at_{at}_{number}"
         task.prepare(folder)
         faults.watch(folder, mode=mode, at=at, error=ERRORS[number // total])
@@ -65,7 +65,7 @@ def test_the_nth_call_fails_and_all_or_nothing_is_there(
 
 
 def _calls(task: Task, folder: Path, commands: Commands, faults: Faults) -> int:
-    """Return how many calls a command makes that change files."""
+    """Return the number of calls by which a command changes files."""
     task.prepare(folder)
     faults.watch(folder)
     commands.done(*task.command(folder))
@@ -75,7 +75,7 @@ def _calls(task: Task, folder: Path, commands: Commands, faults: Faults) -> int:
 
 
 def _number_of(task: Task, folder: Path, commands: Commands, faults: Faults, *, call: Call, path: str) -> int:
-    """Return the number of the first call of a kind on a path below the folder."""
+    """Return the number, from 1, of the first call of a kind on a path below the folder."""
     log = folder.with_name("log")
     task.prepare(folder)
     faults.watch(folder, log=log)

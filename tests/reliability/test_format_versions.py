@@ -1,4 +1,4 @@
-"""A store of every format version that was released opens for ever, and gives the same bytes."""
+"""Format versions: a store of every released version opens for ever, and gives the same bytes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from dlas_store.source import Layout
 from dlas_store.verify import verify
 
 VERSIONS = range(1, FORMAT_VERSION + 1)
-"""Each must be kept: raising FORMAT_VERSION asks for a folder."""
+"""Versions with a kept store: a new FORMAT_VERSION needs a new folder in tests/data."""
 
 
 def hashes(folder: Path) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""No room: the error is clear, the old data whole, and the same command completes once there is room."""
+"""A full disk: the error is clear, old data stays intact, and the same command completes once there is room."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ MESSAGE = re.compile(r"No space left|File too large|disk full|room|free")
 
 
 def _sizes(folder: Path) -> list[int]:
-    """Return what each file and folder takes of a disk, in bytes of whole pages."""
+    """Return the bytes of each file and folder below a folder, rounded up to pages."""
     return [-(-path.stat().st_size // 4096) * 4096 for path in folder.rglob("*")]
 
 
 def _fill(folder: Path) -> None:
-    """Leave no byte free."""
+    """Fill the disk of a folder to its last byte."""
     with (folder / "ballast").open("wb", buffering=0) as file, suppress(OSError):
         while True:
             file.write(bytes(1 << 20))
@@ -52,7 +52,7 @@ def test_without_room_nothing_old_is_lost_and_a_rerun_with_room_completes(
         folder = mounted / "work"
         task.prepare(folder)
         had = _sizes(folder)
-        commands.done(*task.command(folder))  # once with room, to see how much it takes
+        commands.done(*task.command(folder))  # one run with room tells how much the command needs
         needs = _sizes(folder)
         shutil.rmtree(folder)
         task.prepare(folder)
@@ -62,9 +62,9 @@ def test_without_room_nothing_old_is_lost_and_a_rerun_with_room_completes(
         elif how == "files":
             disk(f"size=64m,nr_inodes={len(had) + 3 + draw.randrange(max(1, len(needs) - len(had)))}")
         elif how == "filled meanwhile":
-            disk(f"size={2 * sum(needs) + (1 << 20)},nr_inodes=10000")  # soon filled
+            disk(f"size={2 * sum(needs) + (1 << 20)},nr_inodes=10000")  # _fill takes the rest soon
         elif how == "file size":
-            limit = draw.randrange(1024, max(needs))  # what it has to say goes into a file too
+            limit = draw.randrange(1024, max(needs))  # the limit applies to the files of stdout and stderr, too
         run = commands.start(command, largest_file=limit)
         if how == "filled meanwhile":
             time.sleep(task.seconds * draw.random())

@@ -1,4 +1,4 @@
-"""A centers.pt runs nothing and takes bounded memory, whatever it holds."""
+"""Hostile centers.pt: no file runs anything, and each takes bounded memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GOOD = [
     saved({1: (torch.tensor([5, 6]), 4)}, is_zip=False),
     write_centers({number: Center(number, 300, 256) for number in range(5)}),
 ]
-"""What is read, so that its mutations get far."""
+"""Valid files; their mutations get far into the reader."""
 
 
 def test_the_files_that_are_kept_are_those_that_are_made() -> None:
@@ -36,7 +36,7 @@ def test_the_files_that_are_kept_are_those_that_are_made() -> None:
 def test_the_watch_sees_what_a_usual_unpickler_does(
     program: bytes, make: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So that a watch that sees nothing elsewhere means something."""
+    """This shows that the watch can fail: a plain unpickler sets it off."""
     import pickle
 
     from dlas_store import centers
@@ -56,7 +56,7 @@ def test_the_watch_sees_what_a_usual_unpickler_does(
 def test_nothing_is_run_and_memory_is_bounded_whatever_a_file_holds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: Runs
 ) -> None:
-    """The kept files as they are, then mutations of them and of good ones; every other time mutated twice."""
+    """Run 0 reads the kept and the valid files; every run reads a mutation of one, every second run a double one."""
     monkeypatch.chdir(tmp_path)
     hostile = [path.read_bytes() for path in sorted(FOLDER.glob("*.pt"))]
     seeds = hostile + GOOD * 8

@@ -1,4 +1,4 @@
-"""Names cannot escape: an export writes below DST only; what it cannot write is reported, all else is there."""
+"""Hostile names: an export writes below DST only, reports each image that it refuses, and writes all others."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ PARTS = (
     *("\0", "a\0b", "\\", "..\\..\\evil", "\x1b[2J", "\u202eevil", "🎈", "metadata.jsonl", "ref.jpg", "centers.pt"),
     *("REF.JPG", "tree", "lock", "plan.json", "building-0", "outside", "1.jpg", "1.JPG", "dst", "dst.partial"),
 )
-"""Parts of names that are none, that are special somewhere, or that are one more of a kind."""
+"""Parts of names: invalid ones, ones that some system treats specially, and ones that some file systems equate."""
 
 
 def name(draw: random.Random, layout: Layout) -> str:
-    """Return the name of an image: in a store that is hostile, it may be anything."""
+    """Return a random name of an image, which a hostile store may hold."""
     count = draw.choice((1, 1, 1, 2, 3, 4) if layout == "pictures" else (1, 1, 1, 1, 2))
     parts = draw.choices(PARTS, k=count)
     start = draw.choice(("", "", "", "", "/", "../", "../../", "//", "./", "../dst/", "/tmp/"))
@@ -60,7 +60,7 @@ def name(draw: random.Random, layout: Layout) -> str:
 
 
 def images(draw: random.Random, layout: Layout) -> list[tuple[Image, dict[str, bytes]]]:
-    """Return images, and the bytes of their patches."""
+    """Return random images, each with file -> bytes of its patches."""
     made = []
     for number in range(draw.randint(1, 12)):
         count = 1 if layout == "pictures" else draw.randint(1, 4)
@@ -96,7 +96,7 @@ def write_store(store: Path, layout: Layout, made: list[tuple[Image, dict[str, b
 
 
 def expected_files(layout: Layout, image: Image, contents: dict[str, bytes]) -> dict[str, bytes]:
-    """Return what an image is as files."""
+    """Return path -> bytes of the files of an image in an export."""
     if layout == "pictures":
         return {image.name: contents[image.files[0]]}
     files = {f"{image.name}/{file}": content for file, content in contents.items()}
@@ -104,7 +104,7 @@ def expected_files(layout: Layout, image: Image, contents: dict[str, bytes]) -> 
 
 
 def can_be_written(layout: Layout, image: Image) -> bool:
-    """Return whether an image's names are all names of files, on Linux, and its own."""
+    """Return whether all names of an image are valid file names on Linux, and none of them comes twice."""
     parts = image.name.split("/") if layout == "pictures" else [image.name]
     names = parts if layout == "pictures" else [*parts, *image.files]
     if layout == "chunked" and len({*image.files, "ref.jpg", "centers.pt"}) < len(image.files) + 2:
@@ -136,7 +136,7 @@ def test_an_export_writes_below_its_folder_only_and_all_that_it_can(tmp_path: Pa
         for own_name in {image.name for image, _ in made}:
             alike = [pair for pair in made if pair[0].name == own_name]
             assert 0 <= len(alike) - refused.count(own_name) <= 1
-            if refused.count(own_name) < len(alike):  # the first that can be written
+            if refused.count(own_name) < len(alike):  # the first writable image of the name is in the export
                 (image, files), *_ = [pair for pair in alike if can_be_written(layout, pair[0])]
                 whole |= expected_files(layout, image, files)
                 labels.update([image.extra["label"]] if image.extra else [])
@@ -144,7 +144,7 @@ def test_an_export_writes_below_its_folder_only_and_all_that_it_can(tmp_path: Pa
         assert all(read_centers(written.pop(path)) == {1: (2, 3, 4)} for path in centers)
         assert written == whole
         assert {json.loads(line)["label"] for line in lines} == labels
-        for image, _ in made:  # what is in nobody's way is not refused
+        for image, _ in made:  # an image in no other's way is not refused
             if image.name.startswith("plain ") and can_be_written(layout, image):
                 assert image.name not in refused
         shutil.rmtree(sandbox)

@@ -1,4 +1,4 @@
-"""Shards, indexes, metadata and pictures made to do harm, with sound checksums: errors of ours, in bounded memory."""
+"""Hostile shards, indexes, metadata and pictures with valid checksums: each raises a StoreError, in bounded memory."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ VALUES: tuple[Any, ...] = (
     *([], [[]] * 50, {}, {"a": 1}, {1: 2}, [None] * 1000, ["<u1", b""], ["<u8", b"\xff" * 16], ["|O", b"12345678"]),
     *(["<i8", b"1234567"], ["<u1"], msgpack.ExtType(5, b"x"), msgpack.Timestamp(1)),
 )
-"""What a field may hold that it should not, or not there."""
+"""Values that are wrong for most fields."""
 
 
 @pytest.fixture(autouse=True)
@@ -68,19 +68,19 @@ def packed(body: object) -> bytes:
 
 
 def sealed(pages: bytes, body: bytes) -> bytes:
-    """Return a file with a trailer whose checksum is right."""
+    """Return a sealed file: pages, then a trailer with a valid checksum."""
     footer = FOOTER.pack(b"dlasseal", 1, len(body), len(pages))
     return pages + body + footer + struct.pack("<Q", xxh3_64_intdigest(body, xxh3_64_intdigest(footer)))
 
 
 def parts(path: Path) -> tuple[bytes, dict[str, Any]]:
-    """Return the pages and the trailer of a sealed file."""
+    """Return the pages and the trailer's fields of a sealed file."""
     file = SealedFile(path, "index" if path.name == INDEX_FILE else "shard")
     return file.data[: file.lmdb_size], file.body
 
 
 def places(fields: Any) -> Iterator[tuple[Any, Any]]:
-    """Yield every container in nested fields, with every key of it."""
+    """Yield (container, key) for every key of every container in nested fields."""
     items = fields.items() if isinstance(fields, dict) else enumerate(fields) if isinstance(fields, list) else ()
     for key, value in list(items):
         yield fields, key
@@ -97,7 +97,7 @@ def spoil(fields: dict[str, Any], draw: random.Random) -> None:
             case 1 if isinstance(inside, dict):
                 inside["unknown"] = deepcopy(draw.choice(VALUES))
             case 2 if isinstance(inside[key], int):
-                # No further than msgpack can write.
+                # Stay within the integers of msgpack.
                 inside[key] = max(-(1 << 63), min(inside[key] + draw.choice((-1, 1, 5, -1000, 1 << 20)), (1 << 64) - 1))
             case 3 if isinstance(inside[key], bytes):
                 inside[key] = mutated(inside[key], draw)
@@ -108,7 +108,7 @@ def spoil(fields: dict[str, Any], draw: random.Random) -> None:
 
 
 def spoil_trailer(store: Path, draw: random.Random) -> None:
-    """Put impossible contents into the trailer of a file, or bytes that are no msgpack."""
+    """Put wrong fields into the trailer of a file, or bytes that are no msgpack."""
     path = draw.choice([store / INDEX_FILE, *shards_of(store)])
     pages, body = parts(path)
     if draw.random() < 0.7:
@@ -120,7 +120,7 @@ def spoil_trailer(store: Path, draw: random.Random) -> None:
 
 
 def spoil_rows(store: Path, draw: random.Random) -> None:
-    """Change rows of a table of the index, with the checksum of the block put right."""
+    """Change rows of a table of the index, and update the checksum of their block."""
     path = store / INDEX_FILE
     _, body = parts(path)
     row_type = draw.choice(ROW_TYPES)
@@ -142,7 +142,7 @@ def spoil_rows(store: Path, draw: random.Random) -> None:
 
 
 def spoil_pages(store: Path, draw: random.Random) -> None:
-    """Change the tree pages of a file, which have no checksum."""
+    """Change bytes of a file's tree pages, which have no checksum."""
     path = draw.choice([store / INDEX_FILE, *shards_of(store)])
     data = bytearray(path.read_bytes())
     pages, _ = parts(path)
@@ -156,7 +156,7 @@ def spoil_pages(store: Path, draw: random.Random) -> None:
 
 
 def spoil_metadata(store: Path, draw: random.Random) -> None:
-    """Change the metadata record of an image in place, with its checksum put right."""
+    """Change the metadata record of an image in place, and update its checksum."""
     path = draw.choice(shards_of(store))
     data = bytearray(path.read_bytes())
     records = [(key, entry) for key, entry in Shard(path).values() if key.kind == 0]
@@ -179,7 +179,7 @@ def spoil_metadata(store: Path, draw: random.Random) -> None:
 
 
 def use(store: Path, number: int) -> None:
-    """Do with a store what can be done; what is raised must be of ours."""
+    """Use every operation on a store; only a StoreError may be raised."""
     with suppress(StoreError), Store(store) as opened:
         for image in range(opened.image_count):
             for look in (opened.image, opened.read_reference, opened.first_patch, opened.patch_sizes):
@@ -256,7 +256,7 @@ def test_records_of_any_bytes_are_an_error_or_an_image(runs: Runs) -> None:
     def decode_one(number: int) -> None:
         draw = random.Random(number)
         data = mutated(record, draw)
-        if number % 500 == 0:  # a few bytes that would become a hundred times as many
+        if number % 500 == 0:  # bytes that would unpack to a hundred times their size
             filling = draw.choice(bombs) * draw.choice((1000, 1 << 20, 1 << 23))
             at = draw.randrange(len(data) + 1)
             data = data[:at] + draw.choice((b"", b"\xdd" + struct.pack(">I", len(filling)))) + filling
@@ -302,7 +302,7 @@ def claiming(kind: str, height: int, width: int) -> bytes:
             struct.pack_into("<ii", data, 18, width, height)
         case "PPM":
             data = bytearray(data.replace(b"16 16", b"%d %d" % (width, height), 1))
-        case "WEBP":  # the lossy form has 14 bits for each
+        case "WEBP":  # lossy WebP has 14 bits a side
             at = data.index(b"\x9d\x01\x2a") + 3
             struct.pack_into("<HH", data, at, min(width, 16383), min(height, 16383))
     return bytes(data)
@@ -350,11 +350,11 @@ def test_an_index_that_names_a_shard_twice_or_leaves_a_gap_is_an_error(pristine:
             Index.open(tmp_path / INDEX_FILE)
 
 
-# Named after what went wrong
+# Faults that were mended: each test's name says what went wrong
 
 
 def resealed(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Change the trailer of a file in place, with its checksum put right."""
+    """Change the trailer of a file in place, and update its checksum."""
     pages, body = parts(path)
     change(body)
     path.write_bytes(sealed(pages, packed(body)))
@@ -402,7 +402,7 @@ def test_a_shard_number_above_32_bits_was_an_overflow_error(store: Path) -> None
 
 
 def rewrite_row(store: Path, table: str, row: int, column: str, value: int) -> None:
-    """Set a number in the first block of a table, with the block's checksum put right."""
+    """Set a number in the first block of a table, and update the block's checksum."""
     path = store / INDEX_FILE
     _, body = parts(path)
     row_type = next(each for each in ROW_TYPES if each.name == table)

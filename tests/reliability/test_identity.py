@@ -1,4 +1,4 @@
-"""Folder to store to folder is the identity, for any tree that a chunked folder or a folder of pictures may be."""
+"""Round trips: folder to store to folder is the identity, for any chunked folder and any folder of pictures."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _in_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def as_examples(numbers: range) -> settings:
-    """Return settings for as many examples as there are runs."""
+    """Return Hypothesis settings with one example a run."""
     return settings(max_examples=len(numbers), deadline=None, suppress_health_check=list(HealthCheck), database=None)
 
 

@@ -1,4 +1,4 @@
-"""Commands that are killed at any moment: nothing published is lost, what is there opens, and a rerun completes."""
+"""Killed commands: at any moment nothing published is lost, the target opens, and a rerun completes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_a_kill_at_any_moment_loses_nothing_published_and_a_rerun_completes(
     tasks: dict[str, Task],
     record_property: Callable[[str, object], None],
 ) -> None:
-    """One run kills one command once to three times, before it completes it; at least once while it is at work."""
+    """A run kills one command one to three times, at least once while it works, and then completes it."""
     kills: Counter[str] = Counter()
     for number in runs(small=24, full=1000):
         name, draw = NAMES[number % len(NAMES)], random.Random(number)
@@ -39,6 +39,6 @@ def test_a_kill_at_any_moment_loses_nothing_published_and_a_rerun_completes(
                     task.check(folder, ended)
             task.complete(folder, commands)
             shutil.rmtree(folder)
-            reach *= 0.7  # it had ended before: it is faster now than it was
+            reach *= 0.7  # the command ended before its kill, so the next kill comes earlier
         kills[name] += killed
     record_property("kills", dict(kills))

@@ -1,4 +1,4 @@
-"""However a store is read, every item comes once, and nothing stays behind, even where a reader is interrupted."""
+"""Loaders: every way to read gives every item once and leaves no process or file, even after an interrupt."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _MOUNTED = "mount -t tmpfs tmpfs /dev/shm && echo mounted && exec sleep infinity
 
 
 class SharedMemory(NamedTuple):
-    """Where files of shared memory lie.
+    """A folder for files of shared memory.
 
     Attributes:
-        folder: seen from here.
-        command: what a program is begun with to have its files there.
-        is_own: whether nobody else has files there.
+        folder: path of the folder in this process.
+        command: command prefix that makes a program put its files there.
+        is_own: whether no other program has files there.
     """
 
     folder: Path
@@ -45,7 +45,7 @@ class SharedMemory(NamedTuple):
 
 @pytest.fixture(scope="module")
 def shared_memory() -> Iterator[SharedMemory]:
-    """That of the readers alone, where root can mount one: tests beside, which kill, leave files in everybody's."""
+    """Shared memory for the readers alone if root can mount it, else /dev/shm, where parallel tests leave files."""
     holder = None
     if os.geteuid() == 0 and shutil.which("unshare") and shutil.which("nsenter"):
         holder = subprocess.Popen(["unshare", "--mount", "sh", "-c", _MOUNTED], stdout=subprocess.PIPE)
@@ -64,16 +64,16 @@ def shared_memory() -> Iterator[SharedMemory]:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store of 20 patches of two sizes, an image a shard."""
+    """A store of 20 patches of two sizes, one image a shard."""
     root = tmp_path_factory.mktemp("loaders")
     return make_store(small_folder(root / "chunked", *"abcde"), root / "store.lmdb")
 
 
 class Reader:
-    """The program in a session of its own, its temporary files in a folder of its own."""
+    """The program read_by_loader.py, with its own session and its own folder of temporary files."""
 
     def __init__(self, store: Path, shared_memory: SharedMemory, cases: Iterable[Case], *flags: str) -> None:
-        # Not below pytest's own, whose names are too long for the sockets in it.
+        # Not below pytest's folder, whose path is too long for the sockets in it.
         self._temporary = Path(tempfile.mkdtemp(prefix="dlas_store_"))
         self._shared_memory = shared_memory
         self._shared = set(shared_memory.folder.iterdir())
@@ -86,31 +86,31 @@ class Reader:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            # Python's tracker of semaphores may warn of one that is gone, as it should be.
+            # Python's resource tracker may warn that a semaphore is gone, as it should be.
             env=os.environ | {"TMPDIR": str(self._temporary), "PYTHONWARNINGS": "ignore:resource_tracker:UserWarning"},
         )
 
     def lines(self) -> Iterator[str]:
-        """Yield what it says."""
+        """Yield the lines that the program prints."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
             yield line.rstrip("\n")
 
     def interrupt(self) -> None:
-        """Press Ctrl-C: all its processes get the signal."""
+        """Send SIGINT to all processes of the program, as Ctrl-C does."""
         os.killpg(self.process.pid, signal.SIGINT)
 
     def end(self) -> str:
-        """Wait for its end and return what it wrote to stderr; neither processes nor files of it may be left."""
+        """Wait for the end of the program, check that no process or file is left, and return its stderr."""
         _, errors = self.process.communicate(timeout=_PATIENCE_SECONDS)
-        end = time.monotonic() + 10  # the keepers of forkserver and shared memory end a moment later
+        end = time.monotonic() + 10  # forkserver and the resource tracker end a moment later
         while (left := self._left()) and time.monotonic() < end:
             time.sleep(0.05)
         assert not left, f"{left} left behind; it said {errors}"
         return errors
 
     def kill(self) -> None:
-        """End it with all its processes, if any is left."""
+        """Kill all processes of the program that are left."""
         for process in self._processes():
             process.kill()
         self.process.communicate()
@@ -118,7 +118,7 @@ class Reader:
 
     def _left(self) -> list[str]:
         new = set(self._shared_memory.folder.iterdir()) - self._shared
-        # Less what others have in use, who run beside; its own processes are in the list themselves.
+        # Files that programs of other tests have mapped do not count; the program's own processes count by themselves.
         in_use = _mapped_files() if new and not self._shared_memory.is_own else set()
         shared = [path for path in map(str, new) if _inode(path) not in (None, *in_use)]
         return [*map(str, self._processes()), *map(str, self._temporary.iterdir()), *shared]
@@ -128,7 +128,7 @@ class Reader:
 
 
 def _inode(path: str) -> int | None:
-    """Return the inode of a file, None where it is gone."""
+    """Return the inode of a file, None if the file is gone."""
     try:
         return Path(path).stat().st_ino
     except FileNotFoundError:
@@ -136,10 +136,10 @@ def _inode(path: str) -> int | None:
 
 
 def _mapped_files() -> set[int]:
-    """Return the inodes of the files of shared memory that processes have mapped, be it under an earlier name."""
+    """Return the inodes of all mapped files of shared memory, unlinked ones included."""
     inodes = set()
     for maps in Path("/proc").glob("[0-9]*/maps"):
-        with suppress(OSError):  # it has ended
+        with suppress(OSError):  # the process has ended
             inodes |= set(map(int, re.findall(rf"(\d+)\s+{_SHARED_MEMORY}/", maps.read_text())))
     return inodes
 
@@ -152,7 +152,7 @@ def _session(pid: int) -> int | None:
 
 
 def _cases(start_method: str, *loaders: str) -> list[Case]:
-    """Return the cases of some loaders that begin processes in a way, none for threads."""
+    """Return the cases with a start method ("" for threads), of ``loaders`` or of all."""
     return [case for case in CASES if case.start_method == start_method and case.loader in (loaders or LOADERS)]
 
 
@@ -163,7 +163,7 @@ METHODS = [pytest.param("", id="threads"), *START_METHODS]
 def test_every_way_to_read_gives_every_item_once_and_leaves_nothing_behind(
     start_method: str, store: Path, shared_memory: SharedMemory, runs: Runs
 ) -> None:
-    """A run reads by each loader once, as one of the four parents; 400 runs make 100 of each case."""
+    """A run reads once by each loader, with one of the four histories; 400 runs read each case 100 times."""
     for run in runs(small=1, full=400):
         cases = [case for case in _cases(start_method) if case.parent == PARENTS[run % len(PARENTS)]]
         reader = Reader(store, shared_memory, cases)

@@ -1,4 +1,4 @@
-"""A store agrees with a dict, whatever is done to it in whatever order, kills included."""
+"""A model test: a store agrees with a dict after any sequence of operations, kills included."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _in_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class StoreAgainstDict(RuleBasedStateMachine):
-    """The model: image name -> file name -> bytes, in the order of import."""
+    """A state machine whose model is image name -> file name -> bytes, in the order of import."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class StoreAgainstDict(RuleBasedStateMachine):
         self.model: dict[str, Files] = {}
         self.reader: Store | None = None
         self.seen: dict[str, Files] = {}
-        """What the reader that is open was opened on."""
+        """The model at the time when ``reader`` was opened."""
 
     def teardown(self) -> None:
         if self.reader is not None:
@@ -65,7 +65,7 @@ class StoreAgainstDict(RuleBasedStateMachine):
         shutil.rmtree(self.root)
 
     def add_to_source(self, images: dict[str, Any]) -> dict[str, Files]:
-        """Write images that the store does not have into its source, and return the model's part of them."""
+        """Write new images into the source of the store, and return them in the form of the model."""
         added = {}
         for name in sorted(images.keys() - self.model.keys()):
             patches, has_reference, has_centers, shade = images[name]
@@ -106,7 +106,7 @@ class StoreAgainstDict(RuleBasedStateMachine):
         with Store(self.store) as store:
             assert store.image_count in (len(self.model), len(self.model) + len(added))
             is_published = store.image_count > len(self.model)
-            # Shards of an append that was given up stay behind, and a reindex without the index cannot tell.
+            # Shards of an abandoned append stay in the store, and a reindex without the index would include them.
             has_moved = len(list(self.store.glob("shard-*"))) > len(store.index.shards)
         if not (is_published or has_moved or goes_on):
             for name in added:
@@ -125,7 +125,7 @@ class StoreAgainstDict(RuleBasedStateMachine):
 
     @rule(number=st.integers(0, 1 << 30))
     def read(self, number: int) -> None:
-        """An open reader keeps to what it was opened on."""
+        """An open reader keeps its snapshot."""
         assert self.reader is not None
         draw = random.Random(number)
         names = list(self.seen)
@@ -184,7 +184,7 @@ class StoreAgainstDict(RuleBasedStateMachine):
         shutil.rmtree(self.root / "back")
 
     def contents(self, path: Path) -> dict[str, Files]:
-        """Return what a store holds, as the model has it."""
+        """Return the contents of a store in the form of the model."""
         held: dict[str, Files] = {}
         with Store(path) as store:
             for number in range(store.image_count):

@@ -1,6 +1,6 @@
-"""The power goes: what was published before is whole, whatever was not yet on the disk, and the same command completes.
+"""Power loss: published data stays intact whatever else is lost, and the same command completes.
 
-The calls of commands are recorded, and disks are made that lack any part of what no sync had covered by then.
+The tests record the calls of commands, and write disks that lack any of the changes that no sync had covered.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from reliability.power_loss import Disk
 from reliability.tasks import NAMES, STORE, Task
 
 STATES_A_PAST = 20
-"""So many are made of one record; every second record is of a command that was killed and run again."""
+"""Number of disk states made of one record; in every second record the command was killed and run again."""
 
 RERUN_EVERY = 10
-"""Of so many states, one is also completed by the same command."""
+"""One of this many states is also completed by the same command."""
 
 
 @dataclass
 class Past:
-    """A command, its record, and from which call on what it wrote was published.
+    """A command, its record, and the number of the call after which its result counts as published.
 
-    It may have been killed and run again, since what the first run had not synced may be lost when the second is done.
+    The command may have been killed and run again: bytes that the first run did not sync can be lost after the second.
     """
 
     task: Task
@@ -55,7 +55,7 @@ def _recorded(task: Task, folder: Path, commands: Commands, faults: Faults, *, k
     if killed_at is None or ended.published:
         assert (ended.status, ended.published) == (0, 1), ended
         return Past(task, disk, len(disk), folder)
-    assert "exists; " in ended.err, ended  # killed after the last rename, and nobody has ever been told that it is done
+    assert "exists; " in ended.err, ended  # killed after the last rename, before the command reported success
     return Past(task, disk, len(disk) + 1, folder)
 
 
@@ -80,7 +80,7 @@ def test_nothing_published_is_lost_when_the_power_goes(
             past_number = number // STATES_A_PAST
             kill = random.Random(past_number).randrange(1, calls) if past_number % 2 else None
             past = _recorded(task, tmp_path / f"past_{past_number}", commands, faults, killed_at=kill)
-        # A third of the states come after the command was done, when all must be there.
+        # A third of the states come after the end of the command, when all of the result must be there.
         end = min(draw.randrange(len(past.disk) * 3 // 2), len(past.disk))
         state = tmp_path / str(number)
         past.disk.write_after_power_loss(state, end, draw)
@@ -105,7 +105,7 @@ def test_the_record_holds_every_change(
 def test_the_plan_of_an_append_is_not_lost_before_its_shards_are_in_the_store(
     tmp_path: Path, commands: Commands, faults: Faults, tasks: dict[str, Task]
 ) -> None:
-    """Else a rerun would write them once more, and what had moved in would take room for ever."""
+    """Without the plan a rerun would write the shards again, and those in the store would take room for ever."""
     task = tasks["append"]
     assert task.prior is not None
     past = _recorded(task, tmp_path / "past", commands, faults, killed_at=None)

@@ -1,4 +1,4 @@
-"""A store where nothing may be written: reading, verifying and looking work as ever, and leave no trace."""
+"""Read-only stores: read, verify, info and export work as on any other, and leave no trace."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from reliability.tasks import STORE, content_of_store, make_source
 
 @contextmanager
 def _owned_by_another(store: Path) -> Iterator[None]:
-    """Nobody else may write in it, and the commands run as somebody else."""
+    """A store of another user; the commands may not write in it."""
     yield
 
 
 @contextmanager
 def _without_write_permission(store: Path) -> Iterator[None]:
-    """Nobody may write in it, its owner neither, whom the commands run as."""
+    """A store without write permission, even for its owner, who runs the commands."""
     below = [store.parent, store, *store.iterdir()]
     for path in below:
         os.chown(path, NOBODY, NOBODY)
@@ -41,7 +41,7 @@ def _without_write_permission(store: Path) -> Iterator[None]:
 
 @contextmanager
 def _mounted_read_only(store: Path) -> Iterator[None]:
-    """It lies on a file system that is mounted read-only, where root may not write either."""
+    """A store on a file system that is mounted read-only, where even root cannot write."""
     place = store.parent
     commands = (["mount", "--bind", place, place], ["mount", "-o", "remount,bind,ro", place])
     for done, command in enumerate(commands):
@@ -65,7 +65,7 @@ def _mounted_read_only(store: Path) -> Iterator[None]:
 def test_what_only_reads_works_and_writes_nothing(
     *, runs: Runs, commands: Commands, make: Callable[[Path], AbstractContextManager[None]], user: int
 ) -> None:
-    """A run is a store of its own; each is read, verified, described, exported and compared."""
+    """Each run makes a new store, which is read, verified, described, exported and compared."""
     for number in runs(small=1, full=20):
         with public_folder() as place:
             numbers = range(number * 10, number * 10 + 5)
@@ -108,7 +108,7 @@ def test_what_only_reads_works_and_writes_nothing(
 
 
 def _another(source: Path) -> Path:
-    """Return a source with one image more."""
+    """Return a copy of a source with one more image."""
     more = source.with_name("more")
     if not more.exists():
         shutil.copytree(source, more)

@@ -1,4 +1,4 @@
-"""Readers beside a writer that appends: no wrong byte, nothing missing, and what is open stays as it was opened."""
+"""Readers during appends: no wrong byte, no missing image, and an open store keeps its snapshot."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from reliability.tasks import STORE, image_files, make_source
 
 
 class Told(NamedTuple):
-    """What readers and the test tell each other.
+    """State that the readers and the test share.
 
     Attributes:
-        images: how many the writer had published, before it was asked for more.
-        reads: how many values were compared.
-        stop: set when the readers are to end.
-        failures: what went wrong.
+        images: number of images published so far; the test sets it before the next append.
+        reads: number of values compared.
+        stop: event that ends the readers.
+        failures: queue of the readers' tracebacks.
     """
 
     images: Synchronized[int]
@@ -40,7 +40,7 @@ class Told(NamedTuple):
 
 
 def _check_image(store: Store, number: int) -> int:
-    """Compare all of an image with what was written, and return how many values that were."""
+    """Compare all values of an image with its files, and return the number of values."""
     files = image_files(number)
     image = store.image(number)
     assert image.name == f"image_{number:05d}"
@@ -55,7 +55,11 @@ def _check_image(store: Store, number: int) -> int:
 
 
 def _read(path: Path, inherited: Store | None, told: Told, seed: int) -> None:
-    """Read until told to stop: open, and read a while from what is open, sometimes a pickled copy; or never let go."""
+    """Read until ``told.stop`` is set.
+
+    With ``inherited`` the reader uses that store throughout. Otherwise it opens the store again and again, reads for a
+    while, and sometimes goes on with a pickled copy.
+    """
     draw = random.Random(seed)
     try:
         while not told.stop.is_set():
@@ -84,7 +88,7 @@ def _read(path: Path, inherited: Store | None, told: Told, seed: int) -> None:
 
 
 def _start(context: BaseContext, path: Path, told: Told, count: int) -> list[BaseProcess]:
-    """Start readers, half of which keep the store that their parent had open before the first append."""
+    """Start readers; every second one keeps a store that this process opened before the first append."""
     processes = []
     for seed in range(count):
         inherited = Store(path) if seed % 2 else None
@@ -102,7 +106,7 @@ def test_readers_find_all_that_was_published_and_keep_their_snapshot(
     commands: Commands,
     record_property: Callable[[str, object], None],
 ) -> None:
-    """A run is a new store, appended to for a minute: 30 of them are half an hour."""
+    """A run appends to a new store for a minute in soak: 30 runs take half an hour."""
     is_soak = request.config.getoption("soak")
     seconds, readers = (60, 8) if is_soak else (3, 2)
     appends = reads = 0

@@ -1,4 +1,4 @@
-"""Reading a centers.pt while Python tells of everything that is opened, imported, run or started."""
+"""Read a centers.pt under an audit hook that reports everything that is opened, imported, run or started."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _EVENTS = (
     "tempfile.",
     "urllib.",
 )
-"""What a file that is only read never causes, as audit events begin."""
+"""Prefixes of the audit events that reading a file must never raise."""
 
 _reading: list[bytes] = []
 _installed: list[bool] = []
 
 
 class RanSomethingError(BaseException):
-    """Reading a file did what no reading does; no handler of errors takes it."""
+    """A forbidden audit event during a read; derived from BaseException, so that no handler of errors catches it."""
 
 
 def _watch(event: str, arguments: tuple[object, ...]) -> None:
@@ -41,11 +41,11 @@ def _watch(event: str, arguments: tuple[object, ...]) -> None:
 
 
 def install() -> None:
-    """Begin to listen in this process, for good; once is enough."""
+    """Install the audit hook in this process, once; it cannot be removed."""
     if _installed:
         return
     _installed.append(True)
-    codecs.lookup("cp437")  # zipfile's, which Python imports at the first use
+    codecs.lookup("cp437")  # Python imports this codec at zipfile's first use
     sys.addaudithook(_watch)
 
 
@@ -53,8 +53,8 @@ def read(data: bytes) -> bool:
     """Read the bytes of a centers.pt and return whether they were refused.
 
     Raises:
-        RanSomethingError: reading caused something else.
-        Exception: whatever else than CentersError it raised.
+        RanSomethingError: the read raised a forbidden audit event.
+        Exception: the read raised another error than CentersError.
     """
     refused = True
     _reading.append(data)
