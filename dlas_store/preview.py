@@ -107,14 +107,16 @@ def square_color(number: int) -> tuple[int, int, int]:
 def _draw_image(source: Source, number: int) -> Picture:
     image = source.image(number)
     centers = [image.center_of(position) for position in range(len(image.files))]
-    shown = spread(len(image.files), PATCH_COLUMNS * PATCH_ROWS)
+    positions = spread(len(image.files), PATCH_COLUMNS * PATCH_ROWS)
     patches = []
-    for order, position in enumerate(shown):
+    for order, position in enumerate(positions):
         pixels = source.read_pixels([source.first_patch(number) + position])[0]
         patches.append(_draw_patch(PillowImage.fromarray(pixels), image.files[position], centers[position], order))
-    reference = _draw_reference(source, number, centers, shown)
+    reference = _draw_reference(source, number, centers, positions)
     content = beside([reference, in_grid(patches, PATCH_COLUMNS)]) if patches else reference
-    facts = f"{len(centers):,} patches, {len(shown)} shown" if len(shown) < len(centers) else f"{len(shown)} patches"
+    facts = f"{len(centers):,} patches"
+    if len(positions) < len(centers):
+        facts += f", {len(positions)} shown"
     if None in centers:
         facts += f", {centers.count(None):,} without a centre"
     name = text_line(image.name, content.width, size=20)
@@ -122,7 +124,7 @@ def _draw_image(source: Source, number: int) -> Picture:
     return below([caption, content], gap=GAP)
 
 
-def _draw_reference(source: Source, number: int, centers: Sequence[Center | None], shown: Sequence[int]) -> Picture:
+def _draw_reference(source: Source, number: int, centers: Sequence[Center | None], positions: Sequence[int]) -> Picture:
     encoded = source.read_reference(number)
     if encoded is None:
         empty = PillowImage.new("RGB", (REFERENCE_SIDE, REFERENCE_SIDE), EMPTY)
@@ -142,7 +144,9 @@ def _draw_reference(source: Source, number: int, centers: Sequence[Center | None
             draw.rectangle(_square(center, scale), outline="white")
     picture = PillowImage.blend(picture, pale, 0.5)
     draw = ImageDraw.Draw(picture)
-    colored = [(center, square_color(order)) for order, center in enumerate(centers[position] for position in shown)]
+    colored = [
+        (center, square_color(order)) for order, center in enumerate(centers[position] for position in positions)
+    ]
     # Large squares first, for small ones lie in them.
     for center, color in sorted(colored, key=lambda pair: -pair[0].width if pair[0] else 0):
         if center is not None:
@@ -153,8 +157,8 @@ def _draw_reference(source: Source, number: int, centers: Sequence[Center | None
 def _square(center: Center, scale: float) -> tuple[int, int, int, int]:
     """Return the outermost pixels of a patch's square, that of the datasets' masks: left, top, right and bottom."""
     half = center.width // 2
-    left, top = (round((middle - half) * scale) for middle in (center.col, center.row))
-    right, bottom = (round((middle + half) * scale) - 1 for middle in (center.col, center.row))
+    left, top = (round((coordinate - half) * scale) for coordinate in (center.col, center.row))
+    right, bottom = (round((coordinate + half) * scale) - 1 for coordinate in (center.col, center.row))
     return left, top, max(right, left), max(bottom, top)
 
 
