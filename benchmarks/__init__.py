@@ -1,1 +1,1 @@
-"""Measurements, run from a checkout: ``python -m benchmarks``. One file a subject."""
+"""Benchmarks, run from a checkout as ``python -m benchmarks``. Each subject has one file."""

@@ -24,7 +24,7 @@ SUBJECTS = {
 
 
 def main() -> int:
-    """Run one benchmark and return the exit status: 0 fine, 1 failure, 2 usage, 130 Ctrl-C."""
+    """Run one benchmark and return the exit status: 0 success, 1 failure, 2 wrong usage, 130 Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure stores against folders.")
     subjects = parser.add_subparsers(dest="benchmark", required=True, metavar="SUBJECT")
     for name, module in SUBJECTS.items():
@@ -32,7 +32,7 @@ def main() -> int:
         subject = subjects.add_parser(name, help=summary, description=summary)
         module.add_options(subject)
         subject.add_argument("--rounds", type=at_least_one, default=5, metavar="N", help="rounds (default: 5)")
-        subject.add_argument("--json", metavar="FILE", help="write every round there")
+        subject.add_argument("--json", metavar="FILE", help="write every round to FILE")
     options = parser.parse_args()
     try:
         report = SUBJECTS[options.benchmark].run(options)

@@ -1,4 +1,4 @@
-"""A comparison as a bar chart: medians of the ratios, their spread, and the reference as a line at 1."""
+"""Bar chart of a comparison: medians and ranges of the ratios, and the reference as a line at 1."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ from dlas_store import StoreError
 
 _WIDTH = 9.0
 _DPI = 200
-"""1,800 pixels: sharp where it is shown 900 wide."""
+"""Makes the chart 1,800 pixels wide, so that it is sharp where it is shown 900 pixels wide."""
 
 _OURS, _OTHERS, _LINE = "#1f6feb", "#b6bec9", "#333333"
 
 
 def require_matplotlib() -> None:
-    """Raise StoreError where matplotlib is not installed."""
+    """Check that matplotlib is installed.
+
+    Raises:
+        StoreError: matplotlib is not installed.
+    """
     if find_spec("matplotlib") is None:
         raise StoreError("a chart needs matplotlib, which is not installed; run: pip install 'dlas-store[plot]'")
 
@@ -27,10 +31,13 @@ def write_chart(path: Path, comparison: Comparison, *, subject: str, highlighted
     """Draw the ratios of contenders to the reference of the same round.
 
     Args:
-        path: of the PNG.
-        comparison: its reference becomes the line.
-        subject: what was measured, a line below the chart.
-        highlighted: contenders in another colour.
+        path: the PNG file to write.
+        comparison: the contenders' rounds; the reference becomes the line.
+        subject: text about the measurement, written below the chart.
+        highlighted: names of contenders whose bars get another colour.
+
+    Raises:
+        StoreError: matplotlib is not installed.
     """
     require_matplotlib()
     from matplotlib.figure import Figure  # noqa: PLC0415 - optional, and slow to load
@@ -39,8 +46,8 @@ def write_chart(path: Path, comparison: Comparison, *, subject: str, highlighted
     names = sorted(ratios, key=lambda name: comparison.summary(name).relative)
     medians = [comparison.summary(name).relative for name in names]
     spread = [
-        [middle - min(ratios[name]) for name, middle in zip(names, medians, strict=True)],
-        [max(ratios[name]) - middle for name, middle in zip(names, medians, strict=True)],
+        [median - min(ratios[name]) for name, median in zip(names, medians, strict=True)],
+        [max(ratios[name]) - median for name, median in zip(names, medians, strict=True)],
     ]
     figure = Figure(figsize=(_WIDTH, 1.9 + 0.42 * len(names)), dpi=_DPI, layout="constrained")
     axes = figure.subplots()

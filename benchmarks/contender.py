@@ -1,4 +1,4 @@
-"""What is compared: passes over the same patches, each of which must give every patch once."""
+"""Contenders: passes over the same patches, each of which must give every patch once."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from typing import Any, Protocol
 
 
 class Pass(Protocol):
-    """Something that can be run again and again. It lives in a process of its own; see contender_main."""
+    """A pass over the data, which can be run repeatedly. It lives in a process of its own; see contender_main."""
 
     def run(self) -> int:
-        """Run it once, which is what the clock sees, and return how many items that were."""
+        """Run the timed pass once and return its number of items."""
 
     def check(self) -> int:
-        """Run it once, look at what it gives, and return how many items that were.
+        """Run the pass once, check its items, and return their number.
 
         Raises:
-            AssertionError: it did not give every item once.
+            AssertionError: the pass did not give every item once.
         """
 
 
 Open = Callable[[], Pass]
-"""Opens the data; for a cold cache the clock sees that too."""
+"""A function that opens the data; with a cold cache its time counts too."""
 
 
 class BatchPass:
-    """A pass over batches, of some epochs.
+    """A pass over the batches of one or more epochs.
 
     Args:
         start: begins an epoch and returns its batches.
-        epochs: how many make a pass: more than one where there is little data.
+        epochs: number of epochs in a pass, more than one if there is little data.
         count: returns the number of items in a batch.
-        identify: returns for each item of a batch what tells it from others.
-        expected: returns how often each of those comes in an epoch.
+        identify: returns an identifier for each item of a batch.
+        expected: takes the counted identifiers of an epoch and returns the counts that it should have.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class BatchPass:
         self._expected = expected
 
     def run(self) -> int:
-        """Take all batches, and let go of each at once."""
+        """Take all batches; release each at once."""
         items = 0
         for _ in range(self._epochs):
             for batch in self._start():
@@ -60,12 +60,12 @@ class BatchPass:
         return items
 
     def check(self) -> int:
-        """Take all batches, and compare each epoch with what is expected; the fingerprints are all that is kept."""
+        """Take all batches and compare each epoch with the expected counts; only the identifiers are kept."""
         items = 0
         for _ in range(self._epochs):
-            seen: Counter[Hashable] = Counter()
+            counts: Counter[Hashable] = Counter()
             for batch in self._start():
-                seen.update(self._identify(batch))
-            assert seen == self._expected(seen), "an epoch did not give every patch once"
-            items += seen.total()
+                counts.update(self._identify(batch))
+            assert counts == self._expected(counts), "an epoch did not give every patch once"
+            items += counts.total()
         return items

@@ -1,6 +1,7 @@
-"""A process with one contender; contender_process.py starts it and says by its input what it should do.
+"""Process of one contender, started by contender_process.py, which sends commands to its input.
 
-``MODULE SPEC``: the module's ``make(spec)`` prepares, and returns what opens the data. Every answer is a line of JSON.
+``MODULE SPEC``: the module's ``make(spec)`` prepares the contender and returns a function that opens its data. Every
+answer is a line of JSON.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from dlas_store import StoreError
 
 
 def main(module: str, spec: str) -> None:
-    """Prepare, then run a pass, or check one, for each line of input."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends this by closing its input
-    # Answers have a file of their own: what libraries print goes where errors go.
+    """Prepare the contender, then run or check a pass for each line of input."""
+    # Ctrl-C reaches the parent too, which ends this process by closing its input.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Answers have a file of their own; whatever libraries print goes to standard error.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
@@ -29,14 +31,14 @@ def main(module: str, spec: str) -> None:
         answers.flush()
 
     try:
-        opening: Open = importlib.import_module(module).make(json.loads(spec))
+        open_data: Open = importlib.import_module(module).make(json.loads(spec))
         answer(ready=True)
-        opened: Pass | None = None
+        contender: Pass | None = None
         while command := sys.stdin.readline().strip():
             started, cpu_started = time.perf_counter(), time.process_time()
-            if opened is None:
-                opened = opening()
-            items = opened.run() if command == "run" else opened.check()
+            if contender is None:
+                contender = open_data()
+            items = contender.run() if command == "run" else contender.check()
             seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
             answer(seconds=seconds, cpu_seconds=cpu_seconds, items=items)
     except (StoreError, OSError, ImportError, AssertionError) as error:

@@ -1,4 +1,4 @@
-"""A contender in a process of its own, so that its threads, its memory and its workers are its own too."""
+"""Handle of a contender in a process of its own, so that threads, memory and workers belong to it alone."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _PATIENCE_SECONDS = 20
 
 
 class Run(NamedTuple):
-    """What one pass took.
+    """Cost of one pass.
 
     Attributes:
-        items: how many there were.
-        seconds: by the clock, in the contender's own process.
-        cpu_seconds: of all processors, of the contender's process and all below it.
+        items: number of items.
+        seconds: wall-clock time in the contender's own process.
+        cpu_seconds: processor time of the contender's process and all its descendants.
     """
 
     items: int
@@ -33,15 +33,15 @@ class Run(NamedTuple):
 
 
 class ContenderProcess:
-    """Starts a process, which prepares meanwhile; ``with`` ends it."""
+    """Starts a process, which then prepares its contender in the background; ``with`` ends it."""
 
     def __init__(self, name: str, *, module: str, spec: Mapping[str, Any]) -> None:
-        """Start it.
+        """Start the process.
 
         Args:
-            name: what errors call it.
-            module: of this package; its ``make(spec)`` prepares.
-            spec: what that is given, as JSON has it.
+            name: name of the contender in error messages.
+            module: module of this package whose ``make(spec)`` prepares the contender.
+            spec: argument of ``make``, as JSON values.
         """
         self._name = name
         command = [sys.executable, "-m", "benchmarks.contender_main", f"benchmarks.{module}", json.dumps(spec)]
@@ -71,40 +71,40 @@ class ContenderProcess:
         self._process.stdout.close()
 
     def wait_until_ready(self) -> None:
-        """Wait until it has imported all it needs and prepared what is not measured.
+        """Wait until the process has done its imports and its unmeasured preparation.
 
         Raises:
-            StoreError: it could not.
+            StoreError: the process failed.
         """
         if not self._is_ready:
             self._answer()
             self._is_ready = True
 
     def check(self) -> int:
-        """Run a pass that is looked at, and return how many items it gave; the first one also opens the data.
+        """Run a checked pass and return its number of items. The first pass also opens the data.
 
         Raises:
-            StoreError: it did not give every item once, or failed.
+            StoreError: the pass did not give every item once, or the process failed.
         """
         return int(self._ask("check")["items"])
 
     def run(self) -> Run:
-        """Run a pass; without a check before it, it also opens the data.
+        """Run a pass. The first pass, if no check came before it, also opens the data.
 
         Raises:
-            StoreError: it failed.
+            StoreError: the process failed.
         """
         self.wait_until_ready()
         before = cpu_seconds_below(self._process.pid)
         answer = self._ask("run")
-        below = cpu_seconds_below(self._process.pid) - before
-        return Run(answer["items"], answer["seconds"], answer["cpu_seconds"] + below)
+        descendants = cpu_seconds_below(self._process.pid) - before
+        return Run(answer["items"], answer["seconds"], answer["cpu_seconds"] + descendants)
 
     def peak_memory(self) -> int:
-        """Run a pass, which is not timed, and return the most memory of the process and all below it, in bytes.
+        """Run an untimed pass and return the peak memory of the process and its descendants, in bytes.
 
         Raises:
-            StoreError: it failed.
+            StoreError: the process failed.
         """
         self.wait_until_ready()
         with watch_memory(self._process.pid) as peak:

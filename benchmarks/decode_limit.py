@@ -1,4 +1,4 @@
-"""The limit of every way of reading: decoding patches that lie in memory, on all cores, with nothing around it."""
+"""Decode limit, the upper bound of every loader: decoding patches from memory on all cores and nothing else."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from dlas_store.pixels import Size
 
 
 class DecodeLimit:
-    """Decodes batches in threads, each into one of a few buffers that are used again (simplejpeg releases the GIL).
+    """Decodes batches in threads, each into one of a few reused buffers (simplejpeg releases the GIL).
 
     Args:
         encoded: JPEGs of one size.
-        size: theirs in pixels.
+        size: the JPEGs' size in pixels.
         batch: patches a batch.
-        threads: how many.
+        threads: number of threads.
     """
 
     def __init__(self, encoded: Sequence[bytes], *, size: Size, batch: int, threads: int) -> None:
@@ -32,7 +32,7 @@ class DecodeLimit:
             self._free.put(np.zeros((batch, size.height, size.width, 3), np.uint8))
 
     def run(self) -> int:
-        """Decode everything once and return how many patches that were."""
+        """Decode every patch once and return the number of patches."""
         with ThreadPoolExecutor(self._threads) as pool:
             return sum(pool.map(self._decode, range(0, len(self._encoded), self._batch)))
 

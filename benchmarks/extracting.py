@@ -1,4 +1,4 @@
-"""Seconds that cutting photos up takes, against decoding them and encoding the tiles with nothing around it."""
+"""Seconds of cutting photos up, compared with decoding the photos and encoding the tiles alone."""
 
 from __future__ import annotations
 
@@ -37,23 +37,27 @@ FOLDER = "dlas-store extract, to a folder"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this subject."""
-    parser.add_argument("--folder", type=Path, help="cut up the photos of this folder, not synthetic ones; JPEGs only")
+    parser.add_argument("--folder", type=Path, help="cut up the JPEG photos of this folder instead of synthetic ones")
     parser.add_argument("--photos", type=at_least_one, default=80, metavar="N", help="number of photos (default: 80)")
     parser.add_argument(
-        "--megapixels", type=_range, default=(2.0, 15.0), metavar="LOW,HIGH", help="of the photos (default: 2,15)"
+        "--megapixels",
+        type=_range,
+        default=(2.0, 15.0),
+        metavar="LOW,HIGH",
+        help="sizes of the smallest and largest photo (default: 2,15)",
     )
     parser.add_argument(
         "--step",
         type=_steps,
         default=list(ExtractOptions().steps),
         metavar="N,N",
-        help="pixels from one tile to the next, of the crop sizes 256 and 512 (default: half of each)",
+        help="pixels from one tile to the next, for the crop sizes 256 and 512 (default: half of each)",
     )
     add_scratch_option(parser)
 
 
 def run(options: argparse.Namespace) -> Report:
-    """Measure as the options say."""
+    """Measure extraction."""
     extraction = ExtractOptions.read({"step": options.step})
     with tempfile.TemporaryDirectory(prefix="dlas-benchmark-", dir=options.scratch) as scratch:
         folder = options.folder
@@ -62,7 +66,7 @@ def run(options: argparse.Namespace) -> Report:
             write_photos(folder, count=options.photos, megapixels=options.megapixels)
         plan = plan_extraction(folder, extraction)
         for path in plan.paths:
-            (folder / path).read_bytes()  # into the cache
+            (folder / path).read_bytes()  # brings the photos into the page cache
         contenders = {
             LIMIT: partial(_limit_seconds, plan, extraction),
             STORE: partial(_command_seconds, folder, Path(scratch, "photos.lmdb"), extraction),
@@ -86,7 +90,7 @@ def run(options: argparse.Namespace) -> Report:
 
 
 def _range(text: str) -> tuple[float, float]:
-    """Return the two numbers above 0 that an option says."""
+    """Return the two numbers above 0 in an option's text."""
     try:
         low, high = map(float, text.split(","))
     except ValueError:
@@ -105,10 +109,10 @@ def _steps(text: str) -> list[int]:
 
 
 def _limit_seconds(plan: ExtractPlan, options: ExtractOptions) -> float:
-    """Return the seconds that decoding every photo and encoding every tile once takes on all cores, shared perfectly.
+    """Return the seconds of decoding every photo and encoding every tile once on all cores, perfectly balanced.
 
-    The other cores are kept as busy as this one: each worker takes whole photos, and stops its clock while it cuts the
-    tiles up that it then encodes.
+    All cores are kept equally busy: each worker takes whole photos. Its clock stops while it cuts up the tiles that it
+    then encodes.
     """
     cores = available_cores()
     cv2.setNumThreads(1)  # before the workers are forked off
@@ -118,7 +122,7 @@ def _limit_seconds(plan: ExtractPlan, options: ExtractOptions) -> float:
 
 
 def _time_photo(root: Path, options: ExtractOptions, path: str) -> float:
-    """Return the seconds of one core for a photo: read into memory, decoded into a buffer, its tiles encoded."""
+    """Return the seconds that one core takes to decode a photo in memory into a buffer and to encode its tiles."""
     data = (root / path).read_bytes()
     tiles = _tiles(root, options, path)
     buffer: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "BGR")
@@ -130,13 +134,13 @@ def _time_photo(root: Path, options: ExtractOptions, path: str) -> float:
 
 
 def _tiles(root: Path, options: ExtractOptions, path: str) -> Sequence[NDArray[np.uint8]]:
-    """Return the pixels of a photo's tiles, of which some lie over each other."""
+    """Return the pixels of a photo's tiles, some of which overlap."""
     images = cut_photo(root, path, options).images
     return [np.ascontiguousarray(pixels) for cut in images for pixels in cut.pixels()]
 
 
 def _command_seconds(folder: Path, dst: Path, options: ExtractOptions) -> float:
-    """Return the seconds of the whole command; what it leaves is removed after the clock has stopped."""
+    """Return the seconds of the whole command; its output is removed after the clock has stopped."""
     os.sync()
     steps = ",".join(map(str, options.steps))
     command = [sys.executable, "-m", "dlas_store", "extract", str(folder), str(dst), "--step", steps]

@@ -1,4 +1,4 @@
-"""Time to the first batch in a fresh process, from the start and in the middle of an epoch, by loader."""
+"""Time to the first batch in a fresh process, at the start and in the middle of an epoch, by loader."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _LOADERS = ("threads", "workers")
 
 
 class _Start(NamedTuple):
-    """How a reading process starts."""
+    """A start of a reading process: mode, loader, and whether it resumes an epoch."""
 
     mode: str
     loader: str
@@ -37,12 +37,12 @@ class _Start(NamedTuple):
 
     @property
     def label(self) -> str:
-        """Its name in a table."""
+        """Name of the start in a table."""
         return f"{self.mode}, {self.loader} loader"
 
     @property
     def name(self) -> str:
-        """Its name among all."""
+        """Unique name among all starts."""
         return f"{self.label}, {'resumed' if self.resumed else 'first'}"
 
 
@@ -50,16 +50,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this subject."""
     add_picture_options(parser, patches=1_000_000, size=32, quality=50)
     parser.add_argument("--batch", type=at_least_one, default=64, help="patches a batch (default: 64)")
-    parser.add_argument("--step", type=at_least_one, default=10_000, help="where to resume (default: 10000)")
-    parser.add_argument("--modes", nargs="+", choices=_MODES, default=list(_MODES), help="what is read (default: both)")
+    parser.add_argument(
+        "--step", type=at_least_one, default=10_000, help="step of the epoch to resume at (default: 10000)"
+    )
+    parser.add_argument(
+        "--modes", nargs="+", choices=_MODES, default=list(_MODES), help="modes to read (default: both)"
+    )
     add_scratch_option(parser)
 
 
 def run(options: argparse.Namespace) -> Report:
-    """Measure as the options say.
+    """Measure the time to the first batch.
 
     Raises:
-        StoreError: an epoch has no such step.
+        StoreError: an epoch has fewer batches than ``--step``.
     """
     if options.step >= options.patches // options.batch:
         raise StoreError(
@@ -71,7 +75,7 @@ def run(options: argparse.Namespace) -> Report:
         write_tiny_store(
             store, patches=options.patches, pictures=small_pictures(size=options.size, quality=options.quality)
         )
-        # One walk through the epoch for each mode: both loaders must go on as it does.
+        # One uninterrupted walk through the epoch for each mode; both loaders must continue it when they resume.
         walks = {
             mode: _in_process(_options(options, store, mode, "threads"), steps=options.step) for mode in options.modes
         }
@@ -82,7 +86,7 @@ def run(options: argparse.Namespace) -> Report:
             contenders[_Start(mode, loader, resumed=True).name] = partial(_in_process, opt, state=walks[mode]["state"])
         runs = run_rounds(contenders, rounds=options.rounds)
     pairs = list(product(options.modes, _LOADERS))
-    first, resumed = ([_Start(*pair, resumed=each) for pair in pairs] for each in (False, True))
+    first, resumed = ([_Start(*pair, resumed=is_resumed) for pair in pairs] for is_resumed in (False, True))
     equal = [run["digest"] == walks[start.mode]["digest"] for start in resumed for run in runs[start.name]]
     return Report(
         subject=f"A store of {options.patches:,} patches of {options.size} x {options.size} pixels, batches of "

@@ -1,7 +1,7 @@
-"""A process that makes a loader and takes its first batch, and prints what that took as JSON; first.py starts it.
+"""Process that makes a loader, takes its first batch, and prints the seconds as JSON; first.py starts it.
 
-Its argument, JSON: ``options`` of dataset and loader, ``state`` to resume from (or null), and ``steps`` to go before
-that batch, which are not timed.
+Its argument is JSON: ``options`` of dataset and loader, ``state`` to resume from (or null), and ``steps``. If ``steps``
+is not 0, the process goes on untimed by as many steps; the printed state and digest are those of the step it reaches.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dlas_store.datasets import create_dataloader, create_dataset
 
 
 def main(options: dict[str, Any], state: dict[str, int] | None, steps: int) -> None:
-    """Take a batch, the clock running from create_dataset, or from load_state_dict where there is a state."""
+    """Take a batch; the clock runs from create_dataset, or from load_state_dict if there is a state."""
     started = time.perf_counter()
     dataset, collate = create_dataset(options, return_collate=True)
     loader = create_dataloader(dataset, options, collate_fn=collate)
@@ -37,10 +37,10 @@ def main(options: dict[str, Any], state: dict[str, int] | None, steps: int) -> N
 
 
 def _digest(batch: dict[str, Any]) -> str:
-    """Return what tells a batch from any other."""
+    """Return a hash of all values of a batch."""
     tensors = [value.numpy().tobytes() for value in batch.values() if isinstance(value, torch.Tensor)]
-    rest = [value for value in batch.values() if not isinstance(value, torch.Tensor)]
-    return xxh3_64_hexdigest(b"".join(tensors) + json.dumps(rest).encode())
+    lists = [value for value in batch.values() if not isinstance(value, torch.Tensor)]
+    return xxh3_64_hexdigest(b"".join(tensors) + json.dumps(lists).encode())
 
 
 if __name__ == "__main__":

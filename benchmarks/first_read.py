@@ -1,6 +1,6 @@
-"""A process that opens a store, reads from it, and prints what that cost as JSON; opening.py starts it.
+"""Process that opens a store, reads from it, and prints time and memory as JSON; opening.py starts it.
 
-It imports what a program that reads needs, and no more, before it looks at clock and memory.
+Before it looks at clock and memory, it imports only the modules that a reading program needs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from benchmarks.process_cost import private_dirty_bytes
 
 
 def main(path: str, seed: int, reads: int) -> None:
-    """Open a store, read its first patch, and some at random."""
+    """Open a store, read its first patch, then patches at random."""
     random_numbers = random.Random(seed)
     dirty_before = private_dirty_bytes()
     started = time.perf_counter()

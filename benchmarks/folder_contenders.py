@@ -1,4 +1,4 @@
-"""A folder behind PyTorch's DataLoader: what there is without a store."""
+"""Contenders without a store: a folder behind PyTorch's DataLoader."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _DECODERS: dict[str, Decode] = {"TurboJPEG": decode_turbojpeg, "OpenCV": decode_
 
 
 class FilePatches(Dataset[torch.Tensor]):
-    """An item is one file, read and decoded: uint8 (H, W, 3), RGB."""
+    """Dataset of files; an item is one decoded file, uint8 (H, W, 3), RGB."""
 
     def __init__(self, paths: Sequence[Path], decode: Decode) -> None:
         self._paths = paths
@@ -61,7 +61,7 @@ class FilePatches(Dataset[torch.Tensor]):
 
 
 def prepare(reading: Reading, *, decoder: str) -> Open:
-    """List the files, which is not measured, and return what starts a loader with one worker a core.
+    """List the files, unmeasured, and return a function that starts a loader with one worker a core.
 
     The workers stay from epoch to epoch.
     """
@@ -69,7 +69,7 @@ def prepare(reading: Reading, *, decoder: str) -> Open:
     with open_source(reading.folder) as source:
         paths = [Path(source.patch_path(index)) for index in range(reading.items)]
 
-    def opening() -> BatchPass:
+    def open_data() -> BatchPass:
         loader: Iterable[Any] = DataLoader(
             FilePatches(paths, _DECODERS[decoder]),
             batch_size=reading.batch,
@@ -85,7 +85,7 @@ def prepare(reading: Reading, *, decoder: str) -> Open:
             expected=partial(_expected, paths, _DECODERS[decoder]),
         )
 
-    return opening
+    return open_data
 
 
 def _expected(paths: Sequence[Path], decode: Decode, _: Counter[Hashable]) -> Counter[Hashable]:

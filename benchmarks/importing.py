@@ -1,4 +1,4 @@
-"""Seconds that an import takes against ``cp -r`` and ``sync`` of the same folder, and the disk space of both."""
+"""Seconds of an import, compared with ``cp -r`` and ``sync`` of the same folder, and the disk space of both."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ IMPORT = "dlas-store import"
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this subject."""
     add_picture_options(parser, patches=10_000)
-    parser.add_argument("--folder", type=Path, help="import this folder, not synthetic patches")
+    parser.add_argument("--folder", type=Path, help="import this folder instead of synthetic patches")
     add_scratch_option(parser)
 
 
 def run(options: argparse.Namespace) -> Report:
-    """Measure as the options say."""
+    """Measure import and copy."""
     with tempfile.TemporaryDirectory(prefix="dlas-benchmark-", dir=options.scratch) as scratch:
         folder = options.folder
         if folder is None:
@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> Report:
         copy, store = Path(scratch, "copy"), Path(scratch, "folder.lmdb")
         copy_commands = [["cp", "-r", str(folder), str(copy)], ["sync", "-f", str(copy)]]
         import_commands = [[sys.executable, "-m", "dlas_store", "import", str(folder), str(store)]]
-        # Disk usage is asked for while a result is there; each is removed before the next run.
+        # Disk usage is measured after each run, before its result is removed.
         disk_bytes: dict[str, int] = {}
         contenders = {
             COPY: partial(_timed, copy_commands, copy, disk_bytes),
@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> Report:
 
 
 def _timed(commands: Sequence[Sequence[str]], result: Path, disk_bytes: dict[str, int]) -> float:
-    """Return the seconds that commands take; what they leave is measured and removed after the clock has stopped."""
+    """Return the seconds that commands take; their result is measured and removed after the clock has stopped."""
     os.sync()
     started = time.perf_counter()
     for command in commands:
@@ -72,11 +72,11 @@ def _timed(commands: Sequence[Sequence[str]], result: Path, disk_bytes: dict[str
 
 
 def _read_all(folder: Path) -> tuple[int, int]:
-    """Bring all files of a folder into the cache and return their number and bytes."""
+    """Bring all files of a folder into the page cache and return their number and bytes."""
     sizes = [len(path.read_bytes()) for path in folder.rglob("*") if path.is_file()]
     return len(sizes), sum(sizes)
 
 
 def _disk_usage(folder: Path) -> int:
-    """Return the bytes that a folder takes on its disk, folders included, as du counts them."""
+    """Return the disk space of a folder and everything in it, in bytes as du counts them."""
     return sum(path.lstat().st_blocks * 512 for path in [folder, *folder.rglob("*")])

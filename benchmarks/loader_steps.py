@@ -1,4 +1,4 @@
-"""What stands between decoding and a batch of the threads loader, added step by step."""
+"""Steps from decoding alone to a batch of the threads loader, each of which adds one part of the loader."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from dlas_store.processes import available_cores
 from dlas_store.source import Source
 
 _BATCHES_HELD = 5
-"""As many as the loader holds on to, so that results go to as many places."""
+"""Number of batches whose memory the loader keeps; results go to as many places."""
 
 
 def loader_steps(reading: Reading, source: Source) -> dict[str, Callable[[], object]]:
-    """Return a pass over all patches for each step: the loader's batches, one a thread."""
+    """Return a pass over all patches for each step. It makes the loader's batches, each in one thread."""
     threads = available_cores()
     encoded = list(map(source.read, range(reading.items)))
     mapped = list(map(source.view, range(reading.items)))
@@ -56,7 +56,7 @@ def loader_steps(reading: Reading, source: Source) -> dict[str, Callable[[], obj
     def decode_in_one_call(number: int) -> None:
         source.read_all_into(indices[number], list(places[number % _BATCHES_HELD]))
 
-    def whole_batch(number: int) -> None:
+    def make_batch(number: int) -> None:
         _make(dataset, batches[number], memory)
 
     return {
@@ -70,7 +70,7 @@ def loader_steps(reading: Reading, source: Source) -> dict[str, Callable[[], obj
             lambda index, place: simplejpeg.decode_jpeg(source.view(index), "RGB", buffer=place)
         ),
         "decoded as well, Store.read_all_into": partial(_each, threads, decode_in_one_call, range(len(indices))),
-        "batches begun and finished": partial(_each, threads, whole_batch, range(len(batches))),
+        "batches begun and finished": partial(_each, threads, make_batch, range(len(batches))),
         "threads loader": loader.run,
     }
 

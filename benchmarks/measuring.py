@@ -1,4 +1,4 @@
-"""Interleaved rounds: every contender once a round, so that what else the machine does meets all of them alike."""
+"""Interleaved rounds: every contender runs once a round, so that other load on the machine affects all alike."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ T = TypeVar("T")
 
 
 class Summary(NamedTuple):
-    """What one contender came to.
+    """Summary of one contender's rounds.
 
     Attributes:
-        median: of its rounds.
-        low: the lowest.
-        high: the highest.
+        median: median of the rounds.
+        low: lowest round.
+        high: highest round.
         relative: median of the ratios to the reference in the same round, or of the differences from it.
     """
 
@@ -33,11 +33,11 @@ class Comparison:
     """Contenders that were measured in the same rounds.
 
     Attributes:
-        title: what was measured.
-        unit: of the values.
+        title: name of the measured quantity.
+        unit: unit of the values.
         reference: the contender that the others are compared with.
         rounds: contender -> one value a round.
-        relation: how they are compared.
+        relation: whether ratios to the reference or differences from it are compared.
     """
 
     title: str
@@ -47,7 +47,7 @@ class Comparison:
     relation: Literal["ratio", "difference"] = "ratio"
 
     def summary(self, name: str) -> Summary:
-        """Return what a contender came to."""
+        """Return the summary of a contender's rounds."""
         values = self.rounds[name]
         if self.relation == "ratio":
             relative = median(self.ratios(name))
@@ -63,14 +63,14 @@ class Comparison:
 
 
 def run_rounds(contenders: Mapping[str, Callable[[], T]], *, rounds: int) -> dict[str, list[T]]:
-    """Run every contender once a round, each round starting with the next one.
+    """Run every contender once a round; each round starts with the next contender.
 
     Returns:
-        Contender -> what it returned, one item a round.
+        Contender -> its return values, one a round.
     """
     names = list(contenders)
     results: dict[str, list[T]] = {name: [] for name in names}
-    tqdm.monitor_interval = 0  # its thread would be there when loaders fork their workers
+    tqdm.monitor_interval = 0  # no monitor thread may run while loaders fork their workers
     with tqdm(total=rounds * len(names), unit=" runs", leave=False, disable=None) as bar:
         for number in range(rounds):
             first = number % len(names)

@@ -22,10 +22,10 @@ from benchmarks.tiny_store import small_pictures, write_tiny_store
 _SMALLEST = 1000
 _LARGE = 1_000_000
 _SETTLED = 2
-"""The epoch that later ones are compared with: by then all is cached and every buffer has been used."""
+"""The epoch that later ones are compared with: by then caches are full and every buffer has been used."""
 
 _SHOWN = 2
-"""Every second epoch has a line."""
+"""Distance between the epochs that have a line."""
 
 _GROWTH_MODES = ("pixels", "single_image")
 
@@ -33,29 +33,35 @@ _GROWTH_MODES = ("pixels", "single_image")
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this subject."""
     parser.add_argument(
-        "--patches", type=at_least_one, default=_LARGE, metavar="N", help=f"in the large store (default: {_LARGE:,})"
+        "--patches",
+        type=at_least_one,
+        default=_LARGE,
+        metavar="N",
+        help=f"number of patches in the large store (default: {_LARGE:,})",
     )
-    parser.add_argument("--batches", type=at_least_one, default=200, help="that the worker makes (default: 200)")
-    parser.add_argument("--epochs", type=at_least_one, default=10, help="that are read (default: 10)")
+    parser.add_argument(
+        "--batches", type=at_least_one, default=200, help="number of batches that the worker makes (default: 200)"
+    )
+    parser.add_argument("--epochs", type=at_least_one, default=10, help="number of epochs that are read (default: 10)")
     parser.add_argument(
         "--epoch-patches", type=at_least_one, default=2000, metavar="N", help="patches an epoch (default: 2000)"
     )
-    parser.add_argument("--size", type=at_least_one, default=256, help="side of these, in pixels (default: 256)")
+    parser.add_argument("--size", type=at_least_one, default=256, help="side of these patches in pixels (default: 256)")
     parser.add_argument(
-        "--modes", nargs="+", choices=_GROWTH_MODES, default=list(_GROWTH_MODES), help="what is read (default: both)"
+        "--modes", nargs="+", choices=_GROWTH_MODES, default=list(_GROWTH_MODES), help="modes to read (default: both)"
     )
     add_scratch_option(parser)
 
 
 def run(options: argparse.Namespace) -> Report:
-    """Measure as the options say."""
+    """Measure the memory of a worker and of a reading process."""
     epochs = max(options.epochs, _SETTLED)
     with tempfile.TemporaryDirectory(prefix="dlas-benchmark-", dir=options.scratch) as scratch:
         sizes = sorted({_SMALLEST, options.patches})
         stores = {f"{size:,} patches": Path(scratch, f"{size}.lmdb") for size in sizes}
         for size, store in zip(sizes, stores.values(), strict=True):
             write_tiny_store(store, patches=size, pictures=small_pictures(size=32, quality=50))
-        # The small store comes as often as makes it as long, so that both are read alike.
+        # A weight repeats the small store until it is as long as the large one, so that both are read alike.
         contenders = {
             name: partial(_worker_kilobytes, store, max(sizes) // size, options.batches)
             for (name, store), size in zip(stores.items(), sizes, strict=True)
@@ -72,7 +78,7 @@ def run(options: argparse.Namespace) -> Report:
             quality=95,
         )
         readers = {mode: partial(_epochs_kilobytes, mode, chunked, options.size, epochs) for mode in options.modes}
-        grown = run_rounds(readers, rounds=options.rounds)
+        growth = run_rounds(readers, rounds=options.rounds)
     comparisons = [
         Comparison(
             title="Private_Dirty of a worker process",
@@ -82,14 +88,14 @@ def run(options: argparse.Namespace) -> Report:
             relation="difference",
         )
     ]
-    for mode, runs in grown.items():
-        shown = sorted({*range(_SETTLED, epochs + 1, _SHOWN), epochs})
+    for mode, runs in growth.items():
+        shown_epochs = sorted({*range(_SETTLED, epochs + 1, _SHOWN), epochs})
         comparisons.append(
             Comparison(
                 title=f"Private_Dirty of a process that reads {mode} in threads",
                 unit="kB",
                 reference=f"after epoch {_SETTLED}",
-                rounds={f"after epoch {epoch}": [run[epoch - 1] for run in runs] for epoch in shown},
+                rounds={f"after epoch {epoch}": [run[epoch - 1] for run in runs] for epoch in shown_epochs},
                 relation="difference",
             )
         )

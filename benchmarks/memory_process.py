@@ -1,7 +1,8 @@
-"""A process that reads, and prints what memory that took as JSON; memory.py starts it.
+"""Process that reads and prints its memory as JSON; memory.py starts it.
 
-``worker SPEC`` prints the Private_Dirty of a worker process after some batches, in bytes; ``growth SPEC`` that of this
-process after each epoch. SPEC is JSON: ``options`` of dataset and loader, and ``batches`` or ``epochs`` to read.
+``worker SPEC`` prints the Private_Dirty of a worker process after some batches, in bytes. ``growth SPEC`` prints the
+Private_Dirty of this process after each epoch. SPEC is JSON: ``options`` of dataset and loader, and ``batches`` or
+``epochs`` to read.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dlas_store.datasets import Loader, create_dataloader, create_dataset
 
 
 def worker(options: dict[str, Any], batches: int) -> int:
-    """Return what the only worker process has when it has made some batches."""
+    """Return the Private_Dirty of the only worker process after some batches, in bytes."""
     reading = iter(_open(options))
     for _ in islice(reading, batches):
         pass
@@ -28,15 +29,15 @@ def worker(options: dict[str, Any], batches: int) -> int:
 
 
 def growth(options: dict[str, Any], epochs: int) -> list[int]:
-    """Return what this process has after each epoch, no batch being held and all that is unreachable being gone."""
+    """Return the Private_Dirty of this process after each epoch, in bytes, with no batch held and garbage collected."""
     loader = _open(options)
-    after = []
+    dirty_bytes = []
     for _ in range(epochs):
         for _ in loader:
             pass
         gc.collect()
-        after.append(private_dirty_bytes())
-    return after
+        dirty_bytes.append(private_dirty_bytes())
+    return dirty_bytes
 
 
 def _open(options: dict[str, Any]) -> Loader:

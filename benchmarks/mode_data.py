@@ -1,4 +1,4 @@
-"""Synthetic data for a mode, as a chunked folder and as the store of it."""
+"""Synthetic data for a mode: a chunked folder, and the store made of it."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from dlas_store.published import open_published
 
 
 def write_mode_data(mode: str, folder: Path, store: Path, *, patches: int, images: int, size: int, quality: int) -> int:
-    """Write a folder of images with a reference and as many patches each, and the store of it.
+    """Write a folder of images, each with a reference and equally many patches, and the store made of it.
 
     Args:
-        mode: what will read it; multi_frame takes the images as the frames of a clip, paired_frame as stereo pairs,
-            and torch_dataset as classes, whose references count as pictures.
-        folder: is made.
-        store: is made.
-        patches: how many; as many of them as do not go evenly into images are left out.
-        images: how many; an even number is enough for every mode.
+        mode: the mode that will read the data; multi_frame takes the images as the frames of a clip, paired_frame as
+            stereo pairs, and torch_dataset as classes, whose references count as pictures.
+        folder: the folder to make.
+        store: the store to make.
+        patches: number of patches, rounded down to a multiple of the images.
+        images: number of images; an even number is enough for every mode.
         size: side of patches and references, in pixels.
-        quality: of the JPEGs.
+        quality: JPEG quality.
 
     Returns:
         The number of images.
 
     Raises:
-        StoreError: there are more images than patches.
+        StoreError: ``images`` is larger than ``patches``.
     """
     if images > patches:
         raise StoreError(f"{images} images need as many patches, got {patches}; give a larger --patches")
-    each = patches // images
-    images = max(1, patches // each // 2 * 2)
+    patches_an_image = patches // images
+    images = max(1, patches // patches_an_image // 2 * 2)
     write_chunked_folder(
         folder,
-        patches=images * each,
+        patches=images * patches_an_image,
         size=size,
         quality=quality,
-        patches_an_image=each,
+        patches_an_image=patches_an_image,
         name=_NAMES.get(mode, _plain),
     )
     source = open_published("imagefolder", folder) if mode == "torch_dataset" else folder

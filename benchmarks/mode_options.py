@@ -1,4 +1,4 @@
-"""What each mode is measured with: its options, and how many pictures an item takes."""
+"""Options that each mode is measured with, and the number of pictures of an item."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ SCALE = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Mode:
-    """A mode of a config, by the name of its example.
+    """A mode of a config; its key in MODES is the name of its example config.
 
     Attributes:
-        name: as in a config.
+        name: the mode's name in a config.
         path_key: the option that names the data.
-        pictures: patches or pictures that an item decodes, references not counted.
-        batch: items a batch, unless something else is asked for.
-        chunked: whether it reads a chunked folder as it does the store of that.
-        raw: whether a device can make its HQ and LQ.
+        pictures: number of patches or pictures that an item decodes, without references.
+        batch: items a batch by default.
+        chunked: whether the mode reads a chunked folder just as the store made of it.
+        raw: whether a device can make HQ and LQ of the mode.
     """
 
     name: str
@@ -51,11 +51,11 @@ def dataset_options(mode: str, path: str, *, side: int) -> dict[str, Any]:
 
     Args:
         mode: one of MODES.
-        path: of the data.
-        side: of its patches, in pixels.
+        path: path of the data.
+        side: side of the data's patches, in pixels.
     """
     patches = {"target_size": side, "scale": SCALE, "need_ref": True, "strict": True}
-    own: dict[str, dict[str, Any]] = {
+    options_of_mode: dict[str, dict[str, Any]] = {
         "pixels": {},
         "single_image": patches,
         "multi_frame": patches | {"num_frames": FRAMES},
@@ -78,4 +78,4 @@ def dataset_options(mode: str, path: str, *, side: int) -> dict[str, Any]:
         return seeded | {
             name: dataset_options(member, path, side=side) | {"scale": SCALE} for name, member in members.items()
         }
-    return seeded | {MODES[mode].path_key: path} | own[mode]
+    return seeded | {MODES[mode].path_key: path} | options_of_mode[mode]

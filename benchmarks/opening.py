@@ -1,4 +1,4 @@
-"""Time and memory that opening takes in a fresh process, by the number of patches in the store."""
+"""Time and memory of opening a store in a fresh process, by the number of patches in it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _READS = 1000
 _CHECKOUT = Path(__file__).parents[1]
 
 
-class _Opened(NamedTuple):
+class _OpeningCost(NamedTuple):
     milliseconds: float
     kilobytes: float
 
@@ -39,12 +39,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"sizes to compare with a store of {_SMALLEST:,} (default: {' '.join(map(str, _SIZES))})",
     )
-    parser.add_argument("--largest", action="store_true", help=f"one of {_LARGEST:,} patches as well; takes minutes")
+    parser.add_argument(
+        "--largest", action="store_true", help=f"measure a store of {_LARGEST:,} patches as well; takes minutes"
+    )
     add_scratch_option(parser)
 
 
 def run(options: argparse.Namespace) -> Report:
-    """Measure as the options say."""
+    """Measure opening."""
     sizes = sorted({_SMALLEST, *options.patches, *([_LARGEST] if options.largest else [])})
     seeds = count()
     with tempfile.TemporaryDirectory(prefix="dlas-benchmark-", dir=options.scratch) as scratch:
@@ -52,7 +54,7 @@ def run(options: argparse.Namespace) -> Report:
         for size, store in zip(sizes, stores.values(), strict=True):
             write_tiny_store(store, patches=size)
         contenders = {name: partial(_open_in_process, store, seeds) for name, store in stores.items()}
-        opened = run_rounds(contenders, rounds=options.rounds)
+        costs = run_rounds(contenders, rounds=options.rounds)
     reference = f"{_SMALLEST:,} patches"
     return Report(
         subject="A fresh process, files in the page cache, after its imports",
@@ -61,21 +63,21 @@ def run(options: argparse.Namespace) -> Report:
                 title="open_source and read one patch",
                 unit="ms",
                 reference=reference,
-                rounds={name: [each.milliseconds for each in runs] for name, runs in opened.items()},
+                rounds={name: [cost.milliseconds for cost in runs] for name, runs in costs.items()},
             ),
             Comparison(
                 title=f"Private_Dirty after {_READS:,} more reads",
                 unit="kB",
                 reference=reference,
-                rounds={name: [each.kilobytes for each in runs] for name, runs in opened.items()},
+                rounds={name: [cost.kilobytes for cost in runs] for name, runs in costs.items()},
                 relation="difference",
             ),
         ],
     )
 
 
-def _open_in_process(store: Path, seeds: count[int]) -> _Opened:
+def _open_in_process(store: Path, seeds: count[int]) -> _OpeningCost:
     command = [sys.executable, "-m", "benchmarks.first_read", str(store), str(next(seeds)), str(_READS)]
     process = subprocess.run(command, cwd=_CHECKOUT, check=True, stdout=subprocess.PIPE)  # noqa: S603 - this module's own
     cost = json.loads(process.stdout)
-    return _Opened(cost["seconds"] * 1000, cost["dirty_bytes"] / 1000)
+    return _OpeningCost(cost["seconds"] * 1000, cost["dirty_bytes"] / 1000)

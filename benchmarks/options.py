@@ -1,4 +1,4 @@
-"""Options that several subjects have."""
+"""Command-line options shared by several subjects."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def at_least_one(text: str) -> int:
-    """Return the whole number from 1 that an option says."""
+    """Return the whole number from 1 in an option's text."""
     value = int(text) if text.isascii() and text.isdigit() else 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number from 1, got {text!r}")
@@ -15,7 +15,7 @@ def at_least_one(text: str) -> int:
 
 
 def add_picture_options(parser: argparse.ArgumentParser, *, patches: int, size: int = 256, quality: int = 95) -> None:
-    """Add what the synthetic patches are like, with their defaults."""
+    """Add the options of synthetic patches, with their defaults."""
     parser.add_argument(
         "--patches", type=at_least_one, default=patches, metavar="N", help=f"number of patches (default: {patches:,})"
     )
@@ -24,10 +24,10 @@ def add_picture_options(parser: argparse.ArgumentParser, *, patches: int, size: 
 
 
 def add_scratch_option(parser: argparse.ArgumentParser) -> None:
-    """Add where a benchmark writes."""
+    """Add the option of the folder that a benchmark writes to."""
     parser.add_argument(
         "--scratch",
         type=Path,
         metavar="DIR",
-        help="where data is written and removed again (default: the system's folder for temporary files)",
+        help="folder where data is written and removed again (default: the system's folder for temporary files)",
     )

@@ -1,4 +1,4 @@
-"""This library's datasets behind its own loaders, and behind PyTorch's DataLoader item by item."""
+"""Contenders of this library: its datasets behind its own loaders, and item by item behind PyTorch's DataLoader."""
 
 from __future__ import annotations
 
@@ -23,30 +23,31 @@ _PATHS = ("GT_path", "HQ_path")
 
 
 def prepare_loader(reading: Reading, path: str, *, loader: str) -> Open:
-    """Return what makes dataset and loader as a config of a training does; each epoch has another order.
+    """Return a function that makes dataset and loader as a training config does; each epoch has another order.
 
     Args:
-        reading: what to read.
+        reading: the patches to read.
         path: a store or a folder.
-        loader: threads, as many as by default, or workers, one a core; both start anew in every epoch.
+        loader: ``threads`` for the default number of threads, or ``workers`` for one worker a core. Both start anew in
+            every epoch.
     """
 
-    def opening() -> BatchPass:
+    def open_data() -> BatchPass:
         opt = reading.options(path) | {"batch_size": reading.batch, "loader": loader}
         if loader == "workers":
             opt["n_workers"] = available_cores()
         dataset, collate = create_dataset(opt, return_collate=True)
         sampler: Sampler[Any] = epoch_order(reading)
-        made = create_dataloader(dataset, opt, sampler=sampler, collate_fn=collate)
-        return _batch_pass(reading, dataset, made)
+        own_loader = create_dataloader(dataset, opt, sampler=sampler, collate_fn=collate)
+        return _batch_pass(reading, dataset, own_loader)
 
-    return opening
+    return open_data
 
 
 def prepare_raw(reading: Reading, path: str) -> Open:
-    """Return what makes the threads loader as with the option ``device``, but leaves its batches as they come there."""
+    """Return a function that makes the threads loader as with the option ``device``, but leaves its batches raw."""
 
-    def opening() -> BatchPass:
+    def open_data() -> BatchPass:
         dataset = create_dataset(reading.options(path))
         assert isinstance(dataset, PatchDataset)
         loader = ThreadsLoader(
@@ -59,16 +60,16 @@ def prepare_raw(reading: Reading, path: str) -> Open:
         )
         return _batch_pass(reading, dataset, loader)
 
-    return opening
+    return open_data
 
 
 def prepare_items(reading: Reading, path: str) -> Open:
-    """Return what makes PyTorch's DataLoader, which asks for one item at a time, as DL-Art-School's own does.
+    """Return a function that makes PyTorch's DataLoader, which reads one item at a time, as DL-Art-School does.
 
-    It has one worker a core; other than DL-Art-School's they stay from epoch to epoch.
+    The loader has one worker a core. Unlike DL-Art-School's, its workers stay from epoch to epoch.
     """
 
-    def opening() -> BatchPass:
+    def open_data() -> BatchPass:
         dataset, collate = create_dataset(reading.options(path), return_collate=True)
         loader: Iterable[Any] = DataLoader(
             _FirstItems(dataset, reading.items),
@@ -80,19 +81,19 @@ def prepare_items(reading: Reading, path: str) -> Open:
         )
         return _batch_pass(reading, dataset, loader)
 
-    return opening
+    return open_data
 
 
 class _NoDevice(DevicePatches):
-    """A device that makes nothing of what comes to it."""
+    """A device transform that leaves raw batches as they are."""
 
     def make(self, raw: RawPatches) -> Any:
-        """Return what came."""
+        """Return the raw batch."""
         return raw
 
 
 class _FirstItems(Dataset[Any]):
-    """The first items of a dataset, one at a time; it has no __getitems__, so a loader cannot ask for batches."""
+    """First items of a dataset, read one at a time: it has no __getitems__, so a loader cannot ask for batches."""
 
     def __init__(self, dataset: Dataset[Any], count: int) -> None:
         self._dataset = dataset
@@ -106,7 +107,7 @@ class _FirstItems(Dataset[Any]):
 
 
 def epoch_order(reading: Reading) -> EpochSampler:
-    """Return the sampler that create_dataloader makes, for the first items only."""
+    """Return the sampler that create_dataloader would make, restricted to the reading's items."""
     return EpochSampler(reading.items, seed=0, shuffle=True, batch_size=reading.batch, drop_last=True)
 
 
@@ -116,7 +117,7 @@ def _batch_pass(reading: Reading, dataset: Dataset[Any], loader: Iterable[Any]) 
         epochs=reading.epochs,
         count=_count,
         identify=_identify,
-        expected=lambda seen: _expected(reading, dataset, seen),
+        expected=lambda counts: _expected(reading, dataset, counts),
     )
 
 
@@ -128,7 +129,7 @@ def _count(batch: Any) -> int:
 
 
 def _identify(batch: Any) -> Sequence[Hashable]:
-    """Return the index of each item, or its path."""
+    """Return the index of each item, or its path if it has no index."""
     if isinstance(batch, RawPatches):
         return batch.paths
     if "index" in batch:
@@ -138,11 +139,11 @@ def _identify(batch: Any) -> Sequence[Hashable]:
     return paths
 
 
-def _expected(reading: Reading, dataset: Dataset[Any], seen: Counter[Hashable]) -> Counter[Hashable]:
-    """Return how often each index or path comes in an epoch; of pictures there must be as many as items."""
+def _expected(reading: Reading, dataset: Dataset[Any], counts: Counter[Hashable]) -> Counter[Hashable]:
+    """Return how often an epoch must give each index or path; of pictures only the number is checked."""
     if reading.mode == "pixels":
         return Counter(range(reading.items))
     if isinstance(dataset, PatchDataset):
         items = map(dataset.patches_of, range(reading.items))
         return Counter(item.source.patch_path(item.patches[-1]) for item in items)
-    return Counter(list(seen)) if len(seen) == reading.items else Counter()
+    return Counter(list(counts)) if len(counts) == reading.items else Counter()

@@ -1,4 +1,4 @@
-"""Other loaders, where they are installed."""
+"""Contenders of other libraries: the peers that are installed."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ def peer_names() -> list[str]:
 
 
 def notes() -> list[str]:
-    """Return which are not installed, and how to change that; a line each."""
+    """Return a line for each peer that is not installed, with the command that installs it."""
     if not find_spec(_PEERS):
         return ["peers: not installed"]
     return [f"{name}: {_peers().HOW_TO_INSTALL}" for name in _peers().missing()]
 
 
 def prepare(reading: Reading, *, name: str, folder: str) -> Open:
-    """Write the patches in the peer's own format, where that is not done yet, and return what starts it.
+    """Write the patches in the peer's own format, unless they exist, and return a function that starts the peer.
 
     Args:
-        reading: what to read.
-        name: of the peer.
-        folder: where its data is, or will be.
+        reading: the patches to read.
+        name: name of the peer.
+        folder: the peer's data; written if it does not exist.
     """
     peer = next(peer for peer in _peers().installed() if peer.name == name)
     if not Path(folder).exists():
         peer.write(list(reading.payloads()), Path(folder))
 
-    def opening() -> BatchPass:
+    def open_data() -> BatchPass:
         return BatchPass(
             lambda: peer.batches(Path(folder), batch_size=reading.batch, seed=0),
             epochs=reading.epochs,
@@ -48,7 +48,7 @@ def prepare(reading: Reading, *, name: str, folder: str) -> Open:
             expected=lambda _: reading.expected_pictures(_decode),
         )
 
-    return opening
+    return open_data
 
 
 def _decode(encoded: bytes) -> Any:

@@ -1,4 +1,4 @@
-"""What needs no loader: decoding patches that lie in memory, and reading a store in one thread."""
+"""Contenders without a loader: decoding patches from memory, and reading a store in one thread."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dlas_store.processes import available_cores
 from dlas_store.source import Source
 
 _LEAST_RAW_READS = 50_000
-"""One read takes some microseconds: fewer would be over before the clock can tell."""
+"""Minimum number of reads a pass: one read takes some microseconds, so fewer would be too short to time."""
 
 
 @dataclass(frozen=True)
@@ -25,20 +25,20 @@ class PlainPass:
     """A pass that gives no batches.
 
     Attributes:
-        run: see Pass.
+        run: runs the pass once and returns its number of items; see Pass.
     """
 
     run: Callable[[], int]
 
     def check(self) -> int:
-        """Run it; what it reads is in its own hands."""
+        """Run the pass; its items are not checked."""
         return self.run()
 
 
 def prepare_limit(reading: Reading) -> Open:
-    """Read the patches into memory, which is not measured, and return the limit.
+    """Read the patches into memory, unmeasured, and return a function that makes the decode limit.
 
-    It decodes as many pictures as the items of a pass are made of.
+    The limit decodes as many pictures as the items of a pass consist of.
     """
     pictures = MODES[reading.mode].pictures
     encoded = list(reading.payloads()) * reading.epochs * pictures
@@ -48,7 +48,7 @@ def prepare_limit(reading: Reading) -> Open:
 
 
 def prepare_pixels(reading: Reading) -> Open:
-    """Return what reads batches of pixels by read_pixels."""
+    """Return a function that opens a pass over batches of pixels by read_pixels."""
 
     def read(source: Source) -> int:
         order = _shuffled(reading)
@@ -59,7 +59,7 @@ def prepare_pixels(reading: Reading) -> Open:
 
 
 def prepare_bytes(reading: Reading) -> Open:
-    """Return what reads encoded bytes one by one, often enough for the clock."""
+    """Return a function that opens a pass over encoded bytes, one by one, repeated until it can be timed."""
 
     def read(source: Source) -> int:
         order = _shuffled(reading)
@@ -76,11 +76,11 @@ def _prepare_source(reading: Reading, read: Callable[[Source], int]) -> Open:
     assert reading.store is not None
     path = reading.store
 
-    def opening() -> PlainPass:
+    def open_data() -> PlainPass:
         source = open_source(path)
         return PlainPass(lambda: read(source))
 
-    return opening
+    return open_data
 
 
 def _shuffled(reading: Reading) -> list[int]:

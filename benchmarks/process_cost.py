@@ -1,4 +1,4 @@
-"""What processes cost: time of the processors, and memory (Linux: all is read from /proc)."""
+"""Processor time and memory of processes, read from /proc (Linux)."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ _SAMPLE_SECONDS = 0.02
 
 
 def cpu_seconds_below(pid: int) -> float:
-    """Return the time of the processors that all below a process have taken, those that have ended included.
+    """Return the processor time of all descendants of a process, including those that have ended.
 
-    The system counts it in steps of 10 ms. What the process itself took, time.process_time() tells it exactly.
+    The system counts it in steps of 10 ms. The process itself measures its own time exactly by time.process_time().
     """
     table = _processes()
-    own, *below = (table[process] for process in _tree(pid, table))
-    ticks = own.ticks_of_ended + sum(line.ticks + line.ticks_of_ended for line in below)
+    own, *descendants = (table[process] for process in _tree(pid, table))
+    ticks = own.ticks_of_ended + sum(line.ticks + line.ticks_of_ended for line in descendants)
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def memory_bytes(pid: int) -> int:
-    """Return the memory of a process and all below it that no file backs.
+    """Return the memory of a process and its descendants that no file backs, in bytes.
 
-    What several of them share counts once. What is mapped of files is left out: it is the page cache, which the system
-    takes back when it needs it, whoever has read the file.
+    Memory that several of them share counts once. Mapped files do not count: they are page cache, which the system
+    takes back when it needs memory, whichever process has read the file.
     """
     return sum(_unbacked_bytes(process) for process in _tree(pid, _processes()))
 
 
 def private_dirty_bytes(pid: int | str = "self") -> int:
-    """Return the memory that a process shares with nobody and that no file backs."""
+    """Return the memory that a process shares with no other and that no file backs, in bytes."""
     return _rollup(pid)["Private_Dirty"]
 
 
 class PeakMemory:
-    """The most memory that a process tree had.
+    """Peak memory of a process tree.
 
     Attributes:
-        value: in bytes; see memory_bytes.
+        value: the peak in bytes; see memory_bytes.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class PeakMemory:
 def watch_memory(pid: int) -> Iterator[PeakMemory]:
     """Sample the memory of a process tree, every 20 ms and at both ends.
 
-    A sample stops the process for as long as the system looks at its memory, so nothing is timed meanwhile.
+    A sample stops the process while the system looks at its memory, so do not time a pass meanwhile.
     """
     peak = PeakMemory()
     done = threading.Event()
@@ -75,10 +75,10 @@ def watch_memory(pid: int) -> Iterator[PeakMemory]:
 
 
 class _Process:
-    """A line of the process table: its parent, and the ticks of itself and of children that have ended."""
+    """A line of the process table: parent, own ticks, and ticks of children that have ended."""
 
     def __init__(self, stat: str) -> None:
-        # The name, in brackets, may hold anything; fields are counted behind it (proc(5)).
+        # The name, in brackets, may hold any character, so count fields after it (proc(5)).
         fields = stat.rpartition(")")[2].split()
         self.parent = int(fields[1])
         self.ticks = int(fields[11]) + int(fields[12])
@@ -86,14 +86,14 @@ class _Process:
 
 
 def _processes() -> dict[int, _Process]:
-    found = {}
+    table = {}
     for entry in os.scandir("/proc"):
         if entry.name.isdecimal():
             try:
-                found[int(entry.name)] = _Process(Path(entry.path, "stat").read_text(encoding="utf-8"))
-            except OSError:  # it has ended meanwhile
+                table[int(entry.name)] = _Process(Path(entry.path, "stat").read_text(encoding="utf-8"))
+            except OSError:  # the process has ended meanwhile
                 continue
-    return found
+    return table
 
 
 def _tree(pid: int, table: dict[int, _Process]) -> list[int]:
@@ -109,7 +109,7 @@ def _tree(pid: int, table: dict[int, _Process]) -> list[int]:
 def _unbacked_bytes(pid: int) -> int:
     try:
         rollup = _rollup(pid)
-    except (OSError, ProcessLookupError):  # it has ended meanwhile
+    except (OSError, ProcessLookupError):  # the process has ended meanwhile
         return 0
     return rollup.get("Pss_Anon", 0) + rollup.get("Pss_Shmem", 0)
 

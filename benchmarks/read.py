@@ -1,4 +1,4 @@
-"""Items a second: decoding alone, a store and a folder by several loaders, in any mode, warm or cold."""
+"""Items a second of decoding alone and of several loaders on a store and a folder, in any mode, warm or cold."""
 
 from __future__ import annotations
 
@@ -28,49 +28,51 @@ _IMAGES = 100
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this subject."""
     parser.add_argument(
-        "--mode", choices=MODES, default="pixels", help="what an item is; pixels (the default) are uint8 batches"
+        "--mode", choices=MODES, default="pixels", help="mode of the dataset; pixels (the default) gives uint8 batches"
     )
     add_picture_options(parser, patches=_PATCHES)
     parser.add_argument(
         "--images",
         type=at_least_one,
         metavar="N",
-        help=f"number of images of synthetic patches (default: {_IMAGES}); more patches where it is larger",
+        help=f"number of images of synthetic patches (default: {_IMAGES}); there are at least as many patches",
     )
-    parser.add_argument("--store", type=Path, help="measure this store, not synthetic patches")
-    parser.add_argument("--folder", type=Path, help="measure this chunked folder; with --store: the one it was made of")
+    parser.add_argument("--store", type=Path, help="measure this store instead of synthetic patches")
+    parser.add_argument(
+        "--folder", type=Path, help="measure this chunked folder; with --store, the folder of that store"
+    )
     parser.add_argument(
         "--batch", type=at_least_one, help="items a batch (default: 64 in mode pixels, 16 in the others)"
     )
     parser.add_argument(
-        "--cold", action="store_true", help="read from the disk: drop all from the page cache each time"
+        "--cold", action="store_true", help="read from the disk: drop the data from the page cache before each run"
     )
     parser.add_argument(
-        "--only", nargs="+", metavar="NAME", help="measure these contenders and the limit only; * stands for anything"
+        "--only", nargs="+", metavar="NAME", help="measure these contenders and the limit only; * matches any text"
     )
-    parser.add_argument("--chart", type=Path, metavar="FILE.png", help="draw the ratios there; needs matplotlib")
+    parser.add_argument("--chart", type=Path, metavar="FILE.png", help="draw the ratios to FILE.png; needs matplotlib")
     add_scratch_option(parser)
 
 
 def run(options: argparse.Namespace) -> Report:
-    """Measure as the options say.
+    """Measure reading.
 
     Raises:
-        StoreError: data of the user that cannot be opened or not be compared, or a contender that fails.
+        StoreError: the user's data cannot be opened or compared, or a contender fails.
     """
     if options.chart is not None:
         chart.require_matplotlib()
     with tempfile.TemporaryDirectory(prefix="dlas-benchmark-", dir=options.scratch) as name:
         scratch = Path(name)
         reading, images = _prepare(options, scratch)
-        listed = list_contenders(reading, scratch)
-        contenders = [each for each in listed if _is_wanted(each.name, options.only)]
+        all_contenders = list_contenders(reading, scratch)
+        contenders = [contender for contender in all_contenders if _is_wanted(contender.name, options.only)]
         write_peers(reading, contenders)
         if options.cold:
-            contenders = [each for each in contenders if each.name not in WITHOUT_LOADER]
-            shared = [Path(path) for path in (reading.store, reading.folder) if path is not None]
-            data = shared + [each.own_data for each in contenders if each.own_data is not None]
-            measured = measure_cold(reading, contenders, rounds=options.rounds, data=data)
+            contenders = [contender for contender in contenders if contender.name not in WITHOUT_LOADER]
+            shared_data = [Path(path) for path in (reading.store, reading.folder) if path is not None]
+            own_data = [contender.own_data for contender in contenders if contender.own_data is not None]
+            measured = measure_cold(reading, contenders, rounds=options.rounds, data=shared_data + own_data)
         else:
             measured = measure_warm(reading, contenders, rounds=options.rounds)
     report = Report(
@@ -87,7 +89,7 @@ def run(options: argparse.Namespace) -> Report:
 
 
 def _prepare(options: argparse.Namespace, scratch: Path) -> tuple[Reading, int]:
-    """Return what to read and its number of images; synthetic data is written."""
+    """Return the reading and its number of images; write synthetic data unless the user gave data."""
     folder, store, patches = options.folder, options.store, options.patches
     if folder is None and store is None:
         folder, store = scratch / "folder", scratch / "folder.lmdb"
@@ -114,13 +116,13 @@ def _is_wanted(name: str, patterns: Sequence[str] | None) -> bool:
 
 def _compare(measured: Measured, *, cold: bool) -> list[Comparison]:
     loaders = {name: runs for name, runs in measured.runs.items() if name not in WITHOUT_LOADER}
-    alone = {name: runs for name, runs in measured.runs.items() if name in (LIMIT, *WITHOUT_LOADER)}
+    without_loader = {name: runs for name, runs in measured.runs.items() if name in (LIMIT, *WITHOUT_LOADER)}
     reading = "Reading from the disk, opening included" if cold else "Reading"
     comparisons = [_rates(reading, loaders, LIMIT)]
     if cold and FOLDER in loaders:
         comparisons.append(_rates(f"{reading}, against the folder", loaders, FOLDER))
-    if len(alone) > 1:
-        comparisons.append(_rates("Reading without a loader", alone, LIMIT))
+    if len(without_loader) > 1:
+        comparisons.append(_rates("Reading without a loader", without_loader, LIMIT))
     comparisons.append(
         Comparison(
             title="Time of all processors",
@@ -147,4 +149,4 @@ def _rates(title: str, runs: Mapping[str, Sequence[Run]], reference: str) -> Com
 
 
 def _each(runs: Mapping[str, Sequence[Run]], value: Callable[[Run], float]) -> dict[str, list[float]]:
-    return {name: list(map(value, each)) for name, each in runs.items()}
+    return {name: [value(run) for run in runs[name]] for name in runs}

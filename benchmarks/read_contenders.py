@@ -1,4 +1,4 @@
-"""The contenders of ``read``, by name; a process makes its own with ``make``."""
+"""List of the contenders of ``read``. Each is made by ``make`` in a process of its own."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ LIMIT = "decoding alone, in memory, all cores"
 OURS = ("store, threads loader", "store, workers loader")
 FOLDER = "folder, DataLoader, TurboJPEG"
 WITHOUT_LOADER = ("store, read_pixels, one core", "store, read (bytes), one core")
-"""They give no batches in random order, or none at all, so they are shown apart."""
+"""Contenders that do not give batches in random order, or give no batches at all; they have a table of their own."""
 
 DECODERS = ("TurboJPEG", "OpenCV", "Pillow")
 
 
 class Contender(NamedTuple):
-    """One of those that are compared; a process of its own makes it.
+    """A contender, described by plain values for the process that makes it.
 
     Attributes:
-        name: in tables.
-        module: of this package; only its own process imports it, for it may be slow to load.
-        function: of the module: takes the reading and the arguments, prepares, and returns what opens the data.
-        arguments: by keyword, as JSON has them.
+        name: name in tables.
+        module: module of this package; only the contender's process imports it, since it may be slow to load.
+        function: function of the module. It takes the reading and the arguments, prepares the contender, and returns a
+            function that opens the data.
+        arguments: keyword arguments of the function, as JSON values.
     """
 
     name: str
@@ -37,29 +38,29 @@ class Contender(NamedTuple):
     arguments: dict[str, Any]
 
     def as_spec(self, reading: Reading) -> dict[str, Any]:
-        """Return what ``make`` needs, as JSON has it."""
+        """Return the argument of ``make``, as JSON values."""
         return {"contender": list(self), "reading": reading.as_spec()}
 
     @property
     def own_data(self) -> Path | None:
-        """Where it has data of its own; None where it reads the store or the folder."""
+        """Path of the contender's own data; None if it reads the store or the folder."""
         return Path(self.arguments["folder"]) if self.module == "peer_contenders" else None
 
 
 def make(spec: Mapping[str, Any]) -> Open:
-    """Prepare a contender and return what opens its data."""
+    """Prepare a contender and return a function that opens its data."""
     contender = Contender(*spec["contender"])
     prepare = getattr(importlib.import_module(f"benchmarks.{contender.module}"), contender.function)
-    opening: Open = prepare(Reading(**spec["reading"]), **contender.arguments)
-    return opening
+    open_data: Open = prepare(Reading(**spec["reading"]), **contender.arguments)
+    return open_data
 
 
 def list_contenders(reading: Reading, scratch: Path) -> list[Contender]:
-    """Return what can read the data, the limit first, and peers where there are any.
+    """Return the contenders that can read the data: first the limit, last the installed peers.
 
     Args:
-        reading: what to read.
-        scratch: where peers have their data.
+        reading: the patches to read.
+        scratch: the folder for the peers' data.
     """
     contenders = [Contender(LIMIT, "plain_contenders", "prepare_limit", {}), *_store(reading), *_folder(reading)]
     if reading.mode == "pixels":
@@ -72,29 +73,29 @@ def list_contenders(reading: Reading, scratch: Path) -> list[Contender]:
 def _store(reading: Reading) -> list[Contender]:
     if reading.store is None:
         return []
-    found = [_own_loader(name, reading.store, name.split()[1]) for name in OURS]
+    contenders = [_own_loader(name, reading.store, name.split()[1]) for name in OURS]
     if MODES[reading.mode].raw:
-        found.append(_own("store, threads loader, before the device", "prepare_raw", reading.store))
-    found.append(_own("store, items, DataLoader", "prepare_items", reading.store))
+        contenders.append(_own("store, threads loader, before the device", "prepare_raw", reading.store))
+    contenders.append(_own("store, items, DataLoader", "prepare_items", reading.store))
     if reading.mode == "pixels":
         functions = ("prepare_pixels", "prepare_bytes")
-        found += [
+        contenders += [
             Contender(name, "plain_contenders", function, {})
             for name, function in zip(WITHOUT_LOADER, functions, strict=True)
         ]
-    return found
+    return contenders
 
 
 def _folder(reading: Reading) -> list[Contender]:
     if reading.folder is None:
         return []
-    found = [_own_loader("folder, threads loader", reading.folder, "threads")]
+    contenders = [_own_loader("folder, threads loader", reading.folder, "threads")]
     if reading.mode != "pixels":
-        return [*found, _own("folder, items, DataLoader", "prepare_items", reading.folder)]
+        return [*contenders, _own("folder, items, DataLoader", "prepare_items", reading.folder)]
     for decoder in DECODERS:
         arguments = {"decoder": decoder}
-        found.append(Contender(f"folder, DataLoader, {decoder}", "folder_contenders", "prepare", arguments))
-    return found
+        contenders.append(Contender(f"folder, DataLoader, {decoder}", "folder_contenders", "prepare", arguments))
+    return contenders
 
 
 def _own_loader(name: str, path: str, loader: str) -> Contender:

@@ -1,4 +1,4 @@
-"""Rounds of reading: with all in the page cache, or with nothing there."""
+"""Rounds of reading, with the data in the page cache (warm) or dropped from it (cold)."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from benchmarks.reading import Reading
 
 @dataclass(frozen=True)
 class Measured:
-    """What contenders came to.
+    """Runs and memory of the contenders.
 
     Attributes:
         runs: contender -> one run a round.
-        memory: contender -> bytes at its peak in a run of its own; empty where that was not looked at.
+        memory: contender -> peak memory in bytes of a run of its own; empty if memory was not measured.
     """
 
     runs: Mapping[str, Sequence[Run]]
@@ -29,7 +29,7 @@ class Measured:
 
 
 def write_peers(reading: Reading, contenders: Sequence[Contender]) -> None:
-    """Let each peer write its data, in a process that ends with that."""
+    """Let each peer write its data, in a process that ends afterwards."""
     for contender in contenders:
         if contender.own_data is not None:
             with _start(contender, reading) as process:
@@ -37,16 +37,16 @@ def write_peers(reading: Reading, contenders: Sequence[Contender]) -> None:
 
 
 def measure_warm(reading: Reading, contenders: Sequence[Contender], *, rounds: int) -> Measured:
-    """Measure contenders that live side by side, each in its process, in which nothing else is.
+    """Measure contenders that live side by side, each alone in a process of its own.
 
-    The first pass of each is looked at and not timed: it warms up what stays from pass to pass. After the rounds one
-    more is made for the memory.
+    The first pass of each contender is checked and not timed; it warms up whatever stays from pass to pass. After the
+    rounds, one more pass measures the memory.
 
     Raises:
-        StoreError: one did not give every patch once, or failed.
+        StoreError: a contender did not give every patch once, or failed.
     """
     with ExitStack() as stack:
-        processes = {each.name: stack.enter_context(_start(each, reading)) for each in contenders}
+        processes = {contender.name: stack.enter_context(_start(contender, reading)) for contender in contenders}
         for process in processes.values():
             process.check()
         timed: dict[str, Callable[[], Run]] = {name: process.run for name, process in processes.items()}
@@ -59,17 +59,17 @@ def measure_warm(reading: Reading, contenders: Sequence[Contender], *, rounds: i
 def measure_cold(reading: Reading, contenders: Sequence[Contender], *, rounds: int, data: Sequence[Path]) -> Measured:
     """Measure contenders in fresh processes, each run after all data is dropped from the page cache.
 
-    Opening is part of a run. That the contenders give every patch once is looked at by measure_warm only; here the
-    items are counted.
+    Opening is part of a run. Only measure_warm checks that contenders give every patch once; here only the items are
+    counted.
 
     Args:
-        reading: what to read.
-        contenders: who reads it.
-        rounds: how many.
-        data: all that they read from, of which nothing may be mapped.
+        reading: the patches to read.
+        contenders: the contenders to measure.
+        rounds: number of rounds.
+        data: paths of all data that the contenders read; no process may have any of it mapped.
 
     Raises:
-        StoreError: one failed, or the data stays in the page cache.
+        StoreError: a contender failed, or the data stays in the page cache.
     """
 
     def run(contender: Contender) -> Run:
@@ -78,7 +78,7 @@ def measure_cold(reading: Reading, contenders: Sequence[Contender], *, rounds: i
             page_cache.drop(data)
             return process.run()
 
-    runs = run_rounds({each.name: partial(run, each) for each in contenders}, rounds=rounds)
+    runs = run_rounds({contender.name: partial(run, contender) for contender in contenders}, rounds=rounds)
     _check_items(reading, runs)
     return Measured(runs, {})
 
@@ -88,7 +88,7 @@ def _start(contender: Contender, reading: Reading) -> ContenderProcess:
 
 
 def _check_items(reading: Reading, runs: Mapping[str, Sequence[Run]]) -> None:
-    for name, each in runs.items():
-        counts = {run.items for run in each}
+    for name in runs:
+        counts = {run.items for run in runs[name]}
         # Encoded bytes are read so fast that a pass repeats them.
         assert counts == {reading.items * reading.epochs} or name in WITHOUT_LOADER, f"{name}: {counts} items"

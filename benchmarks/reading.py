@@ -1,4 +1,4 @@
-"""What all contenders of a run read."""
+"""The patches that all contenders of a run read."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from dlas_store.source import Source
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """The patches that a pass reads; plain values, for they go to other processes.
+    """The patches that a pass reads, as plain values, which can be sent to other processes.
 
     Attributes:
         mode: one of MODES.
-        store: a store, or None.
-        folder: the folder that it was made of, or None.
-        items: the first so many of the data make an epoch; a multiple of the batch.
+        store: path of a store, or None.
+        folder: path of the folder that the store was made of, or None.
+        items: number of the first items of the data that make an epoch, a multiple of the batch.
         batch: items a batch.
-        epochs: how many make a pass.
-        width: of all patches, in pixels.
-        height: theirs.
-        mean_bytes: of a patch.
+        epochs: number of epochs in a pass.
+        width: width of all patches, in pixels.
+        height: height of all patches, in pixels.
+        mean_bytes: mean size of an encoded patch, in bytes.
     """
 
     mode: str
@@ -45,14 +45,15 @@ class Reading:
 
     @classmethod
     def plan(cls, mode: str, *, store: Path | None, folder: Path | None, patches: int, batch: int | None) -> Reading:
-        """Look at the data, which also brings it into the page cache.
+        """Read and measure the data, which also brings it into the page cache.
 
         Args:
             mode: one of MODES.
-            store: a store.
-            folder: the folder that it was made of, or the only data.
-            patches: how many make a pass: the first ones, as whole batches; data that has fewer is read several times.
-            batch: items a batch; None takes the mode's.
+            store: a store, or None.
+            folder: the folder that the store was made of, or the only data.
+            patches: number of patches in a pass: the first ones, as whole batches. Data with fewer patches is read
+                several times.
+            batch: items a batch; None takes the mode's default.
 
         Raises:
             StoreError: the data cannot be opened, are not JPEGs of one size, or store and folder differ.
@@ -80,13 +81,13 @@ class Reading:
 
     @property
     def data(self) -> str:
-        """The path of the data, of the store where there is one."""
+        """Path of the store, or of the folder if there is no store."""
         path = self.store or self.folder
         assert path is not None
         return path
 
     def options(self, path: str) -> dict[str, Any]:
-        """Return the options of the mode's dataset on some data."""
+        """Return the options of the mode's dataset for the data at a path."""
         return dataset_options(self.mode, path, side=min(self.width, self.height))
 
     def payloads(self) -> Iterator[bytes]:
@@ -95,14 +96,14 @@ class Reading:
             yield from map(source.read, range(self.items))
 
     def as_spec(self) -> dict[str, Any]:
-        """Return it as JSON has it; ``Reading(**spec)`` is this again."""
+        """Return the reading as JSON values; ``Reading(**spec)`` makes an equal one."""
         return asdict(self)
 
     def expected_pictures(self, decode: Any) -> Counter[Hashable]:
-        """Return the fingerprints of the patches of an epoch, as a decoder makes them of bytes.
+        """Return the fingerprints of an epoch's patches as a decoder decodes them.
 
         Args:
-            decode: returns uint8 (H, W, 3) of encoded bytes.
+            decode: decodes bytes to uint8 (H, W, 3).
         """
         by_payload = Counter(self.payloads())
         expected: Counter[Hashable] = Counter()
@@ -112,12 +113,12 @@ class Reading:
 
 
 def fingerprint(pixels: Any) -> int:
-    """Return what tells a picture from others; uint8 (H, W, 3), contiguous."""
+    """Return a hash of a picture, uint8 (H, W, 3), contiguous."""
     return xxh3_64_intdigest(memoryview(pixels).cast("B"))
 
 
 def _measure(source: Source, items: int) -> tuple[Size, int]:
-    """Return the size of all patches, and the bytes of all together."""
+    """Return the size that all patches have, and the sum of their bytes."""
     sizes, total = set(), 0
     for payload in map(source.read, range(items)):
         if not payload.startswith(b"\xff\xd8\xff"):

@@ -1,4 +1,4 @@
-"""What a benchmark shows: a table on the terminal, and JSON with the machine, the versions and every round."""
+"""Report of a benchmark: a table on the terminal, and JSON with the machine, the versions and every round."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _PACKAGES = ("dlas-store", "lmdb", "numpy", "opencv-python-headless", "Pillow", 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What a benchmark came to.
+    """Results of a benchmark.
 
     Attributes:
-        subject: what was measured, one line.
-        comparisons: one table each.
-        figures: further numbers by name, which is a JSON key.
-        notes: what else there is to know, a line each.
+        subject: description of the measured data, one line.
+        comparisons: comparisons, each shown as a table.
+        figures: further numbers by name; the name is a JSON key.
+        notes: remarks, a line each.
     """
 
     subject: str
@@ -53,7 +53,7 @@ def print_report(report: Report) -> None:
 
 
 def write_json(path: str | Path, report: Report, options: argparse.Namespace) -> None:
-    """Write a report with all that is needed to judge it or to run it again."""
+    """Write a report as JSON, with the machine, the versions and the options that are needed to judge or repeat it."""
     chosen = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
     content = {
         "benchmark": chosen.pop("benchmark"),

@@ -1,4 +1,4 @@
-"""A small super-resolution network: what a training loop has to do beside reading."""
+"""A small super-resolution network, the work of a training loop beside reading."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from torch.nn import functional
 
 
 class SmallNetwork(nn.Module):
-    """Residual blocks of convolutions at the size of LQ, and a PixelShuffle; it adds detail to LQ enlarged.
+    """Residual blocks of convolutions at LQ's size and a PixelShuffle, which add detail to enlarged LQ.
 
     Args:
-        width: channels.
-        blocks: of two convolutions each.
-        scale: HQ side over LQ side.
+        width: number of channels.
+        blocks: number of residual blocks, of two convolutions each.
+        scale: HQ's side over LQ's side.
     """
 
     def __init__(self, *, width: int, blocks: int, scale: int) -> None:

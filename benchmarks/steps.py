@@ -1,4 +1,4 @@
-"""Items a second of decoding with more and more of the threads loader around it, which shows where its time goes."""
+"""Items a second of decoding alone and with more and more parts of the threads loader, to show where its time goes."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> Report:
-    """Measure as the options say; all in this process."""
-    from benchmarks.loader_steps import loader_steps  # noqa: PLC0415 - torch is slow to load, the others do without
+    """Measure the steps, all in this process."""
+    from benchmarks.loader_steps import loader_steps  # noqa: PLC0415 - torch is slow to load, and other subjects do not need it
 
     with tempfile.TemporaryDirectory(prefix="dlas-benchmark-", dir=options.scratch) as name:
         folder, store = Path(name, "folder"), Path(name, "store.lmdb")
@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> Report:
         reading = Reading.plan("pixels", store=store, folder=None, patches=options.patches, batch=None)
         with open_source(store) as source:
             steps = loader_steps(reading, source)
-            for step in steps.values():  # what stays from pass to pass is made
+            for step in steps.values():  # warm up whatever stays from pass to pass
                 step()
             rounds = run_rounds(
                 {title: partial(_rate, step, reading) for title, step in steps.items()}, rounds=options.rounds

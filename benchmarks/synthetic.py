@@ -1,4 +1,4 @@
-"""Patches and photos that cost as much to store and to decode as patches of photos."""
+"""Synthetic patches and photos that take as much space and decoding time as real ones."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def write_chunked_folder(
     patches_an_image: int = PATCHES_AN_IMAGE,
     name: Callable[[int], str] = _plain_name,
 ) -> None:
-    """Write a chunked folder; the same one each time.
+    """Write a chunked folder, the same one each time.
 
     Args:
-        folder: is made.
-        patches: how many; 200 pictures are used over and over, each in a file of its own.
-        size: side in pixels.
-        quality: of the JPEGs, 4:2:0.
-        patches_an_image: the last image may have less.
-        name: returns that of an image, by its number.
+        folder: the folder to make.
+        patches: number of patches. They repeat 200 pictures; each patch is a file of its own.
+        size: side of the patches, in pixels.
+        quality: JPEG quality, with 4:2:0 subsampling.
+        patches_an_image: patches of an image; the last image may have fewer.
+        name: returns an image's name from its number.
     """
     rng = np.random.default_rng(0)
     pictures = [
@@ -57,19 +57,19 @@ def write_chunked_folder(
 
 
 def write_photos(folder: Path, *, count: int, megapixels: tuple[float, float], quality: int = 92) -> None:
-    """Write photos of the shape 4:3, evenly from the smallest to the largest; the same ones each time.
+    """Write photos of the shape 4:3, evenly spaced from the smallest size to the largest, the same ones each time.
 
     Args:
-        folder: is made.
-        count: how many.
-        megapixels: of the smallest and of the largest.
-        quality: of the JPEGs, 4:2:0.
+        folder: the folder to make.
+        count: number of photos.
+        megapixels: sizes of the smallest and of the largest photo.
+        quality: JPEG quality, with 4:2:0 subsampling.
     """
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     for number, pixels in enumerate(rng.permutation(np.linspace(*megapixels, count) * 1e6)):
         height, width = round((pixels * 3 / 4) ** 0.5), round((pixels * 4 / 3) ** 0.5)
-        # A picture of that size would take some seconds each; mirrored copies of a smaller one have its statistics.
+        # A synthetic picture of that size takes some seconds; mirrored copies of a smaller one have its statistics.
         picture = synthetic_picture(rng, _PHOTO_PART, grain=(_PHOTO_PART / 256) ** 0.8)
         photo = np.pad(
             picture, ((0, max(0, height - _PHOTO_PART)), (0, max(0, width - _PHOTO_PART)), (0, 0)), "symmetric"
@@ -81,12 +81,13 @@ def write_photos(folder: Path, *, count: int, megapixels: tuple[float, float], q
 def synthetic_picture(rng: np.random.Generator, size: int, *, grain: float = 1.0) -> Pixels:
     """Return a picture with the statistics of a photo: straight edges, and noise whose amplitude falls with frequency.
 
-    Exponent and contrasts were chosen so that 256 x 256 pixels at quality 95 take 12.6 kB, as those of photos do.
+    The exponent and the contrasts were chosen so that 256 x 256 pixels at quality 95 take 12.6 kB, as patches of photos
+    do.
 
     Args:
-        rng: where it comes from.
+        rng: the random numbers.
         size: side in pixels.
-        grain: factor of the noise; its power spectrum falls so fast that (size / 256)^0.8 keeps that of 256 pixels.
+        grain: factor of the noise. For a larger size, (size / 256)^0.8 keeps the noise spectrum of 256 pixels.
 
     Returns:
         uint8 (size, size, 3), RGB.

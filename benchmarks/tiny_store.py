@@ -1,4 +1,4 @@
-"""Stores with the keys of large datasets and small values: what opening costs does not depend on values."""
+"""Stores with the keys of large datasets and small values; the cost of opening does not depend on values."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from dlas_store.source import Image
 
 _PATCHES_AN_IMAGE = 1000
 _PATCHES_A_SHARD = 85_000
-"""As many patches of 12.6 kB as a shard of 1 GiB holds, so that a store has as many shards as a real one."""
+"""Number of 12.6 kB patches that a shard of 1 GiB holds, so that a store has as many shards as a real one."""
 
 _VALUE_BYTES = 16
 
 _DISTINCT = 211
-"""Prime, so that the pictures of an image are others than those of its neighbours."""
+"""A prime, so that neighbouring images have different pictures."""
 
 _NO_PICTURES = Size(256, 256)
 
 
 class SmallPictures(NamedTuple):
-    """Pictures that are used over and over.
+    """Pictures that the patches of a store repeat.
 
     Attributes:
-        encoded: each of them.
-        size: of all of them.
+        encoded: the JPEGs.
+        size: size of every picture, in pixels.
     """
 
     encoded: tuple[bytes, ...]
@@ -54,10 +54,9 @@ def write_tiny_store(store: Path, *, patches: int, pictures: SmallPictures | Non
     """Write a store of images without reference or centres.
 
     Args:
-        store: is made.
-        patches: how many.
-        pictures: what they are, in turn. None makes patches of 16 bytes
-            that are no pictures.
+        store: the store to make.
+        patches: number of patches.
+        pictures: the pictures that the patches repeat in turn. None makes patches of 16 bytes that are no pictures.
     """
     value_bytes = _VALUE_BYTES if pictures is None else -(-sum(map(len, pictures.encoded)) // len(pictures.encoded))
     shards = tuple(_plan(patches, value_bytes))
@@ -84,7 +83,7 @@ def _plan(patches: int, value_bytes: int) -> Iterator[PlannedShard]:
 
 
 def small_pictures(*, size: int, quality: int) -> SmallPictures:
-    """Return JPEGs of a side in pixels that take as few bytes as their quality allows: 0.5 kB at 32 pixels."""
+    """Return square JPEGs of ``size`` pixels, with optimised Huffman tables to save bytes: 0.5 kB at 32 pixels."""
     rng = np.random.default_rng(0)
     encoded = []
     for _ in range(_DISTINCT):

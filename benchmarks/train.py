@@ -1,4 +1,4 @@
-"""Steps a second of a training loop: batches in memory, against threads and worker processes that make them."""
+"""Steps a second of a training loop, with batches in memory, from threads and from worker processes."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ _WORKERS = (1, 2, 4)
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this subject."""
     add_picture_options(parser, patches=960)
-    parser.add_argument("--store", type=Path, help="train from this chunked store, not from synthetic patches")
+    parser.add_argument("--store", type=Path, help="train from this chunked store instead of synthetic patches")
     parser.add_argument("--batch", type=at_least_one, default=16, help="items a batch (default: 16)")
     parser.add_argument(
         "--steps",
         type=at_least_one,
         default=100,
-        help="steps a round: an epoch of so many batches, or several (default: 100)",
+        help="steps a round, in one epoch or several (default: 100)",
     )
     parser.add_argument(
         "--width",
@@ -50,20 +50,23 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--blocks", type=at_least_one, default=4, help="residual blocks (default: 4)")
     parser.add_argument("--threads", type=at_least_one, nargs="+", default=_THREADS, metavar="N", help="n_threads")
     parser.add_argument("--workers", type=at_least_one, nargs="+", default=_WORKERS, metavar="N", help="n_workers")
-    parser.add_argument("--device", default="cpu", help="where to train (default: cpu)")
+    parser.add_argument("--device", default="cpu", help="device to train on (default: cpu)")
     parser.add_argument(
-        "--torch-threads", type=at_least_one, metavar="N", help="PyTorch's own threads (default: as many as it takes)"
+        "--torch-threads",
+        type=at_least_one,
+        metavar="N",
+        help="number of PyTorch's own threads (default: PyTorch's choice)",
     )
     add_scratch_option(parser)
 
 
 def run(options: argparse.Namespace) -> Report:
-    """Measure as the options say.
+    """Measure training.
 
     Raises:
-        StoreError: there is no such device, or the data cannot be opened.
+        StoreError: the device does not exist, or the data cannot be opened.
     """
-    gpu = _describe(options.device)
+    gpu_name = _describe(options.device)
     with tempfile.TemporaryDirectory(prefix="dlas-benchmark-", dir=options.scratch) as scratch:
         store = options.store
         if store is None:
@@ -95,24 +98,24 @@ def run(options: argparse.Namespace) -> Report:
     return Report(
         subject=f"{options.steps} steps a round, batches of {options.batch} SingleImage items with reference, mask and "
         f"centres, patches of {side} x {side} pixels, {options.blocks} blocks, {available_cores()} cores, "
-        f"PyTorch's threads: {options.torch_threads or 'its own choice'}, {gpu}",
+        f"PyTorch's threads: {options.torch_threads or 'its own choice'}, {gpu_name}",
         comparisons=comparisons,
     )
 
 
 def _contenders(options: argparse.Namespace, dataset: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the options of each; the first has its batches in memory."""
+    """Return the options of each contender; the first has its batches in memory."""
     opt = dataset | {"batch_size": options.batch}
-    found = {IN_MEMORY: opt | {"loader": "threads"}}
+    contenders = {IN_MEMORY: opt | {"loader": "threads"}}
     for threads in options.threads:
-        found[f"threads loader, n_threads {threads}"] = opt | {"loader": "threads", "n_threads": threads}
+        contenders[f"threads loader, n_threads {threads}"] = opt | {"loader": "threads", "n_threads": threads}
     for workers in options.workers:
-        found[f"workers loader, n_workers {workers}"] = opt | {"loader": "workers", "n_workers": workers}
+        contenders[f"workers loader, n_workers {workers}"] = opt | {"loader": "workers", "n_workers": workers}
     if options.device != "cpu":
         for threads in options.threads:
             name = f"threads loader, n_threads {threads}, device {options.device}"
-            found[name] = opt | {"loader": "threads", "n_threads": threads, "device": options.device}
-    return found
+            contenders[name] = opt | {"loader": "threads", "n_threads": threads, "device": options.device}
+    return contenders
 
 
 def _measure(options: argparse.Namespace, contenders: dict[str, dict[str, Any]], width: int) -> dict[str, list[Run]]:
@@ -138,8 +141,8 @@ def _start(options: argparse.Namespace, name: str, opt: dict[str, Any], width: i
 
 
 def _describe(name: str) -> str:
-    """Return what a device is, after checking that it is there."""
-    import torch  # noqa: PLC0415 - slow to load, and the other subjects do without
+    """Check that a device exists and return the name of its GPU, or "no GPU"."""
+    import torch  # noqa: PLC0415 - slow to load, and other subjects do not need it
 
     try:
         device = torch.device(name)

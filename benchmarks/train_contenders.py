@@ -1,4 +1,4 @@
-"""A training loop from several loaders; a process makes its own with ``make``."""
+"""Contenders of ``train``: a training loop on each loader. Each is made by ``make`` in a process of its own."""
 
 from __future__ import annotations
 
@@ -25,15 +25,16 @@ Batches = Callable[[], Iterable[Mapping[str, Any]]]
 
 
 def make(spec: Mapping[str, Any]) -> Open:
-    """Return what makes dataset, loader and network."""
+    """Return a function that makes dataset, loader and network."""
     training = Training(**spec)
     return lambda: TrainPass(training)
 
 
 class TrainPass:
-    """Trains for some steps a pass: one epoch where there is enough data, else several.
+    """Trains for some steps a pass, in one epoch if there is enough data, else in several.
 
-    So threads and workers start in each pass, which more steps make less of, and none makes a batch for nothing.
+    So threads and workers start in each pass, and no batch is made in vain. The cost of the start shrinks with the
+    number of steps.
     """
 
     def __init__(self, training: Training) -> None:
@@ -52,7 +53,7 @@ class TrainPass:
         return self._train(self._training.steps)
 
     def check(self) -> int:
-        """Train for a few steps, which warms up what PyTorch keeps."""
+        """Train for a few steps, which warms up PyTorch's caches."""
         return self._train(min(_WARM_UP_STEPS, self._training.steps))
 
     def _train(self, steps: int) -> int:
@@ -60,7 +61,7 @@ class TrainPass:
         log: list[dict[str, float]] = []
         for step, batch in enumerate(self._endless(steps), start=1):
             loss = self._step(batch)
-            # What loops do in Python at every step, which threads that decode compete with.
+            # Training loops do such work in Python at every step; decoding threads compete with it.
             losses.append(loss)
             log.append({"step": step, "loss": sum(losses[-50:]) / len(losses[-50:]), "time": time.monotonic()})
             for group in self._optimizer.param_groups:
@@ -79,16 +80,16 @@ class TrainPass:
         return loss.item()
 
     def _endless(self, steps: int) -> Iterator[Mapping[str, Any]]:
-        left = steps
-        while left:
-            for batch in islice(self._batches(), left):
-                left -= 1
+        remaining_steps = steps
+        while remaining_steps:
+            for batch in islice(self._batches(), remaining_steps):
+                remaining_steps -= 1
                 yield batch
 
 
 def _batches(training: Training) -> Batches:
     opt = training.options
-    # More workers than cores are measured on purpose; PyTorch would say at every epoch that they are.
+    # More workers than cores are measured on purpose; PyTorch would warn of them at every epoch.
     warnings.filterwarnings("ignore", message="This DataLoader will create")
     dataset, collate = create_dataset(opt, return_collate=True)
     batch = opt["batch_size"]
@@ -97,5 +98,5 @@ def _batches(training: Training) -> Batches:
     loader = create_dataloader(dataset, opt, sampler=order, collate_fn=collate)
     if not training.in_memory:
         return lambda: loader
-    kept = list(islice(loader, _BATCHES_IN_MEMORY))
-    return lambda: kept
+    batches_in_memory = list(islice(loader, _BATCHES_IN_MEMORY))
+    return lambda: batches_in_memory

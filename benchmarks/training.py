@@ -1,4 +1,4 @@
-"""What a training loop is measured with."""
+"""Settings of a measured training loop."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """What is trained, and from what; plain values, for they go to another process.
+    """Settings of data, loader and network, as plain values, which can be sent to another process.
 
     Attributes:
-        options: of dataset and loader.
-        in_memory: whether the loop gets a few batches over and over, which lie in memory: no loader can be faster.
+        options: options of dataset and loader.
+        in_memory: whether the loop repeats a few batches from memory; no loader can be faster.
         width: channels of the network.
-        blocks: its depth.
-        steps: a pass.
-        device: where it is trained.
-        torch_threads: of PyTorch in the loop's process; None leaves its own choice.
+        blocks: residual blocks of the network.
+        steps: steps a pass.
+        device: device that the network is trained on.
+        torch_threads: PyTorch's threads in the loop's process; None leaves PyTorch its own choice.
     """
 
     options: dict[str, Any]

@@ -1,4 +1,4 @@
-"""What ``dlas-store read CONFIG`` shows: the batches that a config gives, and how fast they come."""
+"""Output of ``dlas-store read CONFIG``: the contents of a config's batches, and the speed of its loaders."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dlas_store.errors import ConfigError
 
 @dataclass(slots=True)
 class _Values:
-    """What batches hold under one key: numbers from low to high, or texts and the like, with an example."""
+    """Summary of the values of one key in all batches: the range of numbers, or an example of other values."""
 
     type: str
     shape: tuple[int, ...]
@@ -28,7 +28,7 @@ class _Values:
 
     @classmethod
     def of(cls, value: Any) -> _Values:
-        """Describe the value of one batch: a tensor, or a list."""
+        """Summarise the value of one batch: a tensor or a list."""
         if isinstance(value, torch.Tensor):
             dtype = str(value.dtype).removeprefix("torch.")
             if not value.numel():
@@ -37,23 +37,23 @@ class _Values:
         return cls(type(value[0]).__name__, (len(value),), example=str(value[0]))
 
     def widen(self, other: _Values) -> None:
-        """Take the numbers of another batch into the range."""
+        """Extend the range by the range of another batch."""
         self.low = min(self.low, other.low)
         self.high = max(self.high, other.high)
 
     @property
     def content(self) -> str:
-        """The range, or the example."""
+        """The range as text, or the example."""
         return f"{self.low:.4g} .. {self.high:.4g}" if self.example is None else self.example
 
 
 def describe_batches(config_path: str | Path, *, phase: str = "train", batches: int = 10) -> Iterator[str]:
-    """Read the first batches of every dataset of a phase and yield lines that say what they hold and how fast.
+    """Read the first batches of every dataset of a phase and yield lines about their contents and speed.
 
     Args:
-        config_path: a YAML config as load_config takes it.
-        phase: a dataset's key up to the first ``_``.
-        batches: how many to read of each dataset at most, from 1.
+        config_path: a YAML config, as load_config takes it.
+        phase: the part of a dataset's key before the first ``_``.
+        batches: maximum number of batches to read of each dataset, from 1.
 
     Raises:
         ConfigError: the config is wrong, or has no dataset of the phase.
@@ -64,7 +64,7 @@ def describe_batches(config_path: str | Path, *, phase: str = "train", batches: 
 
 
 def datasets_of_phase(config_path: str | Path, phase: str) -> dict[str, dict[str, Any]]:
-    """Return the options of every dataset of a phase by their keys.
+    """Return the options of every dataset of a phase by the dataset's key.
 
     Raises:
         ConfigError: the config is wrong, or has no dataset of the phase.
@@ -81,7 +81,7 @@ def _describe_dataset(key: str, opt: Mapping[str, Any], batches: int) -> Iterato
     dataset, collate = create_dataset(opt, return_collate=True)
     loader = create_dataloader(dataset, opt, collate_fn=collate)
     yield f"{key}: {opt['mode']}, {len(loader):,} batches of {loader.batch_size}, {loader.num_workers} worker processes"
-    found: dict[str, _Values] = {}
+    values_of: dict[str, _Values] = {}
     counts: list[int] = []
     times = [time.perf_counter()]
     for batch in islice(loader, batches):
@@ -89,14 +89,14 @@ def _describe_dataset(key: str, opt: Mapping[str, Any], batches: int) -> Iterato
         counts.append(len(next(iter(batch.values()))))
         for name, value in batch.items():
             values = _Values.of(value)
-            found.setdefault(name, values).widen(values)
-    yield from _table(found)
+            values_of.setdefault(name, values).widen(values)
+    yield from _table(values_of)
     yield _speed(counts, times)
 
 
-def _table(found: Mapping[str, _Values]) -> Iterator[str]:
+def _table(values_of: Mapping[str, _Values]) -> Iterator[str]:
     rows = [("key", "type", "shape", "range")]
-    for key, values in found.items():
+    for key, values in values_of.items():
         rows.append((key, values.type, " x ".join(map(str, values.shape)), values.content))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
@@ -104,7 +104,7 @@ def _table(found: Mapping[str, _Values]) -> Iterator[str]:
 
 
 def _speed(counts: list[int], times: list[float]) -> str:
-    """Say how fast batches came; the first, which waits for the workers to start, counts only where it is alone."""
+    """Return a line about the speed. The first batch, which waits for workers to start, counts only if it is alone."""
     if not counts:
         return "  no batch: the dataset has fewer items than batch_size"
     skipped = 1 if len(counts) > 1 else 0

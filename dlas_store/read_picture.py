@@ -1,4 +1,4 @@
-"""What ``dlas-store read CONFIG --picture FILE`` draws: the first items of a config's datasets, a row a key."""
+"""The sheet of ``dlas-store read CONFIG --picture FILE``: first items of a config's datasets, a row for each key."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from dlas_store.picture_sheet import (
     Picture,
     below,
     beside,
-    blank,
     check_target,
     fit,
-    framed,
     in_grid,
+    make_sheet,
+    pad,
     text_line,
     text_lines,
     write_png,
@@ -31,7 +31,7 @@ from dlas_store.picture_sheet import (
 from dlas_store.read_command import datasets_of_phase
 
 ITEMS = 6
-"""How many items of a dataset are shown."""
+"""Number of items shown of a dataset."""
 
 LABEL_WIDTH = 200
 TILE_SIDE = 128
@@ -40,7 +40,7 @@ MOST_TEXT_LINES = 4
 MOST_NUMBERS = 32
 MOST_FRAMES = 64
 FRAMES_IN_A_ROW = 4
-"""More frames than these are put into a square."""
+"""More frames than these are arranged in a square."""
 
 _FRAME_GAP = 2
 
@@ -49,9 +49,9 @@ def draw_items(config_path: str | Path, file: Path, *, phase: str = "train") -> 
     """Draw the first items of every dataset of a phase into a new PNG file.
 
     Args:
-        config_path: a YAML config as load_config takes it.
-        file: the file to write.
-        phase: a dataset's key up to the first ``_``.
+        config_path: a YAML config, as load_config takes it.
+        file: the PNG file to write.
+        phase: the part of a dataset's key before the first ``_``.
 
     Returns:
         The number of items shown.
@@ -59,7 +59,7 @@ def draw_items(config_path: str | Path, file: Path, *, phase: str = "train") -> 
     Raises:
         ConfigError: the config is wrong, or has no dataset of the phase.
         StoreError: an item cannot be read.
-        TargetExistsError: the file is there already.
+        TargetExistsError: the file exists.
         WriteError: the file cannot be written.
     """
     check_target(file)
@@ -69,50 +69,49 @@ def draw_items(config_path: str | Path, file: Path, *, phase: str = "train") -> 
         items = [dataset[index] for index in range(min(ITEMS, len(dataset)))]
         parts.append(_draw_dataset(f"{key}: {opt['mode']}, {len(dataset):,} items", items))
         count += len(items)
-    write_png(framed(parts), file)
+    write_png(make_sheet(parts), file)
     return count
 
 
 class _Row(NamedTuple):
-    """One key of some items."""
+    """The values of one key: a cell for each item, a picture, or a text where the value is none."""
 
     label: Picture
-    cells: Sequence[Picture]
-    texts: Sequence[str]
-    """What stands in place of cells where the values are no pictures."""
+    cells: Sequence[Picture | str]
 
     def draw(self, width: int) -> Picture:
         """Return the label and a column of a width for each item."""
-        cells = self.cells or [text_lines(text, width, most=MOST_TEXT_LINES) for text in self.texts]
-        return beside([self.label, in_grid([_widened(cell, width) for cell in cells], len(cells))])
+        cells = [
+            text_lines(cell, width, most=MOST_TEXT_LINES) if isinstance(cell, str) else cell for cell in self.cells
+        ]
+        return beside([self.label, in_grid([pad(cell, width, cell.height) for cell in cells], len(cells))])
 
 
 def _draw_dataset(title: str, items: Sequence[Mapping[str, Any]]) -> Picture:
     keys = dict.fromkeys(key for item in items for key in item)
     rows = [_make_row(key, [item[key] for item in items if key in item]) for key in keys]
-    width = max([TILE_SIDE, *(cell.width for row in rows for cell in row.cells)])
-    drawn = [row.draw(width) for row in rows]
-    caption = text_line(title, max([2 * LABEL_WIDTH, *(row.width for row in drawn)]), size=20)
-    return below([caption, *drawn], gap=GAP)
+    cell_widths = [cell.width for row in rows for cell in row.cells if not isinstance(cell, str)]
+    pictures = [row.draw(max([TILE_SIDE, *cell_widths])) for row in rows]
+    caption = text_line(title, max([2 * LABEL_WIDTH, *(picture.width for picture in pictures)]), size=20)
+    return below([caption, *pictures], gap=GAP)
 
 
 def _make_row(key: str, values: Sequence[Any]) -> _Row:
     first = values[0]
     if not isinstance(first, torch.Tensor):
-        return _Row(_label(key, [type(first).__name__]), [], [str(value) for value in values])
-    several = "" if all(value.shape == first.shape for value in values) else " and others"
+        return _Row(_label(key, [type(first).__name__]), [str(value) for value in values])
     shape = " x ".join(map(str, first.shape)) or "scalar"
-    facts = [f"{str(first.dtype).removeprefix('torch.')}, {shape}{several}"]
+    others = "" if all(value.shape == first.shape for value in values) else " and others"
+    facts = [f"{str(first.dtype).removeprefix('torch.')}, {shape}{others}"]
     numbers = np.concatenate([_to_array(value).ravel() for value in values])
     finite = numbers[np.isfinite(numbers)]
-    if not finite.size:
-        return _Row(_label(key, facts), [], [_as_text(value) for value in values])
-    low, high = float(finite.min()), float(finite.max())
-    facts.append(f"{low:.4g} .. {high:.4g}")
-    if finite.size < numbers.size:
-        facts.append("some are not finite")
-    if not all(map(_is_picture, values)):
-        return _Row(_label(key, facts), [], [_as_text(value) for value in values])
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    if finite.size:
+        facts.append(f"{low:.4g} .. {high:.4g}")
+        if finite.size < numbers.size:
+            facts.append("some are not finite")
+    if not finite.size or not all(map(_is_picture, values)):
+        return _Row(_label(key, facts), [_as_text(value) for value in values])
     if low >= 0 and high <= 1:
         low, high = 0.0, 1.0
     else:
@@ -121,7 +120,7 @@ def _make_row(key: str, values: Sequence[Any]) -> _Row:
         facts.append("the fourth channel apart")
     if first.ndim == 4 and len(first) > MOST_FRAMES:
         facts.append(f"the first {MOST_FRAMES} shown")
-    return _Row(_label(key, facts), [_draw_tensor(_to_array(value), low, high) for value in values], [])
+    return _Row(_label(key, facts), [_draw_tensor(_to_array(value), low, high) for value in values])
 
 
 def _label(key: str, facts: Sequence[str]) -> Picture:
@@ -131,37 +130,32 @@ def _label(key: str, facts: Sequence[str]) -> Picture:
 
 
 def _is_picture(tensor: torch.Tensor) -> bool:
-    """Tell (C, h, w) and (F, C, h, w), of 1, 3 or 4 channels, from other tensors."""
+    """Return whether a tensor is a picture (C, h, w) or frames (F, C, h, w), of 1, 3 or 4 channels."""
     return tensor.ndim in (3, 4) and tensor.shape[-3] in (1, 3, 4)
 
 
 def _draw_tensor(array: NDArray[np.float64], low: float, high: float) -> Picture:
     """Draw (C, h, w) or (F, C, h, w) numbers, black at ``low`` and white at ``high``.
 
-    A few frames come side by side, many in a square. Fourth channels come to the right of a single picture, and below
-    the row of its frames.
+    A few frames stand side by side, many in a square. The fourth channel of a single picture stands to its right; the
+    fourth channels of several frames stand below those frames.
     """
     frames = array[None] if array.ndim == 3 else array[:MOST_FRAMES]
     frames = (np.nan_to_num(frames) - low) / max(high - low, 1e-9)
-    has_fourth = frames.shape[1] == 4
-    if len(frames) == 1:
-        columns = 1 + has_fourth
-    else:
-        columns = len(frames) if len(frames) <= FRAMES_IN_A_ROW else math.ceil(math.sqrt(len(frames)))
+    several = len(frames) > 1
+    few = len(frames) if len(frames) <= FRAMES_IN_A_ROW else math.ceil(math.sqrt(len(frames)))
+    groups = [frames[:, :3], frames[:, 3:]] if frames.shape[1] == 4 else [frames]
+    columns = few if several else len(groups)
     side = min(TILE_SIDE, (MOST_CELL_WIDTH + _FRAME_GAP) // columns - _FRAME_GAP)
-    tiles = [_to_picture(frame[:3] if has_fourth else frame, side) for frame in frames]
-    if has_fourth:
-        # Fill up the last row, for the fourth channels start one of their own.
-        tiles += [blank(1, 1)] * (-len(tiles) % columns if len(frames) > 1 else 0)
-        tiles += [_to_picture(frame[3:], side) for frame in frames]
-    return in_grid(tiles, columns, gap=_FRAME_GAP)
+    grids = [in_grid([_to_picture(frame, side) for frame in group], few, gap=_FRAME_GAP) for group in groups]
+    return below(grids, gap=_FRAME_GAP) if several else beside(grids, gap=_FRAME_GAP)
 
 
-def _to_picture(planes: NDArray[np.float64], side: int) -> Picture:
-    """Return (1 or 3, h, w) numbers in [0, 1] as a picture fit into a square."""
-    pixels = np.rint(planes.clip(0, 1) * 255).astype(np.uint8)
-    grey_or_rgb = np.repeat(pixels, 3, axis=0) if len(pixels) == 1 else pixels
-    return fit(PillowImage.fromarray(np.ascontiguousarray(grey_or_rgb.transpose(1, 2, 0))), side, side)
+def _to_picture(chw: NDArray[np.float64], side: int) -> Picture:
+    """Return (1 or 3, h, w) numbers in [0, 1] as an RGB picture fit into a square."""
+    pixels = np.rint(chw.clip(0, 1) * 255).astype(np.uint8)
+    rgb = np.broadcast_to(pixels, (3, *pixels.shape[1:]))
+    return fit(PillowImage.fromarray(np.ascontiguousarray(rgb.transpose(1, 2, 0))), side, side)
 
 
 def _to_array(tensor: torch.Tensor) -> NDArray[np.float64]:
@@ -169,7 +163,7 @@ def _to_array(tensor: torch.Tensor) -> NDArray[np.float64]:
 
 
 def _as_text(tensor: torch.Tensor) -> str:
-    """Return the numbers of a tensor with four digits, in their nesting where they are few."""
+    """Return the numbers of a tensor with four digits, nested as they are if few, else the first of them flat."""
     if tensor.numel() <= MOST_NUMBERS:
         return _nested(tensor.tolist())
     return f"{_nested(tensor.flatten()[:MOST_NUMBERS].tolist())[:-1]}, ..."
@@ -179,11 +173,3 @@ def _nested(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(_nested, value))}]"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _widened(picture: Picture, width: int) -> Picture:
-    if picture.width == width:
-        return picture
-    wide = blank(width, picture.height)
-    wide.paste(picture, (0, 0))
-    return wide

@@ -1,4 +1,4 @@
-"""What commands read from their line and print on the terminal: numbers, sizes, names, lists."""
+"""Text of the command line: parsers of option values, and printing of numbers, sizes, names and lists."""
 
 from __future__ import annotations
 
@@ -13,7 +13,13 @@ _LINES_SHOWN = 20
 
 
 def print_lines(what: str, lines: Sequence[str], count: int | None = None) -> None:
-    """Print what is to be said of some images or files, the first of them only."""
+    """Print the first lines about images or files, each after a heading, and the number of the others.
+
+    Args:
+        what: heading of every line.
+        lines: the lines, of which at most 20 are printed.
+        count: number of all lines, if ``lines`` holds only the first of them.
+    """
     count = len(lines) if count is None else count
     for line in lines[:_LINES_SHOWN]:
         print(f"{what}: {one_line(line)}")
@@ -22,22 +28,22 @@ def print_lines(what: str, lines: Sequence[str], count: int | None = None) -> No
 
 
 def shorten(paths: Sequence[str], count: int = 3) -> str:
-    """Return the first of some paths in one line."""
+    """Return the first paths in one line, with dots if there are more."""
     return ", ".join(map(one_line, paths[:count])) + (", ..." if len(paths) > count else "")
 
 
 def one_line(text: str) -> str:
-    """Return text with control characters escaped: names may hold newlines."""
+    """Return text with unprintable characters escaped, since names may hold newlines."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def megabytes(size: int) -> str:
-    """Return bytes as text."""
+    """Return a number of bytes as text in megabytes."""
     return f"{size / 1e6:,.1f} MB"
 
 
 def positive(text: str) -> int:
-    """Return the whole number from 1 that an option says."""
+    """Parse an option's whole number from 1."""
     value = int(text) if text.isascii() and text.isdigit() else 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number from 1, got {text!r}")
@@ -45,14 +51,14 @@ def positive(text: str) -> int:
 
 
 def natural(text: str) -> int:
-    """Return the whole number from 0 that an option says."""
+    """Parse an option's whole number from 0."""
     if not (text.isascii() and text.isdigit()):
         raise argparse.ArgumentTypeError(f"must be a whole number from 0, got {text!r}")
     return int(text)
 
 
 def share(text: str) -> float:
-    """Return the share that an option such as 5% says: above 0, at most 1."""
+    """Parse an option's percentage, such as 5%, and return it as a fraction above 0 and at most 1."""
     match = re.fullmatch(r"([0-9]+(\.[0-9]+)?)%", text)
     if match is None or not 0 < float(match[1]) <= 100:
         raise argparse.ArgumentTypeError(
@@ -62,7 +68,7 @@ def share(text: str) -> float:
 
 
 def byte_size(text: str) -> int:
-    """Return the bytes that an option such as 512MiB says."""
+    """Parse an option's size, such as 512MiB, and return it in bytes."""
     match = re.fullmatch(r"([0-9]+)([KMGT]?)(iB|B)?", text)
     if match is None or int(match[1]) < 1:
         raise argparse.ArgumentTypeError(f"must be a size such as 512MiB or 1GiB, got {text!r}")

@@ -1,8 +1,8 @@
-"""Write the photos of the demo, out of scikit-image's samples: ``python examples/sample_photos.py demo/originals``.
+"""Write the demo's photos, made of scikit-image's samples: ``python examples/sample_photos.py demo/originals``.
 
-One folder a kind: photos; the frames of clips; a stereo pair side by side; and labelled pictures, a folder a class. The
-first three are for ``dlas-store extract``, the last for ``dlas-store import torch:imagefolder``. All come with
-scikit-image's wheel, nothing is downloaded.
+Each kind has a folder: photos, frames of clips, a stereo pair side by side, and labelled pictures in a folder a class.
+The first three are for ``dlas-store extract``, the last is for ``dlas-store import torch:imagefolder``. The samples
+come with scikit-image's wheel, so nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CLIPS = ("astronaut", "coffee")
 FRAMES = 8
 FRAME = 384
 PAN = 16
-"""A clip's frames are squares of FRAME pixels, each PAN pixels to the right of the one before."""
+"""A clip's frames are squares of FRAME pixels, each PAN pixels to the right of the frame before."""
 
 STEREO = "stereo_motorcycle"
 CLASSES = ("brick", "grass", "gravel")
@@ -31,14 +31,14 @@ TILE = 128
 
 
 def write_photos(folder: Path) -> int:
-    """Write whole photos and return their number."""
+    """Write whole photos and return the number of photos."""
     for name in PHOTOS:
         write_jpeg(folder / f"{name}.jpg", getattr(data, name)())
     return len(PHOTOS)
 
 
 def write_clips(folder: Path) -> int:
-    """Write the frames of clips, made by moving over photos, and return their number."""
+    """Write the frames of clips, which pan over photos, and return the number of frames."""
     for name in CLIPS:
         photo = getattr(data, name)()
         for number in range(FRAMES):
@@ -55,7 +55,7 @@ def write_stereo(folder: Path) -> int:
 
 
 def write_classes(folder: Path) -> int:
-    """Cut photos of surfaces into labelled pictures, a folder a class, and return their number."""
+    """Cut photos of surfaces into labelled pictures, a folder a class, and return the number of pictures."""
     tiles = 0
     for name in CLASSES:
         (folder / name).mkdir()
@@ -74,11 +74,11 @@ def write_jpeg(path: Path, pixels: NDArray[Any]) -> None:
 
 
 KINDS = {"photos": write_photos, "video": write_clips, "stereo": write_stereo, "classes": write_classes}
-"""What writes each kind, by the name of its folder."""
+"""Name of each kind's folder -> function that writes its pictures."""
 
 
 if __name__ == "__main__":
     root = Path(sys.argv[1])
     for kind, write in KINDS.items():
-        (root / kind).mkdir(parents=True)  # a folder that is there is left alone
+        (root / kind).mkdir(parents=True)  # an existing folder is not touched: this raises FileExistsError
         print(f"{root / kind}: {write(root / kind)} pictures")

@@ -1,10 +1,9 @@
 """Train a small super-resolution network from a config: ``python examples/train_sr.py``.
 
-A minute on two cores is enough to see the loss fall, and the output pass a bicubic enlargement. Any config whose
-pictures are in [0, 1] will do; the first dataset of phase train is taken. The samples are those pictures of the first
-batch that a bicubic enlargement fails most. They come as one PNG with a row each: LQ, LQ enlarged bicubically, the
-network's output, HQ. They are of the training data: what a network makes of pictures that it has not seen is another
-question.
+In a minute on two cores the loss falls, and the network's output surpasses a bicubic enlargement. The config may be any
+whose pictures are in [0, 1]; its first dataset of phase train is used. The samples are those pictures of the first
+batch that a bicubic enlargement fails most. One PNG shows them, a row each: LQ, LQ enlarged bicubically, the network's
+output, HQ. They are training data: they do not show how the network does on pictures that it has not seen.
 """
 
 from __future__ import annotations
@@ -32,10 +31,10 @@ REPORTS = 10
 
 
 class SmallNetwork(nn.Module):
-    """Some convolutions and a PixelShuffle, which add detail to LQ enlarged pixel by pixel."""
+    """A network of convolutions and a PixelShuffle, which adds detail to LQ enlarged pixel by pixel."""
 
     def __init__(self, scale: int) -> None:
-        """Make a network for HQ that is ``scale`` times as large as LQ."""
+        """Make a network whose output is ``scale`` times as large as LQ."""
         super().__init__()
         self._scale = scale
         self._head = nn.Conv2d(3, CHANNELS, 3, padding=1)
@@ -48,7 +47,7 @@ class SmallNetwork(nn.Module):
             for _ in range(BLOCKS)
         )
         last = nn.Conv2d(CHANNELS, 3 * scale**2, 3, padding=1, bias=False)
-        # No detail at first: training starts from LQ itself, not from noise on top of it.
+        # No detail at first: training starts from enlarged LQ, without noise on top of it.
         nn.init.zeros_(last.weight)
         self._tail = nn.Sequential(last, nn.PixelShuffle(scale))
 
@@ -62,7 +61,7 @@ class SmallNetwork(nn.Module):
 
 
 def enlarge(lq: torch.Tensor, scale: int, *, mode: str = "nearest") -> torch.Tensor:
-    """Return pictures (B, 3, h, w) ``scale`` times as large, pixel by pixel or by another mode of interpolate()."""
+    """Return pictures (B, 3, h, w) enlarged by ``scale``, pixel by pixel or by another mode of interpolate()."""
     return functional.interpolate(lq, scale_factor=scale, mode=mode)
 
 
@@ -87,7 +86,7 @@ def endless_batches(loader: Loader) -> Iterator[tuple[torch.Tensor, torch.Tensor
 
 
 def train(batches: Iterator[tuple[torch.Tensor, torch.Tensor]], network: nn.Module, seconds: float) -> None:
-    """Train a network by the mean absolute error and print how that falls; at least one step is made."""
+    """Train a network by the mean absolute error, for at least one step, and print how the error falls."""
     optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
     started = reported = time.monotonic()
     losses: list[float] = []
@@ -105,7 +104,7 @@ def train(batches: Iterator[tuple[torch.Tensor, torch.Tensor]], network: nn.Modu
             losses.clear()
         if done:
             return
-        # Down to nothing at the end, so that the last steps settle what the first ones found.
+        # The learning rate falls to 0 at the end, so that the last steps refine the result of the first.
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * (1 - (now - started) / seconds)
 
@@ -116,18 +115,18 @@ def signal_to_noise(output: torch.Tensor, hq: torch.Tensor) -> float:
 
 
 def save_samples(path: Path, rows: torch.Tensor) -> None:
-    """Write rows of pictures, float32 (rows, columns, 3, h, w), as one PNG; what is outside of [0, 1] is clipped."""
+    """Write rows of pictures, float32 (rows, columns, 3, h, w), as one PNG; values outside [0, 1] are clipped."""
     sheet = torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)
     pixels = (sheet.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)
     Image.fromarray(pixels.numpy()).save(path)
 
 
 def main() -> None:
-    """Train, and show what came of it."""
+    """Train a network, write samples of its output, and print its quality."""
     options = parse_arguments()
     torch.manual_seed(0)
     loader = open_training_data(options.config)
-    # A thread that waits for a core which a loader's worker has keeps all others waiting.
+    # All of PyTorch's threads wait for the slowest: leave a core to each of the loader's workers.
     torch.set_num_threads(max((os.cpu_count() or 1) - loader.num_workers, 1))
     batches = endless_batches(loader)
     lq, hq = next(batches)
@@ -147,10 +146,10 @@ def main() -> None:
 
 
 def parse_arguments() -> Any:
-    """Return ``config``, ``seconds`` and ``out``."""
+    """Return the arguments ``config``, ``seconds`` and ``out``."""
     parser = argparse.ArgumentParser(description="Train a small super-resolution network for a while.")
     parser.add_argument("config", nargs="?", type=Path, default=Path("examples/train.yml"), metavar="CONFIG")
-    parser.add_argument("--seconds", type=float, default=60, help="how long to train (default: 60)")
+    parser.add_argument("--seconds", type=float, default=60, help="seconds of training (default: 60)")
     parser.add_argument("--out", type=Path, default=Path("demo/sr"), help="folder for samples.png (default: demo/sr)")
     return parser.parse_args()
 

@@ -1,4 +1,4 @@
-"""The dlas-store command, run in a process of its own as its users run it."""
+"""Runs of the dlas-store command in a process of its own, as a user runs it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LIMIT_SECONDS = 120
 
 
 class Result(NamedTuple):
-    """How a command ended."""
+    """Exit status and output of a command."""
 
     status: int
     out: str
@@ -33,9 +33,9 @@ def run(*arguments: str | Path, cwd: Path | None = None, before: str | None = No
     """Run a command to its end.
 
     Args:
-        arguments: what follows ``dlas-store``.
-        cwd: where it runs.
-        before: Python statements that run first in its process, and give the process limits that it keeps.
+        arguments: arguments of ``dlas-store``.
+        cwd: working directory of the command.
+        before: Python statements that run first in the command's process, to set limits that the process keeps.
     """
     program = PROGRAM
     if before is not None:
@@ -50,7 +50,7 @@ def run(*arguments: str | Path, cwd: Path | None = None, before: str | None = No
 
 
 def done(*arguments: str | Path, cwd: Path | None = None) -> str:
-    """Run a command that must succeed, quietly but for its result, which is returned."""
+    """Run a command that must succeed and print no errors, and return its output."""
     result = run(*arguments, cwd=cwd)
     assert (result.status, result.err) == (0, ""), result
     return result.out
@@ -65,7 +65,7 @@ def error_line(result: Result, status: int = 1) -> str:
 
 
 def refused(*arguments: str | Path, cwd: Path | None = None) -> str:
-    """Run a command that must fail with one line, which is returned."""
+    """Run a command that must fail with one line, and return that line."""
     return error_line(run(*arguments, cwd=cwd))
 
 
@@ -82,13 +82,13 @@ def start(*arguments: str | Path, cwd: Path | None = None) -> subprocess.Popen[s
 
 
 def end(process: subprocess.Popen[str]) -> Result:
-    """Wait for a started command."""
+    """Wait until a started command ends, and return its result."""
     out, err = process.communicate(timeout=_LIMIT_SECONDS)
     return Result(process.returncode, out, err)
 
 
 def await_while_running(process: subprocess.Popen[str], condition: Callable[[], object]) -> None:
-    """Wait until something holds of a command that is still at work."""
+    """Wait until a condition holds; the command must still be running."""
     while not condition():
         assert process.poll() is None, f"ended before it came to that: {process.communicate()}"
         time.sleep(0.002)
@@ -173,14 +173,14 @@ def kill_main_process(*arguments: str | Path, workers: int) -> None:
 
 
 def info(store: Path) -> dict[str, Any]:
-    """Return what ``info --json`` prints."""
+    """Return the JSON that ``info --json`` prints."""
     facts = json.loads(done("info", store, "--json"))
     assert isinstance(facts, dict)
     return facts
 
 
 def findings(store: Path, *arguments: str | Path) -> list[dict[str, str]]:
-    """Return what ``verify --json`` finds, whose exit status must agree with it."""
+    """Return the findings of ``verify --json``; the exit status must agree with them."""
     result = run("verify", store, *arguments, "--json")
     report = json.loads(result.out)
     found = report["findings"]
@@ -191,5 +191,5 @@ def findings(store: Path, *arguments: str | Path) -> list[dict[str, str]]:
 
 
 def is_whole(store: Path, source: Path) -> bool:
-    """Return whether a store is sound and holds exactly what a source holds."""
+    """Return whether a store is sound and holds exactly the contents of a source."""
     return findings(store, "--against", source) == []

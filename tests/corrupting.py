@@ -1,4 +1,4 @@
-"""Pictures to corrupt, and what corruptions must make of them."""
+"""Pictures to corrupt, and the expected results of corruptions."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def apply(
 
 
 def corrupt(frame: Array, *fixed: str, **options: Any) -> tuple[Array, float]:
-    """Return a frame corrupted, and the strength of the last corruption."""
+    """Corrupt a frame; return it and the strength of the last corruption."""
     (corrupted,), strengths = apply([frame], *fixed, **options)
     return corrupted, strengths[-1]
 
@@ -66,7 +66,7 @@ def pillow_jpeg(frame: Array, quality: int) -> Array:
 
 
 def reduced(frame: Array, factor: int, interpolation: int) -> Array:
-    """Bring an interleaved frame down as lq_resampling does."""
+    """Reduce an interleaved frame as lq_resampling does."""
     height, width = frame.shape[:2]
     small: Array = cv2.resize(frame, (width // factor, height // factor), interpolation=interpolation)
     return np.clip(small, 0, 1)

@@ -1,4 +1,4 @@
-"""Whether items or batches are equal, in all that a reader can tell."""
+"""Equality of items or batches, in everything that a reader can observe."""
 
 from __future__ import annotations
 

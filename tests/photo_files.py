@@ -20,7 +20,7 @@ from dlas_store import open_source
 from dlas_store.cli import main
 
 ORIENTATION = 0x0112
-"""The EXIF tag, and TIFF tag, that says how a photo is turned."""
+"""Number of the EXIF and TIFF tag for a photo's orientation."""
 
 ENDINGS = {
     "jpg": "JPEG",
@@ -32,7 +32,7 @@ ENDINGS = {
     "tif": "TIFF",
     "tiff": "TIFF",
 }
-"""Ending -> Pillow's name of the kind."""
+"""File ending -> Pillow's name of the format."""
 
 _QUICK_AND_EXACT: dict[str, dict[str, Any]] = {
     "PNG": {"compress_level": 1},
@@ -41,14 +41,14 @@ _QUICK_AND_EXACT: dict[str, dict[str, Any]] = {
 
 
 def scene(height: int, width: int, *, seed: int = 0, cell: int = 4) -> Array:
-    """Return random colours that run into each other.
+    """Return random colours that blend into each other.
 
-    JPEG keeps cells of 4 pixels well, and a picture still differs from itself moved by one pixel.
+    With cells of 4 pixels JPEG preserves the colours well, and a picture still differs from itself shifted by a pixel.
 
     Args:
-        height: pixels.
-        width: pixels.
-        seed: another one gives other colours.
+        height: height in pixels.
+        width: width in pixels.
+        seed: seed of the colours.
         cell: pixels from one random colour to the next.
 
     Returns:
@@ -65,13 +65,13 @@ def flat(height: int, width: int, colour: tuple[int, int, int] = (200, 100, 50))
 
 
 def encoded(pixels: Array | Image.Image, ending: str, *, orientation: int = 1, **options: Any) -> bytes:
-    """Return a photo as the file of an ending, lossless where the kind can be (PNG, WebP, BMP, PPM, TIFF).
+    """Return a photo encoded in the format of an ending, lossless if the format allows (PNG, WebP, BMP, PPM, TIFF).
 
     Args:
         pixels: uint8 (H, W) or (H, W, 3 or 4), or a picture of any mode.
         ending: a key of ENDINGS.
-        orientation: EXIF orientation; 1 writes no EXIF.
-        options: arguments of Pillow's save for this kind.
+        orientation: the EXIF orientation; 1 writes no tag.
+        options: options of Pillow's save for this format.
     """
     image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
     kind = ENDINGS[ending]
@@ -86,13 +86,13 @@ def encoded(pixels: Array | Image.Image, ending: str, *, orientation: int = 1, *
 
 
 def decoded(content: bytes) -> Array:
-    """Return the pixels of a file as they are stored, uint8 (H, W, 3)."""
+    """Return the pixels of a file in stored orientation, uint8 (H, W, 3)."""
     with Image.open(io.BytesIO(content)) as image:
         return np.array(image.convert("RGB"))
 
 
 def upright(pixels: Array, orientation: int) -> Array:
-    """Return stored pixels as EXIF means them to be seen, from the table of the EXIF standard (0th row, 0th column)."""
+    """Return stored pixels turned upright, by the table of the EXIF standard (0th row, 0th column)."""
     turned = {
         1: pixels,
         2: pixels[:, ::-1],
@@ -112,14 +112,14 @@ def _animated(ending: str) -> bytes:
 
 
 def _deep(ending: str) -> bytes:
-    """Return a colour photo of 16 bits a channel, which Pillow would bring down to 8 without a word."""
+    """Return a colour photo of 16 bits a channel, which Pillow would silently reduce to 8."""
     done, file = cv2.imencode(f".{ending}", scene(64, 64).astype(np.uint16) * 257)
     assert done
     return file.tobytes()
 
 
 def _claims(content: bytes, ending: str, side: int) -> bytes:
-    """Return a photo whose header says that it is a square of a side."""
+    """Return a photo whose header claims a square of ``side`` pixels."""
     if ending == "jpg":
         frame = content.index(b"\xff\xc0")
         return content[: frame + 5] + struct.pack(">HH", side, side) + content[frame + 9 :]

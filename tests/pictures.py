@@ -1,4 +1,4 @@
-"""Folders of pictures made for one test, and stores of them."""
+"""Folders of pictures made for one test, and the stores made of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dlas_store.source import Layout
 
 
 def write_pictures(folder: Path, pictures: Mapping[str, Array]) -> Path:
-    """Write pictures, by their paths below the folder, as PNG whatever their names end in."""
+    """Write pictures, given by their paths below the folder, as PNG whatever their names end in."""
     for name, pixels in pictures.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,7 +34,7 @@ def planes(pixels: Array) -> Array:
 
 
 def averaged(array: Array, factor: int = 2) -> Array:
-    """Return (C, H, W) brought down by the mean of squares of factor x factor."""
+    """Return (C, H, W) reduced by averaging squares of factor x factor."""
     channels, height, width = array.shape
     mean: Array = array.reshape(channels, height // factor, factor, width // factor, factor).mean((2, 4))
     return mean

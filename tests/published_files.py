@@ -1,4 +1,4 @@
-"""Tiny datasets in the formats of their publishers, written for one test."""
+"""Tiny datasets in the formats of MNIST and CIFAR, written for one test."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from samples import Array
 
 
 def levels(*shape: int, seed: int = 0) -> Array:
-    """Return random bytes of a shape."""
+    """Return random levels, a uint8 array of a shape."""
     return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
 
 
 def idx(array: Array) -> bytes:
-    """Return bytes as an IDX file."""
+    """Return a uint8 array as an IDX file."""
     return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
 
 
@@ -34,7 +34,7 @@ def write_mnist(folder: Path, pixels: Array, labels: Array, *, split: str = "tra
 
 
 def python2_batch(fields: dict[str, Any]) -> bytes:
-    """Return a batch as Python 2's cPickle wrote it at protocol 2: texts and pixels as byte strings."""
+    """Return a batch as Python 2's cPickle writes it at protocol 2, with texts and pixels as byte strings."""
     return b"\x80\x02}(" + b"".join(_python2(key) + _python2(value) for key, value in fields.items()) + b"u."
 
 
@@ -56,7 +56,7 @@ def _python2(value: Any) -> bytes:
 
 
 def write_cifar10(folder: Path, *, count: int = 3, protocol: int | None = None) -> tuple[Array, Array]:
-    """Write five batches and the test batch; return pixels (n, 32, 32, 3) and labels of the five."""
+    """Write five training batches and the test batch; return the former's pixels (n, 32, 32, 3) and labels."""
     folder.mkdir(parents=True, exist_ok=True)
     names = [f"class {n}" for n in range(10)]
     (folder / "batches.meta").write_bytes(_dump({"label_names": names, "num_vis": 3072}, protocol))
@@ -73,7 +73,7 @@ def write_cifar10(folder: Path, *, count: int = 3, protocol: int | None = None) 
 
 
 def write_cifar100(folder: Path, *, count: int = 20, protocol: int | None = None) -> tuple[Array, Array, Array]:
-    """Write train, test and meta; return pixels (n, 32, 32, 3), fine and coarse labels of train."""
+    """Write train, test and meta; return the pixels (n, 32, 32, 3), fine labels and coarse labels of train."""
     folder.mkdir(parents=True, exist_ok=True)
     meta = {
         "fine_label_names": [f"fine {n}" for n in range(100)],
@@ -90,7 +90,7 @@ def write_cifar100(folder: Path, *, count: int = 20, protocol: int | None = None
 
 
 def _dump(fields: dict[str, Any], protocol: int | None) -> bytes:
-    """Return fields as Python 2 pickles them, or Python 3 at a protocol, with keys of bytes as it reads them back."""
+    """Return fields pickled as by Python 2 or, given a protocol, by Python 3, whose keys are then bytes."""
     if protocol is None:
         return python2_batch(fields)
     return pickle.dumps({key.encode(): value for key, value in fields.items()}, protocol)

@@ -1,4 +1,4 @@
-"""Small datasets for tests of loaders: their items tell what was asked for."""
+"""Small datasets for tests of loaders; each item contains its own index."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ITEMS = 40
 
 
 class Rolls(ItemDataset):
-    """Items that tell their index and a number drawn for them; notes when a batch is begun."""
+    """A dataset whose items hold their index and a random number; it records the batches that are begun."""
 
     def __init__(self, *, length: int = ITEMS, bad: Sequence[int] = (), seed: int | None = 5) -> None:
         super().__init__(ConfigOptions.of_dataset({} if seed is None else {"seed": seed}, mode="rolls"))
@@ -43,7 +43,7 @@ class Rolls(ItemDataset):
 
 
 class Squares(Dataset[int]):
-    """A dataset of others, which knows nothing of draws."""
+    """A plain dataset of PyTorch, as users write it, which takes whole numbers only."""
 
     def __init__(self, length: int = 10) -> None:
         self.length = length
@@ -60,5 +60,5 @@ class Squares(Dataset[int]):
 
 
 def indices_and_rolls(items: Sequence[Mapping[str, Any]]) -> Any:
-    """Make a batch: index and number of each item."""
+    """Collate items into a batch: index and random number of each."""
     return [(item["index"], item["roll"]) for item in items]

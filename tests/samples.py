@@ -1,4 +1,4 @@
-"""The sample data, and pictures made for one test."""
+"""Folder of the sample data, and pictures made for one test."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def noise(height: int, width: int, *, seed: int = 0) -> Array:
 
 
 def png(pixels: Array) -> bytes:
-    """Encode uint8 (H, W, 3) so that decoding gives the same pixels; readers tell the kind from the bytes."""
+    """Encode uint8 (H, W, 3) losslessly; readers recognise the format by the bytes, whatever the file's ending."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()

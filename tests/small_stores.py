@@ -1,4 +1,4 @@
-"""Small folders, the stores made of them, and ways to look at and damage files behind the back of the API."""
+"""Small folders, the stores made of them, and functions that inspect and damage files without the API."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def append(folder: Path, store: Path, *, shard_size: int = 1, images: str | None
 
 
 def content_of(source: Source) -> Content:
-    """Return all that a source gives: bytes of patches and references, what is known of images, and the order."""
+    """Return everything in a source: bytes of patches and references, metadata of images, and their order."""
     content: Content = {"order": [source.image(number).name for number in range(source.image_count)]}
     for number in range(source.image_count):
         image = source.image(number)
@@ -64,7 +64,7 @@ def content_of(source: Source) -> Content:
 
 
 def state_of(folder: Path) -> dict[str, tuple[int, int]]:
-    """Return size and time of change of everything below a folder, the folder's own time too."""
+    """Return size and modification time of a folder and everything below it."""
     return {
         str(path.relative_to(folder)): (path.stat().st_size, path.stat().st_mtime_ns)
         for path in (folder, *folder.rglob("*"))
@@ -86,7 +86,7 @@ def flip(path: Path, position: int, bit: int = 0) -> None:
 
 
 def flip_in(path: Path, part: bytes) -> None:
-    """Flip a bit in the middle of the one place where a file has some bytes."""
+    """Flip a bit in the middle of some bytes that a file contains exactly once."""
     data = path.read_bytes()
     assert data.count(part) == 1
     flip(path, data.index(part) + len(part) // 2)
@@ -101,7 +101,7 @@ def damage_table(store: Path, name: str) -> None:
 
 
 def in_child(function: Callable[[], None], *, user: int | None = None, patience: float = 120) -> int:
-    """Run a function in a forked child, as another user if given, and return its exit code; 1 for one that hangs."""
+    """Run a function in a forked child, as another user if given, and return its exit code, or 1 if it hangs."""
     import multiprocessing
 
     def run() -> None:
@@ -122,7 +122,7 @@ def in_child(function: Callable[[], None], *, user: int | None = None, patience:
 
 @contextmanager
 def public_folder() -> Iterator[Path]:
-    """Give a new folder that every user may enter, which pytest's are not."""
+    """Give a new folder that every user may enter, unlike pytest's folders."""
     with tempfile.TemporaryDirectory(prefix="dlas_store_tests_") as name:
         folder = Path(name)
         folder.chmod(0o755)

@@ -1,4 +1,4 @@
-"""Other loaders give every patch once an epoch, in another order each epoch, and leave nothing behind.
+"""Peers give every patch once an epoch, in another order each epoch, and leave nothing behind.
 
 Each runs in a process of its own, since some start threads at their import that a later fork in this one would meet.
 """
@@ -27,7 +27,7 @@ PEERS = {
     "Lance, get_safe_loader": ["lance", "pyarrow"],
     "Lance, take in threads": ["lance", "pyarrow"],
 }
-"""Name of a peer -> what it imports."""
+"""Name of a peer -> packages that it imports."""
 
 READ_EPOCHS = f"""
 import json, sys
@@ -66,7 +66,7 @@ def need(packages: Sequence[str]) -> None:
 
 @pytest.fixture(scope="module")
 def read(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Return a function from a peer's name to what it read in three epochs; each runs once."""
+    """Return a function that reads three epochs by a peer, given its name; it reads by each peer once."""
     done: dict[str, Mapping[str, Any]] = {}
 
     def read_epochs(name: str) -> Mapping[str, Any]:
@@ -115,7 +115,7 @@ def test_importing_the_benchmarks_imports_no_peer() -> None:
 
 
 def test_what_is_missing_is_named_with_how_to_install_it() -> None:
-    """A finder that hides webdataset and lance stands for a machine without them."""
+    """Simulate a machine without webdataset and lance by a finder that hides them."""
     code = """
 import sys
 from importlib.machinery import PathFinder

@@ -1,4 +1,4 @@
-"""Benchmarks run, and what they report follows from what they measured. How fast anything is, is not tested."""
+"""Benchmarks run, and their reports agree with their measurements. No test asserts a speed."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def checkout(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def own_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The store of a chunked folder of a user."""
+    """A store that a user made of a chunked folder."""
     store = tmp_path_factory.mktemp("own") / "own.lmdb"
     import_store([DATA / "chunked"], store)
     return store
 
 
 class Done(NamedTuple):
-    """What a run of ``python -m benchmarks`` came to."""
+    """Exit status and output of ``python -m benchmarks``."""
 
     status: int
     stdout: str
@@ -55,7 +55,7 @@ class Done(NamedTuple):
 
 
 def run(*arguments: str | Path, check: bool = True) -> Done:
-    """Run a benchmark in this process, which has imported all that takes long; what it measures has its own."""
+    """Run a benchmark in this process, which has done the slow imports; measured code runs in other processes."""
     from benchmarks.__main__ import main
 
     out, err = io.StringIO(), io.StringIO()
@@ -70,7 +70,7 @@ def run(*arguments: str | Path, check: bool = True) -> Done:
 
 
 def run_alone(*arguments: str | Path, check: bool = True) -> Done:
-    """Run a benchmark as a user does."""
+    """Run a benchmark in a process of its own, as a user does."""
     command = [sys.executable, "-m", "benchmarks", *map(str, arguments)]
     done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
     assert not check or done.returncode == 0, done.stderr
@@ -80,7 +80,7 @@ def run_alone(*arguments: str | Path, check: bool = True) -> Done:
 def measure(
     tmp_path: Path, *arguments: str | Path, rounds: int = ROUNDS, run: Callable[..., Done] = run
 ) -> dict[str, Any]:
-    """Run a benchmark and return its JSON, after checking what all have in common."""
+    """Run a benchmark and return its JSON, after checks that hold for every benchmark."""
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     file = tmp_path / "report.json"
@@ -93,7 +93,7 @@ def measure(
     assert report["versions"].keys() >= {"python", "dlas-store", "lmdb", "numpy", "simplejpeg", "torch"}
     assert report["comparisons"]
     for comparison in report["comparisons"]:
-        # The memory of reading is looked at once.
+        # The memory of reading is measured once.
         check_comparison(comparison, 1 if comparison["title"].startswith("Memory") else rounds)
         assert all(name in done.stdout for name in comparison["results"])
     return report
@@ -212,7 +212,7 @@ def test_read_measures_data_of_the_user(tmp_path: Path, own_store: Path) -> None
         rounds=1,
     )
     assert report["options"]["store"] == str(own_store)
-    # There are fewer, so a pass reads them several times.
+    # The store has fewer patches, so a pass reads them several times.
     assert report["figures"]["items"] > 300
     assert report["figures"]["images"] == 4
 

@@ -1,4 +1,4 @@
-"""Corruptions: which ones, in which order, how strong, and what fixes all that."""
+"""Corruptions of a dataset: their choice, order and strengths, and the seeds that fix these."""
 
 from __future__ import annotations
 

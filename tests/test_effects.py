@@ -1,4 +1,4 @@
-"""What each corruption does to a known picture, and how its own draws are spread."""
+"""Degradations: the effect of each corruption on a known picture, and the distribution of its random numbers."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_lq_resampling_goes_down_by_any_interpolation_and_back_up_bilinearly(nam
     if always is None:
         assert 80 < factors[1] < 160
         assert 120 < factors[2] < 200
-    # Reduced by whole numbers, bilinear and cubic sample other places; all four are told apart on a photo.
+    # Bilinear and cubic reduction by whole numbers sample other places; a photo tells all four apart.
     assert all(found[4, number] > factors[4] / 8 for number in range(4))
 
 
@@ -203,17 +203,17 @@ def test_greyscale_is_the_mean_of_the_channels() -> None:
     np.testing.assert_allclose(corrupt(frame, "greyscale")[0], np.stack([frame.mean(0)] * 3), atol=1e-6)
 
 
-# Colour jitter, told apart by pictures that only one of its steps changes
+# Steps of colour jitter, each told apart by a picture that only this step changes
 
 
 def jittered(frame: Array) -> list[tuple[Array, float]]:
-    """Return the frame after jitters that are strong enough to be measured, with how far their factors go."""
+    """Return the frame after each jitter strong enough to be measured, with the reach of its factors."""
     made = [corrupt(frame, "color_jitter", index=index, cosine_bias=False) for index in range(500)]
     return [(corrupted, 0.2 * strength) for corrupted, strength in made if strength > 0.25]
 
 
 def assert_fills(values: list[float]) -> None:
-    """Check that values lie evenly in [-1, 1]."""
+    """Check that values are uniform in [-1, 1]."""
     assert -1.01 < min(values) < -0.9
     assert 0.9 < max(values) < 1.01
     assert np.mean(values) == pytest.approx(0, abs=0.12)
@@ -237,7 +237,7 @@ def test_color_jitter_multiplies_brightness_and_stretches_contrast_about_the_mea
     frame = np.repeat(np.array([0.4, 0.6], np.float32), 32).reshape(1, 8, 8).repeat(3, 0)
     brightness, contrast = [], []
     for corrupted, spread in jittered(frame):
-        np.testing.assert_allclose(corrupted[1:], corrupted[:2], atol=1e-4)  # a grey picture stays one
+        np.testing.assert_allclose(corrupted[1:], corrupted[:2], atol=1e-4)  # a grey picture stays grey
         dark, bright = corrupted[0].min(), corrupted[0].max()
         factor = (dark + bright) / 2 / 0.4999
         brightness.append(float(factor - 1) / spread)
@@ -261,7 +261,7 @@ def test_color_jitter_turns_hue_and_stretches_saturation() -> None:
 
 
 def test_color_jitter_takes_its_steps_in_an_order_that_varies() -> None:
-    # Brightness that clips leaves white white only where contrast was not lowered before it.
+    # Brightness that clips keeps white only if contrast was not lowered before.
     frame = np.repeat(np.array([0, 1], np.float32), 32).reshape(1, 8, 8).repeat(3, 0)
     clipped = Counter(bool(corrupted.max() == 1) for corrupted, _ in jittered(frame) if corrupted.min() > 0.01)
     assert min(clipped[True], clipped[False]) > 20

@@ -1,4 +1,4 @@
-"""The examples run as they are."""
+"""Examples run as they are, on the photos of the demo."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def in_demo(config: Path, demo: Path, folder: Path) -> Path:
-    """Return a copy of a config in a folder, whose data is in another folder than ``demo``."""
+    """Return a copy of a config, written to ``folder``, with the path of the demo's data in place of ``demo``."""
     changed = folder / config.name
     changed.write_text(config.read_text(encoding="utf-8").replace(" demo/", f" {demo}/"), encoding="utf-8")
     return changed

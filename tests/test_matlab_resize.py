@@ -1,4 +1,4 @@
-"""Bicubic reduction: the pixels that MATLAB's imresize gives."""
+"""Bicubic reduction gives the pixels of MATLAB's imresize."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def random_planes(height: int, width: int) -> Array:
 
 
 def contributions(length: int, factor: int) -> Array:
-    """Return the (result, source) weights of one axis, by imresize's own steps: its contributions() in float64."""
+    """Return the (result, source) weights of one axis, computed in float64 as in imresize's contributions()."""
     scale, count = 1 / factor, -(-length // factor)
     centers = np.arange(1, count + 1) / scale + 0.5 * (1 - 1 / scale)
     taps = np.floor(centers - 2 / scale)[:, None] + np.arange(int(np.ceil(4 / scale)) + 2)

@@ -1,4 +1,4 @@
-"""Mode multiscale: the square, the tree of patches, and its LQ."""
+"""Mode multiscale: its square crop, its tree of patches, and its LQ."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def dataset(folder: Path, **options: Any) -> MultiScaleDataset:
 
 
 def turns(square: Array) -> list[Array]:
-    """Return the eight ways in which a square (C, H, W) may be turned and mirrored."""
+    """Return a square (C, H, W) in all eight combinations of flips and rotations."""
     return [np.rot90(mirrored, times, (1, 2)) for mirrored in (square, square[:, :, ::-1]) for times in range(4)]
 
 
 def ways_of(whole: Array, seen: list[Array]) -> list[int]:
-    """Return which of the eight turns of a square each of some arrays is."""
+    """Return for each array which of the eight combinations of a square it is."""
     ways = turns(whole)
     return [next(n for n, way in enumerate(ways) if np.allclose(way, array, atol=1e-5)) for array in seen]
 
@@ -39,7 +39,7 @@ def quadrants(square: Array) -> list[Array]:
 
 
 def expected_patches(square: Array, side: int, depths: int) -> list[Array]:
-    """Return the patches of a square, by the recursion of DL-Art-School."""
+    """Return the patches of a square, computed by the recursion of DL-Art-School."""
     patches = [averaged(square, square.shape[1] // side)]
 
     def extract(parent: Array, left: int) -> None:
@@ -81,7 +81,7 @@ def test_pictures_come_in_all_eight_turns_alike(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [(64, 192), (192, 64)])
 def test_the_square_lies_about_the_middle_of_the_longer_side(tmp_path: Path, size: tuple[int, int]) -> None:
-    # Grey rises by one level a pixel along the longer side, so that its mean tells where the square begins.
+    # Grey rises by one level a pixel along the longer side, so that a square's mean tells where the square begins.
     ramp = np.arange(192, dtype=np.uint8)[None, :, None].repeat(64, 0).repeat(3, 2)
     pixels = ramp if size[1] == 192 else ramp.swapaxes(0, 1)
     data = dataset(write_pictures(tmp_path / "a", {"1.png": pixels}), num_scales=1, hq_tile_size=32)

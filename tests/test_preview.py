@@ -1,4 +1,4 @@
-"""The preview and read --picture commands: what is in the PNG files that they write."""
+"""Contact sheets: the contents of the PNG files that the commands preview and read --picture write."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def pixels_of(file: Path) -> Array:
 
 
 def places_of(part: Array, sheet: Array) -> list[tuple[int, int]]:
-    """Return row and column of every place where a sheet has exactly the pixels of a part."""
+    """Return row and column of every place where a sheet contains exactly the pixels of a part."""
     height, width = part.shape[:2]
     starts = (sheet[: sheet.shape[0] - height + 1, : sheet.shape[1] - width + 1] == part[0, 0]).all(-1)
     return [
@@ -51,7 +51,7 @@ def flat(height: int, width: int, color: tuple[int, int, int] = GREY) -> Array:
 
 
 def reference_of(sheet: Array, height: int, width: int, edge: tuple[int, int, int]) -> Array:
-    """Return the reference of a sheet of one image, whose top left corner has the given colour."""
+    """Return the reference on a sheet of one image, given the colour of the reference's top left corner."""
     rows = np.flatnonzero((sheet[:, MARGIN] == edge).all(-1))
     return sheet[rows[0] : rows[0] + height, MARGIN : MARGIN + width]
 
@@ -195,6 +195,12 @@ def test_paths_are_broken_after_slashes() -> None:
     assert both == expected
 
 
+def test_of_a_long_text_the_end_fills_the_lines_after_dots() -> None:
+    lines = text_lines("x" * 500, 110, most=3)
+    assert lines.crop((0, 0, 6, 16)) == text_line("...", 110).crop((0, 0, 6, 16))
+    assert all(np.ptp(np.asarray(lines)[top : top + 16, 90:].astype(int)) > 0 for top in (0, 16, 32))
+
+
 def test_an_existing_file_is_not_touched(tmp_path: Path) -> None:
     file = tmp_path / "p.png"
     file.write_bytes(b"mine")
@@ -318,7 +324,7 @@ def test_normalised_tensors_are_rescaled_to_their_range(tmp_path: Path) -> None:
 
 
 class Odd(torch.utils.data.Dataset[dict[str, Any]]):
-    """Values of every kind, and tensors of several sizes."""
+    """A dataset of values of every kind, and of tensors of several sizes."""
 
     def __init__(self, opt: Any) -> None: ...
 

@@ -1,4 +1,4 @@
-"""Published classification datasets as sources and in stores: pictures lossless, labels kept, nothing run."""
+"""Published classification datasets, as sources and in stores: lossless pictures, kept labels, no code that runs."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_without_meta_classes_have_no_names(tmp_path: Path) -> None:
 
 
 def make_classes(root: Path) -> dict[str, bytes]:
-    """Write pictures in folders of classes, one of them empty, and a stray picture; return those with a class."""
+    """Write pictures in class folders, one of which is empty, and a stray picture; return the pictures with a class."""
     files = {"dog/b/2.png": png(noise(5, 6)), "dog/1.PNG": png(noise(6, 5)), "Cat/9.png": png(noise(4, 4))}
     for name, data in [*files.items(), ("stray.png", png(noise(3, 3)))]:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -277,7 +277,7 @@ def test_a_truncated_gzip_file_is_named(tmp_path: Path) -> None:
 
 
 class Bomb:
-    """Makes a folder when it is unpickled."""
+    """A pickled object that makes a folder when it is unpickled."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

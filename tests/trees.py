@@ -1,4 +1,4 @@
-"""Folders of tiny pictures, and what is in folders and stores, as plain dictionaries to compare."""
+"""Folders of tiny pictures, and the contents of folders and stores as plain dictionaries to compare."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dlas_store import open_source
 Tree = dict[str, bytes]
 Centers = dict[int, tuple[tuple[int, int], int]]
 ChunkedTree = tuple[Tree, dict[str, Centers]]
-"""The files of a chunked folder but for centers.pt, and the centres of its images, by their paths."""
+"""A chunked folder: its files except centers.pt by path, and its images' centres by the path of centers.pt."""
 
 
 def ppm(shade: int) -> bytes:
@@ -27,7 +27,7 @@ def ppm(shade: int) -> bytes:
 
 
 def picture(kind: str, *, side: int = 16, shade: int = 128) -> bytes:
-    """Return a picture of a kind that Pillow knows."""
+    """Return an encoded picture of one of Pillow's formats."""
     file = io.BytesIO()
     Image.linear_gradient("L").resize((side, side)).point(lambda value: (value + shade) % 256).convert("RGB").save(
         file, kind
@@ -36,7 +36,7 @@ def picture(kind: str, *, side: int = 16, shade: int = 128) -> bytes:
 
 
 def centers_file(centers: object) -> bytes:
-    """Return what torch.save writes."""
+    """Return the bytes that torch.save writes."""
     file = io.BytesIO()
     torch.save(centers, file)
     return file.getvalue()
@@ -57,7 +57,7 @@ def read(root: Path) -> Tree:
 
 
 def parted(root: Path) -> tuple[Tree, dict[str, object]]:
-    """Return a chunked folder's patches and references by their paths, and what torch loads from its centers.pt."""
+    """Return a chunked folder's patches and references by path, and the objects that torch loads from centers.pt."""
     files = read(root)
     centers = {
         name: torch.load(io.BytesIO(files.pop(name)), weights_only=True)
@@ -98,7 +98,7 @@ def patches(path: Path) -> dict[tuple[str, str], bytes]:
 
 
 def shard_contents(store: Path) -> dict[str, dict[bytes, bytes]]:
-    """Return the keys and values of every shard, as any LMDB tool reads them."""
+    """Return the keys and values of every shard, as LMDB itself reads them."""
     contents = {}
     for shard in sorted(store.glob("shard-*.lmdb")):
         with (
@@ -180,7 +180,7 @@ _paths = st.lists(names, max_size=3).flatmap(
 
 
 def picture_paths() -> st.SearchStrategy[list[str]]:
-    """Draw paths of pictures, of which none is a folder of another."""
+    """Draw paths of pictures; no path is a folder of another."""
     return st.lists(_paths, min_size=1, max_size=6, unique=True).filter(
         lambda paths: not any(path.startswith(other + "/") for path in paths for other in paths)
     )

@@ -1,7 +1,7 @@
-"""Other loaders, read in the way that each recommends: JPEG bytes on a local disk to shuffled uint8 batches.
+"""Peers: other loaders, used as each recommends, from JPEG bytes on a local disk to shuffled uint8 batches.
 
-All of them decode with TurboJPEG by simplejpeg, so that loaders are compared and not decoders. Importing this package
-imports none of them; ``installed`` imports each when it is reached.
+All peers decode with TurboJPEG by simplejpeg, so that loaders are compared and not decoders. Importing this package
+imports no peer; ``installed`` imports each when the iteration reaches it.
 """
 
 from __future__ import annotations
@@ -18,47 +18,47 @@ HOW_TO_INSTALL = "not installed: pip install -r benchmarks/requirements-peers.tx
 
 
 class Peer(Protocol):
-    """A loader with its own file format. Objects stay in the process that made them."""
+    """A loader with its own file format. A peer object stays in the process that made it."""
 
     @property
     def name(self) -> str:
-        """Name in tables."""
+        """Name of the peer in tables."""
 
     def write(self, payloads: Sequence[bytes], folder: Path) -> None:
         """Write patches in the peer's format, as its documentation recommends.
 
         Args:
             payloads: JPEGs of one size, at least one.
-            folder: does not exist and is made; its parent exists.
+            folder: the folder to make; its parent exists.
         """
 
     def batches(self, folder: Path, *, batch_size: int, seed: int) -> Iterator[Pixels]:
         """Read one epoch: every patch once, in an order of its own.
 
-        Calls with equal arguments are successive epochs, which go on with the worker processes of the first one where
-        the peer can keep them: let one epoch pass before the clock starts, and read each to its end before the next.
+        Calls with equal arguments are successive epochs, which reuse the worker processes of the first epoch if the
+        peer can keep them. So read one epoch before the clock starts, and read each epoch to its end before the next.
 
         Args:
-            folder: what ``write`` wrote.
-            batch_size: patches a batch, at most; every worker process may end its share with a smaller one.
-            seed: of the shuffling; another seed starts again, with new worker processes.
+            folder: the folder that ``write`` made.
+            batch_size: patches a batch; every worker process may end its share with a smaller batch.
+            seed: seed of the shuffling; another seed starts again, with new worker processes.
 
         Yields:
-            uint8 (n, height, width, 3), RGB. No batch uses the memory of another one.
+            uint8 (n, height, width, 3), RGB. No batch shares memory with another.
         """
 
     def close(self) -> None:
-        """End worker processes and close files; ``batches`` starts again after it."""
+        """End worker processes and close files; a later call of ``batches`` starts again."""
 
 
 class _PeerModule(NamedTuple):
     module: str  # has PEERS, a tuple of peers
-    packages: tuple[str, ...]  # what it imports
-    distributions: str  # what those are called where they are installed from
+    packages: tuple[str, ...]  # packages that the module imports
+    distributions: str  # names of these packages in the package index
 
 
 _MODULES = (
-    # Those that fork their workers come first: Lance says at every fork after its import that it is not fork-safe.
+    # Peers that fork workers come first: after its import Lance warns at every fork that it is not fork-safe.
     _PeerModule("benchmarks.peers.web_dataset", ("webdataset",), "webdataset"),
     _PeerModule("benchmarks.peers.lit_data", ("litdata",), "litdata"),
     _PeerModule("benchmarks.peers.grain_array_record", ("grain", "array_record"), "grain and array_record"),
@@ -67,13 +67,13 @@ _MODULES = (
 
 
 def installed() -> Iterator[Peer]:
-    """Import those that are installed, one after the other.
+    """Import the installed peers one after the other.
 
-    Start one (write, and read an epoch) before asking for the next: a process should fork before it has the threads of
-    the later ones.
+    Start a peer (write, and read an epoch) before asking for the next: a process should fork before later peers have
+    started their threads.
 
     Yields:
-        Peers in a fixed order; some loaders come in two settings.
+        Peers in a fixed order; some loaders have two settings.
     """
     for module in _MODULES:
         if _is_installed(module):
@@ -81,7 +81,7 @@ def installed() -> Iterator[Peer]:
 
 
 def missing() -> list[str]:
-    """Return the names of those that are not installed, which ``HOW_TO_INSTALL`` changes."""
+    """Return the names of the peers that are not installed; ``HOW_TO_INSTALL`` says how to install them."""
     return [module.distributions for module in _MODULES if not _is_installed(module)]
 
 

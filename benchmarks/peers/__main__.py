@@ -1,4 +1,4 @@
-"""``python -m benchmarks.peers``: patches a second of other loaders, against decoding alone."""
+"""``python -m benchmarks.peers``: patches a second of other loaders, compared with decoding alone."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _DISTINCT = 200
 
 
 def main() -> None:
-    """Measure what is installed, and name what is not."""
+    """Measure the installed peers, and name the others."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description="Measure other loaders.")
     add_picture_options(parser, patches=2000)
     parser.add_argument("--batch", type=at_least_one, default=64, help="patches a batch (default: 64)")

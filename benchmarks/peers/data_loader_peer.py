@@ -1,4 +1,4 @@
-"""A peer behind PyTorch's DataLoader, or a class derived from that."""
+"""Peer behind PyTorch's DataLoader or a class derived from it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from dlas_store.aligned_memory import Pixels
 
 
 class Start(NamedTuple):
-    """What a loader is started with.
+    """Arguments that a loader is started with.
 
     Attributes:
-        folder: what was written.
+        folder: the folder of the peer's data.
         batch_size: patches a batch.
-        seed: of the shuffling.
+        seed: seed of the shuffling.
     """
 
     folder: Path
@@ -30,10 +30,10 @@ class DataLoaderPeer:
     """Keeps a loader and its worker processes from epoch to epoch.
 
     Args:
-        name: in tables.
+        name: name in tables.
         write: writes patches into a folder that it makes.
-        start: makes a loader of uint8 batches that keeps its workers; it can be iterated again and again, each time in
-            another order.
+        start: makes a loader of uint8 batches that keeps its workers. The loader can be iterated repeatedly, each time
+            in another order.
     """
 
     def __init__(

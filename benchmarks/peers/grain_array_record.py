@@ -1,4 +1,4 @@
-"""Grain reading ArrayRecord: a permutation of all records, read and decoded by threads of one process."""
+"""Grain with ArrayRecord: threads of one process read and decode a permutation of all records."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _FILE = "patches.array_record"
 
 
 class GrainPeer:
-    """Reads through a MapDataset; its threads are started in each epoch.
+    """Reads through a MapDataset, whose threads start in each epoch.
 
     Args:
-        name: in tables.
-        decode_in_batches: a thread takes the bytes of a batch and decodes them into one array, by ``batch_fn``; if not,
-            patches are mapped one by one and stacked, as the documentation's examples are.
+        name: name in tables.
+        decode_in_batches: whether a thread decodes the bytes of a batch into one array, by ``batch_fn``; else patches
+            are mapped one by one and stacked, as in the documentation's examples.
     """
 
     # Shares of the decode limit as in web_dataset.py. Patches mapped, stacked in the threads that read: 2 threads
@@ -41,7 +41,7 @@ class GrainPeer:
         self._epoch = 0
 
     def write(self, payloads: Sequence[bytes], folder: Path) -> None:
-        """Write one file, whose records can each be read alone, which Grain asks for."""
+        """Write one file with one record a group, as Grain requires, so that each record can be read alone."""
         folder.mkdir()
         writer = ArrayRecordWriter(str(folder / _FILE), "group_size:1")
         for payload in payloads:

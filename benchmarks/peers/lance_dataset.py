@@ -1,4 +1,4 @@
-"""Lance: a column of bytes, taken by row numbers; by its loader for PyTorch, or by threads of one process."""
+"""Lance: a column of bytes read by row numbers, by its loader for PyTorch or by threads of one process."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ def _collate(rows: Sequence[Mapping[str, bytes]]) -> torch.Tensor:
 
 
 class LanceTakePeer:
-    """Takes the rows of a batch at a time, which Lance does in one call, and decodes them where it lies in memory.
+    """Takes the rows of a batch in one call of Lance, and decodes the bytes where Lance put them in memory.
 
-    Lance has no such loader: the threads are what its user would write around ``take``.
+    Lance has no such loader: its user would write the threads around ``take``.
     """
 
     name = "Lance, take in threads"
@@ -87,7 +87,7 @@ class LanceTakePeer:
                 yield waiting.popleft().result()
 
     def close(self) -> None:
-        """Let go of the dataset."""
+        """Release the dataset."""
         self._dataset = None
         self._epoch = 0
 

@@ -1,4 +1,4 @@
-"""LitData: chunks written by ``optimize``, mapped by worker processes that shuffle chunks and blocks inside them."""
+"""LitData: ``optimize`` writes chunks; worker processes map them and shuffle chunks and blocks inside them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks.peers.data_loader_peer import DataLoaderPeer, Start
 from benchmarks.peers.decoding import decode_tensor
 from dlas_store.processes import available_cores
 
-os.environ.setdefault("LITDATA_DISABLE_VERSION_CHECK", "1")  # read at the import: otherwise each use asks the network
+os.environ.setdefault("LITDATA_DISABLE_VERSION_CHECK", "1")  # read at the import; without it each use asks the network
 
 import litdata
 
@@ -23,7 +23,7 @@ import litdata
 # the collation 0.41-0.54, with item_shuffle_window="full" 0.30-0.43, with batch_decode=0 0.46-0.53. Patches are bytes;
 # LitData's own type for JPEGs would decode with torchvision.
 _CHUNK_BYTES = 8_000_000
-"""Its documentation says 64 MB, which for a small benchmark leaves workers with one chunk or none."""
+"""The documentation recommends 64 MB, which in a small benchmark leaves workers with one chunk or none."""
 
 
 def _write(payloads: Sequence[bytes], folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""WebDataset: tar shards, each read in order by one worker process, and a shuffle buffer behind them."""
+"""WebDataset: tar shards, each read in order by one worker process, with a shuffle buffer behind them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dlas_store.processes import available_cores
 # better shuffle, copies every patch in this process: 0.06.
 _SHUFFLE_BUFFER = 1000
 _SHARDS_A_WORKER = 4
-"""Shards are shared out between workers whole: this many keep their shares nearly equal."""
+"""Number of shards for each worker. Workers get whole shards; this many keep their shares nearly equal."""
 
 
 def _write(payloads: Sequence[bytes], folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The corruptions that make LQ worse than a downsized HQ: which ones, in which order, and how strong."""
+"""Corruptions that degrade LQ beyond a downsized HQ: their options, order and strengths."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dlas_store.options import ConfigOptions
 
 
 class _Application(NamedTuple):
-    """What one application of a corruption is made by: strength in [0, 1], blur_scale from 0."""
+    """Parameters of one application of a corruption: strength in [0, 1], blur_scale from 0, random numbers."""
 
     strength: float
     blur_scale: float
@@ -36,12 +36,12 @@ class Corruptions:
     """The corruptions of a dataset.
 
     Attributes:
-        fixed: names of those applied always, in order, after the random ones.
-        random: names to draw from, with replacement.
-        random_count: how many to draw for an item.
-        blur_scale: multiplies the strength of both blurs, from 0.
+        fixed: names of the corruptions that are always applied, in order, after the random ones.
+        random: names of the corruptions to draw from, with replacement.
+        random_count: number of corruptions to draw for an item.
+        blur_scale: factor of the strength of both blurs, from 0.
         cosine_bias: whether weak corruptions are more likely than strong ones.
-        random_seed: fixes the strengths of every item; None leaves them to the item's own random numbers.
+        random_seed: seed that fixes the strengths of every item; None draws them from the item's own random numbers.
     """
 
     fixed: tuple[str, ...] = ()
@@ -53,10 +53,10 @@ class Corruptions:
 
     @classmethod
     def read(cls, options: ConfigOptions) -> Corruptions:
-        """Take the corruption options of a dataset.
+        """Read the corruption options of a dataset.
 
         Raises:
-            ConfigError: one is of a wrong value, names no corruption, or asks to draw from an empty list.
+            ConfigError: an option has a wrong value, names an unknown corruption, or asks to draw from an empty list.
         """
         corruptions = cls(
             fixed=_read_names(options, "fixed_corruptions"),
@@ -72,25 +72,25 @@ class Corruptions:
 
     @property
     def is_active(self) -> bool:
-        """Whether anything is corrupted at all."""
+        """Whether any corruption is applied."""
         return bool(self.fixed or self.random_count)
 
     def apply(self, frames: Sequence[Planes], random: ItemRandom) -> tuple[list[Planes], list[float]]:
-        """Corrupt the frames of an item: all by the same list of corruptions, each by strengths of its own.
+        """Corrupt the frames of an item: one list of corruptions for all frames, strengths drawn for each frame.
 
         Args:
             frames: float32 (3, H, W) RGB in [0, 1], of any sizes; never written to.
-            random: the item's.
+            random: the item's random numbers.
 
         Returns:
-            The corrupted frames, float32 of their own sizes in [0, 1] (noise leaves it), and the strengths of the fixed
-            corruptions in [0, 1], in order of application: those of the first frame, of the second, and so on. A frame
-            that nothing changes is returned as it is.
+            The corrupted frames, float32 of their own sizes in [0, 1] (noise may leave that range), and the strengths
+            of the fixed corruptions in [0, 1]: all of the first frame in order of application, then all of the second,
+            and so on. A frame that no corruption changes is returned as it is.
         """
         if not self.is_active:
             return list(frames), []
-        drawn = random.generator.integers(len(self.random), size=self.random_count) if self.random_count else ()
-        names = [self.random[number] for number in drawn] + list(self.fixed)
+        numbers = random.generator.integers(len(self.random), size=self.random_count) if self.random_count else ()
+        names = [self.random[number] for number in numbers] + list(self.fixed)
         draw_strength = self._strengths(random)
         corrupted: list[Planes] = []
         fixed_strengths: list[float] = []
@@ -103,24 +103,24 @@ class Corruptions:
     def _strengths(self, random: ItemRandom) -> Callable[[], float]:
         uniform: Callable[[], float] = random.generator.random
         if self.random_seed is not None:
-            # Python's generator, for the strengths that DL-Art-School draws from the same seed.
+            # Python's generator gives the strengths that DL-Art-School draws from the same seed.
             uniform = python_random.Random(self.random_seed + random.index).random  # noqa: S311
         return (lambda: 1 - math.cos(uniform() * math.pi / 2)) if self.cosine_bias else uniform
 
     def _corrupt(
         self, frame: Planes, names: list[str], strengths: list[float], generator: np.random.Generator
     ) -> Planes:
-        # Compressing noise would leave little of it.
+        # JPEG compression would remove most of the noise.
         skipped = _JPEG.keys() if _NOISE.keys() & set(names) else frozenset[str]()
-        larger: list[tuple[int, ...]] = []
+        original_sizes: list[tuple[int, ...]] = []
         for name, strength in zip(names, strengths, strict=True):
             if name in skipped:
                 continue
             size = frame.shape[1:]
             frame = _EFFECTS[name](frame, _Application(strength, self.blur_scale, generator))
             if frame.shape[1:] != size:
-                larger.append(size)
-        for size in reversed(larger):
+                original_sizes.append(size)
+        for size in reversed(original_sizes):
             frame = resize(frame, size, cv2.INTER_LINEAR)
         return frame
 
@@ -133,50 +133,52 @@ def _read_names(options: ConfigOptions, key: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _quantize(planes: Planes, how: _Application) -> Planes:
-    return effects.quantize(planes, 2 ** (int(how.strength * 10 / 3) + 2))
+def _quantize(planes: Planes, application: _Application) -> Planes:
+    return effects.quantize(planes, 2 ** (int(application.strength * 10 / 3) + 2))
 
 
-def _jitter_color(planes: Planes, how: _Application) -> Planes:
-    spread = 0.2 * how.strength
-    return effects.jitter_color(planes, spread, how.generator) if 255 * spread > 1 else planes
+def _jitter_color(planes: Planes, application: _Application) -> Planes:
+    spread = 0.2 * application.strength
+    return effects.jitter_color(planes, spread, application.generator) if 255 * spread > 1 else planes
 
 
-def _blur(planes: Planes, how: _Application) -> Planes:
-    return effects.blur(planes, 1.5 * how.strength * how.blur_scale)
+def _blur(planes: Planes, application: _Application) -> Planes:
+    return effects.blur(planes, 1.5 * application.strength * application.blur_scale)
 
 
-def _motion_blur(planes: Planes, how: _Application) -> Planes:
-    angle = float(how.generator.uniform(0, 360))
-    return effects.motion_blur(planes, int(3 * how.strength * how.blur_scale) + 1, angle)
+def _motion_blur(planes: Planes, application: _Application) -> Planes:
+    angle = float(application.generator.uniform(0, 360))
+    return effects.motion_blur(planes, int(3 * application.strength * application.blur_scale) + 1, angle)
 
 
-def _resample(planes: Planes, how: _Application) -> Planes:
-    return _reduce(planes, 1 if how.strength < 0.3 else 2 if how.strength < 0.7 else 4, how.generator)
+def _resample(planes: Planes, application: _Application) -> Planes:
+    return _reduce(
+        planes, 1 if application.strength < 0.3 else 2 if application.strength < 0.7 else 4, application.generator
+    )
 
 
-def _resample4x(planes: Planes, how: _Application) -> Planes:
-    return _reduce(planes, 4, how.generator)
+def _resample4x(planes: Planes, application: _Application) -> Planes:
+    return _reduce(planes, 4, application.generator)
 
 
 def _reduce(planes: Planes, factor: int, generator: np.random.Generator) -> Planes:
     return effects.reduce(planes, factor, _INTERPOLATIONS[generator.integers(len(_INTERPOLATIONS))])
 
 
-def _noise(planes: Planes, how: _Application) -> Planes:
-    return effects.add_noise(planes, 6 * how.strength / 255, how.generator)
+def _noise(planes: Planes, application: _Application) -> Planes:
+    return effects.add_noise(planes, 6 * application.strength / 255, application.generator)
 
 
-def _noise5(planes: Planes, how: _Application) -> Planes:
-    return effects.add_noise(planes, 5 / 255, how.generator)
+def _noise5(planes: Planes, application: _Application) -> Planes:
+    return effects.add_noise(planes, 5 / 255, application.generator)
 
 
 def _jpeg(low: int, span: int) -> _Effect:
-    return lambda planes, how: effects.compress(planes, int((1 - how.strength) * span) + low)
+    return lambda planes, application: effects.compress(planes, int((1 - application.strength) * span) + low)
 
 
-def _lighten(planes: Planes, how: _Application) -> Planes:
-    return effects.lighten(planes, 0.3 * how.strength)
+def _lighten(planes: Planes, application: _Application) -> Planes:
+    return effects.lighten(planes, 0.3 * application.strength)
 
 
 def _grey(planes: Planes, _: _Application) -> Planes:

@@ -1,4 +1,4 @@
-"""Bicubic reduction as MATLAB's imresize does it, which super-resolution compares its results by."""
+"""Bicubic reduction equal to MATLAB's imresize, the standard by which super-resolution compares results."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from dlas_store.datasets.planes import Planes
 
 
 def matlab_reduce(planes: Planes, factor: int) -> Planes:
-    """Bring the sides down by a factor, as ``imresize(picture, 1 / factor)``: bicubic, antialiased, not clipped.
+    """Reduce both sides by a factor, as ``imresize(picture, 1 / factor)`` does: bicubic, antialiased, not clipped.
 
-    What lies beyond an edge is the picture mirrored there.
+    Beyond an edge the picture is continued by its mirror image.
 
     Args:
         planes: float32 (C, H, W).
-        factor: from 1.
+        factor: a whole number from 1.
 
     Returns:
-        A new array, float32 (C, ceil(H / factor), ceil(W / factor)); values may leave the range of the argument.
+        A new array, float32 (C, ceil(H / factor), ceil(W / factor)). Its values may leave the argument's range.
     """
     weights = _weights(factor)
     rows = _reduce_rows(planes, factor, weights)
@@ -27,20 +27,20 @@ def matlab_reduce(planes: Planes, factor: int) -> Planes:
 
 
 def _weights(factor: int) -> NDArray[np.float32]:
-    """Return what each source pixel counts for a pixel of the result, float32 (4 * factor,) or one fewer, of sum 1.
+    """Return the weights of source pixels for a pixel of the result, float32 (4 * factor,) or one fewer, of sum 1.
 
-    With a whole factor the centres of all pixels of the result lie alike among those of the source, so that one row of
-    weights serves all. The kernel is stretched by the factor, which is the antialiasing.
+    With a whole factor, every pixel of the result has the same offset to the source pixels around it, so that one row
+    of weights serves all. The kernel is stretched by the factor, which makes it antialiased.
     """
     reach = 2 * factor
-    # From the pixel's centre to those of the source: halves where the factor is even, else whole numbers.
+    # Distances from the pixel's centre to those of source pixels: halves if the factor is even, else whole numbers.
     distances = np.arange(1 - reach, reach) if factor % 2 else np.arange(-reach, reach) + 0.5
     kernel = _cubic(np.abs(distances) / factor)
     return np.asarray(kernel / kernel.sum(), np.float32)
 
 
 def _cubic(distance: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return Keys' cubic kernel with a = -1/2 for distances in [0, 2], in source pixels before the stretching."""
+    """Return Keys' cubic kernel with a = -1/2 for distances in [0, 2], in source pixels before it is stretched."""
     near = (1.5 * distance - 2.5) * distance**2 + 1
     far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
     return np.where(distance <= 1, near, far)

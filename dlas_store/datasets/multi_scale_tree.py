@@ -1,4 +1,4 @@
-"""The tree of a multi-scale item: the whole picture, its quadrants, theirs, and so on."""
+"""Tree of the patches of a multi-scale item: the whole picture, its quadrants, the quadrants of these, and so on."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ class TreeNode:
     """A patch of a multi-scale item.
 
     Attributes:
-        index: of the patch in ``hq`` and ``lq``.
-        parent: the patch that this one is a quadrant of; None for the whole picture.
-        depth: 0 for the whole picture, whose side is 2^depth times that of the patch.
-        row: of the patch among all of its depth, 0 <= row < 2^depth.
-        col: likewise.
+        index: index of the patch in ``hq`` and ``lq``.
+        parent: the patch of which this one is a quadrant; None for the whole picture.
+        depth: 0 for the whole picture, whose side is 2^depth times the patch's.
+        row: row of the patch among all patches of its depth, 0 <= row < 2^depth.
+        col: column of the patch among all patches of its depth, 0 <= col < 2^depth.
     """
 
     index: int
@@ -26,12 +26,12 @@ class TreeNode:
 
     @property
     def top(self) -> float:
-        """Where the patch begins in its parent, as part of the parent's height: 0 or 0.5."""
+        """Top edge of the patch in its parent, as a fraction of the parent's height: 0 or 0.5."""
         return self.row % 2 / 2
 
     @property
     def left(self) -> float:
-        """Where the patch begins in its parent, as part of the parent's width: 0 or 0.5."""
+        """Left edge of the patch in its parent, as a fraction of the parent's width: 0 or 0.5."""
         return self.col % 2 / 2
 
     def chain(self) -> Iterator[TreeNode]:
@@ -43,10 +43,10 @@ class TreeNode:
 
 
 def build_tree(num_scales: int) -> list[TreeNode]:
-    """Return all patches of an item in their order: (4^num_scales - 1) / 3 of them.
+    """Return all (4^num_scales - 1) / 3 patches of an item in their order.
 
-    Children come together: top left, top right, bottom left, bottom right. Then come the descendants of the first of
-    them, those of the second, and so on.
+    The four children of a patch stand together: top left, top right, bottom left, bottom right. The descendants of the
+    first child follow, then the descendants of the second, and so on.
 
     >>> [(node.index, node.parent.index, node.top, node.left) for node in build_tree(3)[5:7]]
     [(5, 1, 0.0, 0.0), (6, 1, 0.0, 0.5)]
@@ -70,7 +70,7 @@ def build_tree(num_scales: int) -> list[TreeNode]:
 
 
 def tree_leaves(num_scales: int) -> list[TreeNode]:
-    """Return the smallest patches of an item, 4^(num_scales - 1) of them; ``chain()`` leads from each to the whole.
+    """Return the 4^(num_scales - 1) smallest patches of an item; ``chain()`` leads from each to the whole picture.
 
     >>> [[node.index for node in leaf.chain()] for leaf in tree_leaves(3)[3:5]]
     [[8, 1, 0], [9, 2, 0]]

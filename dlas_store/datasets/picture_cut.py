@@ -1,4 +1,4 @@
-"""The part of a picture that mode imagefolder takes, flipped or not, with the boxes that are labelled in it."""
+"""Crop and flip of a picture and its labelled boxes, as mode imagefolder takes them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CENTER_CROP = "center_crop_hq_sz"
 
 
 class Picture(NamedTuple):
-    """Pixels, uint8 (H, W, 3), and the labelled boxes in them."""
+    """A picture's pixels, uint8 (H, W, 3), and the labelled boxes in it."""
 
     pixels: Pixels
     boxes: Sequence[Box] = ()
@@ -29,26 +29,26 @@ class Picture(NamedTuple):
         return self.pixels.shape[0], self.pixels.shape[1]
 
     def cut(self, top: int, left: int, side: int) -> Picture:
-        """Return a square part of the picture, a view of it."""
+        """Return a square of the picture; its pixels are a view."""
         pixels = self.pixels[top : top + side, left : left + side]
         return Picture(pixels, [box.cut(top, left, (side, side)) for box in self.boxes])
 
     def flipped(self) -> Picture:
         """Return the picture flipped left to right."""
         width = self.size[1]
-        # OpenCV takes a fortieth of the time of copying a reversed view.
+        # OpenCV takes a fortieth of the time that a copy of a reversed view takes.
         mirrored = np.asarray(cv2.flip(self.pixels, 1), np.uint8)
         return Picture(mirrored, [box.flipped(width) for box in self.boxes])
 
 
 def cut_picture(picture: Picture, path: str, opt: ImageFolderOptions, random: ItemRandom) -> Picture:
-    """Cut the centre crop of a picture, flip it or not, and cut the middle square of that, as far as options say.
+    """Crop a picture around its centre, flip it at random, and crop it to a square, each only if its option asks.
 
     Args:
-        picture: as it was decoded.
-        path: its own.
-        opt: the options.
-        random: of the item.
+        picture: the decoded picture.
+        path: path of the picture, for the error message.
+        opt: the options of the mode.
+        random: the item's random numbers.
 
     Raises:
         ImageError: the picture is smaller than the centre crop.

@@ -1,8 +1,8 @@
-"""Pictures as datasets work on them: float32, channels first.
+"""CHW float arrays, float32 pictures with channels first: conversion from pixels, and resizing.
 
-What batches are mostly made of runs in C where that could be compiled, and else in OpenCV and numpy, with the same
-values but for the last bit of averages. In C a picture goes through memory once, and takes Python's lock once rather
-than up to ten times, for which threads would wait on each other.
+The hot operations run in C where an extension could be compiled, else in OpenCV and NumPy; only the last bit of
+averages differs. In C a picture goes through memory once and takes Python's lock once; the other way takes the lock up
+to ten times, and threads wait on each other for it.
 """
 
 from __future__ import annotations
@@ -21,15 +21,14 @@ from dlas_store.aligned_memory import Pixels
 _loops: ModuleType | None
 try:
     from dlas_store._native import pixel_loops as _loops
-except ImportError:  # installed where there was no compiler
+except ImportError:  # no compiler when the package was installed
     _loops = None
 
 Planes = NDArray[np.float32]
-"""Channels first: float32 (C, H, W), RGB first, [0, 1]."""
-
+"""A CHW float array: float32 (C, H, W) in [0, 1], of which the first three channels are RGB."""
 
 _MOST_FACTOR = 257
-"""By which the loops in C bring sides down."""
+"""Largest factor by which the loops in C reduce sides."""
 
 _FACTOR = float(np.float32(1 / 255))
 
@@ -42,11 +41,11 @@ def to_planes(pixels: Pixels) -> Planes:
 
 
 def write_planes(pixels: Pixels, *out: Planes) -> None:
-    """Write pixels to one or two arrays, each brought to its size by area averaging, the second from the first.
+    """Write pixels to one or two CHW float arrays, resized by area averaging, the second from the first.
 
     Args:
         pixels: uint8 (H, W, C).
-        out: float32 (C, h, w), contiguous; become values in [0, 1].
+        out: float32 (C, h, w) arrays, contiguous; they receive values in [0, 1].
     """
     loops = loops_for(pixels.shape[:2], *out)
     if loops is not None and pixels.shape[2] == 3 and pixels.flags.c_contiguous:
@@ -62,32 +61,32 @@ def write_planes(pixels: Pixels, *out: Planes) -> None:
 
 
 def write_pair(pixels: Pixels, size: tuple[int, ...], hq: Planes, *lq: Planes) -> None:
-    """Write pixels as HQ, and as LQ by averaging that.
+    """Write pixels to HQ, and the average of HQ to LQ.
 
     Args:
         pixels: uint8 (H, W, C).
-        size: height and width that they are brought to by area averaging.
-        hq: float32 (C, h, w), contiguous; what lies beyond it at the bottom and right of that size is cut off.
-        lq: none, or one of a smaller size.
+        size: height and width to which area averaging first resizes the pixels.
+        hq: float32 (C, h, w), contiguous; rows and columns of ``size`` beyond its bottom and right are cut off.
+        lq: no array, or one of a smaller size.
     """
     if hq.shape[1:] == size:
         write_planes(pixels, hq, *lq)
         return
-    whole = np.empty((len(hq), *size), np.float32)
-    write_planes(pixels, whole)
-    hq[...] = whole[:, : hq.shape[1], : hq.shape[2]]
+    resized = np.empty((len(hq), *size), np.float32)
+    write_planes(pixels, resized)
+    hq[...] = resized[:, : hq.shape[1], : hq.shape[2]]
     for out in lq:
         area_resize(hq, out.shape[1:], out=out)
 
 
 def loops_for(size: tuple[int, ...], *out: Planes) -> ModuleType | None:
-    """Return the loops in C if they are there and bring a height and width down to those of planes.
+    """Return the module of C loops if it was compiled and can reduce a height and width to those of the arrays.
 
-    They do so by whole factors, the same for both sides.
+    The loops reduce by whole factors only, the same for both sides.
     """
     if _loops is None:
         return None
-    for _, height, width in (planes.shape for planes in out):
+    for _, height, width in (chw.shape for chw in out):
         factor = size[0] // height
         if factor > _MOST_FACTOR or size != (height * factor, width * factor):
             return None
@@ -95,7 +94,7 @@ def loops_for(size: tuple[int, ...], *out: Planes) -> ModuleType | None:
 
 
 def split_channels(pixels: Pixels, out: Pixels | None = None) -> Pixels:
-    """Return uint8 (H, W, C) pixels as (C, H, W), written to a contiguous array where one is given."""
+    """Return uint8 (H, W, C) pixels as (C, H, W), in ``out``, a contiguous array, if given."""
     if out is None:
         out = np.empty((pixels.shape[2], *pixels.shape[:2]), np.uint8)
     cv2.split(pixels, mv=list(out))
@@ -103,10 +102,10 @@ def split_channels(pixels: Pixels, out: Pixels | None = None) -> Pixels:
 
 
 def to_unit(channels: Pixels, out: Planes) -> Planes:
-    """Write uint8 (C, H, W) to a contiguous float32 array of that shape, divided by 255, and return it.
+    """Write uint8 (C, H, W) divided by 255 to a contiguous float32 array of that shape, and return the array.
 
-    In one pass: 37 us for 256 x 256 x 3 into memory that is in no cache, against 48 for a division, which is a pass of
-    its own. Its result is that of the division, since the rest makes up for the rounding of the factor.
+    One pass takes 37 us for 256 x 256 x 3 into uncached memory, against 48 us for a division, which is a pass of its
+    own. The result equals that of the division: the second weight corrects the rounding of the factor.
     """
     tall, result = channels.reshape(-1, channels.shape[2]), out.reshape(-1, out.shape[2])
     cv2.addWeighted(tall, _FACTOR, tall, 1 / 255 - _FACTOR, 0, dst=result, dtype=cv2.CV_32F)
@@ -116,7 +115,8 @@ def to_unit(channels: Pixels, out: Planes) -> Planes:
 def resize(planes: Planes, size: tuple[int, ...], interpolation: int) -> Planes:
     """Return a new array (C, *size), resized by one of OpenCV's interpolations.
 
-    A plane at a time: OpenCV halves a plane five times as fast as interleaved channels, with the same result.
+    Each channel is resized alone: OpenCV halves one plane five times as fast as interleaved channels, with the same
+    result.
     """
     height, width = size
     return np.stack([cv2.resize(plane, (width, height), interpolation=interpolation) for plane in planes])
@@ -125,14 +125,14 @@ def resize(planes: Planes, size: tuple[int, ...], interpolation: int) -> Planes:
 def area_resize(
     planes: Planes, size: tuple[int, ...], *, interleaved: bool = False, out: Planes | None = None
 ) -> Planes:
-    """Return an array (C, *size), resized by area averaging as DL-Art-School does it, in float32.
+    """Return a float32 array (C, *size), resized by area averaging as in DL-Art-School.
 
     Args:
-        planes: to be resized.
+        planes: the array to resize, float32 (C, H, W).
         size: new height and width.
         interleaved: resize with channels last, as DL-Art-School does, which takes up to ten times as long. Only the
-            last bit of a float differs, but a JPEG corruption truncates to bytes after it and makes that visible.
-        out: where the result is written, contiguous; a new array by default.
+            last bit of a float differs, but a JPEG corruption afterwards truncates to bytes and makes that bit visible.
+        out: contiguous array that receives the result; a new one by default.
     """
     height, width = size
     if out is None:
@@ -151,9 +151,10 @@ def area_resize(
 
 
 def _reduce(planes: Planes, out: Planes) -> None:
-    """Bring planes down by whole factors: as one tall plane, since no row is averaged with one of another plane.
+    """Reduce all channels by whole factors at once, as one tall plane: no average mixes rows of two channels.
 
-    By halves where they lead there: OpenCV is fastest at those, 26 us for 256 x 256 x 3 by 4 against 66 at once.
+    A factor of a power of two is reached by halving, which OpenCV does fastest: reducing 256 x 256 x 3 by 4 takes 26 us
+    in two halvings and 66 us at once.
     """
     tall: NDArray[Any] = planes.reshape(-1, planes.shape[2])
     result = out.reshape(-1, out.shape[2])
@@ -166,5 +167,5 @@ def _reduce(planes: Planes, out: Planes) -> None:
 
 
 def pack(planes: Planes) -> torch.Tensor:
-    """Return planes as a contiguous tensor, without a copy where they are so already."""
+    """Return an array as a contiguous tensor; a contiguous array is not copied."""
     return torch.from_numpy(np.ascontiguousarray(planes))

@@ -1,4 +1,4 @@
-"""A crop of random area and ratio, as torchvision's RandomResizedCrop draws it."""
+"""Random crops of random area and aspect ratio, drawn as torchvision's RandomResizedCrop draws them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import NamedTuple
 import numpy as np
 
 _TRIES = 10
-"""After as many crops that do not fit, one around the centre is taken."""
+"""Number of random crops to try; if none fits, a crop around the centre is taken."""
 
 
 class Crop(NamedTuple):
-    """A part of a picture, in pixels."""
+    """A rectangle of a picture, in pixels."""
 
     top: int
     left: int
@@ -23,17 +23,17 @@ class Crop(NamedTuple):
 def draw_crop(
     size: tuple[int, int], *, areas: tuple[float, float], ratios: tuple[float, float], generator: np.random.Generator
 ) -> Crop:
-    """Draw a crop.
+    """Draw a random crop.
 
     Args:
         size: height and width of the picture.
-        areas: least and largest part of the picture's area, drawn evenly.
-        ratios: least and largest width over height; its logarithm is drawn evenly.
-        generator: of the item.
+        areas: smallest and largest fraction of the picture's area; the fraction is drawn uniformly.
+        ratios: smallest and largest width over height; the ratio's logarithm is drawn uniformly.
+        generator: the item's random numbers.
 
     Returns:
-        A crop that lies within the picture. Where the shape of the picture leaves no room for one, it is the largest
-        of an allowed ratio around the centre, of whatever area.
+        A crop that lies within the picture. If the picture's shape leaves no room for one, the largest crop of an
+        allowed ratio around the centre, whatever its area.
     """
     height, width = size
     for _ in range(_TRIES):
@@ -44,7 +44,7 @@ def draw_crop(
             top = int(generator.integers(height - crop_height + 1))
             left = int(generator.integers(width - crop_width + 1))
             return Crop(top, left, crop_height, crop_width)
-    least, largest = ratios
-    crop_height = min(height, round(width / least))
-    crop_width = min(width, round(height * largest))
+    min_ratio, max_ratio = ratios
+    crop_height = min(height, round(width / min_ratio))
+    crop_width = min(width, round(height * max_ratio))
     return Crop((height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width)

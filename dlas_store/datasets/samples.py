@@ -1,4 +1,4 @@
-"""A picture with its reference, and how the trainer takes a pair of them."""
+"""Samples: a picture with its reference, and the dict that a trainer takes for an HQ and an LQ sample."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class Sample(NamedTuple):
     """A picture with its reference at one resolution.
 
     Attributes:
-        patch: (3, H, W).
-        reference: (4, H, W), the mask is the last plane.
+        patch: float32 (3, H, W).
+        reference: float32 (4, H, W); the last channel is the mask.
         center: row and column of the patch's centre in the reference, in pixels of this resolution.
-        path: where the patch comes from.
+        path: path of the file or image that the patch was cut from.
     """
 
     patch: Planes
@@ -31,7 +31,7 @@ class Sample(NamedTuple):
 
 
 def pack_pair(hq: Sample, lq: Sample) -> dict[str, Any]:
-    """Return HQ and LQ as the trainer takes them; SingleImageDataset says what is in it, but for the paths."""
+    """Return an HQ and an LQ sample as the trainer takes them; SingleImageDataset describes all keys but the paths."""
     return {
         "hq": pack(hq.patch),
         "lq": pack(lq.patch),

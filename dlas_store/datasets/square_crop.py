@@ -1,4 +1,4 @@
-"""How full image and multi scale make a picture square: turned at random, then cut along its longer side."""
+"""Random flip, rotation and square crop, by which modes full image and multi scale make a picture square."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import numpy as np
 from dlas_store.datasets.planes import Planes
 
 OFFSET_STDDEV = 0.3
-"""Standard deviation of a crop's distance from the middle, where 1 is as far as it can go."""
+"""Standard deviation of a crop's distance from the middle; 1 is the largest possible distance."""
 
 
 class Turn(NamedTuple):
-    """A picture mirrored and turned by quarters.
+    """A flip and rotation by quarter turns, as three swaps in this order.
 
     Attributes:
-        mirrored: left and right swapped.
-        upside_down: top and bottom swapped.
-        transposed: then rows and columns swapped.
+        mirrored: swap left and right.
+        upside_down: swap top and bottom.
+        transposed: then swap rows and columns.
     """
 
     mirrored: bool
@@ -26,7 +26,7 @@ class Turn(NamedTuple):
     transposed: bool
 
     def apply(self, planes: Planes) -> Planes:
-        """Return (C, H, W) planes turned, a view of them."""
+        """Return a (C, H, W) array flipped and rotated, as a view."""
         if self.mirrored:
             planes = planes[:, :, ::-1]
         if self.upside_down:
@@ -35,38 +35,38 @@ class Turn(NamedTuple):
 
 
 class Square(NamedTuple):
-    """A square part of a picture, in pixels."""
+    """A square of a picture, in pixels."""
 
     top: int
     left: int
     side: int
 
     def enlarged(self, factor: int) -> Square:
-        """Return the same part of a picture that is larger by a factor."""
+        """Return the same square of the picture magnified by a factor."""
         return Square(self.top * factor, self.left * factor, self.side * factor)
 
     def cut(self, planes: Planes) -> Planes:
-        """Return the part of (C, H, W) planes, a view of them."""
+        """Return the square of a (C, H, W) array, as a view."""
         return planes[:, self.top : self.top + self.side, self.left : self.left + self.side]
 
 
 def draw_turn(generator: np.random.Generator, *, flip: bool, rotate: bool) -> Turn:
-    """Draw a turn as DL-Art-School does: each swap that is allowed comes with probability 1/2.
+    """Draw a flip and rotation as DL-Art-School does: each allowed swap has probability 1/2.
 
     Args:
-        generator: of the item.
-        flip: allow mirroring.
-        rotate: allow the other two swaps; together with ``flip`` all eight turns are equally likely.
+        generator: the item's random numbers.
+        flip: allow the swap of left and right.
+        rotate: allow the other two swaps; with ``flip``, all eight combinations are equally likely.
     """
     mirrored, upside_down, transposed = (generator.random(3) < 0.5).tolist()
     return Turn(flip and mirrored, rotate and upside_down, rotate and transposed)
 
 
 def draw_square(generator: np.random.Generator, size: tuple[int, int]) -> Square:
-    """Draw a square of a picture's shorter side, its place along the longer one from a normal around the middle.
+    """Draw a square as wide as a picture's shorter side; a normal around the middle places it along the longer side.
 
     Args:
-        generator: of the item.
+        generator: the item's random numbers.
         size: height and width of the picture.
     """
     height, width = size

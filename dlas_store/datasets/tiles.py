@@ -1,4 +1,4 @@
-"""What full image trains on: a random square tile of a picture, resized, and the blur and noise on its LQ."""
+"""Tiles, the training samples of mode full image: a random square of a picture, resized, with blur and noise on LQ."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ _MOTION_SHARE = 0.3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TileOptions:
-    """How tiles are cut and made worse.
+    """Options of cropping and degrading tiles.
 
     Attributes:
-        min_tile_size: least side of a tile in pixels of the picture, and side of HQ before ``target_size``.
-        target_size: side of HQ in the end.
-        fixed_size: cut no tile that is larger.
-        tile_scale_normal_stddev: of the normal by which tiles are larger; 1 is the whole square.
-        use_flip: mirror.
-        use_rot: turn by quarters.
+        min_tile_size: minimum side of a tile in pixels of the picture, and HQ's side before the resize to
+            ``target_size``.
+        target_size: HQ's final side.
+        fixed_size: crop every tile at the minimum size.
+        tile_scale_normal_stddev: standard deviation of the normal by which tiles grow; 1 is growth to the whole square.
+        use_flip: flip at random.
+        use_rot: rotate by quarter turns at random.
         use_blurring: blur LQ.
-        blur_magnitude: odd; side of the Gaussian's kernel in pixels, a third of the longest motion blur.
+        blur_magnitude: odd; side of the Gaussian's kernel in pixels, and a third of the longest motion blur.
         lq_noise: standard deviation of the noise on LQ, in 255ths.
     """
 
@@ -47,11 +48,11 @@ class TileOptions:
 
 
 class Tile(NamedTuple):
-    """Where a tile lies.
+    """Location of a tile in a picture.
 
     Attributes:
-        turn: what is done to the picture first.
-        square: the part of the turned picture that the reference shows.
+        turn: the flip and rotation that are applied to the picture first.
+        square: the square of the rotated picture that the reference shows.
         part: the tile in that square.
     """
 
@@ -60,18 +61,18 @@ class Tile(NamedTuple):
     part: Square
 
     def enlarged(self, factor: int) -> Tile:
-        """Return the same tile of a picture that is larger by a factor."""
+        """Return the same tile of the picture magnified by a factor."""
         return Tile(self.turn, self.square.enlarged(factor), self.part.enlarged(factor))
 
 
 def read_tile_options(options: ConfigOptions, *, scale: int) -> TileOptions:
-    """Check the options of tiles.
+    """Read and check the options of tiles.
 
     Raises:
-        ConfigError: one is missing or of a wrong value, ``min_tile_size`` is below ``target_size`` or that below
-            ``scale``, or ``blur_magnitude`` is even.
+        ConfigError: an option is missing or has a wrong value, ``min_tile_size`` is below ``target_size``,
+            ``target_size`` is below ``scale``, or ``blur_magnitude`` is even.
     """
-    checked = TileOptions(
+    tile_options = TileOptions(
         min_tile_size=options.integer("min_tile_size", minimum=1),
         target_size=options.integer("target_size", minimum=1),
         fixed_size=options.flag("fixed_size", False),
@@ -82,25 +83,26 @@ def read_tile_options(options: ConfigOptions, *, scale: int) -> TileOptions:
         blur_magnitude=options.integer("blur_magnitude", 3, minimum=1),
         lq_noise=options.number("lq_noise", 0, minimum=0),
     )
-    if checked.target_size < scale:
-        raise options.error(f"target_size must be at least scale, got {checked.target_size} and {scale}")
-    if checked.min_tile_size < checked.target_size:
+    if tile_options.target_size < scale:
+        raise options.error(f"target_size must be at least scale, got {tile_options.target_size} and {scale}")
+    if tile_options.min_tile_size < tile_options.target_size:
         raise options.error(
-            f"min_tile_size must be at least target_size, got {checked.min_tile_size} and {checked.target_size}"
+            f"min_tile_size must be at least target_size, "
+            f"got {tile_options.min_tile_size} and {tile_options.target_size}"
         )
-    if checked.blur_magnitude % 2 == 0:
-        raise options.error(f"blur_magnitude must be odd, got {checked.blur_magnitude}")
-    return checked
+    if tile_options.blur_magnitude % 2 == 0:
+        raise options.error(f"blur_magnitude must be odd, got {tile_options.blur_magnitude}")
+    return tile_options
 
 
 def draw_tile(generator: np.random.Generator, size: tuple[int, int], least: int, opt: TileOptions) -> Tile:
-    """Draw a tile.
+    """Draw a tile's location.
 
     Args:
-        generator: of the item.
+        generator: the item's random numbers.
         size: height and width of the picture, neither below ``least``.
-        least: least side of the tile in pixels of that picture.
-        opt: the options.
+        least: minimum side of the tile in pixels of that picture.
+        opt: the options of tiles.
     """
     turn = draw_turn(generator, flip=opt.use_flip, rotate=opt.use_rot)
     square = draw_square(generator, size[::-1] if turn.transposed else size)
@@ -115,22 +117,22 @@ def draw_tile(generator: np.random.Generator, size: tuple[int, int], least: int,
 
 
 def cut_tile(planes: Planes, path: str, tile: Tile, side: int) -> Sample:
-    """Cut a tile from a picture (3, H, W); tile, reference, mask and centre come at the given side in pixels."""
-    whole = np.ascontiguousarray(tile.square.cut(tile.turn.apply(planes)))
-    mask = np.zeros((1, *whole.shape[1:]), np.float32)
+    """Crop a tile from a picture (3, H, W); tile, reference, mask and centre are resized to ``side`` pixels."""
+    square = np.ascontiguousarray(tile.square.cut(tile.turn.apply(planes)))
+    mask = np.zeros((1, *square.shape[1:]), np.float32)
     tile.part.cut(mask)[:] = 1
     middle = tile.part.top + tile.part.side // 2, tile.part.left + tile.part.side // 2
     size = side, side
     return Sample(
-        resize(tile.part.cut(whole), size, cv2.INTER_LINEAR),
-        resize(np.concatenate([whole, mask]), size, cv2.INTER_LINEAR),
-        rescale_center(middle, whole.shape[1:], size),
+        resize(tile.part.cut(square), size, cv2.INTER_LINEAR),
+        resize(np.concatenate([square, mask]), size, cv2.INTER_LINEAR),
+        rescale_center(middle, square.shape[1:], size),
         path,
     )
 
 
 def resize_sample(sample: Sample, side: int) -> Sample:
-    """Return a sample resized bilinearly to a square."""
+    """Return a sample resized bilinearly to a square of ``side`` pixels."""
     size = side, side
     if sample.size == size:
         return sample
@@ -143,7 +145,7 @@ def resize_sample(sample: Sample, side: int) -> Sample:
 
 
 def worsen(lq: Sample, opt: TileOptions, generator: np.random.Generator) -> Sample:
-    """Return LQ blurred and with noise; its reference is blurred at a fifth of the magnitude, with the same noise."""
+    """Return LQ with blur and noise; its reference gets a fifth of the blur and the same noise."""
     patch, reference = lq.patch, lq.reference
     picture = reference[:-1]
     if opt.use_blurring:
@@ -156,10 +158,10 @@ def worsen(lq: Sample, opt: TileOptions, generator: np.random.Generator) -> Samp
 
 
 def _blur(planes: Planes, magnitude: int, generator: np.random.Generator) -> Planes:
-    """Blur by a Gaussian, along a line, or not at all; magnitude is odd."""
+    """Blur by a Gaussian, along a line, or not at all, at random; ``magnitude`` is odd."""
     kind = generator.random()
     if kind < _GAUSSIAN_SHARE:
-        # A sigma of 0 stands for the one that fits the kernel, as in OpenCV.
+        # From a sigma of 0, OpenCV derives the sigma that fits the kernel.
         sigma = float(generator.integers(magnitude))
         return np.stack([cv2.GaussianBlur(plane, (magnitude, magnitude), sigma) for plane in planes])
     if kind < _GAUSSIAN_SHARE + _MOTION_SHARE:
