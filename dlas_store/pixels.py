@@ -189,7 +189,9 @@ def image_size(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Size:
     return size
 
 
-def check_picture(data: bytes, *, decode_all: bool = False, max_pixels: int = MAX_PIXELS) -> Size:
+def check_picture(
+    data: bytes, *, decode_all: bool = False, max_pixels: int = MAX_PIXELS, decoder: Decoder = "simplejpeg"
+) -> Size:
     """Check that bytes are a whole picture and return its size.
 
     The header is read and the end marker of JPEG and PNG looked for; what has no end marker is decoded, everything is
@@ -202,7 +204,7 @@ def check_picture(data: bytes, *, decode_all: bool = False, max_pixels: int = MA
     jpeg_ends = data.startswith(_JPEG_START) and data.endswith(b"\xff\xd9")
     png_ends = data.startswith(_PNG_START) and data.endswith(_PNG_END)
     if decode_all or not (jpeg_ends or png_ends):
-        decode(data, max_pixels=max_pixels)
+        decode(data, max_pixels=max_pixels, decoder=decoder)
     return size
 
 
