@@ -10,13 +10,11 @@ from typing import Any, NamedTuple
 from dlas_store.commit import SealedShard, read_shard, write_shard
 from dlas_store.converters.shard_reports import load_report, save_report
 from dlas_store.errors import CentersError, DamagedError, ImageError, ImportFailedError
-from dlas_store.folder_source import FolderSource
-from dlas_store.opening import SourcePart
-from dlas_store.pixels import check_picture
+from dlas_store.pixels import Size, check_picture
 from dlas_store.processes import Progress
 from dlas_store.shard import ShardHeader
 from dlas_store.shard_writer import ShardWriter
-from dlas_store.source import CENTERS_FILE, REFERENCE_FILE, Image, Source, file_number, relative_path
+from dlas_store.source import CENTERS_FILE, REFERENCE_FILE, Image, PickledSubset, Source, file_number, relative_path
 
 _NOTES_KEPT = 100
 
@@ -36,7 +34,7 @@ class ShardJob(NamedTuple):
     folder: Path
     header: ShardHeader
     sealed: Path | None
-    parts: list[SourcePart]
+    parts: list[PickledSubset]
     skip_bad: bool
     decode_all: bool
 
@@ -122,7 +120,7 @@ def _copy_image(
     for position, file in enumerate(image.files):
         try:
             data = source.read(first + position)
-            size = check_picture(data, decode_all=job.decode_all)
+            size = _check_picture(data, source, job)
         except (ImageError, DamagedError) as error:
             findings.append(_finding(source, image.name, file, error))
         else:
@@ -138,7 +136,6 @@ def _read_image(source: Source, number: int, findings: list[Finding]) -> Image:
     try:
         return source.image(number)
     except CentersError as error:
-        assert isinstance(source, FolderSource)
         image = source.image_without_centers(number)
         findings.append(_finding(source, image.name, CENTERS_FILE, error))
         return image
@@ -148,11 +145,15 @@ def _read_reference(source: Source, number: int, findings: list[Finding], job: S
     try:
         reference = source.read_reference(number)
         if reference is not None:
-            check_picture(reference, decode_all=job.decode_all)
+            _check_picture(reference, source, job)
     except (ImageError, DamagedError) as error:
         findings.append(_finding(source, source.image(number).name, REFERENCE_FILE, error))
         return None
     return reference
+
+
+def _check_picture(data: bytes, source: Source, job: ShardJob) -> Size:
+    return check_picture(data, decode_all=job.decode_all, max_pixels=source.max_pixels, decoder=source.decoder)
 
 
 def _finding(source: Source, image: str, file: str, error: Exception) -> Finding:

@@ -15,10 +15,11 @@ from dlas_store.errors import ConfigError, ImportFailedError, NotASourceError, T
 from dlas_store.folder_source import FolderSource
 from dlas_store.folder_walk import LeftOut
 from dlas_store.index import INDEX_FILE
-from dlas_store.opening import open_source, part_of
+from dlas_store.opening import open_source
+from dlas_store.pixels import MAX_PIXELS
 from dlas_store.processes import count_workers, progress_bar, run_in_order
 from dlas_store.publish import check_free_space
-from dlas_store.source import Layout, Source
+from dlas_store.source import Layout, PickledSubset, Source
 from dlas_store.store import Store
 
 _FINDINGS_IN_MESSAGE = 100
@@ -91,7 +92,8 @@ def import_store(
     call goes on after it was interrupted. The shards are the same for any number of workers.
 
     Args:
-        sources: chunked folders, folders of pictures, or stores, or opened sources; all of one layout.
+        sources: chunked folders, folders of pictures, or stores, or open sources, which stay open and are read with
+            the options that they have; all of one layout.
         store: the store's folder, ``NAME.lmdb``.
         layout: how to read folders; None tells it from their contents.
         append: add images that the store does not have, in new shards; report those that changed or vanished.
@@ -125,7 +127,7 @@ def import_store(
             shard_size=shard_size,
             images=images,
             compare_bytes=compare_bytes,
-            options=repr((common_layout, decode_all)),
+            options=_options_of_shards(common_layout, opened, decode_all=decode_all),
             bar=bar,
         )
     summary = ImportSummary(changed=plan.changed, vanished=plan.vanished)
@@ -181,7 +183,7 @@ def _jobs(
 ) -> Iterator[ShardJob]:
     """Yield the jobs; made when they are asked for, since each lists its images' names."""
     for number, (header, path) in enumerate(zip(commit.plan.headers(), sealed, strict=True)):
-        parts = [part_of(sources[origin], names) for origin, names in plan.parts(number)]
+        parts = [PickledSubset.of(sources[origin], names) for origin, names in plan.parts(number)]
         yield ShardJob(commit.folder, header, path, parts, skip_bad=skip_bad, decode_all=decode_all)
 
 
@@ -209,6 +211,12 @@ def _common_layout(sources: Sequence[Source]) -> Layout:
         named = ", ".join(f"{source.path} is {source.layout}" for source in sources)
         raise NotASourceError(f"one store has one layout, but {named}; import them into stores of their own")
     return layouts.pop()
+
+
+def _options_of_shards(layout: Layout, sources: Sequence[Source], *, decode_all: bool) -> str:
+    """Return the options that a shard of an interrupted run must have been built with to be taken over."""
+    limits = {origin: source.max_pixels for origin, source in enumerate(sources) if source.max_pixels != MAX_PIXELS}
+    return repr((layout, decode_all, limits) if limits else (layout, decode_all))
 
 
 def _bad_files(findings: Sequence[Finding]) -> ImportFailedError:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dlas_store.errors import DamagedError, StoreError
-from dlas_store.opening import SourcePart, open_source, part_of
+from dlas_store.opening import opened
 from dlas_store.processes import Progress, count_workers, progress_bar, run_in_order
-from dlas_store.source import CENTERS_FILE, REFERENCE_FILE, Source
+from dlas_store.source import CENTERS_FILE, REFERENCE_FILE, PickledSubset, Source
 from dlas_store.store import Store
 
 _IMAGES_A_JOB = 64
@@ -65,15 +65,15 @@ class VerifyReport:
 
 class _Job(NamedTuple):
     store: Path
-    against: SourcePart
+    against: PickledSubset
 
 
-def compare(path: Path, against: Path, *, workers: int | None = None) -> VerifyReport:
-    """Compare a store with the folder (or store) it was made from.
+def compare(path: Path, against: Path | str | Source, *, workers: int | None = None) -> VerifyReport:
+    """Compare a store with the source it was made from.
 
     Args:
         path: the store.
-        against: what it should hold.
+        against: what it should hold: a folder or store, or an open source, which stays open.
         workers: number of processes; None takes one a core, 0 works in this process.
 
     Raises:
@@ -81,16 +81,18 @@ def compare(path: Path, against: Path, *, workers: int | None = None) -> VerifyR
         DamagedError: one of the two cannot be opened.
     """
     report = VerifyReport()
-    with Store(path) as store, open_source(against, store.layout) as source:
+    place = against.path if isinstance(against, Source) else against
+    with Store(path) as store, opened(against, store.layout) as source:
         source_names = list(map(source.image_name, range(source.image_count)))
         store_names = list(_readable_names(store, report))
         for name in sorted(set(store_names).difference(source_names)):
-            report.findings.append(Finding("", name, "", "not in source", f"{against} has no such image"))
+            report.findings.append(Finding("", name, "", "not in source", f"{place} has no such image"))
         for name in sorted(set(source_names).difference(store_names)):
             report.findings.append(Finding("", name, "", "not in store", f"{path} has no such image"))
         common = set(store_names).intersection(source_names)
         names = [name for name in source_names if name in common]
-        jobs = (_Job(path, part_of(source, names[n : n + _IMAGES_A_JOB])) for n in range(0, len(names), _IMAGES_A_JOB))
+        parts = (names[start : start + _IMAGES_A_JOB] for start in range(0, len(names), _IMAGES_A_JOB))
+        jobs = (_Job(path, PickledSubset.of(source, part)) for part in parts)
         with progress_bar(len(store), "comparing") as bar:
             for part in run_in_order(_compare, jobs, workers=count_workers(workers), bar=bar):
                 report.add(part)

@@ -142,6 +142,11 @@ class FolderSource(Source):
         self._check_image_number(number)
         return self._read_image(number, centers=False)
 
+    def subset(self, names: Sequence[str]) -> FolderSource:
+        """Return a source of these images, which lists no others."""
+        self._check_open()
+        return type(self)(self._path, images=names, decoder=self.decoder, max_pixels=self.max_pixels)
+
     def read_reference(self, number: int) -> bytes | None:
         """Return the bytes of an image's ref.jpg, None without one."""
         self._check_image_number(number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -171,7 +172,7 @@ class Index:
         first, end = entry.first_image, entry.first_image + entry.images
         if (len(directory.images), len(directory.patches)) != (entry.images, entry.patches):
             return False
-        first_patch = self.images[first][2] if entry.images else 0
+        first_patch = self._image_row(first).first_patch if entry.images else 0
         if first_patch + entry.patches > len(self.patches):
             return False
         own_images = [self.images[number] for number in range(first, end)]
@@ -186,9 +187,9 @@ class Index:
         Raises:
             DamagedError: a damaged block of the index, or rows that contradict each other.
         """
-        row = ImageRow._make(self.images[number])
+        row = self._image_row(number)
         entry = self.shards.get(row.shard)
-        end = self.images[number + 1][2] if number + 1 < len(self.images) else len(self.patches)
+        end = self._image_row(number + 1).first_patch if number + 1 < len(self.images) else len(self.patches)
         if entry is None or not row.first_patch <= end <= len(self.patches):
             raise DamagedError(f"{self.place}: image {number} has rows that cannot be; run dlas-store reindex")
         image_id = number - entry.first_image + entry.first_image_id
@@ -199,18 +200,16 @@ class Index:
         for patch in sorted(patches, key=operator.attrgetter("patch_id")):
             yield Key(image_id, Kind.PATCH, patch.patch_id), patch.offset, patch.length
 
+    def _image_row(self, number: int) -> ImageRow:
+        return ImageRow._make(self.images[number])
+
     def images_named(self, name_hash: int) -> Iterator[int]:
         """Yield the numbers of the images whose names have a hash."""
-        low, high = 0, len(self.names)
-        while low < high:
-            middle = (low + high) // 2
-            if self.names[middle][0] < name_hash:
-                low = middle + 1
-            else:
-                high = middle
-        while low < len(self.names) and self.names[low][0] == name_hash:
-            yield self.names[low][1]
-            low += 1
+        for row in range(bisect_left(self.names, (name_hash, 0)), len(self.names)):
+            found_hash, image = self.names[row]
+            if found_hash != name_hash:
+                return
+            yield image
 
 
 def _check_entries(path: Path, entries: Sequence[ShardEntry], counts: dict[str, int]) -> None:

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Sequence
-from functools import partial
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import get_args
 
-from dlas_store.array_pictures import ArrayPictures, LabelledPictures
 from dlas_store.chunked_folder import ChunkedFolder
 from dlas_store.errors import ConfigError, NotASourceError
-from dlas_store.folder_source import FolderSource
 from dlas_store.index import INDEX_FILE
 from dlas_store.picture_folder import PictureFolder
 from dlas_store.pixels import IMAGE_ENDINGS, MAX_PIXELS, Decoder
 from dlas_store.shard import has_shards
 from dlas_store.source import CENTERS_FILE, REFERENCE_FILE, Layout, Source
-from dlas_store.store import Store, open_store
+from dlas_store.store import Store
 
 
 def open_source(
@@ -54,7 +51,7 @@ def open_source(
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: a user without home; ValueError: a null byte
         raise NotASourceError(f"{path!s}: cannot be opened ({getattr(error, 'strerror', error)})") from error
     if _is_store(place, is_folder=is_folder):
-        store = open_store(place, decoder=decoder, max_pixels=max_pixels)
+        store = Store(place, decoder=decoder, max_pixels=max_pixels)
         if layout == "chunked" and store.layout == "pictures":
             store.close()
             raise NotASourceError(f"{place}: is a store of whole pictures where a chunked one is needed")
@@ -68,44 +65,9 @@ def open_source(
     return folder
 
 
-class SourcePart(NamedTuple):
-    """Some images of a source, by name, in a form that another process can open.
-
-    Attributes:
-        path: where the source lies.
-        open_at: opens it there; a folder is listed for these images only.
-        names: the images.
-    """
-
-    path: Path
-    open_at: Callable[[Path, Sequence[str]], Source]
-    names: list[str]
-
-    def open(self) -> Source:
-        """Open the source."""
-        return self.open_at(self.path, self.names)
-
-
-def part_of(source: Source, names: list[str]) -> SourcePart:
-    """Return some images of an open source as a part."""
-    if isinstance(source, FolderSource):
-        return SourcePart(source.path, partial(_open_folder, type(source)), names)
-    if isinstance(source, ArrayPictures):
-        return SourcePart(source.path, partial(_open_arrays, source.load), names)
-    assert isinstance(source, Store)
-    return SourcePart(source.path, _open_store, names)
-
-
-def _open_folder(kind: type[FolderSource], path: Path, names: Sequence[str]) -> FolderSource:
-    return kind(path, images=names)
-
-
-def _open_arrays(load: Callable[[], LabelledPictures], path: Path, _: Sequence[str]) -> ArrayPictures:
-    return ArrayPictures(path, load)
-
-
-def _open_store(path: Path, _: Sequence[str]) -> Store:
-    return Store(path)
+def opened(source: str | os.PathLike[str] | Source, layout: Layout | None = None) -> AbstractContextManager[Source]:
+    """Return a context of a source: an open one, which stays open, or what open_source opens of a path."""
+    return nullcontext(source) if isinstance(source, Source) else open_source(source, layout)
 
 
 def _is_store(place: Path, *, is_folder: bool) -> bool:

@@ -190,7 +190,9 @@ def image_size(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Size:
     return size
 
 
-def check_picture(data: bytes, *, decode_all: bool = False, max_pixels: int = MAX_PIXELS) -> Size:
+def check_picture(
+    data: bytes, *, decode_all: bool = False, max_pixels: int = MAX_PIXELS, decoder: Decoder = "simplejpeg"
+) -> Size:
     """Check that bytes are a whole picture and return its size.
 
     The check reads the header and looks for the end marker of JPEG and PNG. A picture without an end marker is decoded;
@@ -203,7 +205,7 @@ def check_picture(data: bytes, *, decode_all: bool = False, max_pixels: int = MA
     jpeg_ends = data.startswith(_JPEG_START) and data.endswith(b"\xff\xd9")
     png_ends = data.startswith(_PNG_START) and data.endswith(_PNG_END)
     if decode_all or not (jpeg_ends or png_ends):
-        decode(data, max_pixels=max_pixels)
+        decode(data, max_pixels=max_pixels, decoder=decoder)
     return size
 
 

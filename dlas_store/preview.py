@@ -11,7 +11,7 @@ from PIL import Image as PillowImage
 from PIL import ImageDraw, ImageOps
 
 from dlas_store.errors import ConfigError, ImageError
-from dlas_store.opening import open_source
+from dlas_store.opening import opened
 from dlas_store.picture_sheet import (
     EMPTY,
     FAINT,
@@ -49,7 +49,7 @@ FRAME = 2
 """Width in pixels of a shown patch's frame and of its square's edge."""
 
 
-def preview(path: str | os.PathLike[str], images: Sequence[str], file: Path) -> int:
+def preview(path: str | os.PathLike[str] | Source, images: Sequence[str], file: Path) -> int:
     """Draw images of a source into a new PNG file.
 
     An image of a chunked source is shown as its reference beside some of its patches, evenly chosen. The square of a
@@ -57,7 +57,7 @@ def preview(path: str | os.PathLike[str], images: Sequence[str], file: Path) -> 
     pale. A picture of a source of pictures is shown as a thumbnail.
 
     Args:
-        path: a source, as open_source takes it.
+        path: what open_source opens, or an open source, which stays open.
         images: names of images; if empty, the first few are shown.
         file: the PNG file to write.
 
@@ -74,7 +74,7 @@ def preview(path: str | os.PathLike[str], images: Sequence[str], file: Path) -> 
     check_target(file)
     if len(images) > MOST_IMAGES:
         raise ConfigError(f"preview shows at most {MOST_IMAGES} images at once, got {len(images)}")
-    with open_source(path) as source:
+    with opened(path) as source:
         few = FEW_IMAGES if source.layout == "chunked" else FEW_PICTURES
         numbers = [source.find_image(name) for name in images] or range(min(few, source.image_count))
         if source.layout == "chunked":

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
@@ -299,6 +300,18 @@ class Source(ABC):
             raise NameNotFoundError(f"{self.path}: image {image!r} holds no patch {file!r}")
         return self.first_patch(number) + files.index(file)
 
+    def image_without_centers(self, number: int) -> Image:
+        """Return what is known of an image but its centres, whose file image() may refuse with a CentersError."""
+        return replace(self.image(number), centers=None)
+
+    def subset(self, names: Sequence[str]) -> Source:  # noqa: ARG002
+        """Return a source of at least the images of these names, to be pickled for another process.
+
+        A subclass whose opening takes longer the more images there are returns a source of these only.
+        """
+        self._check_open()
+        return self
+
     def __enter__(self) -> Self:
         """Return self."""
         self._check_open()
@@ -323,6 +336,31 @@ class Source(ABC):
     def _image_error(self, index: int, error: ImageError) -> ImageError:
         """Return the error that names the patch whose bytes are no picture."""
         return ImageError(f"{self.patch_path(index)}: {error}")
+
+
+class PickledSubset(NamedTuple):
+    """Images of a source, for a job in another process.
+
+    The source is opened where the job runs, so that a source that cannot be opened is an error of the job; unpickled
+    with the job, it would end the worker.
+
+    Attributes:
+        names: the images.
+        pickled: a source of at least these images.
+    """
+
+    names: list[str]
+    pickled: bytes
+
+    @classmethod
+    def of(cls, source: Source, names: list[str]) -> Self:
+        """Return images of an open source."""
+        return cls(names, pickle.dumps(source.subset(names)))
+
+    def open(self) -> Source:
+        """Open the source, with the options that it had."""
+        source: Source = pickle.loads(self.pickled)  # noqa: S301 - of our own making
+        return source
 
 
 def relative_path(layout: Layout, image: str, file: str) -> str:

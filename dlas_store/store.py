@@ -147,9 +147,8 @@ class Store(Source):
     def claimed_size(self, index: int) -> tuple[int, int]:
         """Return the height and width that a patch claims to have; see Source.claimed_size."""
         reader = self._reader  # another thread may close the store
-        if reader is not None and (size := reader.claimed_size(index)) is not None:
-            return size
-        return super().claimed_size(index)
+        size = None if reader is None else reader.claimed_size(index)
+        return size or super().claimed_size(index)
 
     def read_into(self, index: int, out: Pixels) -> Pixels:
         """Decode a patch; see Source.read_into."""
@@ -219,9 +218,9 @@ class Store(Source):
 
     def patch_sizes(self, number: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         """Return the bytes of each patch of an image, int64."""
-        first, count = self.first_patch(number), self.patch_count(number)
-        lengths = (self._patch_row(index).length for index in range(first, first + count))
-        return np.fromiter(lengths, np.int64, count)
+        patches = range(*self._read_range(number))
+        lengths = (PatchRow._make(self._patch_values(index)).length for index in patches)
+        return np.fromiter(lengths, np.int64, len(patches))
 
     def patch_count(self, number: int) -> int:
         """Return the number of patches of an image."""
@@ -305,9 +304,6 @@ class Store(Source):
             raise ClosedError(f"{self._path}: the store was closed; open it again with open_source")
         return self._index
 
-    def _patch_row(self, index: int) -> PatchRow:
-        return PatchRow._make(self._patch_values(index))
-
     def _patch_values(self, index: int) -> tuple[int, int, int, int, int]:
         """Return what PatchRow names."""
         reader = self._reader
@@ -350,11 +346,6 @@ class Store(Source):
             raise kind(f"{error}; {_RESTORE}") from error
         _check_shard(shard, entry, self.index)
         return _OpenShard(shard, entry.first_image_id - entry.first_image)
-
-
-def open_store(path: Path, *, decoder: Decoder = "simplejpeg", max_pixels: int = MAX_PIXELS) -> Store:
-    """Open a store folder, its index.lmdb, or a single shard file; see Store."""
-    return Store(path, decoder=decoder, max_pixels=max_pixels)
 
 
 def _open_index(path: Path) -> Index:

@@ -22,7 +22,7 @@ from small_stores import NOBODY, content_of, in_child, public_folder, state_of
 
 from dlas_store.centers import write_centers
 from dlas_store.errors import ClosedError, NameNotFoundError, PatchIndexError
-from dlas_store.source import Center, Layout, Source
+from dlas_store.source import Center, Layout, PickledSubset, Source
 
 CENTERS = {0: Center(1, 2, 16), 3: Center(5, 6, 16), 77: Center(0, 0, 1)}
 
@@ -131,6 +131,7 @@ USES: dict[str, Callable[[Source], object]] = {
     "find": lambda source: source.find("a", "1.png"),
     "find_image": lambda source: source.find_image("a"),
     "listings": lambda source: list(source.listings()),
+    "subset": lambda source: source.subset([]),
     "will_need": lambda source: source.will_need([0]),
     "with": lambda source: source.__enter__(),
 }
@@ -423,6 +424,20 @@ class SourceContract(ABC):
         with pickle.loads(fresh) as other:
             assert content_of(other) == expected
             assert other.path == source.path
+
+    def test_a_subset_has_its_images_in_another_process_too(self, source: Source) -> None:
+        expected = content_of(source)
+        names = [source.image_name(number) for number in range(source.image_count)]
+        for chosen in ([names[-1]], names[::-1], [names[0], names[-1]]):
+            with PickledSubset.of(source, chosen).open() as subset:
+                content = content_of(subset)
+                files = [key for key in expected if key.startswith(tuple(f"{name}/" for name in chosen))]
+                assert files
+                for key in [*chosen, *files]:
+                    assert content[key] == expected[key]
+                assert (subset.path, subset.layout) == (source.path, source.layout)
+                assert (subset.decoder, subset.max_pixels) == (source.decoder, source.max_pixels)
+        assert content_of(source) == expected
 
     def test_reading_leaves_no_trace(self, path: Path, folder: Path) -> None:
         before = state_of(folder.parent)

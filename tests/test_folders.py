@@ -32,10 +32,10 @@ from dlas_store.errors import (
 )
 from dlas_store.extra_fields import EXTRA_FILE, extra_line
 from dlas_store.folder_source import FolderSource
-from dlas_store.folder_walk import LeftOut
+from dlas_store.folder_walk import FolderWalk, LeftOut
 from dlas_store.names import Names
 from dlas_store.picture_folder import PictureFolder
-from dlas_store.source import Center, Source
+from dlas_store.source import Center, PickledSubset, Source
 
 DATA = Path(__file__).parent / "data" / "chunked"
 KINDS = pytest.mark.parametrize("kind", [ChunkedFolder, PictureFolder])
@@ -277,6 +277,36 @@ def test_a_source_pickles_as_its_path_and_options(chunked: Path, kind: type[Fold
     assert paths_of(copy) == paths_of(source)
     with pytest.raises(ImageError, match="limit of 47"):
         copy.read_pixels([0])
+
+
+@KINDS
+def test_a_subset_lists_its_images_only_and_where_it_is_opened(
+    chunked: Path, kind: type[FolderSource], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = kind(chunked, max_pixels=47)
+    names = [source.image_name(1)]
+    listed: list[str] = []
+    entries = FolderWalk.entries
+
+    def noted(walk: FolderWalk, folder: str) -> tuple[list[str], list[str]]:
+        listed.append(folder)
+        return entries(walk, folder)
+
+    monkeypatch.setattr(FolderWalk, "entries", noted)
+    part = PickledSubset.of(source, names)
+    assert len(part.pickled) < 500
+    with part.open() as subset:
+        assert listed == []
+        assert [image.name for image in map(subset.image, range(subset.image_count))] == names
+        assert listed == (names if kind is ChunkedFolder else [])
+        assert subset.max_pixels == 47
+
+
+def test_a_subset_of_a_folder_that_is_gone_is_an_error_where_it_is_opened(chunked: Path) -> None:
+    part = PickledSubset.of(ChunkedFolder(chunked), ["a"])
+    chunked.rename(chunked.with_name("gone"))
+    with pytest.raises(NotASourceError, match="not a folder"):
+        part.open()
 
 
 def test_threads_share_one_scan() -> None:

@@ -32,6 +32,10 @@ from trees import (
     write,
 )
 
+from dlas_store import open_source
+from dlas_store.converters.importing import import_store
+from dlas_store.errors import ImageError, ImportFailedError, StoreError
+
 JPEG = picture("JPEG")
 PNG = picture("PNG")
 
@@ -239,6 +243,54 @@ def test_sources_of_two_layouts_are_not_mixed(tmp_path: Path) -> None:
     message = refused("import", DATA / "chunked", photos, tmp_path / "s.lmdb")
     assert "photos" in message
     assert "chunked" in message
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("is_store", [False, True])
+def test_an_open_source_is_imported_with_the_limit_of_pixels_that_it_has(
+    tmp_path: Path, is_store: bool, workers: int
+) -> None:
+    source = write(tmp_path / "data", {"a/1.jpg": JPEG, "a/ref.jpg": ppm(7), "b/1.ppm": ppm(1)})
+    if is_store:
+        import_store([source], tmp_path / "data.lmdb")
+    with open_source(tmp_path / "data.lmdb" if is_store else source, max_pixels=10) as opened:
+        with pytest.raises(ImportFailedError, match=r"a/1\.jpg: 16 x 16 pixels are more than the limit of 10"):
+            import_store([opened], tmp_path / "s.lmdb", workers=workers)
+        assert not (tmp_path / "s.lmdb").exists()
+        summary = import_store([opened], tmp_path / "s.lmdb", skip_bad=True, workers=workers)
+        assert len(summary.findings) == 1
+        assert len(opened) == 2  # it stays open
+    assert patches(tmp_path / "s.lmdb") == {("b", "1.ppm"): ppm(1)}
+
+
+def test_shards_of_an_interrupted_import_are_not_taken_over_with_another_limit_of_pixels(tmp_path: Path) -> None:
+    source = write(tmp_path / "data", {"a/1.jpg": JPEG, "a/ref.jpg": ppm(7), "b/1.jpg": b"broken"})
+    with pytest.raises(ImportFailedError, match=r"1 bad files so far: .*b/1\.jpg"):
+        import_store([source], tmp_path / "s.lmdb", shard_size=1, workers=1)
+    assert states(tmp_path / "s.lmdb.partial")
+    with (
+        open_source(source, max_pixels=10) as opened,
+        pytest.raises(StoreError, match="interrupted run with other files or options"),
+    ):
+        import_store([opened], tmp_path / "s.lmdb", shard_size=1, workers=1)
+
+
+@pytest.mark.parametrize("is_store", [False, True])
+def test_an_open_source_is_imported_with_the_decoder_that_it_has(
+    tmp_path: Path, is_store: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(data: bytes, colorspace: str) -> None:
+        raise ImageError(f"{len(data)} bytes for pyturbojpeg")
+
+    monkeypatch.setattr("dlas_store.pyturbojpeg.decode", refuse)
+    source = write(tmp_path / "data", {"a/1.jpg": JPEG, "a/ref.jpg": ppm(7)})
+    if is_store:
+        import_store([source], tmp_path / "data.lmdb", decode_all=True)
+    with (
+        open_source(tmp_path / "data.lmdb" if is_store else source, decoder="pyturbojpeg") as opened,
+        pytest.raises(ImportFailedError, match=f"{len(JPEG)} bytes for pyturbojpeg"),
+    ):
+        import_store([opened], tmp_path / "s.lmdb", decode_all=True)
 
 
 def test_a_damaged_value_of_a_store_is_not_copied(tmp_path: Path) -> None:

@@ -319,7 +319,7 @@ def test_the_sample_is_read_in_c(tmp_path: Path) -> None:
 def test_a_flipped_bit_is_left_to_python_which_says_so(tmp_path: Path) -> None:
     store = open_patches(tmp_path, {"one": READ["420"]})
     (shard,) = shards_of(store.path)
-    offset = store._patch_row(0).offset
+    offset, *_ = store._patch_values(0)
     generator = np.random.default_rng(0)
     for position in [
         *range(offset - 8, offset + 40),

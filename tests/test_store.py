@@ -19,7 +19,7 @@ from dlas_store.errors import ClosedError, DamagedError, ImageError, NotASourceE
 from dlas_store.index import INDEX_FILE
 from dlas_store.picture_folder import PictureFolder
 from dlas_store.source import Source
-from dlas_store.store import Store, open_store
+from dlas_store.store import Store
 
 
 class TestChunkedFolder(SourceContract):
@@ -50,7 +50,7 @@ class TestStoreFolder(SourceContract):
         return path
 
     def open(self, path: Path) -> Source:
-        return open_store(path)
+        return Store(path)
 
 
 class TestIndexFile(SourceContract):
@@ -59,7 +59,7 @@ class TestIndexFile(SourceContract):
         return make_store(folder, scratch / "contract.lmdb") / INDEX_FILE
 
     def open(self, path: Path) -> Source:
-        return open_store(path)
+        return Store(path)
 
 
 class TestSingleShard(SourceContract):
@@ -69,7 +69,7 @@ class TestSingleShard(SourceContract):
         return path
 
     def open(self, path: Path) -> Source:
-        return open_store(path)
+        return Store(path)
 
 
 class TestAppendedStore(SourceContract):
@@ -80,7 +80,7 @@ class TestAppendedStore(SourceContract):
         return path
 
     def open(self, path: Path) -> Source:
-        return open_store(path)
+        return Store(path)
 
     @classmethod
     def expected(cls, folder: Path) -> list[RawPatch]:
@@ -96,7 +96,7 @@ class TestStoreOfPictures(SourceContract):
         return scratch / "contract.lmdb"
 
     def open(self, path: Path) -> Source:
-        return open_store(path)
+        return Store(path)
 
 
 @pytest.fixture(scope="module")
