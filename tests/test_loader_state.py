@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from small_stores import append, make_store, small_folder
 from torch.utils.data import DataLoader
 
 from dlas_store.datasets import DistIterSampler, Loader, create_dataloader, create_dataset
+from dlas_store.datasets.draws import Draw
 from dlas_store.datasets.samplers import EpochSampler
 from dlas_store.datasets.threads_loader import ThreadsLoader
 from dlas_store.datasets.workers_loader import WorkersLoader
@@ -268,6 +269,23 @@ def test_the_state_is_that_of_the_loaders_own_epoch_whoever_else_reads_the_sampl
     assert (second.state_dict()["epoch"], second.state_dict()["position"]) == (1, 4)
     for batches in readers:
         batches.close()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sampler_that_makes_something_of_our_order_is_asked_for_its_own(kind: str) -> None:
+    class Mirrored(DistIterSampler):
+        def __iter__(self) -> Iterator[Draw]:
+            for key in super().__iter__():
+                yield key._replace(index=ITEMS - 1 - key.index)
+
+    loader = loader_of(Mirrored(ITEMS, replicas=1, rank=0, ratio=1, seed=3), **KINDS[kind])
+    plain = DistIterSampler(ITEMS, replicas=1, rank=0, ratio=1, seed=3)
+    for epoch in range(2):
+        expected = [ITEMS - 1 - key.index for key in plain]
+        batches = iter(loader)
+        first = flat([next(batches)])
+        assert (loader.state_dict()["epoch"], loader.state_dict()["position"]) == (epoch, 4)
+        assert [index for index, _ in first + flat(batches)] == expected[: len(loader) * 4]
 
 
 def test_the_length_is_that_of_a_whole_epoch() -> None:

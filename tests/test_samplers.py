@@ -280,13 +280,15 @@ def test_of_two_passes_at_a_time_the_later_has_the_state() -> None:
 def test_an_epoch_that_was_begun_keeps_its_place_whatever_comes_after_it() -> None:
     sampler = EpochSampler(20, seed=3, shuffle=True, batch_size=4)
     sampler.load_state_dict({"seed": 3, "epoch": 2, "position": 6, "length": 20})
-    epoch = sampler.begin_epoch()
-    keys = list(sampler.keys_of(epoch))
-    assert (epoch.number, epoch.start, epoch.stop, epoch.count, epoch.handed_out) == (2, 6, 20, 14, 14)
-    assert sampler.begin_epoch().number == 3
+    epoch, keys = sampler.epoch, iter(sampler)
+    assert sampler.epoch is epoch
+    assert (epoch.number, epoch.start, epoch.stop, epoch.count, epoch.handed_out) == (2, 6, 20, 14, 0)
+    assert len(list(keys)) == epoch.handed_out == 14
+    assert sampler.epoch.number == 3
+    next(iter(sampler))
+    assert (sampler.epoch.number, sampler.epoch.handed_out, epoch.handed_out) == (3, 1, 14)
     assert sampler.state_after(epoch, 5) == {"seed": 3, "epoch": 2, "position": 11, "length": 20}
     assert sampler.state_after(epoch, 99)["position"] == 20
-    assert [key for batch in sampler.batches_of(epoch) for key in batch] == keys
 
 
 @pytest.mark.parametrize(

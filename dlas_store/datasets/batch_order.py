@@ -61,8 +61,8 @@ class EpochBatches:
     def begin(self) -> tuple[Epoch, Iterator[Batch]]:
         """Begin an epoch, of which the state tells from now on; return it, and its batches or the rest of them."""
         if isinstance(self.sampler, StatefulSampler):
-            epoch = self.sampler.begin_epoch()
-            batches = self._of_stateful(self.sampler, epoch)
+            batches = self._of_stateful(self.sampler)
+            epoch = self.sampler.epoch
         else:
             batches = self._of_foreign(self.sampler)
             epoch = Epoch(self._next_number)
@@ -118,9 +118,8 @@ class EpochBatches:
             )
         return self.sampler
 
-    def _of_stateful(self, sampler: StatefulSampler, epoch: Epoch) -> Iterator[Batch]:
-        is_whole = isinstance(sampler, EpochSampler)
-        batches = sampler.batches_of(epoch) if is_whole else self._grouped(sampler.keys_of(epoch))
+    def _of_stateful(self, sampler: StatefulSampler) -> Iterator[Batch]:
+        batches = sampler.batches() if isinstance(sampler, EpochSampler) else self._grouped(iter(sampler))
         return batches if isinstance(self.dataset, ItemDataset) else plain_indices(batches)
 
     def _of_foreign(self, sampler: Sampler[Any] | Iterable[Any]) -> Iterator[Batch]:

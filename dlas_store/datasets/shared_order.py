@@ -93,34 +93,18 @@ class StatefulSampler(Sampler[Draw], ABC):
         return self._plan(0, 0).count
 
     def __iter__(self) -> Iterator[Draw]:
-        return self.keys_of(self.begin_epoch())
+        return self._keys_of(self._begin())
 
     def batches(self) -> Iterator[list[Draw]]:
         """Give what __iter__ gives, each list being this rank's share of a global batch; none is empty."""
-        return self.batches_of(self.begin_epoch())
+        return self._batches_of(self._begin())
 
-    def begin_epoch(self) -> Epoch:
-        """Begin the next epoch, of which the state tells from now on."""
-        if self._next is None:
-            assert self._last_begun is not None
-            self._next = self._plan(self._last_begun.number + 1, 0)
-        self._last_begun, self._next = self._next, None
-        return self._last_begun
-
-    def keys_of(self, epoch: Epoch) -> Iterator[Draw]:
-        """Give the keys of an epoch that was begun."""
-        for keys in self._keys_ahead(epoch):
-            for key in keys:
-                epoch.handed_out += 1
-                yield key
-
-    def batches_of(self, epoch: Epoch) -> Iterator[list[Draw]]:
-        """Give the keys of an epoch that was begun, as batches() does."""
-        for keys in self._keys_ahead(epoch):
-            for start in range(0, len(keys), self.share):
-                batch = keys[start : start + self.share]
-                epoch.handed_out += len(batch)
-                yield batch
+    @property
+    def epoch(self) -> Epoch:
+        """The epoch that the state tells of: the one that began last, until it is over or another is to come."""
+        epoch = self._next or self._last_begun
+        assert epoch is not None
+        return epoch
 
     @property
     def position(self) -> int:
@@ -134,9 +118,7 @@ class StatefulSampler(Sampler[Draw], ABC):
 
     def state_dict(self) -> dict[str, int]:
         """Return where this sampler is, as integers: seed, epoch, position and length (items of the dataset)."""
-        epoch = self._next or self._last_begun
-        assert epoch is not None
-        return self.state_after(epoch, epoch.handed_out)
+        return self.state_after(self.epoch, self.epoch.handed_out)
 
     def state_after(self, epoch: Epoch, items: int) -> dict[str, int]:
         """Return the state after some items of an epoch, however far ahead the sampler is meanwhile.
@@ -154,9 +136,7 @@ class StatefulSampler(Sampler[Draw], ABC):
             batches: of this rank, as batches() gives them, from the begin of the epoch that began last; where none
                 began since the state was loaded, of the next.
         """
-        epoch = self._last_begun or self._next
-        assert epoch is not None
-        return self.state_after(epoch, batches * self.share)
+        return self.state_after(self._last_begun or self.epoch, batches * self.share)
 
     def state_at_position(self, epoch: int, position: int) -> dict[str, int]:
         """Return the state at a position of an epoch; see state_dict."""
@@ -200,6 +180,12 @@ class StatefulSampler(Sampler[Draw], ABC):
         """Of the order."""
         return self._seed
 
+    def _begin(self) -> Epoch:
+        if self._next is None:
+            self._next = self._plan(self.epoch.number + 1, 0)
+        self._last_begun, self._next = self._next, None
+        return self._last_begun
+
     def _plan(self, number: int, start: int) -> Epoch:
         positions = self._positions - start
         if self._drop_last:
@@ -215,6 +201,19 @@ class StatefulSampler(Sampler[Draw], ABC):
         if items_of_batch and items == epoch.count:
             return epoch.stop
         return min(epoch.start + batches * self._batch_size + items_of_batch * self._ranks, epoch.stop)
+
+    def _keys_of(self, epoch: Epoch) -> Iterator[Draw]:
+        for keys in self._keys_ahead(epoch):
+            for key in keys:
+                epoch.handed_out += 1
+                yield key
+
+    def _batches_of(self, epoch: Epoch) -> Iterator[list[Draw]]:
+        for keys in self._keys_ahead(epoch):
+            for start in range(0, len(keys), self.share):
+                batch = keys[start : start + self.share]
+                epoch.handed_out += len(batch)
+                yield batch
 
     def _keys_ahead(self, epoch: Epoch) -> Iterator[list[Draw]]:
         """Give the keys of an epoch, whole shares at a time."""
