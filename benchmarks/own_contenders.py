@@ -144,6 +144,5 @@ def _expected(reading: Reading, dataset: Dataset[Any], counts: Counter[Hashable]
     if reading.mode == "pixels":
         return Counter(range(reading.items))
     if isinstance(dataset, PatchDataset):
-        items = map(dataset.patches_of, range(reading.items))
-        return Counter(item.source.patch_path(item.patches[-1]) for item in items)
+        return Counter(dataset.source.patch_path(dataset.patches_of(item)[-1]) for item in range(reading.items))
     return Counter(list(counts)) if len(counts) == reading.items else Counter()

@@ -288,6 +288,10 @@ class Source(ABC):
         image = self.image(number)
         return f"{self.path}/{relative_path(self.layout, image.name, image.files[position])}"
 
+    def source_path(self, number: int) -> Path:  # noqa: ARG002
+        """Return the path of the source that holds an image: this one's, or that of the one among several."""
+        return self.path
+
     def image_name(self, number: int) -> str:
         """Return the name of an image."""
         return self.image(number).name

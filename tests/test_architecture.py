@@ -27,7 +27,7 @@ LAYERS = {
         "plain_pickle", "processes", "publish", "tables", "terminal",
     ],
     "the storage API and encodings": [
-        "centers", "libjpeg", "metadata", "pixels", "pyturbojpeg", "sealed_file", "source",
+        "centers", "concat_source", "libjpeg", "metadata", "pixels", "pyturbojpeg", "sealed_file", "source",
     ],
     "shard, index, folder": [
         "array_pictures", "chunked_folder", "cifar_batches", "class_folders", "folder_source", "idx_files", "index",

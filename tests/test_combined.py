@@ -24,7 +24,7 @@ from dlas_store.datasets import (
     registry,
 )
 from dlas_store.datasets.draws import Draw
-from dlas_store.datasets.shared_stores import open_shared
+from dlas_store.datasets.shared_stores import open_cached
 from dlas_store.errors import ConfigError, ImageError, NotASourceError
 from dlas_store.store import Store
 
@@ -220,25 +220,25 @@ def test_a_store_is_let_go_of_with_its_last_dataset(folders: tuple[Path, Path]) 
 
 def test_an_append_is_seen_by_what_is_opened_after_it(folders: tuple[Path, Path]) -> None:
     store = store_of(folders[0])
-    before = open_shared(store, layout="pictures")
+    before = open_cached(store, layout="pictures")
     import_store([folders[1]], store, append=True)
-    after = open_shared(store, layout="pictures")
+    after = open_cached(store, layout="pictures")
     assert (len(before), len(after)) == (2, 5)
-    assert open_shared(store, layout="pictures") is after
+    assert open_cached(store, layout="pictures") is after
 
 
 def test_a_store_at_another_path_or_in_another_layout_is_another(folders: tuple[Path, Path], tmp_path: Path) -> None:
     store = store_of(folders[0])
-    opened = open_shared(store, layout="pictures")
+    opened = open_cached(store, layout="pictures")
     assert isinstance(opened, Store)
     (tmp_path / "link.lmdb").symlink_to(store)
-    assert open_shared(tmp_path / "link.lmdb", layout="pictures").path == tmp_path / "link.lmdb"
+    assert open_cached(tmp_path / "link.lmdb", layout="pictures").path == tmp_path / "link.lmdb"
     with pytest.raises(NotASourceError, match="whole pictures where a chunked one is needed"):
-        open_shared(store, layout="chunked")
+        open_cached(store, layout="chunked")
 
 
 def test_a_folder_is_listed_anew(folders: tuple[Path, Path]) -> None:
-    first = open_shared(folders[0], layout="pictures")
+    first = open_cached(folders[0], layout="pictures")
     assert len(first) == 2
     (folders[1] / "4.png").rename(folders[0] / "4.png")
-    assert len(open_shared(folders[0], layout="pictures")) == 3
+    assert len(open_cached(folders[0], layout="pictures")) == 3

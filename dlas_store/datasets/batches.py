@@ -55,19 +55,13 @@ NO_REFERENCE = -1
 """In RawPatches.images, a patch that has no reference."""
 
 
-class ReferenceName(NamedTuple):
-    """The name of a reference, equal in every process: the path of its source, and the number of its image there."""
-
-    source: str
-    image: int
-
-
 class RawPatches(NamedTuple):
     """A batch of N patches as they are decoded, item by item and in each frame by frame.
 
     Attributes:
         pixels: uint8 (N, H, W, 3), RGB.
-        references: name and uint8 (h, w, 3), RGB, of each reference that a patch of the batch has.
+        references: the number of the image in the dataset's source, which is the same in every process, and uint8
+            (h, w, 3), RGB, of each reference that a patch of the batch has.
         images: int64 (N,), the place of a patch's reference among them, NO_REFERENCE for none.
         squares: int64 (N, 3): where the patch lies in its reference, row, column and width, in pixels of a reference
             of the size of the patch; 0 without a reference.
@@ -76,7 +70,7 @@ class RawPatches(NamedTuple):
     """
 
     pixels: torch.Tensor
-    references: list[tuple[ReferenceName, torch.Tensor]]
+    references: list[tuple[int, torch.Tensor]]
     images: torch.Tensor
     squares: torch.Tensor
     paths: list[str]

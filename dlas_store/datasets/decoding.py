@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 from dlas_store.aligned_memory import Pixels
 from dlas_store.datasets.decoding_memory import BYTES_TOGETHER, DecodingMemory
-from dlas_store.datasets.roots import read_all_into
 from dlas_store.errors import StoreError
 from dlas_store.source import Source
 
@@ -17,52 +17,62 @@ Group = tuple[Sequence[int], list[Pixels]]
 """Items, and their decoded patches item by item: each the array that was given for it, or a new one of another size."""
 
 
+class Frames(NamedTuple):
+    """The patches that the items of a batch are made of. Each has a row of the batch.
+
+    Attributes:
+        source: holds the patches.
+        patches: their indices in it, item by item; those of item n are ``patches[n * per_item : (n + 1) * per_item]``.
+        per_item: how many an item has.
+    """
+
+    source: Source
+    patches: Sequence[int]
+    per_item: int = 1
+
+    def rows_of(self, items: Sequence[int]) -> Sequence[int]:
+        """Return the rows of items, item by item."""
+        if self.per_item == 1:
+            return items
+        return [row for item in items for row in range(item * self.per_item, (item + 1) * self.per_item)]
+
+    def argsort_on_disk(self) -> list[int]:
+        """Return the items in the order in which their first patches lie in the source."""
+        firsts = self.patches[:: self.per_item]
+        return sorted(range(len(firsts)), key=firsts.__getitem__)
+
+
 def decode_groups(
-    places: Sequence[tuple[Source, int]],
-    items: Sequence[int],
-    size: tuple[int, int],
-    scratch: DecodingMemory,
-    on_bad: OnBad,
-    *,
-    frames: int = 1,
+    frames: Frames, items: Sequence[int], size: tuple[int, int], scratch: DecodingMemory, on_bad: OnBad
 ) -> Iterator[Group]:
     """Decode items into scratch memory, as many at a time as the processor's caches hold.
 
     Args:
-        places: source and index of each patch; those of item n are ``places[n * frames : (n + 1) * frames]``.
+        frames: the patches of the batch.
         items: in the order in which they are read.
         size: height and width that patches are likely to have.
         scratch: what they are decoded into; belongs to a group until the next one is asked for.
         on_bad: called for an item in place of yielding it, while the error is handled.
-        frames: patches an item.
     """
     height, width = size
-    count = max(1, BYTES_TOGETHER // (frames * height * width * 3))
-    with scratch.patches((count * frames, height, width, 3)) as arrays:
+    count = max(1, BYTES_TOGETHER // (frames.per_item * height * width * 3))
+    with scratch.patches((count * frames.per_item, height, width, 3)) as arrays:
         for first in range(0, len(items), count):
             group = items[first : first + count]
-            yield from decode_items(places, group, arrays[: len(group) * frames], on_bad, frames=frames)
+            yield from decode_items(frames, group, arrays[: len(group) * frames.per_item], on_bad)
 
 
-def decode_items(
-    places: Sequence[tuple[Source, int]],
-    items: Sequence[int],
-    outs: list[Pixels],
-    on_bad: OnBad,
-    *,
-    frames: int = 1,
-) -> Iterator[Group]:
+def decode_items(frames: Frames, items: Sequence[int], outs: list[Pixels], on_bad: OnBad) -> Iterator[Group]:
     """Decode items into an array for each of their patches: as one group, after an error as a group for each item.
 
     Args:
-        places: see decode_groups, as for the others.
+        frames: the patches of the batch.
         items: in the order in which they are read.
-        outs: ``len(items) * frames`` arrays; see Source.read_into.
+        outs: ``len(items) * frames.per_item`` arrays; see Source.read_into.
         on_bad: called for an item in place of yielding it, while the error is handled.
-        frames: patches an item.
     """
     try:
-        pixels = read_all_into([places[row] for row in rows_of(items, frames)], outs)
+        pixels = frames.source.read_all_into([frames.patches[row] for row in frames.rows_of(items)], outs)
     except StoreError as error:
         if len(items) == 1:
             on_bad(items[0], error)
@@ -71,16 +81,8 @@ def decode_items(
         yield items, pixels
         return
     for position, item in enumerate(items):
-        yield from decode_items(
-            places, [item], outs[position * frames : (position + 1) * frames], on_bad, frames=frames
-        )
-
-
-def rows_of(items: Sequence[int], frames: int) -> Sequence[int]:
-    """Return the rows that the patches of items have in a batch, item by item."""
-    if frames == 1:
-        return items
-    return [row for item in items for row in range(item * frames, (item + 1) * frames)]
+        first = position * frames.per_item
+        yield from decode_items(frames, [item], outs[first : first + frames.per_item], on_bad)
 
 
 def raise_error(_item: int, error: StoreError) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from dlas_store.datasets.batches import NO_REFERENCE, RawPatches, ReferenceName
+from dlas_store.datasets.batches import NO_REFERENCE, RawPatches
 from dlas_store.datasets.patches import MASK_OUTSIDE, PatchOptions, rescale_centers
 
 CACHE_BYTES = 512 << 20
@@ -27,7 +27,7 @@ class DevicePatches:
         """Take how a patch becomes HQ and LQ, without corruptions, and where."""
         self._options = options
         self._device = device
-        self._references: dict[ReferenceName, torch.Tensor] = {}
+        self._references: dict[int, torch.Tensor] = {}
         self._bytes = 0
 
     def make(self, raw: RawPatches) -> dict[str, Any]:
@@ -76,13 +76,13 @@ class DevicePatches:
         opt = self._options
         return _area_resize(planes, (opt.target_size, opt.target_size))[:, :, : opt.hq_size, : opt.hq_size].contiguous()
 
-    def _fetch(self, name: ReferenceName, pixels: torch.Tensor) -> torch.Tensor:
-        """Return a reference on the device."""
-        kept = self._references.get(name)
+    def _fetch(self, image: int, pixels: torch.Tensor) -> torch.Tensor:
+        """Return the reference of an image on the device."""
+        kept = self._references.get(image)
         if kept is None:
             kept = self._send(pixels)
             if self._bytes + kept.nbytes <= CACHE_BYTES:
-                self._references[name] = kept
+                self._references[image] = kept
                 self._bytes += kept.nbytes
         return kept
 

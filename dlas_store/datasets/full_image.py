@@ -172,14 +172,14 @@ def _open_lq(options: ConfigOptions, hq: Pictures) -> list[Pictures]:
     for root in roots:
         if len(root) != hq.unweighted_count:
             raise options.error(
-                f"dataroot_LQ must hold a picture for each of HQ: {root.sources[0].path} holds {len(root)}, "
+                f"dataroot_LQ must hold a picture for each of HQ: {root.source.path} holds {len(root)}, "
                 f"and HQ {hq.unweighted_count}"
             )
     return roots
 
 
 def _read(pictures: Pictures, index: int) -> _Picture:
-    source, patch = pictures.locate(index)
+    source, patch = pictures.source, pictures.patch_at(index)
     return _Picture(to_planes(source.read_pixels([patch])[0]), source.patch_path(patch))
 
 

@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 
+from dlas_store.concat_source import member_at
 from dlas_store.datasets.alternatives import Siblings, find_next
 from dlas_store.datasets.batches import Allocate, BatchOfItems, BatchWork, MakeItem, new_array
+from dlas_store.datasets.decoding import Frames
 from dlas_store.datasets.decoding_memory import DecodingMemory
 from dlas_store.datasets.draws import Draw, ItemRandom
 from dlas_store.datasets.effects import jitter_color
@@ -21,7 +23,6 @@ from dlas_store.datasets.picture_dataset import PictureDataset
 from dlas_store.datasets.pictures import open_pictures, path_below
 from dlas_store.datasets.planes import Planes, area_resize, pack, to_planes
 from dlas_store.options import ConfigOptions
-from dlas_store.source import Source
 
 
 class ImageFolderDataset(PictureDataset):
@@ -61,6 +62,7 @@ class ImageFolderDataset(PictureDataset):
         super().__init__(options)
         self._opt = read_image_folder_options(options)
         self._pictures = open_pictures(options)
+        self._source = self._pictures.source
         sources = self._pictures.sources
         self._labelled = PatchLabels(options.section("labeler"), sources) if options.has("labeler") else None
         self._is_plain = self._opt.is_plain and self._labelled is None
@@ -91,17 +93,17 @@ class ImageFolderDataset(PictureDataset):
         """
         if self._is_plain:
             return self._make_plain(Draw(index, random.repetition))
-        source, patch = self._locate(index)
-        path = source.patch_path(patch)
-        picture = self._read(source, patch, random)
+        patch = self._patch_at(index)
+        path = self._source.patch_path(patch)
+        picture = self._read(patch, path, random)
         planes = to_planes(picture.pixels)
         if self._opt.jitters:
             planes = jitter_color(planes, self._opt.jitter, random.generator)
         frames = [self._make_hq(planes, path)]
         item = {"hq": self._pack(frames[0]), "HQ_path": path, "LQ_path": path, "has_alt": False}
         if self._opt.alternative:
-            other = self._find_alternative(source, patch, random)
-            frames.append(frames[0].copy() if other is None else self._make_other_hq(source, other))
+            other = self._find_alternative(patch, random)
+            frames.append(frames[0].copy() if other is None else self._make_other_hq(other))
             item |= {"alt_hq": self._pack(frames[1]), "has_alt": other is not None}
         if not self._opt.skip_lq:
             lqs, strengths = self._make_lqs(frames, random)
@@ -120,7 +122,7 @@ class ImageFolderDataset(PictureDataset):
     def _begin_plain(self, draws: Sequence[Draw], allocate: Allocate, *, replace: MakeItem | None) -> ImageFolderBatch:
         return ImageFolderBatch(
             draws,
-            [self._locate(draw.index) for draw in draws],
+            Frames(self._source, [self._patch_at(draw.index) for draw in draws]),
             self._opt,
             self._memory,
             seed=self._seed,
@@ -134,26 +136,27 @@ class ImageFolderDataset(PictureDataset):
         item: dict[str, Any] = BatchOfItems(work.finish(), 1)[0]
         return item | {"has_alt": False}
 
-    def _locate(self, index: int) -> tuple[Source, int]:
+    def _patch_at(self, index: int) -> int:
         if self._labelled is None:
-            return self._pictures.locate(index)
-        return self._labelled.source, self._labelled.patches[index % len(self._labelled.patches)]
+            return self._pictures.patch_at(index)
+        return self._labelled.patches[index % len(self._labelled.patches)]
 
-    def _read(self, source: Source, patch: int, random: ItemRandom) -> Picture:
+    def _read(self, patch: int, path: str, random: ItemRandom) -> Picture:
         """Return a picture with its boxes, cut and flipped."""
-        pixels = source.read_pixels([patch])[0]
+        pixels = self._source.read_pixels([patch])[0]
         size = pixels.shape[0], pixels.shape[1]
-        boxes = [] if self._labelled is None else self._labelled.boxes_of(path_below(source, patch))
+        boxes = [] if self._labelled is None else self._labelled.boxes_of(path_below(self._source, patch))
         picture = Picture(pixels, [box.cut(0, 0, size) for box in boxes])
-        return cut_picture(picture, source.patch_path(patch), self._opt, random)
+        return cut_picture(picture, path, self._opt, random)
 
-    def _find_alternative(self, source: Source, patch: int, random: ItemRandom) -> int | None:
-        if self._opt.alternative == "tile":
-            return self._siblings[source].draw(patch, random)
-        return find_next(source, patch)
+    def _find_alternative(self, patch: int, random: ItemRandom) -> int | None:
+        source, number = member_at(self._source, patch)
+        is_tile = self._opt.alternative == "tile"
+        other = self._siblings[source].draw(number, random) if is_tile else find_next(source, number)
+        return None if other is None else patch - number + other
 
-    def _make_other_hq(self, source: Source, patch: int) -> Planes:
-        return self._make_hq(to_planes(source.read_pixels([patch])[0]), source.patch_path(patch))
+    def _make_other_hq(self, patch: int) -> Planes:
+        return self._make_hq(to_planes(self._source.read_pixels([patch])[0]), self._source.patch_path(patch))
 
     def _make_hq(self, planes: Planes, path: str) -> Planes:
         size = self._opt.resized(planes.shape[1:])

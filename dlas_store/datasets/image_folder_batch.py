@@ -11,15 +11,13 @@ import torch
 
 from dlas_store.aligned_memory import Pixels
 from dlas_store.datasets.batches import Allocate, MakeItem, check_one_size
-from dlas_store.datasets.decoding import decode_groups
+from dlas_store.datasets.decoding import Frames, decode_groups
 from dlas_store.datasets.decoding_memory import DecodingMemory
 from dlas_store.datasets.draws import Draw, ItemRandom
 from dlas_store.datasets.image_folder_options import ImageFolderOptions
 from dlas_store.datasets.picture_cut import Picture, cut_picture
 from dlas_store.datasets.planes import Planes, loops_for, write_pair
-from dlas_store.datasets.roots import reading_order
 from dlas_store.errors import StoreError
-from dlas_store.source import Source
 
 
 class ImageFolderBatch:
@@ -28,7 +26,7 @@ class ImageFolderBatch:
     def __init__(
         self,
         draws: Sequence[Draw],
-        places: Sequence[tuple[Source, int]],
+        frames: Frames,
         options: ImageFolderOptions,
         memory: DecodingMemory,
         *,
@@ -40,7 +38,7 @@ class ImageFolderBatch:
 
         Args:
             draws: the items asked for.
-            places: for each, the source of its picture and the index there.
+            frames: their pictures, one an item.
             options: how a picture becomes HQ and LQ.
             memory: what pictures are decoded into.
             seed: of the random numbers.
@@ -48,28 +46,28 @@ class ImageFolderBatch:
             replace: gives the item in place of one that cannot be read; None lets the error be raised.
         """
         self._draws = draws
-        self._places = places
+        self._frames = frames
         self._options = options
         self._memory = memory
         self._seed = seed
         self._replace = replace
-        self._order = reading_order(places)
-        self._paths = [""] * len(places)
+        self._order = frames.argsort_on_disk()
+        self._paths = [""] * len(draws)
         self._size, self._hq_size = self._likely_sizes()
         self._cut_size = options.cut_size(self._size)
         # HQ, and where it is wanted LQ: (items, 3, h, w).
-        self._planes = [allocate((len(places), *shape), np.float32) for shape in self._shapes(self._hq_size)]
+        self._planes = [allocate((len(draws), *shape), np.float32) for shape in self._shapes(self._hq_size)]
         self._elsewhere: dict[int, list[Planes]] = {}
         is_whole = options.resized(self._cut_size) == self._hq_size
         self._loops = loops_for(self._cut_size, *(planes[0] for planes in self._planes)) if is_whole else None
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._draws)
 
     def fill(self, start: int, stop: int) -> None:
         """Make a part of the items; see BatchWork."""
         for items, pictures in decode_groups(
-            self._places, self._order[start:stop], self._size, self._memory, self._replace_item
+            self._frames, self._order[start:stop], self._size, self._memory, self._replace_item
         ):
             self._write(items, pictures)
 
@@ -81,7 +79,7 @@ class ImageFolderBatch:
         """
         if self._elsewhere:
             self._gather()
-        count = len(self._places)
+        count = len(self._draws)
         hq, *lq = map(torch.from_numpy, self._planes)
         batch = {
             "hq": hq,
@@ -97,9 +95,9 @@ class ImageFolderBatch:
     def _likely_sizes(self) -> tuple[tuple[int, int], tuple[int, ...]]:
         """Return height and width of the first picture that says them and is large enough, and those of its HQ."""
         opt = self._options
-        for source, patch in self._places:
+        for patch in self._frames.patches:
             with suppress(StoreError):  # to be raised, or replaced, when it is read
-                size = source.claimed_size(patch)
+                size = self._frames.source.claimed_size(patch)
                 return size, opt.to_multiple(opt.resized(opt.cut_size(size)), "")
         least = opt.force_multiple * opt.scale
         return (least, least), (least, least)
@@ -115,13 +113,12 @@ class ImageFolderBatch:
 
     def _write(self, items: Sequence[int], pictures: Sequence[Pixels]) -> None:
         """Write decoded items, those whose part has the likely size with one call of C."""
-        opt = self._options
+        opt, (source, patches, _) = self._options, self._frames
         written: list[Planes] = []
         together: list[tuple[Pixels, *tuple[Planes, ...]]] = []
         for item, pixels in zip(items, pictures, strict=True):
-            source, patch = self._places[item]
             try:
-                path = self._paths[item] = source.patch_path(patch)
+                path = self._paths[item] = source.patch_path(patches[item])
                 cut = cut_picture(Picture(pixels), path, opt, ItemRandom(self._seed, self._draws[item])).pixels
                 cut = np.ascontiguousarray(cut)
                 if self._loops is not None and cut.shape[:2] == self._cut_size:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dlas_store.datasets.patch_batch import ItemPatches
+from dlas_store.concat_source import members
 from dlas_store.datasets.patch_dataset import PatchDataset
 from dlas_store.options import ConfigOptions
 from dlas_store.source import Source
@@ -43,15 +43,15 @@ class MultiFrameDataset(PatchDataset):
         options = ConfigOptions.of_dataset(opt, mode="multi_frame_extensible")
         super().__init__(options, framed=True)
         self._num_frames = options.integer("num_frames", minimum=1)
-        self._clips = {source.path: _find_clips(source, self._num_frames, options) for source in self._roots.sources}
+        self._clips = _join([_find_clips(source, self._num_frames, options) for source in members(self.source)])
         options.warn_of_unknown()
 
-    def patches_of(self, index: int) -> ItemPatches:
+    def patches_of(self, index: int) -> Sequence[int]:
         """Return the patch of each frame of the window."""
-        source, patch = self._roots.locate(index)
-        number, position = source.locate(patch)
-        frames = self._clips[source.path].window(number, self._num_frames)
-        return ItemPatches(source, [source.first_patch(int(frame)) + position for frame in frames])
+        source = self.source
+        number, position = source.locate(self._items.patch_at(index))
+        frames = self._clips.window(number, self._num_frames)
+        return [source.first_patch(int(frame)) + position for frame in frames]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,6 +72,16 @@ class _Clips:
         """Return the image numbers of the frames up to an image, its clip's first ones where there are too few."""
         first = max(int(self.places[number]) - length + 1, int(self.starts[number]))
         return self.order[first : first + length]
+
+
+def _join(clips: Sequence[_Clips]) -> _Clips:
+    """Return the clips of several sources as those of their ConcatSource."""
+    firsts = accumulate((len(each.order) for each in clips), initial=0)
+    shifted = [
+        (each.order + first, each.places + first, each.starts + first)
+        for each, first in zip(clips, firsts, strict=False)
+    ]
+    return _Clips(*map(np.concatenate, zip(*shifted, strict=True)))
 
 
 def _find_clips(source: Source, num_frames: int, options: ConfigOptions) -> _Clips:

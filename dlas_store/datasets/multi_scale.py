@@ -62,7 +62,7 @@ class MultiScaleDataset(PictureDataset):
             PatchIndexError: the index is outside of that.
             StoreError: the picture cannot be read.
         """
-        source, patch = self._locate(index)
+        source, patch = self._pictures.source, self._patch_at(index)
         turn = draw_turn(random.generator, flip=True, rotate=True)
         turned = turn.apply(to_planes(source.read_pixels([patch])[0]))
         square = draw_square(random.generator, (turned.shape[1], turned.shape[2]))

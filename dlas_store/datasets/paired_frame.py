@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dlas_store.datasets.patch_batch import ItemPatches
+from dlas_store.concat_source import members
 from dlas_store.datasets.patch_dataset import PatchDataset
 from dlas_store.options import ConfigOptions
 from dlas_store.source import Source
@@ -39,15 +40,16 @@ class PairedFrameDataset(PatchDataset):
         """
         options = ConfigOptions.of_dataset(opt, mode="paired_frame")
         super().__init__(options, framed=True)
-        self._pairs = {source.path: _find_pairs(source, options) for source in self._roots.sources}
+        pairs = [_find_pairs(source, options) for source in members(self.source)]
+        firsts = accumulate(map(len, pairs), initial=0)
+        self._pairs = np.concatenate([each + first for each, first in zip(pairs, firsts, strict=False)])
         options.warn_of_unknown()
 
-    def patches_of(self, index: int) -> ItemPatches:
+    def patches_of(self, index: int) -> Sequence[int]:
         """Return the patch of the left and of the right image."""
-        source, patch = self._roots.locate(index)
-        number, position = source.locate(patch)
-        sides = self._pairs[source.path][number]
-        return ItemPatches(source, [source.first_patch(int(side)) + position for side in sides])
+        source = self.source
+        number, position = source.locate(self._items.patch_at(index))
+        return [source.first_patch(int(side)) + position for side in self._pairs[number]]
 
 
 class _View(NamedTuple):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dlas_store.aligned_memory import Pixels
 from dlas_store.datasets.batches import Allocate, MakeItem
-from dlas_store.datasets.decoding import decode_groups
+from dlas_store.datasets.decoding import Frames, decode_groups
 from dlas_store.datasets.decoding_memory import DecodingMemory
 from dlas_store.datasets.draws import Draw, ItemRandom
 from dlas_store.datasets.masked_reference import loops_arguments, write_reference
@@ -27,27 +27,14 @@ from dlas_store.datasets.patches import (
 )
 from dlas_store.datasets.planes import Planes, area_resize, loops_for, to_planes, write_pair
 from dlas_store.datasets.references import Reference, ReferenceCache
-from dlas_store.datasets.roots import reading_order
 from dlas_store.errors import StoreError
-from dlas_store.source import Center, Source
+from dlas_store.source import Center
 
 _NO_CENTER = (0, 0)
 
 _SHAPE = attrgetter("shape")
 
 _PLANES = ("hq", "lq", "gt_fullsize_ref", "lq_fullsize_ref")
-
-
-class ItemPatches(NamedTuple):
-    """What an item is made of.
-
-    Attributes:
-        source: where its patches are.
-        patches: their indices there, one a frame.
-    """
-
-    source: Source
-    patches: Sequence[int]
 
 
 class _FoundPatch(NamedTuple):
@@ -77,7 +64,7 @@ class PatchBatch:
     def __init__(
         self,
         draws: Sequence[Draw],
-        items: Sequence[ItemPatches],
+        frames: Frames,
         options: PatchOptions,
         references: ReferenceCache[Reference],
         memory: DecodingMemory,
@@ -91,7 +78,7 @@ class PatchBatch:
 
         Args:
             draws: the items asked for.
-            items: for each, its patches; all have the same number of them.
+            frames: their patches.
             options: how a patch becomes HQ and LQ.
             references: where references come from.
             memory: what patches are decoded into, where several are.
@@ -106,11 +93,11 @@ class PatchBatch:
         self._memory = memory
         self._seed = seed
         self._replace = replace
-        self._frames = frames = len(items[0].patches)
-        self._shape = (len(items), frames) if framed else (len(items),)
-        self._places = [(source, patch) for source, patches in items for patch in patches]
+        self._frames = frames
+        self._count = frames.per_item
+        self._shape = (len(draws), frames.per_item) if framed else (len(draws),)
         # Of a batch everything but paths has a row a patch, item by item.
-        items_and_frames = (len(items), frames)
+        items_and_frames = (len(draws), frames.per_item)
         hq, lq = options.hq_size, options.lq_size
         self._target, self._hq_size, self._lq_size = ((side, side) for side in (options.target_size, hq, lq))
         self._hq, self._lq = (
@@ -122,9 +109,9 @@ class PatchBatch:
             allocate_references((*items_and_frames, 4, side, side), np.float32).reshape(-1, 4, side, side)
             for side in (hq, lq)
         )
-        self._centers = [_NO_CENTER] * len(self._places)  # in HQ
-        self._paths = [""] * len(items)
-        self._order = reading_order(self._places[::frames])
+        self._centers = [_NO_CENTER] * len(frames.patches)  # in HQ
+        self._paths = [""] * len(draws)
+        self._order = frames.argsort_on_disk()
         self._patch_size = self._likely_size()
         is_whole = self._hq_size == self._target and not options.corruptions.is_active
         self._loops = loops_for(self._patch_size, self._hq[0], self._lq[0]) if is_whole else None
@@ -137,9 +124,7 @@ class PatchBatch:
         part = self._order[start:stop]
         # All are looked up first, for decoding leaves nothing that this needs in the processor's caches.
         found = {item: self._find_item(item) for item in part}
-        for items, pixels in decode_groups(
-            self._places, part, self._patch_size, self._memory, self._replace_item, frames=self._frames
-        ):
+        for items, pixels in decode_groups(self._frames, part, self._patch_size, self._memory, self._replace_item):
             self._write(items, pixels, found)
 
     def finish(self) -> dict[str, Any]:
@@ -161,9 +146,8 @@ class PatchBatch:
 
     def _likely_size(self) -> tuple[int, int]:
         """Return the height and width of the first patch, which the others are likely to have."""
-        source, patch = self._places[0]
         with suppress(StoreError):  # to be raised, or replaced, when it is read
-            return source.claimed_size(patch)
+            return self._frames.source.claimed_size(self._frames.patches[0])
         return self._target
 
     def _planes(self) -> tuple[Planes, ...]:
@@ -172,7 +156,7 @@ class PatchBatch:
 
     def _find_item(self, item: int) -> list[_FoundPatch]:
         """Return what is known of an item's patches if they have the likely size; nothing after an error."""
-        rows = range(item * self._frames, (item + 1) * self._frames)
+        rows = range(item * self._count, (item + 1) * self._count)
         try:
             return [self._find_patch(row, self._patch_size) for row in rows]
         except StoreError:  # to be raised, or replaced, when the item is written
@@ -180,10 +164,10 @@ class PatchBatch:
 
     def _find_patch(self, row: int, size: tuple[int, int]) -> _FoundPatch:
         """Look up what is known of a patch of a size."""
-        source, patch = self._places[row]
-        number, position = source.locate(patch)
+        source = self._frames.source
+        number, position = source.locate(self._frames.patches[row])
         path = source.path_of(number, position)
-        if not self._options.need_ref or (reference := self._references.get(source, number, size)) is None:
+        if not self._options.need_ref or (reference := self._references.get(number, size)) is None:
             return _FoundPatch(row, path, None, UNKNOWN_CENTER, _NO_CENTER)
         square = square_in_reference(
             source, number, position, self._options, reference_size=reference.size, patch_size=size
@@ -205,9 +189,9 @@ class PatchBatch:
             self._write_together(patches, pixels, self._loops)
             return
         for position, item in enumerate(items):
-            frames = pixels[position * self._frames : (position + 1) * self._frames]
+            item_pixels = pixels[position * self._count : (position + 1) * self._count]
             try:
-                self._write_item(item, frames, found[item])
+                self._write_item(item, item_pixels, found[item])
             except StoreError as error:
                 self._replace_item(item, error)
 
@@ -226,7 +210,7 @@ class PatchBatch:
     def _write_item(self, item: int, pixels: Sequence[Pixels], found: Sequence[_FoundPatch]) -> None:
         """Write the patches of an item, which may have any size; see _write."""
         for frame, decoded in enumerate(pixels):
-            size, row = (decoded.shape[0], decoded.shape[1]), item * self._frames + frame
+            size, row = (decoded.shape[0], decoded.shape[1]), item * self._count + frame
             patch = found[frame] if found and size == self._patch_size else self._find_patch(row, size)
             self._write_patch(decoded, row)
             self._note(patch)
@@ -239,7 +223,7 @@ class PatchBatch:
     def _note(self, patch: _FoundPatch) -> None:
         """Take over the path and the centre of a patch, and leave no reference where it has none."""
         row = patch.row
-        self._paths[row // self._frames] = patch.path  # that of the last frame stays
+        self._paths[row // self._count] = patch.path  # that of the last frame stays
         self._centers[row] = patch.center
         if patch.reference is None and self._options.need_ref:
             self._hq_reference[row] = self._lq_reference[row] = 0
@@ -256,7 +240,7 @@ class PatchBatch:
         self._paths[item] = replacement["GT_path"]
 
     def _rows_of(self, item: int) -> slice:
-        return slice(item * self._frames, (item + 1) * self._frames)
+        return slice(item * self._count, (item + 1) * self._count)
 
     def _write_patch(self, pixels: Pixels, row: int) -> None:
         """Write a patch as HQ, and as LQ where nothing is corrupted."""

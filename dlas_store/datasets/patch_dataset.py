@@ -4,26 +4,33 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import torch
 
 from dlas_store.datasets.batches import Allocate, BatchOfItems, BatchWork, MakeItem, new_array
+from dlas_store.datasets.decoding import Frames
 from dlas_store.datasets.decoding_memory import DecodingMemory
 from dlas_store.datasets.device_patches import DevicePatches
 from dlas_store.datasets.draws import Draw, ItemRandom
 from dlas_store.datasets.item_dataset import ItemDataset
-from dlas_store.datasets.patch_batch import ItemPatches, PatchBatch
+from dlas_store.datasets.patch_batch import PatchBatch
 from dlas_store.datasets.patches import PatchOptions, read_patch_options
 from dlas_store.datasets.raw_patches import NamedReference, RawPatchBatch, name_reference
 from dlas_store.datasets.references import Reference, ReferenceCache, resized_references
-from dlas_store.datasets.roots import announce, image_path, open_roots
+from dlas_store.datasets.roots import image_path, open_sources
 from dlas_store.errors import ConfigError
 from dlas_store.options import ConfigOptions
+from dlas_store.source import Source
 
 
 class PatchDataset(ItemDataset):
-    """A dataset with an item for every patch, made of it and of patches that go with it."""
+    """A dataset with an item for every patch, made of it and of patches that go with it.
+
+    Attributes:
+        source: holds all patches; its indices are not those of items.
+    """
 
     def __init__(self, options: ConfigOptions, *, framed: bool) -> None:
         """Open the data that ``paths`` or ``dataroot``, ``weights`` and ``ignore_first`` name, and read PatchOptions.
@@ -38,7 +45,8 @@ class PatchDataset(ItemDataset):
         """
         super().__init__(options)
         self._patch_options = read_patch_options(options)
-        self._roots = open_roots(options, layout="chunked")
+        self._items = open_sources(options, layout="chunked")
+        self.source: Source = self._items.source
         # Made by the first batch that needs it; of two that threads make at the same time one stays.
         self._references: ReferenceCache[Reference] | None = None
         self._named_references: ReferenceCache[NamedReference] | None = None
@@ -47,23 +55,23 @@ class PatchDataset(ItemDataset):
 
     def __len__(self) -> int:
         """Return the number of items in an epoch."""
-        return len(self._roots)
+        return len(self._items)
 
     def image_of(self, index: int) -> str:
         """Return the path of the image that an item belongs to."""
-        return image_path(*self._roots.locate(index))
+        return image_path(self.source, self._items.patch_at(index))
 
     @abstractmethod
-    def patches_of(self, index: int) -> ItemPatches:
-        """Return the patches that an item is made of, as many for every item.
+    def patches_of(self, index: int) -> Sequence[int]:
+        """Return the indices in the dataset's source of the patches that an item is made of, as many for every item.
 
         Raises:
             PatchIndexError: the index is not in 0 .. len(self) - 1.
         """
 
-    def patches_of_all(self, indices: Sequence[int]) -> list[ItemPatches]:
-        """Return what patches_of() does for each of some items, one or more."""
-        return list(map(self.patches_of, indices))
+    def patches_of_all(self, indices: Sequence[int]) -> list[int]:
+        """Return the patches of one or more items, item by item; see patches_of."""
+        return list(chain.from_iterable(map(self.patches_of, indices)))
 
     def make_item(self, index: int, random: ItemRandom) -> dict[str, Any]:
         """Return an item.
@@ -105,20 +113,23 @@ class PatchDataset(ItemDataset):
 
     def begin_raw_batch(self, draws: Sequence[Draw], allocate: Allocate) -> RawPatchBatch:
         """Begin a batch of which a device makes HQ and LQ; see begin_batch, and DevicePatches."""
-        items = self.patches_of_all([draw.index for draw in draws])
-        references = self._named_references = self._named_references or ReferenceCache(name_reference)
-        return RawPatchBatch(items, self._patch_options, references, framed=self._framed, allocate=allocate)
+        references = self._named_references = self._named_references or ReferenceCache(self.source, name_reference)
+        frames = self._frames_of(draws)
+        return RawPatchBatch(frames, self._patch_options, references, framed=self._framed, allocate=allocate)
+
+    def _frames_of(self, draws: Sequence[Draw]) -> Frames:
+        patches = self.patches_of_all([draw.index for draw in draws])
+        return Frames(self.source, patches, len(patches) // len(draws))
 
     def will_need(self, draws: Sequence[Draw]) -> None:
         """Let the system fetch patches and references; see ItemDataset."""
-        items = (self.patches_of(draw.index) for draw in draws)
-        announce((item.source, patch) for item in items for patch in item.patches)
+        self.source.will_need(self.patches_of_all([draw.index for draw in draws]))
 
     def _begin(self, draws: Sequence[Draw], allocate: Allocate, *, replace: MakeItem | None) -> BatchWork:
-        references = self._references = self._references or resized_references(self._patch_options)
+        references = self._references = self._references or resized_references(self.source, self._patch_options)
         return PatchBatch(
             draws,
-            self.patches_of_all([draw.index for draw in draws]),
+            self._frames_of(draws),
             self._patch_options,
             references,
             self._decoding_memory,

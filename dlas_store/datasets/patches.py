@@ -133,8 +133,8 @@ def _needed_center(source: Source, number: int, position: int) -> Center:
     if center is None:
         reason = "has no centers.pt" if image.centers is None else "has no centre for it in its centers.pt"
         raise MissingMetadataError(
-            f"{source.path}: patch {image.files[position]} needs a centre, but image {image.name} {reason}; "
-            "add it, or set strict and needs_metadata to false"
+            f"{source.source_path(number)}: patch {image.files[position]} needs a centre, "
+            f"but image {image.name} {reason}; add it, or set strict and needs_metadata to false"
         )
     return center
 

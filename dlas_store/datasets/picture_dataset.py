@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dlas_store.datasets.draws import Draw
 from dlas_store.datasets.item_dataset import ItemDataset
 from dlas_store.datasets.pictures import Pictures
-from dlas_store.datasets.roots import announce, image_path
-from dlas_store.source import Source
+from dlas_store.datasets.roots import image_path
 
 
 class PictureDataset(ItemDataset):
@@ -22,16 +21,16 @@ class PictureDataset(ItemDataset):
 
     def image_of(self, index: int) -> str:
         """Return the path of the image that an item belongs to."""
-        return image_path(*self._locate(index))
+        return image_path(self._pictures.source, self._patch_at(index))
 
     def will_need(self, draws: Sequence[Draw]) -> None:
         """Let the system fetch the pictures, not what else an item may take; see ItemDataset."""
-        announce(self._locate(draw.index) for draw in draws)
+        self._pictures.source.will_need([self._patch_at(draw.index) for draw in draws])
 
-    def _locate(self, index: int) -> tuple[Source, int]:
-        """Return the source of an item's picture, and its patch index there.
+    def _patch_at(self, index: int) -> int:
+        """Return the index of an item's picture in the source of pictures.
 
         Raises:
             PatchIndexError: the index is not in 0 .. len(self) - 1.
         """
-        return self._pictures.locate(index)
+        return self._pictures.patch_at(index)

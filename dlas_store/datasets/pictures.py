@@ -1,4 +1,4 @@
-"""Where the pictures of a dataset come from: every patch of any source, in path order."""
+"""The pictures of a dataset: every patch of any source, in path order."""
 
 from __future__ import annotations
 
@@ -7,60 +7,63 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from dlas_store.datasets.roots import Roots, data_key, open_weighted
+from dlas_store.concat_source import member_at, members
+from dlas_store.datasets.roots import WeightedPatches, data_key, open_weighted
 from dlas_store.options import ConfigOptions
 from dlas_store.source import Source, relative_path
 
 
 class Pictures:
-    """The patches of sources, each a picture of its own, and each source repeated by its weight.
+    """The patches of sources, each a picture of its own, and each source repeated by its weight; see WeightedPatches.
 
     Folders come in path order, and so do the patches of a chunked store: by the path that each had in its folder. A
     store of pictures keeps the order in which they were imported, path order within one import.
 
     Picklable, and usable after a fork and from several threads, as its sources are.
+
+    Attributes:
+        source: the sources that give pictures, each once, as one.
     """
 
     def __init__(self, sources: Sequence[Source], weights: Sequence[int]) -> None:
-        """Join sources, which may hold the same one several times; weights count from 0."""
-        self._roots = Roots(sources, weights)
-        orders = ((source, _PathOrder.of(source)) for source in dict.fromkeys(sources))
-        self._orders = {source: order for source, order in orders if order}
+        """Number the pictures of an epoch; the same source may be given several times, weights count from 0."""
+        self._patches = WeightedPatches(sources, weights)
+        self.source = self._patches.source
+        self._order = _PathOrder.of(self.source) if len(self) else None
 
     @property
     def sources(self) -> list[Source]:
         """The sources that give pictures, each once."""
-        return self._roots.sources
+        return list(members(self.source))
 
     def __len__(self) -> int:
-        """Return the number of pictures in an epoch."""
-        return len(self._roots)
+        """Return the number of items in an epoch."""
+        return len(self._patches)
 
-    def locate(self, index: int) -> tuple[Source, int]:
-        """Return the source of a picture and its patch index there.
+    def patch_at(self, index: int) -> int:
+        """Return the index in the source of an item's picture.
 
         Args:
-            index: 0 <= index < len(self).
+            index: of the item, 0 <= index < len(self).
 
         Raises:
             PatchIndexError: the index is outside of that.
         """
-        source, position = self._roots.locate(index)
-        order = self._orders.get(source)
-        return source, position if order is None else order.patch_at(position)
+        patch = self._patches.patch_at(index)
+        return patch if self._order is None else self._order.patch_at(patch)
 
     @property
     def unweighted_count(self) -> int:
         """The number of pictures of all sources, each taken once."""
-        return self._roots.unweighted_count
+        return self._patches.unweighted_count
 
     def unweighted(self, index: int) -> int:
-        """Return the number of a picture among those of all sources, each taken once; see locate."""
-        return self._roots.unweighted(index)
+        """Return the number of an item's picture among those of all sources, each taken once; see patch_at."""
+        return self._patches.unweighted(index)
 
 
 class _PathOrder:
-    """The patches of a chunked source in path order, where that is not the order of its images."""
+    """The patches of a source, each member's in path order, where that is not the order of its images."""
 
     def __init__(self, source: Source, images: NDArray[np.int64]) -> None:
         firsts = np.fromiter(map(source.first_patch, range(source.image_count + 1)), np.int64, source.image_count + 1)
@@ -70,18 +73,28 @@ class _PathOrder:
     @classmethod
     def of(cls, source: Source) -> _PathOrder | None:
         """Return the order of a source, None where it is the source's own."""
-        if source.layout == "pictures":
+        if all(member.layout == "pictures" for member in members(source)):
             return None
-        # "a/1.jpg" comes after "a-b/1.jpg", though "a" comes before "a-b".
-        folders = [source.image_name(number) + "/" for number in range(source.image_count)]
-        images = sorted(range(len(folders)), key=folders.__getitem__)
-        return None if images == list(range(len(folders))) else cls(source, np.array(images))
+        images: list[int] = []
+        for member in members(source):
+            first = len(images)
+            images += (first + number for number in _images_by_path(member))
+        return None if images == list(range(len(images))) else cls(source, np.array(images))
 
     def patch_at(self, position: int) -> int:
         """Return the index in the source of the patch at a position, 0 <= position < len(source)."""
         rank = int(np.searchsorted(self._ends, position, side="right"))
         before = int(self._ends[rank - 1]) if rank else 0
         return int(self._firsts[rank]) + position - before
+
+
+def _images_by_path(source: Source) -> Sequence[int]:
+    """Return the images of a source that joins no others, in the path order of their patches."""
+    if source.layout == "pictures":
+        return range(source.image_count)
+    # "a/1.jpg" comes after "a-b/1.jpg", though "a" comes before "a-b".
+    folders = [source.image_name(number) + "/" for number in range(source.image_count)]
+    return sorted(range(len(folders)), key=folders.__getitem__)
 
 
 def open_pictures(options: ConfigOptions, *, key: str = "paths", weights_key: str | None = "weights") -> Pictures:
@@ -100,7 +113,8 @@ def open_pictures(options: ConfigOptions, *, key: str = "paths", weights_key: st
 
 
 def path_below(source: Source, index: int) -> str:
-    """Return the path of a patch below the root of its source, "/" between its parts."""
+    """Return the path of a patch below the root of the source that holds it, "/" between its parts."""
+    source, index = member_at(source, index)
     number, position = source.locate(index)
     image = source.image(number)
     return relative_path(source.layout, image.name, image.files[position])

@@ -11,10 +11,10 @@ import torch
 
 from dlas_store.aligned_memory import Pixels
 from dlas_store.datasets.batches import Allocate, BatchOfItems, BatchWork, MakeItem, check_one_size, new_array
-from dlas_store.datasets.decoding import decode_items
+from dlas_store.datasets.decoding import Frames, decode_items
 from dlas_store.datasets.draws import Draw, ItemRandom
 from dlas_store.datasets.item_dataset import ItemDataset
-from dlas_store.datasets.roots import Roots, image_path, open_roots, reading_order
+from dlas_store.datasets.roots import WeightedPatches, image_path, open_sources
 from dlas_store.errors import StoreError
 from dlas_store.options import ConfigOptions
 
@@ -37,16 +37,16 @@ class PixelsDataset(ItemDataset):
         """
         options = ConfigOptions.of_dataset(opt, mode="pixels")
         super().__init__(options)
-        self._roots = open_roots(options, layout=None)
+        self._patches = open_sources(options, layout=None)
         options.warn_of_unknown()
 
     def __len__(self) -> int:
         """Return the number of items in an epoch."""
-        return len(self._roots)
+        return len(self._patches)
 
     def image_of(self, index: int) -> str:
         """Return the path of the image that an item belongs to."""
-        return image_path(*self._roots.locate(index))
+        return image_path(self._patches.source, self._patches.patch_at(index))
 
     def make_item(self, index: int, random: ItemRandom) -> dict[str, Any]:
         """Return an item; see ItemDataset."""
@@ -56,23 +56,25 @@ class PixelsDataset(ItemDataset):
         return {"pixels": item["pixels"], "index": index}
 
     def _begin(self, draws: Sequence[Draw], allocate: Allocate, *, replace: MakeItem | None) -> BatchWork:
-        return _PixelsBatch(self._roots, draws, allocate, replace=replace)
+        return _PixelsBatch(self._patches, draws, allocate, replace=replace)
 
     def will_need(self, draws: Sequence[Draw]) -> None:
         """Let the system fetch patches; see ItemDataset."""
-        self._roots.will_need([draw.index for draw in draws])
+        self._patches.source.will_need([self._patches.patch_at(draw.index) for draw in draws])
 
 
 class _PixelsBatch:
     """A batch of pictures of one size; see BatchWork."""
 
-    def __init__(self, roots: Roots, draws: Sequence[Draw], allocate: Allocate, *, replace: MakeItem | None) -> None:
+    def __init__(
+        self, items: WeightedPatches, draws: Sequence[Draw], allocate: Allocate, *, replace: MakeItem | None
+    ) -> None:
         self._draws = draws
         self._replace = replace
         indices = [draw.index for draw in draws]
-        self._places = roots.locate_all(indices)
+        self._frames = Frames(items.source, items.patches_at(indices))
         self._indices = np.array(indices, np.int64)
-        self._order = reading_order(self._places)
+        self._order = self._frames.argsort_on_disk()
         self._pixels = allocate((len(draws), *self._first_size(), 3), np.uint8)
         self._rows = list(self._pixels)
         self._elsewhere: dict[int, Pixels] = {}
@@ -84,7 +86,7 @@ class _PixelsBatch:
         """Decode a part of the pictures."""
         part = self._order[start:stop]
         outs = [self._rows[item] for item in part]
-        for items, pixels in decode_items(self._places, part, outs, self._replace_item):
+        for items, pixels in decode_items(self._frames, part, outs, self._replace_item):
             self._write(items, pixels)
 
     def finish(self) -> dict[str, Any]:
@@ -118,12 +120,11 @@ class _PixelsBatch:
             self._pixels[item] = pixels
 
     def _path_of(self, item: int) -> str:
-        source, patch = self._places[item]
-        return source.patch_path(patch)
+        return self._frames.source.patch_path(self._frames.patches[item])
 
     def _first_size(self) -> tuple[int, int]:
         """Return height and width of the first picture of the batch that says them; others are gathered at the end."""
-        for source, patch in self._places:
+        for patch in self._frames.patches:
             with suppress(StoreError):  # to be raised, or replaced, when it is read
-                return source.claimed_size(patch)
+                return self._frames.source.claimed_size(patch)
         return 1, 1

@@ -47,69 +47,70 @@ class _HasBytes(Protocol):
 
 R = TypeVar("R", bound=_HasBytes)
 
-Prepare = Callable[[Pixels, Source, int, tuple[int, int] | None], R]
+Prepare = Callable[[Pixels, int, tuple[int, int] | None], R]
 
-_Key = tuple[Source, int, tuple[int, int] | None]
+_Key = tuple[int, tuple[int, int] | None]
 
 
 class ReferenceCache(Generic[R]):
-    """Gives the references of sources, prepared for what they are needed for, the first ones kept.
+    """Gives the references of a source, prepared for what they are needed for, the first ones kept.
 
     For any number of threads. A pickled one is empty.
     """
 
-    def __init__(self, prepare: Prepare[R], *, likely_bytes: int = 1) -> None:
+    def __init__(self, source: Source, prepare: Prepare[R], *, likely_bytes: int = 1) -> None:
         """Begin empty.
 
         Args:
-            prepare: makes what is kept; takes the decoded pixels, the source, the image's number there, and what get()
-                was told of the patch. Picklable.
+            source: holds the images.
+            prepare: makes what is kept of the decoded pixels, the number of the image, and what get() was told of the
+                patch. Picklable.
             likely_bytes: of what it makes. A larger one lowers how many are kept from then on.
         """
+        self._source = source
         self._prepare = prepare
         self._likely_bytes = likely_bytes
         self._cache: BoundedCache[_Key, R | Literal[False]] = BoundedCache(_capacity(likely_bytes))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return partial(ReferenceCache[R], likely_bytes=self._likely_bytes), (self._prepare,)
+        return partial(ReferenceCache, likely_bytes=self._likely_bytes), (self._source, self._prepare)
 
-    def get(self, source: Source, number: int, patch_size: tuple[int, int] | None = None) -> R | None:
+    def get(self, number: int, patch_size: tuple[int, int] | None = None) -> R | None:
         """Return the reference of an image, None where it has none.
 
         Args:
-            source: where the image is.
             number: of the image.
             patch_size: height and width of the patch that it is prepared for; None where it is the same for all.
 
         Raises:
             StoreError: it cannot be read or decoded.
         """
-        return self._cache.get((source, number, patch_size), self._read) or None
+        return self._cache.get((number, patch_size), self._read) or None
 
     def _read(self, key: _Key) -> R | Literal[False]:
-        source, number, patch_size = key
+        source = self._source
+        number, patch_size = key
         encoded = source.read_reference(number)
         if encoded is None:
             return False
         try:
             pixels = decode(encoded)
         except ImageError as error:
-            raise ImageError(f"{source.path}: reference of image {source.image_name(number)}: {error}") from error
-        reference = self._prepare(pixels, source, number, patch_size)
+            name = source.image_name(number)
+            raise ImageError(f"{source.source_path(number)}: reference of image {name}: {error}") from error
+        reference = self._prepare(pixels, number, patch_size)
         self._cache.capacity = min(self._cache.capacity, _capacity(reference.nbytes))
         return reference
 
 
-def resized_references(options: PatchOptions) -> ReferenceCache[Reference]:
+def resized_references(source: Source, options: PatchOptions) -> ReferenceCache[Reference]:
     """Return a cache of references at the sizes of HQ and LQ, each resized to its patch's size before anything else."""
     # As if all were uint8; one that is not takes four times the room.
     likely_bytes = 3 * options.hq_size**2 + 4 * 3 * options.lq_size**2
-    return ReferenceCache(partial(_resize, options), likely_bytes=likely_bytes)
+    return ReferenceCache(source, partial(_resize, options), likely_bytes=likely_bytes)
 
 
-def _resize(
-    options: PatchOptions, pixels: Pixels, _source: Source, _number: int, patch_size: tuple[int, int] | None
-) -> Reference:
+def _resize(options: PatchOptions, pixels: Pixels, _number: int, patch_size: tuple[int, int] | None) -> Reference:
     assert patch_size is not None
     size = (pixels.shape[0], pixels.shape[1])
     target = (options.target_size, options.target_size)

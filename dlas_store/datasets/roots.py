@@ -1,82 +1,82 @@
-"""Where a dataset's patches come from: several sources as one, each repeated by its weight."""
+"""The sources of a dataset as one, and its items as their patches, each source repeated by its weight."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
-from itertools import accumulate, groupby
+from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dlas_store.aligned_memory import Pixels
-from dlas_store.datasets.shared_stores import open_shared
+from dlas_store.concat_source import concat, members
+from dlas_store.datasets.shared_stores import open_cached
 from dlas_store.errors import PatchIndexError, StoreError
 from dlas_store.options import ConfigOptions
 from dlas_store.source import Layout, Source
 
 
-class Roots:
-    """Sources one after another, each as often as its weight says, at no memory for a repetition.
+class WeightedPatches:
+    """The patches of an epoch: those of sources one after another, each source as often as its weight says.
+
+    Items of a dataset are numbered by it. Datasets read from ``source``, whose indices differ from those of items: it
+    holds each source once, and the patches that ``ignore_first`` leaves out as well. A repetition costs no memory.
 
     Picklable, and usable after a fork and from several threads, as its sources are.
+
+    Attributes:
+        source: the sources that give patches, each once, as one.
     """
 
     def __init__(self, sources: Sequence[Source], weights: Sequence[int], *, ignore_first: int = 0) -> None:
-        """Join sources.
+        """Number the patches of an epoch.
 
         Args:
             sources: may hold the same source several times.
             weights: how often each source is repeated, from 0.
             ignore_first: how many patches to leave out at the start of every image.
         """
-        self._sources = list(sources)
         self._ignore_first = ignore_first
         self._kept = [_kept_before(source, ignore_first) for source in sources] if ignore_first else []
         kept_counts = (int(kept[-1]) for kept in self._kept)
         self._lengths = list(kept_counts) if ignore_first else [len(source) for source in sources]
-        repeated = (length * weight for length, weight in zip(self._lengths, weights, strict=True))
+        repeated = [length * weight for length, weight in zip(self._lengths, weights, strict=True)]
         self._ends = list(accumulate(repeated))
-
-    @property
-    def sources(self) -> list[Source]:
-        """The sources that give patches, each once."""
-        starts = [0, *self._ends]
-        given = (source for number, source in enumerate(self._sources) if starts[number] < starts[number + 1])
-        return list({id(source): source for source in given}.values())
+        given = [source for source, count in zip(sources, repeated, strict=True) if count]
+        self.source = concat(given)
+        self._sources = list(sources)
+        starts = dict(zip(members(self.source), accumulate(map(len, members(self.source)), initial=0), strict=False))
+        self._starts = [starts.get(source, 0) for source in sources]
+        self._period = self._find_period(given, weights)
 
     def __len__(self) -> int:
-        """Return the number of patches in an epoch."""
+        """Return the number of items in an epoch."""
         return self._ends[-1] if self._ends else 0
 
-    def locate(self, index: int) -> tuple[Source, int]:
-        """Return the source of a patch and its index there.
+    def patch_at(self, index: int) -> int:
+        """Return the index in the source of an item's patch.
 
         Args:
-            index: 0 <= index < len(self).
+            index: of the item, 0 <= index < len(self).
 
         Raises:
             PatchIndexError: the index is outside of that.
         """
         root, position = self._place(index)
-        source = self._sources[root]
-        if not self._ignore_first:
-            return source, position
-        kept = self._kept[root]
-        number = int(np.searchsorted(kept, position, side="right")) - 1
-        return source, source.first_patch(number) + self._ignore_first + position - int(kept[number])
+        if self._ignore_first:
+            kept = self._kept[root]
+            number = int(np.searchsorted(kept, position, side="right")) - 1
+            first = self._sources[root].first_patch(number) + self._ignore_first
+            position += first - int(kept[number])
+        return self._starts[root] + position
 
-    def locate_all(self, indices: Sequence[int]) -> list[tuple[Source, int]]:
-        """Return what locate() does for each of some patches, one or more."""
-        if len(self._sources) > 1 or self._ignore_first or min(indices) < 0 or max(indices) >= len(self):
-            return list(map(self.locate, indices))
-        source, length = self._sources[0], self._lengths[0]
-        return [(source, index % length) for index in indices]
-
-    def will_need(self, indices: Sequence[int], /) -> None:
-        """Let the system fetch patches from the disk, without waiting for it; a hint."""
-        announce(map(self.locate, indices))
+    def patches_at(self, indices: Sequence[int]) -> list[int]:
+        """Return what patch_at() does for each of some items, one or more."""
+        period = self._period
+        if period is None or min(indices) < 0 or max(indices) >= len(self):
+            return list(map(self.patch_at, indices))
+        return [index % period for index in indices]
 
     @property
     def unweighted_count(self) -> int:
@@ -84,10 +84,10 @@ class Roots:
         return sum(self._lengths)
 
     def unweighted(self, index: int) -> int:
-        """Return the number of a patch among those of all sources, each taken once.
+        """Return the number of an item's patch among those of all sources, each taken once.
 
         Args:
-            index: 0 <= index < len(self).
+            index: of the item, 0 <= index < len(self).
 
         Raises:
             PatchIndexError: the index is outside of that.
@@ -95,8 +95,15 @@ class Roots:
         root, position = self._place(index)
         return sum(self._lengths[:root]) + position
 
+    def _find_period(self, given: Sequence[Source], weights: Sequence[int]) -> int | None:
+        """Return the number of patches after which items repeat in the source's own order; None where they do not."""
+        joined = list(members(self.source))
+        if not joined or self._ignore_first or list(given) != joined:
+            return None
+        return len(self.source) if len(joined) == 1 or max(weights) <= 1 else None
+
     def _place(self, index: int) -> tuple[int, int]:
-        """Return which source a patch is of, and its number among those that the source gives."""
+        """Return which of the sources a patch is of, and its number among those that the source gives."""
         if not 0 <= index < len(self):
             raise PatchIndexError(f"no item {index}: the dataset has {len(self)}")
         root = bisect_right(self._ends, index)
@@ -104,39 +111,13 @@ class Roots:
         return root, (index - start) % self._lengths[root]
 
 
-def reading_order(patches: Sequence[tuple[Source, int]]) -> list[int]:
-    """Return the positions of patches of sources in the order in which they lie there."""
-    keys: list[int] | list[tuple[int, int]] = [patch for _, patch in patches]
-    if len({source for source, _ in patches}) > 1:
-        keys = [(id(source), patch) for source, patch in patches]
-    return sorted(range(len(keys)), key=keys.__getitem__)
-
-
-def read_all_into(patches: Sequence[tuple[Source, int]], outs: list[Pixels]) -> list[Pixels]:
-    """Decode patches of sources, each into its array; see Source.read_all_into."""
-    pixels: list[Pixels] = []
-    for _, group in groupby(patches, key=lambda place: id(place[0])):
-        (source, first), *others = group
-        indices = [first, *(patch for _, patch in others)]
-        pixels += source.read_all_into(indices, outs[len(pixels) : len(pixels) + len(indices)])
-    return pixels
-
-
-def announce(patches: Iterable[tuple[Source, int]]) -> None:
-    """Let the system fetch patches of sources from the disk; see Source.will_need."""
-    by_source: dict[int, tuple[Source, list[int]]] = {}
-    for source, patch in patches:
-        by_source.setdefault(id(source), (source, []))[1].append(patch)
-    for source, indices in by_source.values():
-        source.will_need(indices)
-
-
 def image_path(source: Source, index: int) -> str:
     """Return the path of the image that a patch belongs to."""
-    return f"{source.path}/{source.image_name(source.locate(index)[0])}"
+    number, _ = source.locate(index)
+    return f"{source.source_path(number)}/{source.image_name(number)}"
 
 
-def open_roots(options: ConfigOptions, *, layout: Layout | None) -> Roots:
+def open_sources(options: ConfigOptions, *, layout: Layout | None) -> WeightedPatches:
     """Open what ``paths`` (or ``dataroot``) and ``weights`` name, without the ``ignore_first`` patches of each image.
 
     Raises:
@@ -144,10 +125,10 @@ def open_roots(options: ConfigOptions, *, layout: Layout | None) -> Roots:
         StoreError: a path holds nothing to read, or what is damaged.
     """
     sources, weights = open_weighted(options, layout=layout)
-    roots = Roots(sources, weights, ignore_first=options.integer("ignore_first", 0, minimum=0))
-    if not len(roots):
+    patches = WeightedPatches(sources, weights, ignore_first=options.integer("ignore_first", 0, minimum=0))
+    if not len(patches):
         raise options.error(f"no patches in {data_key(options, 'paths')}: {', '.join(str(s.path) for s in sources)}")
-    return roots
+    return patches
 
 
 def open_weighted(
@@ -195,7 +176,7 @@ def open_paths(options: ConfigOptions, *, layout: Layout | None, key: str) -> li
 
 def _open(options: ConfigOptions, key: str, path: Path, layout: Layout | None) -> Source:
     try:
-        return open_shared(path, layout=layout)
+        return open_cached(path, layout=layout)
     except StoreError as error:
         raise type(error)(str(options.error(f"{key}: {error}"))) from error
 

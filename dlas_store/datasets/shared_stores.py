@@ -26,7 +26,7 @@ class _Key(NamedTuple):
 _stores: WeakValueDictionary[_Key, Store] = WeakValueDictionary()
 
 
-def open_shared(path: Path, *, layout: Layout | None) -> Source:
+def open_cached(path: Path, *, layout: Layout | None) -> Source:
     """Open a source as open_source does; a store that this process holds already is given again.
 
     A store stays open as long as anything refers to it, so nobody closes it. A folder is opened anew each time: what

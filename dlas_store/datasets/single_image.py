@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dlas_store.datasets.patch_batch import ItemPatches
 from dlas_store.datasets.patch_dataset import PatchDataset
 from dlas_store.options import ConfigOptions
 
@@ -39,11 +38,10 @@ class SingleImageDataset(PatchDataset):
         super().__init__(options, framed=False)
         options.warn_of_unknown()
 
-    def patches_of(self, index: int) -> ItemPatches:
+    def patches_of(self, index: int) -> Sequence[int]:
         """Return the item's own patch."""
-        source, patch = self._roots.locate(index)
-        return ItemPatches(source, [patch])
+        return [self._items.patch_at(index)]
 
-    def patches_of_all(self, indices: Sequence[int]) -> list[ItemPatches]:
-        """Return what patches_of() does for each of some items, one or more."""
-        return [ItemPatches(source, [patch]) for source, patch in self._roots.locate_all(indices)]
+    def patches_of_all(self, indices: Sequence[int]) -> list[int]:
+        """Return the patches of one or more items."""
+        return self._items.patches_at(indices)

@@ -61,7 +61,7 @@ class Stylegan2Dataset(PictureDataset):
             PatchIndexError: the index is outside of that.
             StoreError: the picture cannot be read.
         """
-        source, patch = self._locate(index)
+        source, patch = self._pictures.source, self._patch_at(index)
         pixels = source.read_pixels([patch], alpha=self._transparent)[0]
         square = self._cut(self._resize(PillowImage.fromarray(pixels)), random)
         hq = pack(to_planes(np.asarray(square)))

@@ -67,7 +67,7 @@ class TorchDataset(PictureDataset):
                 f"offset must be below fixed_len, and that at most {len(self._pictures)}, the number of pictures; "
                 f"got {self._offset} and {self._end}"
             )
-        _labels(*self._pictures.locate(self._offset))
+        _labels(self._pictures.source, self._pictures.patch_at(self._offset))
         options.warn_of_unknown()
 
     def __len__(self) -> int:
@@ -86,7 +86,7 @@ class TorchDataset(PictureDataset):
             MissingMetadataError: the picture has no label.
             StoreError: it cannot be read.
         """
-        source, patch = self._locate(index)
+        source, patch = self._pictures.source, self._patch_at(index)
         labels = _labels(source, patch)
         pixels = source.read_pixels([patch])[0]
         cropped = self._crop_at_random(pixels, random.generator) if self._random_crop else self._crop(pixels)
@@ -96,8 +96,8 @@ class TorchDataset(PictureDataset):
         name = path_below(source, patch)
         return {"lq": tensor, "hq": tensor, **labels, "LQ_path": name, "GT_path": name}
 
-    def _locate(self, index: int) -> tuple[Source, int]:
-        return self._pictures.locate(index + self._offset)
+    def _patch_at(self, index: int) -> int:
+        return self._pictures.patch_at(index + self._offset)
 
     def _crop(self, pixels: Pixels) -> Pixels:
         """Return the square from the middle of a picture whose shorter side was brought to ``image_size``."""
