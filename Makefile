@@ -63,7 +63,7 @@ demo: $(INSTALLED)
 	$(STEP) 'Now train on it for a minute: $(BIN)/python examples/train_sr.py'
 
 # Those that take longest begin, so that none is alone at the end.
-LONGEST := tests/test_import.py tests/test_benchmarks.py tests/reliability tests/test_workers_loader.py
+LONGEST := tests/converters/test_importing.py tests/benchmarks tests/reliability tests/loading/test_workers.py
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(LONGEST) tests
@@ -76,7 +76,7 @@ soak: $(INSTALLED)
 	$(PIP) install -c constraints.txt --no-build-isolation -e '.[soak]'
 	$(BIN)/python -c 'import atheris'
 	$(BIN)/python -m pytest --soak --soak-part $(PART)
-	$(if $(filter 1/%,$(PART)),$(BIN)/python tests/reliability/fuzz_centers.py $(FUZZ_SECONDS) build/fuzz)
+	$(if $(filter 1/%,$(PART)),$(BIN)/python -m tests.reliability.support.fuzz_centers $(FUZZ_SECONDS) build/fuzz)
 
 # mypy sees the converters under the name that they are installed by, dlas_store.converters; not in an editable checkout.
 check: $(INSTALLED)

@@ -6,7 +6,8 @@ import argparse
 import subprocess
 import sys
 
-from benchmarks import extracting, first, importing, memory, opening, read, steps, train
+from benchmarks import extracting, first, importing, memory, read, steps, train
+from benchmarks import open as opening
 from benchmarks.options import at_least_one
 from benchmarks.report import print_report, write_json
 from dlas_store import StoreError

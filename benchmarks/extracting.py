@@ -20,10 +20,9 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from benchmarks.measuring import Comparison, run_rounds
+from benchmarks.data import write_photos
 from benchmarks.options import add_scratch_option, at_least_one
-from benchmarks.report import Report
-from benchmarks.synthetic import write_photos
+from benchmarks.report import Comparison, Report, run_rounds
 from dlas_store.converters.extraction.options import ExtractOptions
 from dlas_store.converters.extraction.plan import ExtractPlan, plan_extraction
 from dlas_store.converters.extraction.tiles import cut_photo

@@ -13,11 +13,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.contender_process import CHECKOUT
-from benchmarks.measuring import Comparison, run_rounds
+from benchmarks.data_tiny_store import small_pictures, write_tiny_store
 from benchmarks.options import add_picture_options, add_scratch_option, at_least_one
-from benchmarks.report import Report
-from benchmarks.tiny_store import small_pictures, write_tiny_store
+from benchmarks.process import CHECKOUT
+from benchmarks.report import Comparison, Report, run_rounds
 from dlas_store import StoreError
 from dlas_store.processes import available_cores
 
@@ -110,7 +109,7 @@ def _options(options: argparse.Namespace, store: Path, mode: str, loader: str) -
 
 def _in_process(options: dict[str, Any], *, state: dict[str, int] | None = None, steps: int = 0) -> dict[str, Any]:
     argument = json.dumps({"options": options, "state": state, "steps": steps})
-    command = [sys.executable, "-m", "benchmarks.first_batch", argument]
+    command = [sys.executable, "-m", "benchmarks.first_process", argument]
     process = subprocess.run(command, cwd=CHECKOUT, check=True, stdout=subprocess.PIPE)  # noqa: S603 - this package's own
     answer: dict[str, Any] = json.loads(process.stdout)
     return answer

@@ -13,10 +13,9 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from benchmarks.measuring import Comparison, run_rounds
+from benchmarks.data import write_chunked_folder
 from benchmarks.options import add_picture_options, add_scratch_option
-from benchmarks.report import Report
-from benchmarks.synthetic import write_chunked_folder
+from benchmarks.report import Comparison, Report, run_rounds
 from dlas_store.processes import available_cores
 
 COPY = "cp -r, then sync -f"

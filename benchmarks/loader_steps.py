@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 import simplejpeg
 
-from benchmarks.decode_limit import DecodeLimit
-from benchmarks.own_contenders import epoch_order, prepare_loader
-from benchmarks.read_contenders import LIMIT
+from benchmarks.contender_limit import DecodeLimit
+from benchmarks.contender_store import epoch_order, prepare_loader
+from benchmarks.contenders import LIMIT
 from benchmarks.reading import Reading
-from dlas_store.aligned_memory import Pixels, empty_aligned
 from dlas_store.datasets import create_dataset
-from dlas_store.datasets.batch_memory import BufferPool
-from dlas_store.datasets.item_dataset import ItemDataset
-from dlas_store.pixels import Size, empty_pixels
+from dlas_store.images.decode import Size, empty_pixels
+from dlas_store.images.memory import Pixels, empty_aligned
+from dlas_store.loading.buffers import BufferPool
+from dlas_store.loading.dataset import ItemDataset
 from dlas_store.processes import available_cores
-from dlas_store.source import Source
+from dlas_store.sources.base import Source
 
 _BATCHES_HELD = 5
 """Number of batches whose memory the loader keeps; results go to as many places."""

@@ -11,13 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contender_process import CHECKOUT
-from benchmarks.measuring import Comparison, run_rounds
-from benchmarks.mode_data import write_mode_data
-from benchmarks.mode_options import dataset_options
+from benchmarks.data import write_mode_data
+from benchmarks.data_tiny_store import small_pictures, write_tiny_store
+from benchmarks.modes import dataset_options
 from benchmarks.options import add_scratch_option, at_least_one
-from benchmarks.report import Report
-from benchmarks.tiny_store import small_pictures, write_tiny_store
+from benchmarks.process import CHECKOUT
+from benchmarks.report import Comparison, Report, run_rounds
 
 _SMALLEST = 1000
 _LARGE = 1_000_000

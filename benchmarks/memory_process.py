@@ -14,7 +14,7 @@ import sys
 from itertools import islice
 from typing import Any
 
-from benchmarks.process_cost import private_dirty_bytes
+from benchmarks.system import private_dirty_bytes
 from dlas_store.datasets import Loader, create_dataloader, create_dataset
 
 

@@ -11,10 +11,10 @@ from typing import Any
 
 from xxhash import xxh3_64_intdigest
 
-from benchmarks.mode_options import MODES, dataset_options
+from benchmarks.modes import MODES, dataset_options
 from dlas_store import StoreError, open_source
-from dlas_store.pixels import Size, image_size
-from dlas_store.source import Source
+from dlas_store.images.decode import Size, image_size
+from dlas_store.sources.base import Source
 
 
 @dataclass(frozen=True, kw_only=True)

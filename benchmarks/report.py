@@ -1,4 +1,9 @@
-"""Report of a benchmark: a table on the terminal, and JSON with the machine, the versions and every round."""
+"""Report of a benchmark: a table on the terminal, and JSON with the machine, the versions and every round.
+
+Interleaved rounds: every contender runs once a round, so that other load on the machine affects all alike.
+
+Bar chart of a comparison: medians and ranges of the ratios, and the reference as a line at 1.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +11,92 @@ import argparse
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, Literal, NamedTuple, TypeVar
 
-from benchmarks.measuring import Comparison
-from dlas_store.libjpeg import find_libjpeg
+from tqdm import tqdm
+
+from dlas_store import StoreError
+from dlas_store.images.libjpeg import find_libjpeg
 from dlas_store.processes import available_cores
+
+T = TypeVar("T")
+
+
+class Summary(NamedTuple):
+    """Summary of one contender's rounds.
+
+    Attributes:
+        median: median of the rounds.
+        low: lowest round.
+        high: highest round.
+        relative: median of the ratios to the reference in the same round, or of the differences from it.
+    """
+
+    median: float
+    low: float
+    high: float
+    relative: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Contenders that were measured in the same rounds.
+
+    Attributes:
+        title: name of the measured quantity.
+        unit: unit of the values.
+        reference: the contender that the others are compared with.
+        rounds: contender -> one value a round.
+        relation: whether ratios to the reference or differences from it are compared.
+    """
+
+    title: str
+    unit: str
+    reference: str
+    rounds: Mapping[str, Sequence[float]]
+    relation: Literal["ratio", "difference"] = "ratio"
+
+    def summary(self, name: str) -> Summary:
+        """Return the summary of a contender's rounds."""
+        values = self.rounds[name]
+        if self.relation == "ratio":
+            relative = median(self.ratios(name))
+        else:
+            pairs = zip(values, self.rounds[self.reference], strict=True)
+            relative = median(value - reference for value, reference in pairs)
+        return Summary(median(values), min(values), max(values), relative)
+
+    def ratios(self, name: str) -> list[float]:
+        """Return the ratio of a contender to the reference in each round."""
+        pairs = zip(self.rounds[name], self.rounds[self.reference], strict=True)
+        return [value / reference for value, reference in pairs]
+
+
+def run_rounds(contenders: Mapping[str, Callable[[], T]], *, rounds: int) -> dict[str, list[T]]:
+    """Run every contender once a round; each round starts with the next contender.
+
+    Returns:
+        Contender -> its return values, one a round.
+    """
+    names = list(contenders)
+    results: dict[str, list[T]] = {name: [] for name in names}
+    tqdm.monitor_interval = 0  # no monitor thread may run while loaders fork their workers
+    with tqdm(total=rounds * len(names), unit=" runs", leave=False, disable=None) as bar:
+        for number in range(rounds):
+            first = number % len(names)
+            for name in names[first:] + names[:first]:
+                bar.set_description(name)
+                results[name].append(contenders[name]())
+                bar.update()
+    return results
+
 
 _PACKAGES = ("dlas-store", "lmdb", "numpy", "opencv-python-headless", "Pillow", "simplejpeg", "torch")
 
@@ -120,3 +202,64 @@ def _cpu_model() -> str:
         return platform.processor()
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.processor())
+
+
+_WIDTH = 9.0
+_DPI = 200
+"""Makes the chart 1,800 pixels wide, so that it is sharp where it is shown 900 pixels wide."""
+
+_OURS, _OTHERS, _LINE = "#1f6feb", "#b6bec9", "#333333"
+
+
+def require_matplotlib() -> None:
+    """Check that matplotlib is installed.
+
+    Raises:
+        StoreError: matplotlib is not installed.
+    """
+    if find_spec("matplotlib") is None:
+        raise StoreError("a chart needs matplotlib, which is not installed; run: pip install 'dlas-store[plot]'")
+
+
+def write_chart(path: Path, comparison: Comparison, *, subject: str, highlighted: Collection[str]) -> None:
+    """Draw the ratios of contenders to the reference of the same round.
+
+    Args:
+        path: the PNG file to write.
+        comparison: the contenders' rounds; the reference becomes the line.
+        subject: text about the measurement, written below the chart.
+        highlighted: names of contenders whose bars get another colour.
+
+    Raises:
+        StoreError: matplotlib is not installed.
+    """
+    require_matplotlib()
+    from matplotlib.figure import Figure  # noqa: PLC0415 - optional, and slow to load
+
+    ratios = {name: comparison.ratios(name) for name in comparison.rounds if name != comparison.reference}
+    names = sorted(ratios, key=lambda name: comparison.summary(name).relative)
+    medians = [comparison.summary(name).relative for name in names]
+    spread = [
+        [median - min(ratios[name]) for name, median in zip(names, medians, strict=True)],
+        [max(ratios[name]) - median for name, median in zip(names, medians, strict=True)],
+    ]
+    figure = Figure(figsize=(_WIDTH, 1.9 + 0.42 * len(names)), dpi=_DPI, layout="constrained")
+    axes = figure.subplots()
+    colours = [_OURS if name in highlighted else _OTHERS for name in names]
+    axes.barh(names, medians, color=colours, height=0.68)
+    axes.errorbar(medians, range(len(names)), xerr=spread, fmt="none", ecolor=_LINE, elinewidth=1.2, capsize=3)
+    for place, name in enumerate(names):
+        colour = "white" if name in highlighted else _LINE
+        axes.text(0.012, place, f"{medians[place]:.2f}", va="center", fontsize=13, fontweight="bold", color=colour)
+    axes.axvline(1, color=_LINE, linewidth=1.5, linestyle="--")
+    axes.text(0.99, len(names) - 0.45, comparison.reference, ha="right", va="bottom", fontsize=12, color=_LINE)
+    axes.set_xlim(0, 1.04 * max(1, *map(max, ratios.values())))
+    axes.set_ylim(-0.6, len(names) + 0.1)
+    axes.tick_params(axis="both", labelsize=12)
+    axes.tick_params(axis="y", length=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    rounds = len(comparison.rounds[comparison.reference])
+    axes.set_xlabel(f"ratio to the line, median and range of {rounds} rounds", fontsize=12)
+    caption = textwrap.wrap(f"{comparison.title}. {subject}", 120)
+    figure.supxlabel("\n".join(caption), fontsize=9, color="#666666")
+    figure.savefig(path)

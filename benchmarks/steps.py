@@ -9,12 +9,11 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from benchmarks.measuring import Comparison, run_rounds
-from benchmarks.mode_data import write_mode_data
+from benchmarks.contenders import LIMIT
+from benchmarks.data import write_mode_data
 from benchmarks.options import add_picture_options, add_scratch_option
-from benchmarks.read_contenders import LIMIT
 from benchmarks.reading import Reading
-from benchmarks.report import Report
+from benchmarks.report import Comparison, Report, run_rounds
 from dlas_store import open_source
 from dlas_store.processes import available_cores
 

@@ -1,4 +1,7 @@
-"""Steps a second of a training loop, with batches in memory, from threads and from worker processes."""
+"""Steps a second of a training loop, with batches in memory, from threads and from worker processes.
+
+Settings of a measured training loop.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,42 @@ import argparse
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contender_process import ContenderProcess, Run
-from benchmarks.measuring import Comparison, run_rounds
-from benchmarks.mode_data import write_mode_data
-from benchmarks.mode_options import dataset_options
+from benchmarks.data import write_mode_data
+from benchmarks.modes import dataset_options
 from benchmarks.options import add_picture_options, add_scratch_option, at_least_one
-from benchmarks.report import Report
-from benchmarks.training import Training
+from benchmarks.process import ContenderProcess, Run
+from benchmarks.report import Comparison, Report, run_rounds
 from dlas_store import StoreError, open_source
-from dlas_store.pixels import image_size
+from dlas_store.images.decode import image_size
 from dlas_store.processes import available_cores
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """Settings of data, loader and network, as plain values, which can be sent to another process.
+
+    Attributes:
+        options: options of dataset and loader.
+        in_memory: whether the loop repeats a few batches from memory; no loader can be faster.
+        width: channels of the network.
+        blocks: residual blocks of the network.
+        steps: steps a pass.
+        device: device that the network is trained on.
+        torch_threads: PyTorch's threads in the loop's process; None leaves PyTorch its own choice.
+    """
+
+    options: dict[str, Any]
+    in_memory: bool
+    width: int
+    blocks: int
+    steps: int
+    device: str
+    torch_threads: int | None
+
 
 IN_MEMORY = "batches in memory"
 

@@ -12,18 +12,18 @@ from typing import Any, NamedTuple
 
 from xxhash import xxh3_128_hexdigest
 
-from dlas_store.commit import Commit, PlannedShard, SealedShard, plan_commit, read_shard, write_shard
+from dlas_store.atomic import check_free_space, write_json
 from dlas_store.errors import ConfigError, DamagedError, NotASourceError, StoreError, TargetExistsError
-from dlas_store.index import INDEX_FILE, Index
-from dlas_store.keys import Kind
-from dlas_store.pixels import Size
+from dlas_store.images.decode import Size
+from dlas_store.maintenance.reindex import LeftOutShard, select_published
 from dlas_store.processes import Progress, count_workers, progress_bar, run_in_order
-from dlas_store.publish import check_free_space, write_json
-from dlas_store.reindex import LeftOutShard, select_published
-from dlas_store.shard import Shard, ShardHeader, shard_file_name
-from dlas_store.shard_remains import ShardRemains
-from dlas_store.shard_writer import ShardWriter
-from dlas_store.source import Layout
+from dlas_store.sources.base import Layout
+from dlas_store.storage.commit import Commit, PlannedShard, SealedShard, plan_commit, read_shard, write_shard
+from dlas_store.storage.index import INDEX_FILE, Index
+from dlas_store.storage.records import Kind
+from dlas_store.storage.recovery import ShardRemains
+from dlas_store.storage.shard import Shard, ShardHeader, shard_file_name
+from dlas_store.storage.shard_writer import ShardWriter
 
 
 class Lost(NamedTuple):

@@ -2,7 +2,7 @@
 
 import sys
 
-from dlas_store.cli import main
+from dlas_store.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

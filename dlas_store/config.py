@@ -1,10 +1,20 @@
-"""Read a DL-Art-School YAML config."""
+"""Options read from a mapping, each checked, with errors that name the option.
+
+Read a DL-Art-School YAML config.
+
+Checks of options that several datasets share.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from numbers import Integral, Real
+from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
 
@@ -78,3 +88,232 @@ def _expand(value: Any) -> Any:
 
 def _kind(value: object) -> str:
     return "nothing" if value is None else f"{type(value).__name__} {value!r}"
+
+
+LOADER_KEYS = frozenset(
+    {
+        "batch_size",
+        "device",
+        "drop_last",
+        "loader",
+        "n_threads",
+        "n_workers",
+        "pin_memory",
+        "seed",
+        "shuffle_window",
+        "start_method",
+        "uneven_ranks",
+    }
+)
+"""Options that create_dataloader reads."""
+
+PASSIVE_KEYS = frozenset({"name", "mode", "phase", "scale", "data_type", "use_shuffle", "needs_collate"})
+"""Options that DL-Art-School keeps beside a dataset's own; no dataset need read them."""
+
+
+class OptionWarning(UserWarning):
+    """A warning of an option that nothing reads.
+
+    It is not an error, because DL-Art-School ignores such options and its configs must keep working. It is not a log
+    record, because a script without logging set up still shows a warning, once, and a filter turns it into an error.
+    """
+
+
+class ConfigOptions:
+    """A mapping of options, read one by one; a null value counts as absent, as in DL-Art-School.
+
+    Each method that reads an option raises a ConfigError that names the option's owner, the option, the allowed values
+    and the value. An option without a default is required.
+    """
+
+    def __init__(
+        self,
+        opt: Mapping[str, Any],
+        *,
+        where: str,
+        known: Iterable[str] = (),
+        labels: Mapping[str, str] | None = None,
+    ) -> None:
+        """Take the options as the config has them.
+
+        Args:
+            opt: the options.
+            where: the owner of the options; messages start with it.
+            known: keys that other code reads.
+            labels: key -> name of the option in messages, for options that have a second name.
+
+        Raises:
+            ConfigError: opt is no mapping.
+        """
+        self._where = where
+        self._opt = opt
+        self._known = set(known)
+        self._labels = {} if labels is None else labels
+        if not isinstance(opt, Mapping):
+            raise self.error(f"options must be a mapping, got {opt!r}")
+
+    @classmethod
+    def of_dataset(cls, opt: Mapping[str, Any], *, mode: str) -> Self:
+        """Return the options of one dataset; messages start with its mode and its option ``name``.
+
+        LOADER_KEYS and PASSIVE_KEYS count as known.
+
+        Args:
+            opt: the options as the config has them.
+            mode: the dataset's mode.
+
+        Raises:
+            ConfigError: opt is no mapping.
+        """
+        has_name = isinstance(opt, Mapping) and opt.get("name")
+        return cls(opt, where=f"{mode} '{opt['name']}'" if has_name else mode, known=LOADER_KEYS | PASSIVE_KEYS)
+
+    def section(self, key: str) -> Self:
+        """Return the options of the dataset under a key; it has its own warnings of unknown options."""
+        return self.of_dataset(self.mapping(key), mode=f"{self._where}: {key}")
+
+    def error(self, message: str) -> ConfigError:
+        """Return an error whose message starts with the owner of the options."""
+        return ConfigError(f"{self._where}: {message}")
+
+    def has(self, key: str) -> bool:
+        """Return whether an option has a value; from now on it counts as known."""
+        self._known.add(key)
+        return self._opt.get(key) is not None
+
+    def integer(
+        self, key: str, default: int | None = None, *, minimum: int | None = None, maximum: int | None = None
+    ) -> int:
+        """Return an integer; True and False are refused."""
+        allowed_values = "a positive integer" if minimum == 1 else _at_least("an integer", minimum)
+        if maximum is not None:
+            allowed_values = f"an integer from {minimum or 0} to {maximum}"
+        return int(
+            self._get(
+                key, default, allowed_values, lambda value: _is_integer(value) and _reaches(value, minimum, maximum)
+            )
+        )
+
+    def number(
+        self, key: str, default: float | None = None, *, minimum: float | None = None, maximum: float | None = None
+    ) -> float:
+        """Return a number; True and False are refused."""
+        allowed_values = (
+            _at_least("a number", minimum) if maximum is None else f"a number from {minimum or 0:g} to {maximum:g}"
+        )
+        return float(
+            self._get(
+                key, default, allowed_values, lambda value: _is_number(value) and _reaches(value, minimum, maximum)
+            )
+        )
+
+    def flag(self, key: str, default: bool | None = None) -> bool:
+        """Return True or False; numbers and texts are refused."""
+        return bool(self._get(key, default, "true or false", lambda value: isinstance(value, bool)))
+
+    def choice(self, key: str, default: str | None, choices: Sequence[str]) -> str:
+        """Return a text that is one of ``choices``."""
+        return str(self._get(key, default, f"one of {', '.join(choices)}", lambda value: value in choices))
+
+    def text(self, key: str, default: str | None = None) -> str:
+        """Return a text."""
+        return str(self._get(key, default, "a text", lambda value: isinstance(value, str)))
+
+    def texts(self, key: str, default: list[str] | None = None) -> list[str]:
+        """Return a list of texts; a single text becomes a list of one."""
+        return _as_list(self._get(key, default, "a text or a list of texts", lambda value: _is_each(str, value)))
+
+    def paths(self, key: str) -> list[Path]:
+        """Return a list of at least one path, ``~`` expanded; a single path becomes a list of one."""
+        value = self._get(
+            key, None, "a path or a list of paths", lambda value: value != [] and _is_each((str, PathLike), value)
+        )
+        return [Path(path).expanduser() for path in _as_list(value)]
+
+    def integers(self, key: str, default: list[int] | None = None, *, minimum: int) -> list[int]:
+        """Return a list of integers; a single integer becomes a list of one."""
+        value = self._get(
+            key,
+            default,
+            f"integers of at least {minimum}",
+            lambda value: all(_is_integer(item) and item >= minimum for item in _as_list(value)),
+        )
+        return [int(item) for item in _as_list(value)]
+
+    def mapping(self, key: str, default: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+        """Return a mapping, such as constants by name."""
+        value: Mapping[str, Any] = self._get(key, default, "a mapping", lambda value: isinstance(value, Mapping))
+        return value
+
+    def numbers(self, key: str, default: list[float] | None = None) -> list[float]:
+        """Return a list of numbers above 0; a single number becomes a list of one."""
+        value = self._get(
+            key,
+            default,
+            "numbers above 0",
+            lambda value: all(_is_number(item) and 0 < item < math.inf for item in _as_list(value)),
+        )
+        return [float(item) for item in _as_list(value)]
+
+    def unknown(self) -> Iterator[tuple[str, str]]:
+        """Yield each key that nothing read, with a hint that names the nearest known key ("" without a near one)."""
+        for key in sorted(str(key) for key in self._opt if key not in self._known):
+            nearest_keys = difflib.get_close_matches(key, self._known, 1)
+            yield key, f"; did you mean '{nearest_keys[0]}'?" if nearest_keys else ""
+
+    def warn_of_unknown(self) -> None:
+        """Warn of each key that nothing read, with the nearest known key."""
+        for key, hint in self.unknown():
+            message = f"{self._where}: option '{key}' is not known and has no effect{hint}"
+            warnings.warn(message, OptionWarning, stacklevel=3)
+
+    def _get(self, key: str, default: Any, allowed_values: str, accepts: Callable[[Any], bool]) -> Any:
+        if not self.has(key):
+            if default is None:
+                raise self.error(f"{self._label(key)} is missing; it must be {allowed_values}")
+            return default
+        value = self._opt[key]
+        if not accepts(value):
+            raise self.error(f"{self._label(key)} must be {allowed_values}, got {value!r}")
+        return value
+
+    def _label(self, key: str) -> str:
+        return self._labels.get(key, key)
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _is_each(kind: Any, value: object) -> bool:
+    return all(isinstance(item, kind) for item in _as_list(value))
+
+
+def _reaches(value: Any, minimum: float | None, maximum: float | None = None) -> bool:
+    return (minimum is None or bool(value >= minimum)) and (maximum is None or bool(value <= maximum))
+
+
+def _at_least(kind: str, minimum: float | None) -> str:
+    return kind if minimum is None else f"{kind} of at least {minimum:g}"
+
+
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def check_lq_size(options: ConfigOptions, *, target_size: int, scale: int, force_multiple: int) -> None:
+    """Check that the side of LQ, ``target_size // scale``, is a multiple of ``force_multiple``.
+
+    Raises:
+        ConfigError: the side is 0 or no such multiple.
+    """
+    lq_size = target_size // scale
+    if lq_size == 0 or lq_size % force_multiple:
+        raise options.error(
+            f"target_size // scale must be a multiple of force_multiple, got {target_size} // {scale} = {lq_size} and "
+            f"force_multiple {force_multiple}"
+        )

@@ -8,14 +8,13 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import get_args
 
-from dlas_store.chunked_folder import ChunkedFolder
 from dlas_store.errors import ConfigError, NotASourceError
-from dlas_store.index import INDEX_FILE
-from dlas_store.picture_folder import PictureFolder
-from dlas_store.pixels import IMAGE_ENDINGS, MAX_PIXELS, Decoder
-from dlas_store.shard import has_shards
-from dlas_store.source import CENTERS_FILE, REFERENCE_FILE, Layout, Source
-from dlas_store.store import Store
+from dlas_store.images.decode import IMAGE_ENDINGS, MAX_PIXELS, Decoder
+from dlas_store.sources.base import CENTERS_FILE, REFERENCE_FILE, Layout, Source
+from dlas_store.sources.layouts import ChunkedFolder, PictureFolder
+from dlas_store.storage.index import INDEX_FILE
+from dlas_store.storage.shard import has_shards
+from dlas_store.storage.store import Store
 
 
 def open_source(

@@ -14,7 +14,8 @@ from typing import Any, Protocol
 
 import pytest
 import torch
-from samples import DATA, Array, png
+
+from tests.support.sample_data import DATA, Array, png
 
 _OUTCOMES = pytest.StashKey[list[dict[str, Any]]]()
 

@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 
-from dlas_store.config import load_config
+from dlas_store.config import ConfigOptions, load_config
 from dlas_store.datasets import OptionWarning
 from dlas_store.errors import ConfigError
-from dlas_store.options import ConfigOptions
 
 
 def write(tmp_path: Path, text: str) -> Path:

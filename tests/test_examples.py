@@ -14,17 +14,17 @@ import yaml
 from PIL import Image
 
 from dlas_store import open_source
+from dlas_store.cli.read import describe_batches
 from dlas_store.config import load_config
 from dlas_store.converters.extraction.extracting import extract
 from dlas_store.converters.extraction.options import ExtractOptions
 from dlas_store.converters.importing import import_store
 from dlas_store.datasets.modes import MODES
-from dlas_store.published import open_published
-from dlas_store.read_command import describe_batches
+from dlas_store.sources.published import open_published
+from tests.support.sample_data import ROOT
 
 pytest.importorskip("skimage", reason="the sample photos are scikit-image's")
 
-ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 CONFIGS = sorted(EXAMPLES.glob("*.yml"))
 TEXTS = [

@@ -12,14 +12,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, suppress
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import pytest
-from rolls import Rolls
 
-from dlas_store.datasets.loader import create_dataloader
-from dlas_store.interrupts import interrupt_delayed, leave_interrupts_to_parent, processes_start
+from dlas_store.loading.create import create_dataloader
+from dlas_store.processes import interrupt_delayed, leave_interrupts_to_parent, processes_start
+from tests.support.sample_data import ROOT
+from tests.support.toy_datasets import Rolls
 
 DELAYS = [pytest.param(interrupt_delayed, id="delayed"), pytest.param(lambda: processes_start("fork"), id="start")]
 
@@ -162,8 +162,8 @@ def test_ctrl_c_does_not_reach_a_process_that_starts(start_method: str) -> None:
     """It ended with an error of its own, beside its parent's interrupt."""
     program = (
         "import multiprocessing, signal\n"
-        "from test_interrupts import send_mask\n"
-        "from dlas_store.interrupts import processes_start\n"
+        "from tests.test_interrupts import send_mask\n"
+        "from dlas_store.processes import processes_start\n"
         "if __name__ == '__main__':\n"
         f"    context = multiprocessing.get_context({start_method!r})\n"
         "    receiver, sender = context.Pipe(duplex=False)\n"
@@ -177,7 +177,5 @@ def test_ctrl_c_does_not_reach_a_process_that_starts(start_method: str) -> None:
         "        assert receiver.recv() == (True, False, signal.SIG_IGN)\n"
         "        assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])\n"
     )
-    ended = subprocess.run(
-        [sys.executable, "-c", program], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
+    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stderr) == (0, "")

@@ -10,13 +10,12 @@ from typing import Any
 import lmdb
 import numpy as np
 import pytest
-from samples import DATA, noise, png
 
 from dlas_store import StoreError, open_source
-from dlas_store.chunked_folder import ChunkedFolder
 from dlas_store.errors import ConfigError, ImageError, NotASourceError
-from dlas_store.picture_folder import PictureFolder
-from dlas_store.source import Layout
+from dlas_store.sources.base import Layout
+from dlas_store.sources.layouts import ChunkedFolder, PictureFolder
+from tests.support.sample_data import DATA, noise, png
 
 
 def make_tree(root: Path, *files: str) -> Path:

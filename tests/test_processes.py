@@ -17,11 +17,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from small_stores import in_child
 from tqdm import tqdm
 
 from dlas_store.errors import StoreError, WriteError
 from dlas_store.processes import Progress, StoppedError, available_cores, count_workers, progress_bar, run_in_order
+from tests.support.sample_data import ROOT
+from tests.support.small_stores import in_child
 
 PATIENCE_SECONDS = 20.0
 
@@ -268,10 +269,10 @@ def test_no_bar_is_shown_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
 PARENT = """
 import json, sys
 from pathlib import Path
-sys.path.insert(0, {tests!r})
+sys.path.insert(0, {root!r})
 import psutil
 from dlas_store.processes import run_in_order
-from test_processes import work_until_stopped
+from tests.test_processes import work_until_stopped
 
 folder = Path(sys.argv[1])
 jobs = [folder / name for name in ("one", "two", "three")]
@@ -282,7 +283,7 @@ list(run_in_order(work_until_stopped, jobs, workers=3))
 @pytest.fixture
 def parent(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A program whose three workers are all at work."""
-    code = PARENT.format(tests=str(Path(__file__).parent))
+    code = PARENT.format(root=str(ROOT))
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stderr=subprocess.PIPE) as process:
         try:
             wait_for(lambda: len(worker_ids(tmp_path)) == 3, "the workers did not start")

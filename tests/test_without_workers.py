@@ -11,25 +11,23 @@ from pathlib import Path
 
 import cv2
 import pytest
-from cli import done, error_line, run
-from photo_files import encoded, scene
-from samples import DATA
-from small_stores import flip_in, make_store, shards_of, small_folder
-from trees import read, write
 
-from dlas_store.cli import main
-from dlas_store.compare import compare
-from dlas_store.converters import import_shards
+from dlas_store.cli.main import main
+from dlas_store.converters import import_worker as import_shards
 from dlas_store.converters.exporting import export_store
-from dlas_store.converters.extraction.estimating import estimate
-from dlas_store.converters.extraction.extracting import extract
+from dlas_store.converters.extraction.extracting import estimate, extract
 from dlas_store.converters.extraction.options import ExtractOptions
 from dlas_store.converters.importing import import_store
 from dlas_store.converters.salvaging import salvage
 from dlas_store.errors import ConfigError, DamagedError, ImportFailedError
-from dlas_store.pixels import Size, check_picture
-from dlas_store.reindex import reindex
-from dlas_store.verify import verify
+from dlas_store.images.decode import Size, check_picture
+from dlas_store.maintenance.reindex import reindex
+from dlas_store.maintenance.verify import compare, verify
+from tests.support.command_line import done, error_line, run
+from tests.support.file_trees import read, write
+from tests.support.photo_files import encoded, scene
+from tests.support.sample_data import DATA
+from tests.support.small_stores import flip_in, make_store, shards_of, small_folder
 
 
 @pytest.fixture(autouse=True)

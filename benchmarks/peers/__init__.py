@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from dlas_store.aligned_memory import Pixels
+from dlas_store.images.memory import Pixels
 
 HOW_TO_INSTALL = "not installed: pip install -r benchmarks/requirements-peers.txt"
 

@@ -14,13 +14,12 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 
-from benchmarks.decode_limit import DecodeLimit
-from benchmarks.measuring import Comparison, run_rounds
+from benchmarks.contender_limit import DecodeLimit
+from benchmarks.data import synthetic_picture
 from benchmarks.options import add_picture_options, add_scratch_option, at_least_one
 from benchmarks.peers import HOW_TO_INSTALL, Peer, installed, missing
-from benchmarks.report import Report, print_report
-from benchmarks.synthetic import synthetic_picture
-from dlas_store.pixels import Size
+from benchmarks.report import Comparison, Report, print_report, run_rounds
+from dlas_store.images.decode import Size
 from dlas_store.processes import available_cores
 
 LIMIT = "decoding alone, in memory, all cores"

@@ -10,8 +10,8 @@ import grain
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from benchmarks.peers import Peer
-from benchmarks.peers.decoding import decode, decode_batch
-from dlas_store.aligned_memory import Pixels
+from benchmarks.peers.data_loader_peer import decode, decode_batch
+from dlas_store.images.memory import Pixels
 from dlas_store.processes import available_cores
 
 _FILE = "patches.array_record"

@@ -16,9 +16,8 @@ from lance.torch.data import SafeLanceDataset, get_safe_loader
 from torch.utils.data import default_collate
 
 from benchmarks.peers import Peer
-from benchmarks.peers.data_loader_peer import DataLoaderPeer, Start
-from benchmarks.peers.decoding import decode_batch, decode_tensor
-from dlas_store.aligned_memory import Pixels
+from benchmarks.peers.data_loader_peer import DataLoaderPeer, Start, decode_batch, decode_tensor
+from dlas_store.images.memory import Pixels
 from dlas_store.processes import available_cores
 
 # Shares of the decode limit as in web_dataset.py: get_safe_loader with 1, 2, 4 workers 0.23, 0.38, 0.39; take in 1, 2,

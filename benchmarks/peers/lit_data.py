@@ -11,8 +11,7 @@ from unittest.mock import patch
 import torch
 
 from benchmarks.peers import Peer
-from benchmarks.peers.data_loader_peer import DataLoaderPeer, Start
-from benchmarks.peers.decoding import decode_tensor
+from benchmarks.peers.data_loader_peer import DataLoaderPeer, Start, decode_tensor
 from dlas_store.processes import available_cores
 
 os.environ.setdefault("LITDATA_DISABLE_VERSION_CHECK", "1")  # read at the import; without it each use asks the network

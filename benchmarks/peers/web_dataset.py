@@ -10,8 +10,7 @@ import webdataset
 from torch.utils.data import default_collate
 
 from benchmarks.peers import Peer
-from benchmarks.peers.data_loader_peer import DataLoaderPeer, Start
-from benchmarks.peers.decoding import decode_tensor
+from benchmarks.peers.data_loader_peer import DataLoaderPeer, Start, decode_tensor
 from dlas_store.processes import available_cores
 
 # Shares of the decode limit, two cores, 6,000 patches, medians of 4 or 5 rounds, on a machine that others used as well:

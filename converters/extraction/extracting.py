@@ -1,4 +1,9 @@
-"""Extraction: cut photos up into a new store, new shards of one, or a chunked folder."""
+"""Extraction: cut photos up into a new store, new shards of one, or a chunked folder.
+
+What an extraction is asked to do, checked: where photos are, what is written, and the plan.
+
+What an extraction will come to, found without writing anything.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +12,110 @@ import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from dlas_store.commit import Commit, plan_commit
-from dlas_store.converters.extraction.folder_jobs import FolderJob, Settling, build_images
-from dlas_store.converters.extraction.groups import GroupReport
+from dlas_store.atomic import CONTENT, StagingDirectory, write_json
 from dlas_store.converters.extraction.options import ExtractOptions
 from dlas_store.converters.extraction.photos import single_threaded
-from dlas_store.converters.extraction.plan import Skipped
-from dlas_store.converters.extraction.shard_jobs import ShardJob, build_shard
-from dlas_store.converters.extraction.task import Task, prepare
-from dlas_store.errors import write_errors
-from dlas_store.extra_fields import EXTRA_FILE
-from dlas_store.processes import progress_bar, run_in_order
-from dlas_store.publish import CONTENT, StagingDirectory, write_json
+from dlas_store.converters.extraction.plan import ExtractPlan, Skipped, plan_extraction
+from dlas_store.converters.extraction.tiles import cut_photo
+from dlas_store.converters.extraction.workers import (
+    FolderJob,
+    GroupReport,
+    Settling,
+    ShardJob,
+    build_images,
+    build_shard,
+)
+from dlas_store.errors import ConfigError, NotASourceError, TargetExistsError, write_errors
+from dlas_store.processes import count_workers, progress_bar, run_in_order
+from dlas_store.sources.walk import EXTRA_FILE
+from dlas_store.storage.commit import Commit, plan_commit
+from dlas_store.storage.index import INDEX_FILE
+from dlas_store.storage.store import Store
+
+
+class Task(NamedTuple):
+    """A checked extraction.
+
+    Attributes:
+        dst: what is written: a store, by its name, or a folder.
+        base: the store that is appended to, None for a new one.
+        plan: the photos.
+        workers: number of processes; 0 for this one.
+    """
+
+    dst: Path
+    base: Store | None
+    plan: ExtractPlan
+    workers: int
+
+    @property
+    def is_store(self) -> bool:
+        """Whether a store is written."""
+        return names_store(self.dst)
+
+
+def names_store(dst: Path) -> bool:
+    """Tell from its name whether a store is written, or else a folder."""
+    return dst.suffix == ".lmdb"
+
+
+def prepare(
+    photos: Path | str,
+    dst: Path | str,
+    options: ExtractOptions,
+    *,
+    append: bool,
+    workers: int | None,
+    group_size: int | None,
+) -> Task:
+    """Check what is asked for and list the photos.
+
+    Args:
+        photos: folder of the photos.
+        dst: what is written.
+        options: of the extraction.
+        append: add to the store that is there.
+        workers: number of processes; None takes one a core, 0 works in this process.
+        group_size: bytes of tiles that a worker makes at a time; see plan_extraction.
+
+    Raises:
+        ConfigError, NotASourceError, TargetExistsError: see extract().
+    """
+    root, dst = Path(photos).expanduser(), Path(dst).expanduser()
+    if group_size is not None and group_size < 1:
+        raise ConfigError(f"shard size must be at least 1 byte, got {group_size}")
+    if workers is not None and workers < 0:
+        raise ConfigError(f"workers must be at least 0, got {workers}")
+    _check_places(root, dst, append=append)
+    base = _open_base(dst) if append else None
+    with progress_bar(None, "listing", unit="photos") as bar:
+        plan = plan_extraction(root, options, base=base, group_size=group_size, bar=bar)
+    return Task(dst, base, plan, count_workers(workers, jobs=len(plan.groups)))
+
+
+def _check_places(root: Path, dst: Path, *, append: bool) -> None:
+    if append and not names_store(dst):
+        raise ConfigError(f"{dst}: photos are appended to a store only, whose name ends in .lmdb")
+    if not root.is_dir():
+        raise NotASourceError(f"{root}: {'is no folder of photos' if root.exists() else 'does not exist'}")
+    if not append and os.path.lexists(dst):  # a broken link, too, would be replaced
+        (Commit.recover if names_store(dst) else StagingDirectory.recover)(dst)
+        more = "add new photos with --append, " if names_store(dst) else "move it away, "
+        raise TargetExistsError(f"{dst}: exists; {more}or choose another name")
+    # The photos would be listed again with the tiles among them when an interrupted run goes on.
+    if not names_store(dst) and dst.absolute().resolve().is_relative_to(root.resolve()):
+        raise ConfigError(f"{dst}: lies in the folder of the photos, {root}; choose a place outside of it")
+
+
+def _open_base(dst: Path) -> Store:
+    if not (dst / INDEX_FILE).is_file():
+        raise NotASourceError(f"{dst}: is no store to append to; leave --append out to make one")
+    base = Store(dst)
+    if base.layout != "chunked":
+        raise NotASourceError(f"{dst}: is a store of whole pictures; tiles are added to a chunked one only")
+    return base
 
 
 @dataclass(kw_only=True)
@@ -160,3 +255,94 @@ def _into_folder(task: Task, options: ExtractOptions, summary: ExtractSummary) -
             extra.flush()
             os.fsync(extra.fileno())
         staging.publish(content)
+
+
+_PHOTOS_TRIED = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What an extraction is expected to come to.
+
+    Attributes:
+        photos: number of photos to cut up.
+        images: number of images they give.
+        patches: number of patches.
+        payload_bytes: bytes of patches and references, about.
+        seconds: how long it will take, about.
+        skipped: photos that are left out, from what their names and headers say.
+        present: number of photos that the store has.
+        changed: paths of those of them whose file has another size now.
+    """
+
+    photos: int
+    images: int
+    patches: int
+    payload_bytes: int
+    seconds: float
+    skipped: list[Skipped]
+    present: int
+    changed: list[str]
+
+
+def estimate(
+    photos: Path | str,
+    dst: Path | str,
+    options: ExtractOptions,
+    *,
+    append: bool = False,
+    workers: int | None = None,
+    group_size: int | None = None,
+) -> Estimate:
+    """Say what extract() of the same arguments would come to.
+
+    Cuts up to eight photos in memory, spread over all of them, and goes on from there by pixels of photos and of tiles.
+
+    Raises:
+        StoreError: as extract(), before it writes.
+    """
+    task = prepare(photos, dst, options, append=append, workers=workers, group_size=group_size)
+    plan = task.plan
+    plan.check_names()
+    tried = _try_some(plan, options)
+    expected = plan.expected
+    seconds = expected.photo_pixels * tried.seconds_a_photo_pixel + expected.tile_pixels * tried.seconds_a_tile_pixel
+    return Estimate(
+        photos=len(plan.paths),
+        images=expected.images,
+        patches=expected.tiles,
+        payload_bytes=round(expected.tile_pixels * tried.bytes_a_tile_pixel),
+        seconds=seconds / max(1, task.workers),
+        skipped=plan.skipped,
+        present=plan.present,
+        changed=plan.changed,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Tried:
+    seconds_a_photo_pixel: float
+    seconds_a_tile_pixel: float
+    bytes_a_tile_pixel: float
+
+
+def _try_some(plan: ExtractPlan, options: ExtractOptions) -> _Tried:
+    count = min(len(plan.paths), _PHOTOS_TRIED)
+    decoding = encoding = 0.0
+    photo_pixels = tile_pixels = tile_bytes = 0
+    with single_threaded(), progress_bar(count, "estimating", unit="photos") as bar:
+        for number in range(count):
+            started = time.perf_counter()
+            images = cut_photo(plan.root, plan.paths[number * len(plan.paths) // count], options).images
+            decoding += time.perf_counter() - started
+            started = time.perf_counter()
+            for cut in images:
+                tile_bytes += len(cut.reference()) + sum(len(tile.data) for tile in cut.encoded())
+                tile_pixels += options.tile_dimension**2 + sum(tile.size**2 for tile in cut.tiles)
+                photo_pixels += cut.photo_pixels if cut is images[0] else 0
+            encoding += time.perf_counter() - started
+            if bar is not None:
+                bar.update()
+    if not tile_pixels:
+        return _Tried(0, 0, plan.expected.tile_bytes / max(1, plan.expected.tile_pixels))
+    return _Tried(decoding / photo_pixels, encoding / tile_pixels, tile_bytes / tile_pixels)

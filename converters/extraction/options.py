@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
-from dlas_store.options import ConfigOptions
+from dlas_store.config import ConfigOptions
 
 Subsampling = Literal["4:2:0", "4:2:2", "4:4:4"]
 

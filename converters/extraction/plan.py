@@ -1,4 +1,7 @@
-"""What an extraction will do: which photos are taken, what their images are called, and how they are grouped."""
+"""What an extraction will do: which photos are taken, what their images are called, and how they are grouped.
+
+What a photo will give, as far as its header tells.
+"""
 
 from __future__ import annotations
 
@@ -9,23 +12,83 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 from xxhash import xxh3_128_hexdigest
 
-from dlas_store.commit import PlannedShard
-from dlas_store.converters.cutting import balanced_size, cut
-from dlas_store.converters.extraction.expectation import Expected, expectation
-from dlas_store.converters.extraction.fitness import EXCLUDED, Problem, problem_of, why_no_tile
-from dlas_store.converters.extraction.headers import PHOTO_ENDINGS, open_photo, read_header
-from dlas_store.converters.extraction.masks import read_mask
+from dlas_store.converters.extraction.geometry import count_tiles
+from dlas_store.converters.extraction.headers import (
+    EXCLUDED,
+    PHOTO_ENDINGS,
+    Header,
+    Problem,
+    open_photo,
+    photo_squares,
+    problem_of,
+    read_header,
+    why_no_tile,
+)
 from dlas_store.converters.extraction.options import ExtractOptions
-from dlas_store.converters.extraction.tiles import image_name
+from dlas_store.converters.extraction.tiles import Mask, image_name, kept_tiles, read_mask
+from dlas_store.converters.sharding import balanced_size, cut
 from dlas_store.errors import ImageError, ImportFailedError, NameNotFoundError, NotASourceError
-from dlas_store.extra_fields import EXTRA_FILE
-from dlas_store.folder_walk import FolderWalk
-from dlas_store.store import Store
+from dlas_store.sources.walk import EXTRA_FILE, FolderWalk
+from dlas_store.storage.commit import PlannedShard
+from dlas_store.storage.store import Store
 
 if TYPE_CHECKING:
     from dlas_store.processes import ProgressBar
+
+
+_QUALITIES = (1, 50, 75, 90, 95, 100)
+_BYTES_A_PIXEL = (0.015, 0.05, 0.08, 0.13, 0.19, 0.45)
+"""JPEG bytes a pixel at those qualities, 4:2:0, of 256 x 256 tiles of the sample photos; for estimates."""
+
+
+class Expected(NamedTuple):
+    """What photos are expected to give: exactly, but for the bytes.
+
+    Attributes:
+        photo_pixels: of the photos as stored.
+        images: number of images.
+        tiles: number of tiles.
+        tile_pixels: of all tiles and references.
+        tile_bytes: of those, once they are encoded; an estimate.
+    """
+
+    photo_pixels: int = 0
+    images: int = 0
+    tiles: int = 0
+    tile_pixels: int = 0
+    tile_bytes: int = 0
+
+
+def expectation(header: Header, options: ExtractOptions, wanted: list[int], mask: Mask | None) -> Expected:
+    """Return what a photo will give.
+
+    Args:
+        header: the photo's.
+        options: of the extraction.
+        wanted: positions of the crop sizes that it is cut to.
+        mask: the photo's, if there is one.
+    """
+    counts = []
+    for square in photo_squares(header, options).values():
+        if mask is None:
+            count, pixels = count_tiles(square.side, options, wanted)
+        else:
+            kept = [tile for tiles in kept_tiles(square.side, options, wanted, mask) for tile in tiles]
+            count, pixels = len(kept), sum(tile.size**2 for tile in kept)
+        if count:
+            counts.append((count, pixels + options.tile_dimension**2))
+    tile_pixels = sum(pixels for _, pixels in counts)
+    return Expected(
+        photo_pixels=header.size.height * header.size.width,
+        images=len(counts),
+        tiles=sum(count for count, _ in counts),
+        tile_pixels=tile_pixels,
+        tile_bytes=int(tile_pixels * np.interp(options.quality, _QUALITIES, _BYTES_A_PIXEL)),
+    )
+
 
 MIN_GROUP_SIZE = 1 << 20
 MAX_GROUP_SIZE = 256 << 20

@@ -1,4 +1,9 @@
-"""One photo's images: reference, tiles and what is kept of where they came from, encoded one after another."""
+"""One photo's images: reference, tiles and what is kept of where they came from, encoded one after another.
+
+The tiles of one crop size: each cut out of the photo, or of the whole square brought to their size.
+
+Masks: which tiles of a photo are kept.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +11,164 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
-from dlas_store.aligned_memory import Pixels
-from dlas_store.converters.extraction.averaging import resized
-from dlas_store.converters.extraction.fitness import Problem, problem_of, why_no_tile
-from dlas_store.converters.extraction.headers import header_of, photo_squares, read_photo
-from dlas_store.converters.extraction.masks import Mask, kept_tiles, read_mask
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from xxhash import xxh3_64_intdigest
+
+from dlas_store.converters.extraction.geometry import Square, Tile, center, tiles_by_crop
+from dlas_store.converters.extraction.headers import (
+    Problem,
+    header_of,
+    photo_squares,
+    problem_of,
+    read_photo,
+    why_no_tile,
+)
 from dlas_store.converters.extraction.options import ExtractOptions
-from dlas_store.converters.extraction.photos import Photo, PixelBuffer, load_photo
-from dlas_store.converters.extraction.tile_encoding import JpegEncoder
-from dlas_store.converters.extraction.tile_layer import TileLayer
-from dlas_store.converters.extraction.tiling import Square, Tile, center
+from dlas_store.converters.extraction.photos import (
+    JpegEncoder,
+    Photo,
+    PixelBuffer,
+    Place,
+    TilesOfPicture,
+    load_photo,
+    resized,
+)
 from dlas_store.errors import ImageError
-from dlas_store.pixels import Size
-from dlas_store.source import Image
+from dlas_store.images.decode import Size, decode
+from dlas_store.images.memory import Pixels
+from dlas_store.sources.base import Image
+
+
+class TileLayer:
+    """Tiles of one crop size and one size."""
+
+    def __init__(self, photo: Photo, square: Square, tiles: list[Tile]) -> None:
+        """Bring the square to the tiles' size, where that is less work than bringing them there one by one.
+
+        Args:
+            photo: what they are cut out of.
+            square: the part of it in which they lie.
+            tiles: one or more.
+        """
+        self._photo = photo
+        self._square = square
+        self._tiles = tiles
+        self._crop, self._size = tiles[0].crop, tiles[0].size
+        self._factor = self._crop // self._size
+        self._picture = self._square_in_size()
+        self._places = list(map(self._place, tiles))
+
+    def pixels(self) -> Iterator[Pixels]:
+        """Yield the tiles' pixels, uint8 (size, size, 3) BGR; some are views."""
+        for tile, place in zip(self._tiles, self._places, strict=True):
+            if self._picture is None or place is None:
+                yield self._tile_in_size(tile)
+            else:
+                yield place.square(self._picture, self._size)
+
+    def jpegs(self, encoder: JpegEncoder) -> Iterator[bytes]:
+        """Yield the tiles as JPEGs, each made when it is asked for."""
+        if self._picture is None:
+            yield from map(encoder.encode, self.pixels())
+            return
+        places = [place for place in self._places if place is not None]
+        of_picture = TilesOfPicture(self._picture, places, self._size, encoder)
+        for tile, place in zip(self._tiles, self._places, strict=True):
+            yield encoder.encode(self._tile_in_size(tile)) if place is None else of_picture.encode(place)
+
+    def _square_in_size(self) -> Pixels | None:
+        """Return the square brought to the tiles' size; None where each is brought there by itself."""
+        if self._crop % self._size or self._photo.is_reduced:
+            return None
+        side = self._square.side // self._factor * self._factor
+        if self._factor > 1 and len(self._tiles) * self._crop**2 <= side**2:
+            return None
+        small = side // self._factor
+        return resized(self._photo.region(self._square.top, self._square.left, side), Size(small, small))
+
+    def _place(self, tile: Tile) -> Place | None:
+        """Return where a tile lies in the picture; None where it would differ from the tile brought to size alone."""
+        if self._picture is None or tile.row % self._factor or tile.col % self._factor:
+            return None
+        return Place(tile.row // self._factor, tile.col // self._factor)
+
+    def _tile_in_size(self, tile: Tile) -> Pixels:
+        crop = self._photo.region(self._square.top + tile.row, self._square.left + tile.col, self._crop)
+        return resized(crop, Size(self._size, self._size))
+
+
+MASK_SIDE = 256
+"""A mask has so many rows and columns for the square, whatever the size of that."""
+
+_HALF = 127.5
+
+
+class Mask(NamedTuple):
+    """What is to be kept of a photo's square.
+
+    Attributes:
+        sums: float64 (257, 257); entry (r, c) is the sum of all pixels above r and left of c.
+        digest: of the mask's file.
+    """
+
+    sums: NDArray[np.float64]
+    digest: int
+
+    def keeps(self, tile: Tile, side: int) -> bool:
+        """Return whether the mean over a tile is at least half of what it can be.
+
+        Args:
+            tile: the tile.
+            side: of the square, in pixels of the photo.
+        """
+        top, bottom = _mask_range(tile.row, tile.crop, side)
+        left, right = _mask_range(tile.col, tile.crop, side)
+        total = self.sums[bottom, right] - self.sums[top, right] - self.sums[bottom, left] + self.sums[top, left]
+        return bool(total >= _HALF * (bottom - top) * (right - left))
+
+
+def read_mask(path: str, options: ExtractOptions) -> Mask | None:
+    """Return a photo's mask, None where there are to be none.
+
+    Args:
+        path: the photo's, below its folder; the mask lies at that path below the folder of masks, or is called as the
+            photo's file; ``.png`` is added in either case.
+        options: of the extraction.
+
+    Raises:
+        ImageError: the mask is missing, cannot be read, or is not of 256 x 256 pixels.
+    """
+    if options.masks is None:
+        return None
+    file = options.masks / f"{path}.png"
+    if not file.exists():
+        file = options.masks / f"{path.rpartition('/')[2]}.png"
+    if not file.exists():
+        raise ImageError("its mask is missing")
+    try:
+        data = read_photo(file)
+        pixels = decode(data)
+    except ImageError as error:
+        raise ImageError(f"its mask: {error}") from error
+    if pixels.shape[:2] != (MASK_SIDE, MASK_SIDE):
+        raise ImageError(f"its mask is not {MASK_SIDE} x {MASK_SIDE} pixels")
+    sums = cv2.integral(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), sdepth=cv2.CV_64F)
+    return Mask(cast(NDArray[np.float64], sums), xxh3_64_intdigest(data))
+
+
+def kept_tiles(side: int, options: ExtractOptions, wanted: list[int], mask: Mask | None) -> Iterator[list[Tile]]:
+    """Yield the tiles of each wanted crop size that a mask keeps; see tiles_by_crop."""
+    for of_crop in tiles_by_crop(side, options, wanted):
+        yield [tile for tile in of_crop if mask is None or mask.keeps(tile, side)]
+
+
+def _mask_range(start: int, crop: int, side: int) -> tuple[int, int]:
+    first = start * MASK_SIDE // side
+    return first, max(first + 1, (start + crop) * MASK_SIDE // side)
 
 
 class EncodedTile(NamedTuple):

@@ -1,23 +1,20 @@
 """DL-Art-School's datasets, on stores and folders alike. Importing this loads PyTorch and OpenCV."""
 
-from dlas_store.datasets.collate import zero_pad
+from dlas_store.config import OptionWarning
 from dlas_store.datasets.combined import CombinedDataset
+from dlas_store.datasets.frames import MultiFrameDataset, PairedFrameDataset
 from dlas_store.datasets.full_image import FullImageDataset
 from dlas_store.datasets.image_folder import ImageFolderDataset
-from dlas_store.datasets.loader import create_dataloader
 from dlas_store.datasets.modes import take_over
-from dlas_store.datasets.multi_frame import MultiFrameDataset
-from dlas_store.datasets.multi_scale import MultiScaleDataset
-from dlas_store.datasets.multi_scale_tree import TreeNode, build_tree, tree_leaves
-from dlas_store.datasets.paired_frame import PairedFrameDataset
-from dlas_store.datasets.passes import Loader
-from dlas_store.datasets.pixels_dataset import PixelsDataset
-from dlas_store.datasets.registry import create_dataset, register_dataset
-from dlas_store.datasets.samplers import DistIterSampler
+from dlas_store.datasets.multi_scale import MultiScaleDataset, TreeNode, build_tree, tree_leaves
+from dlas_store.datasets.pixels import PixelsDataset
 from dlas_store.datasets.single_image import SingleImageDataset
 from dlas_store.datasets.stylegan2 import Stylegan2Dataset
 from dlas_store.datasets.torch_dataset import TorchDataset
-from dlas_store.options import OptionWarning
+from dlas_store.loading.batch import zero_pad
+from dlas_store.loading.create import create_dataloader, create_dataset, register_dataset
+from dlas_store.loading.loader import Loader
+from dlas_store.sampling.samplers import DistIterSampler
 
 __all__ = [
     "CombinedDataset",

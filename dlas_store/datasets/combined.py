@@ -9,11 +9,11 @@ from typing import Any
 from torch.utils.data import Dataset
 from xxhash import xxh3_64_intdigest
 
-from dlas_store.datasets.batches import Allocate, BatchWork, MakeItem, StackingBuilder
-from dlas_store.datasets.draws import Draw, ItemRandom
-from dlas_store.datasets.item_dataset import ItemDataset
-from dlas_store.datasets.registry import create_dataset
-from dlas_store.options import ConfigOptions, OptionWarning
+from dlas_store.config import ConfigOptions, OptionWarning
+from dlas_store.loading.batch import Allocate, BatchWork, MakeItem, StackingBuilder
+from dlas_store.loading.create import create_dataset
+from dlas_store.loading.dataset import ItemDataset
+from dlas_store.sampling.rng import Draw, ItemRandom
 
 _UNPREFIXED = "default"
 _INHERITED = ("scale", "phase")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from dlas_store.aligned_memory import Pixels
-from dlas_store.datasets.decoding_memory import BYTES_TOGETHER, DecodingMemory
 from dlas_store.errors import StoreError
-from dlas_store.source import Source
+from dlas_store.images.memory import Pixels
+from dlas_store.loading.buffers import BYTES_TOGETHER, DecodingMemory
+from dlas_store.sources.base import Source
 
 OnBad = Callable[[int, StoreError], None]
 """Takes an item that cannot be read and the error: raises it, or replaces the item."""

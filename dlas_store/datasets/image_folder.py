@@ -7,22 +7,30 @@ from typing import Any
 
 import torch
 
-from dlas_store.concat_source import member_at
-from dlas_store.datasets.alternatives import Siblings, find_next
-from dlas_store.datasets.batches import Allocate, BatchOfItems, BatchWork, MakeItem, new_array
+from dlas_store.config import ConfigOptions
 from dlas_store.datasets.decoding import Frames
-from dlas_store.datasets.decoding_memory import DecodingMemory
-from dlas_store.datasets.draws import Draw, ItemRandom
-from dlas_store.datasets.effects import jitter_color
-from dlas_store.datasets.image_folder_batch import ImageFolderBatch
-from dlas_store.datasets.image_folder_options import read_image_folder_options
-from dlas_store.datasets.least_size import check_least_sides
-from dlas_store.datasets.patch_labels import PatchLabels, draw_boxes
-from dlas_store.datasets.picture_cut import CENTER_CROP, Picture, cut_picture
-from dlas_store.datasets.picture_dataset import PictureDataset
-from dlas_store.datasets.pictures import open_pictures, path_below
-from dlas_store.datasets.planes import Planes, area_resize, pack, to_planes
-from dlas_store.options import ConfigOptions
+from dlas_store.datasets.image_folder_batch import (
+    CENTER_CROP,
+    ImageFolderBatch,
+    Picture,
+    cut_picture,
+    read_image_folder_options,
+)
+from dlas_store.datasets.image_folder_labels import PatchLabels, draw_boxes
+from dlas_store.datasets.pictures import (
+    PictureDataset,
+    Siblings,
+    check_least_sides,
+    find_next,
+    open_pictures,
+    path_below,
+)
+from dlas_store.loading.batch import Allocate, BatchOfItems, BatchWork, MakeItem, new_array
+from dlas_store.loading.buffers import DecodingMemory
+from dlas_store.sampling.rng import Draw, ItemRandom
+from dlas_store.sources.concat import member_at
+from dlas_store.transforms.corruptions import jitter_color
+from dlas_store.transforms.resize import Planes, area_resize, pack, to_planes
 
 
 class ImageFolderDataset(PictureDataset):

@@ -7,19 +7,17 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from dlas_store.datasets.batches import Collate
 from dlas_store.datasets.combined import CombinedDataset
+from dlas_store.datasets.frames import MultiFrameDataset, PairedFrameDataset
 from dlas_store.datasets.full_image import FullImageDataset
 from dlas_store.datasets.image_folder import ImageFolderDataset
-from dlas_store.datasets.loader import create_dataloader
-from dlas_store.datasets.multi_frame import MultiFrameDataset
 from dlas_store.datasets.multi_scale import MultiScaleDataset
-from dlas_store.datasets.paired_frame import PairedFrameDataset
-from dlas_store.datasets.pixels_dataset import PixelsDataset
-from dlas_store.datasets.registry import MakeDataset, create_dataset, has_mode, register_dataset
+from dlas_store.datasets.pixels import PixelsDataset
 from dlas_store.datasets.single_image import SingleImageDataset
 from dlas_store.datasets.stylegan2 import Stylegan2Dataset
 from dlas_store.datasets.torch_dataset import TorchDataset
+from dlas_store.loading.batch import Collate
+from dlas_store.loading.create import MakeDataset, create_dataloader, create_dataset, has_mode, register_dataset
 
 MODES: Mapping[str, MakeDataset] = {
     "single_image_extensible": SingleImageDataset,

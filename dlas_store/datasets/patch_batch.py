@@ -12,23 +12,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dlas_store.aligned_memory import Pixels
-from dlas_store.datasets.batches import Allocate, MakeItem
 from dlas_store.datasets.decoding import Frames, decode_groups
-from dlas_store.datasets.decoding_memory import DecodingMemory
-from dlas_store.datasets.draws import Draw, ItemRandom
-from dlas_store.datasets.masked_reference import loops_arguments, write_reference
-from dlas_store.datasets.patches import (
+from dlas_store.datasets.patch_options import (
     UNKNOWN_CENTER,
     PatchOptions,
     rescale_center,
     rescale_centers,
     square_in_reference,
 )
-from dlas_store.datasets.planes import Planes, area_resize, loops_for, to_planes, write_pair
-from dlas_store.datasets.references import Reference, ReferenceCache
+from dlas_store.datasets.references import Reference, ReferenceCache, loops_arguments, write_reference
 from dlas_store.errors import StoreError
-from dlas_store.source import Center
+from dlas_store.images.memory import Pixels
+from dlas_store.loading.batch import Allocate, MakeItem
+from dlas_store.loading.buffers import DecodingMemory
+from dlas_store.sampling.rng import Draw, ItemRandom
+from dlas_store.sources.base import Center
+from dlas_store.transforms.resize import Planes, area_resize, loops_for, to_planes, write_pair
 
 _NO_CENTER = (0, 0)
 

@@ -1,12 +1,145 @@
-"""Mode single_image_extensible: one patch an item."""
+"""What the datasets of patches of chunked sources have in common: their sources, and frames made of patches.
+
+Mode single_image_extensible: one patch an item.
+"""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
-from dlas_store.datasets.patch_dataset import PatchDataset
-from dlas_store.options import ConfigOptions
+import torch
+
+from dlas_store.config import ConfigOptions
+from dlas_store.datasets.concat import image_path, open_sources
+from dlas_store.datasets.decoding import Frames
+from dlas_store.datasets.device import DevicePatches, NamedReference, RawPatchBatch, name_reference
+from dlas_store.datasets.patch_batch import PatchBatch
+from dlas_store.datasets.patch_options import PatchOptions, read_patch_options
+from dlas_store.datasets.references import Reference, ReferenceCache, resized_references
+from dlas_store.errors import ConfigError
+from dlas_store.loading.batch import Allocate, BatchOfItems, BatchWork, MakeItem, new_array
+from dlas_store.loading.buffers import DecodingMemory
+from dlas_store.loading.dataset import ItemDataset
+from dlas_store.sampling.rng import Draw, ItemRandom
+from dlas_store.sources.base import Source
+
+
+class PatchDataset(ItemDataset):
+    """A dataset with an item for every patch, made of it and of patches that go with it.
+
+    Attributes:
+        source: holds all patches; its indices are not those of items.
+    """
+
+    def __init__(self, options: ConfigOptions, *, framed: bool) -> None:
+        """Open the data that ``paths`` or ``dataroot``, ``weights`` and ``ignore_first`` name, and read PatchOptions.
+
+        Args:
+            options: of the dataset.
+            framed: whether the tensors of an item have a dimension for its patches.
+
+        Raises:
+            ConfigError: an option is missing or of a wrong value.
+            StoreError: a path holds no chunked images.
+        """
+        super().__init__(options)
+        self._patch_options = read_patch_options(options)
+        self._items = open_sources(options, layout="chunked")
+        self.source: Source = self._items.source
+        # Made by the first batch that needs it; of two that threads make at the same time one stays.
+        self._references: ReferenceCache[Reference] | None = None
+        self._named_references: ReferenceCache[NamedReference] | None = None
+        self._decoding_memory = DecodingMemory()
+        self._framed = framed
+
+    def __len__(self) -> int:
+        """Return the number of items in an epoch."""
+        return len(self._items)
+
+    def image_of(self, index: int) -> str:
+        """Return the path of the image that an item belongs to."""
+        return image_path(self.source, self._items.patch_at(index))
+
+    @abstractmethod
+    def patches_of(self, index: int) -> Sequence[int]:
+        """Return the indices in the dataset's source of the patches that an item is made of, as many for every item.
+
+        Raises:
+            PatchIndexError: the index is not in 0 .. len(self) - 1.
+        """
+
+    def patches_of_all(self, indices: Sequence[int]) -> list[int]:
+        """Return the patches of one or more items, item by item; see patches_of."""
+        return list(chain.from_iterable(map(self.patches_of, indices)))
+
+    def make_item(self, index: int, random: ItemRandom) -> dict[str, Any]:
+        """Return an item.
+
+        Args:
+            index: 0 <= index < len(self).
+            random: where its random choices come from.
+
+        Raises:
+            PatchIndexError: the index is outside of that.
+            MissingMetadataError: a centre is needed and the source has none.
+            StoreError: a patch or its reference cannot be read.
+        """
+        work = self._begin([Draw(index, random.repetition)], new_array, replace=None)
+        work.fill(0, 1)
+        item: dict[str, Any] = BatchOfItems(work.finish(), 1)[0]
+        return item
+
+    def __getitems__(self, items: Sequence[int | Draw]) -> Sequence[dict[str, Any]]:
+        """Return items, made as a batch; see ItemDataset."""
+        work = self.begin_batch([self.as_draw(item) for item in items], new_array)
+        work.fill(0, len(work))
+        return BatchOfItems(work.finish(), len(work))
+
+    @property
+    def patch_options(self) -> PatchOptions:
+        """How a patch becomes HQ and LQ."""
+        return self._patch_options
+
+    def device_transform(self, device: torch.device) -> DevicePatches:
+        """Return the transform that makes HQ and LQ on a device.
+
+        Raises:
+            ConfigError: patches are corrupted, or bad ones are skipped.
+        """
+        if self._patch_options.corruptions.is_active or self.skips_bad:
+            raise ConfigError("device goes neither with corruptions nor with on_error: skip; leave one of them out")
+        return DevicePatches(self._patch_options, device)
+
+    def begin_raw_batch(self, draws: Sequence[Draw], allocate: Allocate) -> RawPatchBatch:
+        """Begin a batch of which a device makes HQ and LQ; see begin_batch, and DevicePatches."""
+        references = self._named_references = self._named_references or ReferenceCache(self.source, name_reference)
+        frames = self._frames_of(draws)
+        return RawPatchBatch(frames, self._patch_options, references, framed=self._framed, allocate=allocate)
+
+    def _frames_of(self, draws: Sequence[Draw]) -> Frames:
+        patches = self.patches_of_all([draw.index for draw in draws])
+        return Frames(self.source, patches, len(patches) // len(draws))
+
+    def will_need(self, draws: Sequence[Draw]) -> None:
+        """Let the system fetch patches and references; see ItemDataset."""
+        self.source.will_need(self.patches_of_all([draw.index for draw in draws]))
+
+    def _begin(self, draws: Sequence[Draw], allocate: Allocate, *, replace: MakeItem | None) -> BatchWork:
+        references = self._references = self._references or resized_references(self.source, self._patch_options)
+        return PatchBatch(
+            draws,
+            self._frames_of(draws),
+            self._patch_options,
+            references,
+            self._decoding_memory,
+            seed=self._seed,
+            framed=self._framed,
+            allocate=allocate,
+            replace=replace,
+        )
 
 
 class SingleImageDataset(PatchDataset):

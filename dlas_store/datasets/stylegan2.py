@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 from PIL import Image as PillowImage
 
-from dlas_store.datasets.draws import ItemRandom
-from dlas_store.datasets.picture_dataset import PictureDataset
-from dlas_store.datasets.pictures import open_pictures
-from dlas_store.datasets.planes import pack, to_planes
-from dlas_store.datasets.random_crop import draw_crop
-from dlas_store.options import ConfigOptions
+from dlas_store.config import ConfigOptions
+from dlas_store.datasets.pictures import PictureDataset, open_pictures
+from dlas_store.sampling.rng import ItemRandom
+from dlas_store.transforms.crops import draw_crop
+from dlas_store.transforms.resize import pack, to_planes
 
 _AREAS = (0.5, 1.0)
 _RATIOS = (0.98, 1.02)

@@ -9,16 +9,15 @@ from typing import Any
 import numpy as np
 from PIL import Image as PillowImage
 
-from dlas_store.aligned_memory import Pixels
-from dlas_store.datasets.draws import ItemRandom
-from dlas_store.datasets.picture_dataset import PictureDataset
-from dlas_store.datasets.pictures import Pictures, open_pictures, path_below
-from dlas_store.datasets.planes import Planes, pack, to_planes
-from dlas_store.datasets.random_crop import draw_crop
+from dlas_store.config import ConfigOptions
+from dlas_store.datasets.pictures import PictureDataset, Pictures, open_pictures, path_below
 from dlas_store.errors import MissingMetadataError
-from dlas_store.options import ConfigOptions
-from dlas_store.published import NAMES, SPLITS, open_published
-from dlas_store.source import Source
+from dlas_store.images.memory import Pixels
+from dlas_store.sampling.rng import ItemRandom
+from dlas_store.sources.base import Source
+from dlas_store.sources.published import NAMES, SPLITS, open_published
+from dlas_store.transforms.crops import draw_crop
+from dlas_store.transforms.resize import Planes, pack, to_planes
 
 _MEAN = np.array([0.485, 0.456, 0.406], np.float32).reshape(3, 1, 1)
 _STDDEV = np.array([0.229, 0.224, 0.225], np.float32).reshape(3, 1, 1)

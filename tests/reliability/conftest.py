@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from reliability.commands import Commands
-from reliability.faults import Faults
-from reliability.tasks import Task, make_tasks
+from tests.reliability.support.commands import Commands
+from tests.reliability.support.faults import Faults
+from tests.reliability.support.tasks import Task, make_tasks
 
 
 @pytest.fixture(scope="session")

@@ -9,17 +9,17 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import Runs
-from small_stores import append, content_of, flip, make_store, shards_of, small_folder
 
 from dlas_store.converters import salvaging
 from dlas_store.converters.salvaging import salvage
 from dlas_store.errors import StoreError
-from dlas_store.index import INDEX_FILE
-from dlas_store.shard import Shard
-from dlas_store.store import Store
-from dlas_store.verify import verify
-from reliability.children import each_in_child, work_here
+from dlas_store.maintenance.verify import verify
+from dlas_store.storage.index import INDEX_FILE
+from dlas_store.storage.shard import Shard
+from dlas_store.storage.store import Store
+from tests.conftest import Runs
+from tests.reliability.support.children import each_in_child, work_here
+from tests.support.small_stores import append, content_of, flip, make_store, shards_of, small_folder
 
 NAMES = "abcd"
 PATCHES = 4
@@ -57,7 +57,7 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(autouse=True)
 def _in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    work_here(monkeypatch, "dlas_store.verify", salvaging.__name__)
+    work_here(monkeypatch, "dlas_store.maintenance.verify", salvaging.__name__)
 
 
 def fails(path: Path, content: dict[str, object]) -> bool:

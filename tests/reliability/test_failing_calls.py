@@ -10,11 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Runs
 
-from reliability.commands import Commands
-from reliability.faults import Call, Faults, Mode, read_log
-from reliability.tasks import NAMES, STORE, Task
+from tests.conftest import Runs
+from tests.reliability.support.commands import Commands
+from tests.reliability.support.faults import Call, Faults, Mode, read_log
+from tests.reliability.support.tasks import NAMES, STORE, Task
 
 MODES = (Mode.ONCE, Mode.FROM_THERE_ON, Mode.KILL)
 ERRORS = (errno.EIO, errno.ENOSPC)

@@ -8,20 +8,20 @@ import shutil
 from pathlib import Path
 
 import pytest
-from samples import DATA
-from small_stores import content_of
-from trees import read
 
 from dlas_store import open_source
-from dlas_store.centers import read_centers
 from dlas_store.converters.exporting import export_store
 from dlas_store.converters.importing import import_store
 from dlas_store.converters.salvaging import salvage
-from dlas_store.info import info
-from dlas_store.reindex import reindex
-from dlas_store.sealed_file import FORMAT_VERSION
-from dlas_store.source import Layout
-from dlas_store.verify import verify
+from dlas_store.maintenance.info import info
+from dlas_store.maintenance.reindex import reindex
+from dlas_store.maintenance.verify import verify
+from dlas_store.sources.base import Layout
+from dlas_store.sources.centers import read_centers
+from dlas_store.storage.sealed_file import FORMAT_VERSION
+from tests.support.file_trees import read
+from tests.support.sample_data import DATA
+from tests.support.small_stores import content_of
 
 VERSIONS = range(1, FORMAT_VERSION + 1)
 """Versions with a kept store: a new FORMAT_VERSION needs a new folder in tests/data."""

@@ -12,10 +12,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import Runs
 
-from reliability.commands import Commands
-from reliability.tasks import NAMES, Task
+from tests.conftest import Runs
+from tests.reliability.support.commands import Commands
+from tests.reliability.support.tasks import NAMES, Task
 
 ROOMY = "size=64m,nr_inodes=10000"
 MESSAGE = re.compile(r"No space left|File too large|disk full|room|free")

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Runs
-from hostile_centers import CANARY, FOLDER, HOSTILE, KEPT_BYTES, legacy_of, saved, zip_of
 
-from dlas_store.centers import write_centers
-from dlas_store.source import Center
-from reliability import watched
-from reliability.children import each_in_child
-from reliability.mutations import mutated
+from dlas_store.sources.base import Center
+from dlas_store.sources.centers import write_centers
+from tests.conftest import Runs
+from tests.reliability.support import watched
+from tests.reliability.support.children import each_in_child
+from tests.reliability.support.mutations import mutated
+from tests.support.hostile_centers import CANARY, FOLDER, HOSTILE, KEPT_BYTES, legacy_of, saved, zip_of
 
 GOOD = [
     saved({1: ((2, 3), 4), 70_000: ((-5, 1 << 40), 256)}),
@@ -39,7 +39,7 @@ def test_the_watch_sees_what_a_usual_unpickler_does(
     """This shows that the watch can fail: a plain unpickler sets it off."""
     import pickle
 
-    from dlas_store import centers
+    from dlas_store.sources import centers
 
     def unsafe(*_: object) -> object:
         return pickle.loads(program)

@@ -9,18 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import Runs
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trees import read
 
-from dlas_store.centers import read_centers
-from dlas_store.commit import Commit, PlannedShard, plan_commit, write_shard
-from dlas_store.converters.export_names import ExportNames, Folding
-from dlas_store.converters.exporting import export_store
-from dlas_store.pixels import Size
-from dlas_store.shard_writer import ShardWriter
-from dlas_store.source import Center, Image, Layout
+from dlas_store.converters.exporting import ExportNames, Folding, export_store
+from dlas_store.images.decode import Size
+from dlas_store.sources.base import Center, Image, Layout
+from dlas_store.sources.centers import read_centers
+from dlas_store.storage.commit import Commit, PlannedShard, plan_commit, write_shard
+from dlas_store.storage.shard_writer import ShardWriter
+from tests.conftest import Runs
+from tests.support.file_trees import read
 
 NO_FOLDING = Folding(case=False, form=False, end=False)
 

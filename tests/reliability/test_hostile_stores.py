@@ -13,28 +13,28 @@ from typing import Any
 
 import msgpack
 import pytest
-from conftest import Runs
-from small_stores import append, content_of, make_store, shards_of, small_folder
-from trees import picture
 from xxhash import xxh3_64_intdigest
 
-from dlas_store import lmdb_pages, metadata
 from dlas_store.converters import salvaging
 from dlas_store.converters.salvaging import salvage
 from dlas_store.errors import DamagedError, ImageError, StoreError
-from dlas_store.index import INDEX_FILE, ROW_TYPES, Index
-from dlas_store.info import info
-from dlas_store.keys import encode_value, pack_key
-from dlas_store.pixels import check_picture, decode, image_size
-from dlas_store.reindex import reindex
-from dlas_store.sealed_file import SealedFile
-from dlas_store.shard import Shard
-from dlas_store.source import Center, Image
-from dlas_store.store import Store
-from dlas_store.tables import BLOCK_BYTES
-from dlas_store.verify import verify
-from reliability.children import each_in_child, work_here
-from reliability.mutations import mutated
+from dlas_store.images.decode import check_picture, decode, image_size
+from dlas_store.maintenance.info import info
+from dlas_store.maintenance.reindex import reindex
+from dlas_store.maintenance.verify import verify
+from dlas_store.sources.base import Center, Image
+from dlas_store.storage import lmdb_reader as lmdb_pages
+from dlas_store.storage import records as metadata
+from dlas_store.storage.index import INDEX_FILE, ROW_TYPES, Index
+from dlas_store.storage.records import encode_value, pack_key
+from dlas_store.storage.sealed_file import BLOCK_BYTES, SealedFile
+from dlas_store.storage.shard import Shard
+from dlas_store.storage.store import Store
+from tests.conftest import Runs
+from tests.reliability.support.children import each_in_child, work_here
+from tests.reliability.support.mutations import mutated
+from tests.support.file_trees import picture
+from tests.support.small_stores import append, content_of, make_store, shards_of, small_folder
 
 MEMORY = 512 << 20
 FOOTER = struct.Struct("<8sIIQ")
@@ -50,7 +50,7 @@ VALUES: tuple[Any, ...] = (
 
 @pytest.fixture(autouse=True)
 def _in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    work_here(monkeypatch, "dlas_store.verify", "dlas_store.reindex", salvaging.__name__)
+    work_here(monkeypatch, "dlas_store.maintenance.verify", "dlas_store.maintenance.reindex", salvaging.__name__)
 
 
 @pytest.fixture(scope="module")

@@ -6,15 +6,25 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from conftest import Runs
 from hypothesis import HealthCheck, example, given, seed, settings
 from hypothesis import strategies as st
-from trees import PICTURES, ChunkedTree, centers_file, chunked_trees, parted, picture_paths, ppm, read, write
 
 from dlas_store.converters import exporting, importing
 from dlas_store.converters.exporting import export_store
 from dlas_store.converters.importing import import_store
-from reliability.children import work_here
+from tests.conftest import Runs
+from tests.reliability.support.children import work_here
+from tests.support.file_trees import (
+    PICTURES,
+    ChunkedTree,
+    centers_file,
+    chunked_trees,
+    parted,
+    picture_paths,
+    ppm,
+    read,
+    write,
+)
 
 
 @pytest.fixture(autouse=True)

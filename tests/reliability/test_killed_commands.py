@@ -9,10 +9,9 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from conftest import Runs
-
-from reliability.commands import Commands
-from reliability.tasks import NAMES, Task
+from tests.conftest import Runs
+from tests.reliability.support.commands import Commands
+from tests.reliability.support.tasks import NAMES, Task
 
 
 def test_a_kill_at_any_moment_loses_nothing_published_and_a_rerun_completes(

@@ -19,10 +19,10 @@ from typing import NamedTuple
 
 import psutil
 import pytest
-from conftest import Runs
-from small_stores import make_store, small_folder
 
-from reliability.read_by_loader import CASES, LOADERS, PARENTS, START_METHODS, Case
+from tests.conftest import Runs
+from tests.reliability.support.read_by_loader import CASES, LOADERS, PARENTS, START_METHODS, Case
+from tests.support.small_stores import make_store, small_folder
 
 _PATIENCE_SECONDS = 120
 _SHARED_MEMORY = Path("/dev/shm")
@@ -77,7 +77,7 @@ class Reader:
         self._temporary = Path(tempfile.mkdtemp(prefix="dlas_store_"))
         self._shared_memory = shared_memory
         self._shared = set(shared_memory.folder.iterdir())
-        program = Path(__file__).with_name("read_by_loader.py")
+        program = Path(__file__).parent / "support" / "read_by_loader.py"
         command = [sys.executable, str(program), str(store), ",".join(map(str, cases)), *flags]
         command[:0] = shared_memory.command
         self.process = subprocess.Popen(

@@ -12,24 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Runs
 from hypothesis import HealthCheck, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
-from trees import ppm, write
 
-from dlas_store.centers import write_centers
 from dlas_store.converters import exporting, importing, salvaging
 from dlas_store.converters.exporting import export_store
 from dlas_store.converters.importing import import_store
 from dlas_store.converters.salvaging import salvage
 from dlas_store.errors import NameNotFoundError, PatchIndexError
-from dlas_store.index import INDEX_FILE
-from dlas_store.reindex import reindex
-from dlas_store.source import Center
-from dlas_store.store import Store
-from dlas_store.verify import Sample, verify
-from reliability.children import work_here
+from dlas_store.maintenance.reindex import reindex
+from dlas_store.maintenance.verify import Sample, verify
+from dlas_store.sources.base import Center
+from dlas_store.sources.centers import write_centers
+from dlas_store.storage.index import INDEX_FILE
+from dlas_store.storage.store import Store
+from tests.conftest import Runs
+from tests.reliability.support.children import work_here
+from tests.support.file_trees import ppm, write
 
 Files = dict[str, bytes]
 
@@ -42,7 +42,7 @@ _shard_sizes = st.sampled_from([1, 60, 1 << 20])
 
 @pytest.fixture(autouse=True)
 def _in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = ["dlas_store.verify", "dlas_store.reindex"]
+    names = ["dlas_store.maintenance.verify", "dlas_store.maintenance.reindex"]
     work_here(monkeypatch, *names, importing.__name__, exporting.__name__, salvaging.__name__)
 
 

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import Runs
-from trees import read, states
 
-from reliability.commands import Commands
-from reliability.faults import Call, Faults, Mode, read_log
-from reliability.power_loss import Disk
-from reliability.tasks import NAMES, STORE, Task
+from tests.conftest import Runs
+from tests.reliability.support.commands import Commands
+from tests.reliability.support.faults import Call, Faults, Mode, read_log
+from tests.reliability.support.power_loss import Disk
+from tests.reliability.support.tasks import NAMES, STORE, Task
+from tests.support.file_trees import read, states
 
 STATES_A_PAST = 20
 """Number of disk states made of one record; in every second record the command was killed and run again."""

@@ -10,13 +10,13 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import Runs
-from small_stores import NOBODY, content_of, public_folder, state_of
 
 from dlas_store import open_source
-from dlas_store.store import Store
-from reliability.commands import Commands, Ended
-from reliability.tasks import STORE, content_of_store, make_source
+from dlas_store.storage.store import Store
+from tests.conftest import Runs
+from tests.reliability.support.commands import Commands, Ended
+from tests.reliability.support.tasks import STORE, content_of_store, make_source
+from tests.support.small_stores import NOBODY, content_of, public_folder, state_of
 
 
 @contextmanager

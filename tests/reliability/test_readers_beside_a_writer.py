@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from conftest import Runs
 
-from dlas_store.store import Store
-from reliability.commands import Commands
-from reliability.tasks import STORE, image_files, make_source
+from dlas_store.storage.store import Store
+from tests.conftest import Runs
+from tests.reliability.support.commands import Commands
+from tests.reliability.support.tasks import STORE, image_files, make_source
 
 
 class Told(NamedTuple):

@@ -11,9 +11,9 @@ import json
 import sys
 from pathlib import Path
 
-from dlas_store.centers import write_centers
 from dlas_store.converters.importing import import_store
-from dlas_store.source import Center
+from dlas_store.sources.base import Center
+from dlas_store.sources.centers import write_centers
 
 
 def picture(shade: int, side: int = 1) -> bytes:

@@ -1,0 +1,148 @@
+"""Contenders of this library: its datasets behind its own loaders, and item by item behind PyTorch's DataLoader."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from benchmarks.process import BatchPass, Open
+from benchmarks.reading import Reading
+from dlas_store.datasets import create_dataloader, create_dataset
+from dlas_store.datasets.device import DevicePatches
+from dlas_store.datasets.single_image import PatchDataset
+from dlas_store.loading.batch import RawPatches
+from dlas_store.loading.threads import ThreadsLoader
+from dlas_store.processes import available_cores
+from dlas_store.sampling.samplers import EpochSampler
+
+_PATHS = ("GT_path", "HQ_path")
+
+
+def prepare_loader(reading: Reading, path: str, *, loader: str) -> Open:
+    """Return a function that makes dataset and loader as a training config does; each epoch has another order.
+
+    Args:
+        reading: the patches to read.
+        path: a store or a folder.
+        loader: ``threads`` for the default number of threads, or ``workers`` for one worker a core. Both start anew in
+            every epoch.
+    """
+
+    def open_data() -> BatchPass:
+        opt = reading.options(path) | {"batch_size": reading.batch, "loader": loader}
+        if loader == "workers":
+            opt["n_workers"] = available_cores()
+        dataset, collate = create_dataset(opt, return_collate=True)
+        sampler: Sampler[Any] = epoch_order(reading)
+        own_loader = create_dataloader(dataset, opt, sampler=sampler, collate_fn=collate)
+        return _batch_pass(reading, dataset, own_loader)
+
+    return open_data
+
+
+def prepare_raw(reading: Reading, path: str) -> Open:
+    """Return a function that makes the threads loader as with the option ``device``, but leaves its batches raw."""
+
+    def open_data() -> BatchPass:
+        dataset = create_dataset(reading.options(path))
+        assert isinstance(dataset, PatchDataset)
+        loader = ThreadsLoader(
+            dataset,
+            sampler=epoch_order(reading),
+            batch_size=reading.batch,
+            drop_last=True,
+            threads=available_cores(),
+            to_device=_NoDevice(dataset.patch_options, torch.device("cpu")),
+        )
+        return _batch_pass(reading, dataset, loader)
+
+    return open_data
+
+
+def prepare_items(reading: Reading, path: str) -> Open:
+    """Return a function that makes PyTorch's DataLoader, which reads one item at a time, as DL-Art-School does.
+
+    The loader has one worker a core. Unlike DL-Art-School's, its workers stay from epoch to epoch.
+    """
+
+    def open_data() -> BatchPass:
+        dataset, collate = create_dataset(reading.options(path), return_collate=True)
+        loader: Iterable[Any] = DataLoader(
+            _FirstItems(dataset, reading.items),
+            batch_size=reading.batch,
+            shuffle=True,
+            num_workers=available_cores(),
+            persistent_workers=True,
+            collate_fn=collate,
+        )
+        return _batch_pass(reading, dataset, loader)
+
+    return open_data
+
+
+class _NoDevice(DevicePatches):
+    """A device transform that leaves raw batches as they are."""
+
+    def make(self, raw: RawPatches) -> Any:
+        """Return the raw batch."""
+        return raw
+
+
+class _FirstItems(Dataset[Any]):
+    """First items of a dataset, read one at a time: it has no __getitems__, so a loader cannot ask for batches."""
+
+    def __init__(self, dataset: Dataset[Any], count: int) -> None:
+        self._dataset = dataset
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Any:
+        return self._dataset[index]
+
+
+def epoch_order(reading: Reading) -> EpochSampler:
+    """Return the sampler that create_dataloader would make, restricted to the reading's items."""
+    return EpochSampler(reading.items, seed=0, shuffle=True, batch_size=reading.batch, drop_last=True)
+
+
+def _batch_pass(reading: Reading, dataset: Dataset[Any], loader: Iterable[Any]) -> BatchPass:
+    return BatchPass(
+        lambda: loader,
+        epochs=reading.epochs,
+        count=_count,
+        identify=_identify,
+        expected=lambda counts: _expected(reading, dataset, counts),
+    )
+
+
+def _count(batch: Any) -> int:
+    if isinstance(batch, RawPatches):
+        return batch.shape[0]
+    first = next(value for value in batch.values() if isinstance(value, torch.Tensor))
+    return len(first)
+
+
+def _identify(batch: Any) -> Sequence[Hashable]:
+    """Return the index of each item, or its path if it has no index."""
+    if isinstance(batch, RawPatches):
+        return batch.paths
+    if "index" in batch:
+        indices: list[int] = batch["index"].tolist()
+        return indices
+    paths: Sequence[str] = next(batch[key] for key in _PATHS if key in batch)
+    return paths
+
+
+def _expected(reading: Reading, dataset: Dataset[Any], counts: Counter[Hashable]) -> Counter[Hashable]:
+    """Return how often an epoch must give each index or path; of pictures only the number is checked."""
+    if reading.mode == "pixels":
+        return Counter(range(reading.items))
+    if isinstance(dataset, PatchDataset):
+        return Counter(dataset.source.patch_path(dataset.patches_of(item)[-1]) for item in range(reading.items))
+    return Counter(list(counts)) if len(counts) == reading.items else Counter()

@@ -1,0 +1,179 @@
+"""The sheet of ``dlas-store preview``: images with the squares of their patches, or thumbnails of whole pictures."""
+
+from __future__ import annotations
+
+import colorsys
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image as PillowImage
+from PIL import ImageDraw, ImageOps
+
+from dlas_store.cli.sheet import (
+    EMPTY,
+    FAINT,
+    GAP,
+    PAPER,
+    Picture,
+    below,
+    beside,
+    check_target,
+    fit,
+    in_grid,
+    make_sheet,
+    text_line,
+    write_png,
+)
+from dlas_store.errors import ConfigError, ImageError
+from dlas_store.images.decode import decode
+from dlas_store.opening import opened
+from dlas_store.sources.base import Center, Source
+
+REFERENCE_SIDE = 512
+"""Pixels of a reference's longer side at most; a smaller reference is magnified up to it."""
+
+PATCH_SIDE = 128
+PATCH_COLUMNS, PATCH_ROWS = 5, 3
+THUMBNAIL_SIDE = 192
+THUMBNAIL_COLUMNS = 6
+
+FEW_IMAGES = 4
+FEW_PICTURES = 24
+"""Number of images shown by default, where none is named."""
+
+MOST_IMAGES = 200
+"""Limit of the images on a sheet; this many take 400 MB of memory."""
+
+FRAME = 2
+"""Width in pixels of a shown patch's frame and of its square's edge."""
+
+
+def preview(path: str | os.PathLike[str] | Source, images: Sequence[str], file: Path) -> int:
+    """Draw images of a source into a new PNG file.
+
+    An image of a chunked source is shown as its reference beside some of its patches, evenly chosen. The square of a
+    shown patch on the reference has the colour of that patch's frame; the squares of the other patches are thin and
+    pale. A picture of a source of pictures is shown as a thumbnail.
+
+    Args:
+        path: what open_source opens, or an open source, which stays open.
+        images: names of images; if empty, the first few are shown.
+        file: the PNG file to write.
+
+    Returns:
+        The number of images shown.
+
+    Raises:
+        NameNotFoundError: an image of a name does not exist.
+        TargetExistsError: the file exists.
+        WriteError: the file cannot be written.
+        ConfigError: more than MOST_IMAGES are named.
+        StoreError: the source cannot be opened or read.
+    """
+    check_target(file)
+    if len(images) > MOST_IMAGES:
+        raise ConfigError(f"preview shows at most {MOST_IMAGES} images at once, got {len(images)}")
+    with opened(path) as source:
+        few = FEW_IMAGES if source.layout == "chunked" else FEW_PICTURES
+        numbers = [source.find_image(name) for name in images] or range(min(few, source.image_count))
+        if source.layout == "chunked":
+            sheet = make_sheet([_draw_image(source, number) for number in numbers])
+        else:
+            sheet = make_sheet([in_grid([_draw_thumbnail(source, number) for number in numbers], THUMBNAIL_COLUMNS)])
+    write_png(sheet, file)
+    return len(numbers)
+
+
+def spread(count: int, most: int) -> list[int]:
+    """Return at most ``most`` numbers below ``count``, evenly spaced from the first to the last.
+
+    >>> spread(3, 5), spread(9, 5)
+    ([0, 1, 2], [0, 2, 4, 6, 8])
+    """
+    if count <= most:
+        return list(range(count))
+    return [round(step * (count - 1) / (most - 1)) for step in range(most)]
+
+
+def square_color(number: int) -> tuple[int, int, int]:
+    """Return the RGB colour of the n-th shown patch, counted from 0; colours of neighbours differ much."""
+    # Steps of the golden ratio go around the circle of hues without coming near an earlier hue.
+    red, green, blue = colorsys.hsv_to_rgb(number * 0.618034 % 1, 0.9, 1.0)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def _draw_image(source: Source, number: int) -> Picture:
+    image = source.image(number)
+    centers = [image.center_of(position) for position in range(len(image.files))]
+    positions = spread(len(image.files), PATCH_COLUMNS * PATCH_ROWS)
+    patches = []
+    for order, position in enumerate(positions):
+        pixels = source.read_pixels([source.first_patch(number) + position])[0]
+        patches.append(_draw_patch(PillowImage.fromarray(pixels), image.files[position], centers[position], order))
+    reference = _draw_reference(source, number, centers, positions)
+    content = beside([reference, in_grid(patches, PATCH_COLUMNS)]) if patches else reference
+    facts = f"{len(centers):,} patches"
+    if len(positions) < len(centers):
+        facts += f", {len(positions)} shown"
+    if None in centers:
+        facts += f", {centers.count(None):,} without a centre"
+    name = text_line(image.name, content.width, size=20)
+    caption = below([name, text_line(facts, content.width, color=FAINT)], gap=2)
+    return below([caption, content], gap=GAP)
+
+
+def _draw_reference(source: Source, number: int, centers: Sequence[Center | None], positions: Sequence[int]) -> Picture:
+    encoded = source.read_reference(number)
+    if encoded is None:
+        empty = PillowImage.new("RGB", (REFERENCE_SIDE, REFERENCE_SIDE), EMPTY)
+        middle = (REFERENCE_SIDE // 2, REFERENCE_SIDE // 2)
+        ImageDraw.Draw(empty).text(middle, "no reference", fill=FAINT, font_size=24, anchor="mm")
+        return empty
+    try:
+        original = PillowImage.fromarray(decode(encoded))
+    except ImageError as error:
+        raise ImageError(f"{source.path}: reference of image {source.image_name(number)!r}: {error}") from error
+    picture = fit(original, REFERENCE_SIDE, REFERENCE_SIDE)
+    scale = picture.width / original.width
+    pale = picture.copy()
+    draw = ImageDraw.Draw(pale)
+    for center in centers:
+        if center is not None:
+            draw.rectangle(_square(center, scale), outline="white")
+    picture = PillowImage.blend(picture, pale, 0.5)
+    draw = ImageDraw.Draw(picture)
+    colored = [
+        (center, square_color(order)) for order, center in enumerate(centers[position] for position in positions)
+    ]
+    # Large squares first, for small ones lie in them.
+    for center, color in sorted(colored, key=lambda pair: -pair[0].width if pair[0] else 0):
+        if center is not None:
+            draw.rectangle(_square(center, scale), outline=color, width=FRAME)
+    return picture
+
+
+def _square(center: Center, scale: float) -> tuple[int, int, int, int]:
+    """Return the outermost pixels of a patch's square, that of the datasets' masks: left, top, right and bottom."""
+    half = center.width // 2
+    left, top = (round((coordinate - half) * scale) for coordinate in (center.col, center.row))
+    right, bottom = (round((coordinate + half) * scale) - 1 for coordinate in (center.col, center.row))
+    return left, top, max(right, left), max(bottom, top)
+
+
+def _draw_patch(pixels: Picture, file: str, center: Center | None, order: int) -> Picture:
+    color = EMPTY if center is None else square_color(order)
+    patch = ImageOps.expand(fit(pixels, PATCH_SIDE, PATCH_SIDE), FRAME, color)
+    place = "no centre" if center is None else f"at {center.row}, {center.col}, {center.width} wide"
+    width = PATCH_SIDE + 2 * FRAME
+    return below([patch, text_line(file, width), text_line(place, width, size=11, color=FAINT)], gap=1)
+
+
+def _draw_thumbnail(source: Source, number: int) -> Picture:
+    picture = PillowImage.fromarray(source.read_pixels([source.first_patch(number)])[0])
+    thumbnail = fit(picture, THUMBNAIL_SIDE, THUMBNAIL_SIDE)
+    # Captions of a row stand at one height, since thumbnails are aligned at the bottom.
+    box = ImageOps.expand(thumbnail, (0, THUMBNAIL_SIDE - thumbnail.height, 0, 0), PAPER)
+    name = text_line(source.image_name(number), THUMBNAIL_SIDE)
+    size = text_line(f"{picture.width} x {picture.height}", THUMBNAIL_SIDE, size=11, color=FAINT)
+    return below([box, name, size], gap=2)

@@ -1,0 +1,1 @@
+"""Encoded bytes to pixels: JPEG by libjpeg-turbo, other formats by Pillow."""

@@ -1,0 +1,1 @@
+"""Items to batches: the part of torch.utils.data."""

@@ -1,0 +1,80 @@
+"""What is in a store."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dlas_store.sources.base import Layout
+from dlas_store.storage.index import INDEX_FILE
+from dlas_store.storage.sealed_file import FORMAT_VERSION
+from dlas_store.storage.store import Store
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoreInfo:
+    """What is in a store.
+
+    Attributes:
+        images: number of images.
+        patches: number of patches.
+        references: number of images with a reference.
+        bytes: of all patches and references.
+        disk_bytes: of the store's files.
+        shards: number of shards.
+        layout: chunked or pictures.
+        format_version: of the store.
+        store_id: 32 hexadecimal digits.
+        generation: how often the index was replaced.
+        sizes: number of patches by "WIDTHxHEIGHT" in pixels, the most frequent first.
+    """
+
+    images: int
+    patches: int
+    references: int
+    bytes: int
+    disk_bytes: int
+    shards: int
+    layout: Layout
+    format_version: int
+    store_id: str
+    generation: int
+    sizes: dict[str, int]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the facts in JSON types."""
+        return asdict(self)
+
+
+def info(path: Path) -> StoreInfo:
+    """Return what is in a store; reads the metadata of every image.
+
+    Raises:
+        NotASourceError: no store.
+        DamagedError: a store that is not as it was written.
+    """
+    with Store(path) as store:
+        entries = store.index.shards.values()
+        index_file = store.path / INDEX_FILE
+        index_size = index_file.stat().st_size if store.path.is_dir() else 0
+        sizes: Counter[tuple[int, int]] = Counter()
+        for number in range(store.image_count):
+            image = store.image(number)
+            assert image.heights is not None
+            assert image.widths is not None
+            sizes.update(zip(image.widths.tolist(), image.heights.tolist(), strict=True))
+        return StoreInfo(
+            images=store.image_count,
+            patches=len(store),
+            references=sum(map(store.has_reference, range(store.image_count))),
+            bytes=sum(entry.payload_bytes for entry in entries),
+            disk_bytes=sum(entry.size for entry in entries) + index_size,
+            shards=len(entries),
+            layout=store.layout,
+            format_version=FORMAT_VERSION,
+            store_id=store.index.store_id.hex(),
+            generation=store.index.generation,
+            sizes={f"{width}x{height}": count for (width, height), count in sizes.most_common()},
+        )

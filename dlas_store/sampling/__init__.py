@@ -1,0 +1,1 @@
+"""Order, shuffle and random numbers as functions of seed, epoch and position."""

@@ -1,0 +1,1 @@
+"""The contract Source, and the kinds of data that patches are read from."""

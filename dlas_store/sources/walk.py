@@ -1,0 +1,243 @@
+"""A walk over a folder: it lists files and folders, and records each skipped path with the reason.
+
+Read and write metadata.jsonl, the extra fields of a folder's images: one JSON object a line, one line an image.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgpack
+
+from dlas_store.errors import DamagedError, NotASourceError
+
+_NAMES_IN_MESSAGE = 20
+
+
+class LeftOut(NamedTuple):
+    """A path in a folder that is no part of the source.
+
+    Attributes:
+        path: path below the root of the folder, with "/" between its parts.
+        reason: why the path was skipped.
+    """
+
+    path: str
+    reason: str
+
+
+class FolderWalk:
+    """Lists the folders below a root and collects skipped paths.
+
+    Attributes:
+        root: the folder that all paths are relative to.
+        left_out: the paths skipped so far.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.left_out: list[LeftOut] = []
+        self._not_utf8: list[str] = []
+
+    def leave_out(self, paths: Iterable[str], reason: str) -> None:
+        """Record paths as skipped."""
+        self.left_out.extend(LeftOut(path, reason) for path in paths)
+
+    def identity(self, folder: str) -> tuple[int, int]:
+        """Return (device, inode) of a folder, the same for every link to it.
+
+        Raises:
+            NotASourceError: the folder cannot be read.
+        """
+        try:
+            status = (self.root / folder).stat()
+        except OSError as error:
+            raise self._unreadable(folder, error) from error
+        return status.st_dev, status.st_ino
+
+    def entries(self, folder: str) -> tuple[list[str], list[str]]:
+        """Return the paths of all files, and of all folders, in a folder, unsorted; links are followed.
+
+        Args:
+            folder: path below the root, "" for the root.
+
+        Raises:
+            NotASourceError: the folder cannot be listed.
+        """
+        files: list[str] = []
+        folders: list[str] = []
+        try:
+            with os.scandir(self.root / folder) as entries:
+                for entry in entries:
+                    path = f"{folder}/{entry.name}" if folder else entry.name
+                    if not _is_utf8(entry.name):
+                        self._not_utf8.append(path)
+                    elif reason := _why_unusable(entry):
+                        self.leave_out([path], reason)
+                    else:
+                        (folders if entry.is_dir() else files).append(path)
+        except OSError as error:
+            raise self._unreadable(folder, error) from error
+        return files, folders
+
+    def files(self) -> Iterator[str]:
+        """Yield the paths of all files at any depth, sorted by code point.
+
+        The walk holds the names of one folder for each level of depth. A link to a folder that contains it is skipped.
+        """
+        stack = [(self.identity(""), self._sorted_entries(""))]
+        while stack:
+            path = next(stack[-1][1], None)
+            if path is None:
+                stack.pop()
+            elif path.endswith("/"):
+                folder = path[:-1]
+                identity = self.identity(folder)
+                if any(identity == ancestor for ancestor, _ in stack):
+                    self.leave_out([folder], "link to a folder that it lies in")
+                else:
+                    stack.append((identity, self._sorted_entries(folder)))
+            else:
+                yield path
+
+    def _sorted_entries(self, folder: str) -> Iterator[str]:
+        entries, folders = self.entries(folder)
+        # A folder with "/" appended sorts as the paths below it do: "a-b/1.jpg", "a.jpg", "a/1.jpg".
+        entries.extend(f"{path}/" for path in folders)
+        entries.sort()
+        return iter(entries)
+
+    def finish(self) -> None:
+        """End the walk.
+
+        Raises:
+            NotASourceError: a listed name is not UTF-8; the message shows the first of them.
+        """
+        if self._not_utf8:
+            names = ", ".join(repr(os.fsencode(path)) for path in self._not_utf8[:_NAMES_IN_MESSAGE])
+            ellipsis = ", ..." if len(self._not_utf8) > _NAMES_IN_MESSAGE else ""
+            raise NotASourceError(
+                f"{self.root}: {len(self._not_utf8)} names are not UTF-8, rename them: {names}{ellipsis}"
+            )
+
+    def _unreadable(self, folder: str, error: OSError) -> NotASourceError:
+        return NotASourceError(f"{self.root / folder}: cannot be listed ({error.strerror})")
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _why_unusable(entry: os.DirEntry[str]) -> str | None:
+    try:
+        if entry.is_dir() or entry.is_file():
+            return None
+    except OSError as error:
+        return f"link that cannot be followed ({error.strerror})"
+    return "broken link" if entry.is_symlink() else "neither a file nor a folder"
+
+
+EXTRA_FILE = "metadata.jsonl"
+"""Name of the file, in the root of the folder."""
+
+
+def extra_line(image: str, extra: Mapping[str, Any]) -> str:
+    r"""Return the line of an image in metadata.jsonl.
+
+    >>> extra_line("cat_0", {"label": 3})
+    '{"image": "cat_0", "label": 3}\n'
+    """
+    return json.dumps({"image": image, **extra}, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+class ExtraFields:
+    """The extra fields of a folder's images; only the offset of each line is kept, and of() parses the line.
+
+    Args:
+        root: the folder; the file may be missing.
+        images: names of the images whose lines are kept; None keeps all.
+
+    Raises:
+        DamagedError: a line is no JSON object with an "image", or an image has a second line.
+    """
+
+    def __init__(self, root: Path, *, images: Collection[str] | None) -> None:
+        self._path = root / EXTRA_FILE
+        self._offsets: dict[str, int] = {}
+        if not self._path.is_file():
+            return
+        try:
+            self._index(None if images is None else frozenset(images))
+        except OSError as error:
+            raise DamagedError(f"{self._path}: cannot be read ({error.strerror})") from error
+
+    @property
+    def images(self) -> Collection[str]:
+        """Names of the images that have a line."""
+        return self._offsets.keys()
+
+    def of(self, image: str) -> dict[str, Any]:
+        """Return the fields of an image, an empty dict if it has no line.
+
+        Raises:
+            DamagedError: the file changed or became unreadable since it was opened.
+        """
+        offset = self._offsets.get(image)
+        if offset is None:
+            return {}
+        try:
+            with self._path.open("rb") as file:
+                file.seek(offset)
+                name, fields = _parse(file.readline())
+        except (OSError, ValueError) as error:
+            raise DamagedError(f"{self._path}: changed or unreadable since it was opened ({error})") from error
+        if name != image:
+            raise DamagedError(f"{self._path}: changed since it was opened; open the folder again")
+        return fields
+
+    def _index(self, images: Collection[str] | None) -> None:
+        offset = 0
+        with self._path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    name, _ = _parse(line)
+                except ValueError as error:
+                    raise self._damaged(number, str(error)) from error
+                if name in self._offsets:
+                    raise self._damaged(number, f"a second line of {name!r}")
+                if images is None or name in images:
+                    self._offsets[name] = offset
+                offset += len(line)
+
+    def _damaged(self, number: int, problem: str) -> DamagedError:
+        return DamagedError(
+            f'{self._path}: line {number}: {problem}; expected one {{"image": NAME, ...}} for each image: '
+            "mend the line or move the file away"
+        )
+
+
+def _parse(line: bytes) -> tuple[str, dict[str, Any]]:
+    """Return the image name and the fields of a line.
+
+    Raises:
+        ValueError: the line is no JSON object with an "image", or msgpack cannot hold it.
+    """
+    try:
+        fields = json.loads(line)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if not isinstance(fields, dict) or not isinstance(fields.get("image"), str):
+        raise ValueError('no object with an "image"')  # noqa: TRY004 - the file is wrong, not the argument's type
+    try:
+        msgpack.packb(fields)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"a store cannot hold it ({error})") from error
+    return fields.pop("image"), fields

@@ -1,0 +1,1 @@
+"""The store on disk: shards, their index, and how both are written."""

@@ -1,0 +1,1 @@
+"""Pixels to pixels: resizing, crops, corruptions."""

@@ -1,0 +1,123 @@
+"""Random flip, rotation and square crop, by which modes full image and multi scale make a picture square.
+
+Random crops of random area and aspect ratio, drawn as torchvision's RandomResizedCrop draws them.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from dlas_store.transforms.resize import Planes
+
+OFFSET_STDDEV = 0.3
+"""Standard deviation of a crop's distance from the middle; 1 is the largest possible distance."""
+
+
+class Turn(NamedTuple):
+    """A flip and rotation by quarter turns, as three swaps in this order.
+
+    Attributes:
+        mirrored: swap left and right.
+        upside_down: swap top and bottom.
+        transposed: then swap rows and columns.
+    """
+
+    mirrored: bool
+    upside_down: bool
+    transposed: bool
+
+    def apply(self, planes: Planes) -> Planes:
+        """Return a (C, H, W) array flipped and rotated, as a view."""
+        if self.mirrored:
+            planes = planes[:, :, ::-1]
+        if self.upside_down:
+            planes = planes[:, ::-1]
+        return planes.swapaxes(1, 2) if self.transposed else planes
+
+
+class Square(NamedTuple):
+    """A square of a picture, in pixels."""
+
+    top: int
+    left: int
+    side: int
+
+    def enlarged(self, factor: int) -> Square:
+        """Return the same square of the picture magnified by a factor."""
+        return Square(self.top * factor, self.left * factor, self.side * factor)
+
+    def cut(self, planes: Planes) -> Planes:
+        """Return the square of a (C, H, W) array, as a view."""
+        return planes[:, self.top : self.top + self.side, self.left : self.left + self.side]
+
+
+def draw_turn(generator: np.random.Generator, *, flip: bool, rotate: bool) -> Turn:
+    """Draw a flip and rotation as DL-Art-School does: each allowed swap has probability 1/2.
+
+    Args:
+        generator: the item's random numbers.
+        flip: allow the swap of left and right.
+        rotate: allow the other two swaps; with ``flip``, all eight combinations are equally likely.
+    """
+    mirrored, upside_down, transposed = (generator.random(3) < 0.5).tolist()
+    return Turn(flip and mirrored, rotate and upside_down, rotate and transposed)
+
+
+def draw_square(generator: np.random.Generator, size: tuple[int, int]) -> Square:
+    """Draw a square as wide as a picture's shorter side; a normal around the middle places it along the longer side.
+
+    Args:
+        generator: the item's random numbers.
+        size: height and width of the picture.
+    """
+    height, width = size
+    offset = float(np.clip(generator.normal(scale=OFFSET_STDDEV), -1, 1))
+    middle = abs(height - width) / 2
+    start = int(middle + offset * middle)
+    return Square(start, 0, width) if height > width else Square(0, start, height)
+
+
+_TRIES = 10
+"""Number of random crops to try; if none fits, a crop around the centre is taken."""
+
+
+class Crop(NamedTuple):
+    """A rectangle of a picture, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def draw_crop(
+    size: tuple[int, int], *, areas: tuple[float, float], ratios: tuple[float, float], generator: np.random.Generator
+) -> Crop:
+    """Draw a random crop.
+
+    Args:
+        size: height and width of the picture.
+        areas: smallest and largest fraction of the picture's area; the fraction is drawn uniformly.
+        ratios: smallest and largest width over height; the ratio's logarithm is drawn uniformly.
+        generator: the item's random numbers.
+
+    Returns:
+        A crop that lies within the picture. If the picture's shape leaves no room for one, the largest crop of an
+        allowed ratio around the centre, whatever its area.
+    """
+    height, width = size
+    for _ in range(_TRIES):
+        area = height * width * generator.uniform(*areas)
+        ratio = math.exp(generator.uniform(math.log(ratios[0]), math.log(ratios[1])))
+        crop_height, crop_width = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
+        if 0 < crop_height <= height and 0 < crop_width <= width:
+            top = int(generator.integers(height - crop_height + 1))
+            left = int(generator.integers(width - crop_width + 1))
+            return Crop(top, left, crop_height, crop_width)
+    min_ratio, max_ratio = ratios
+    crop_height = min(height, round(width / min_ratio))
+    crop_width = min(width, round(height * max_ratio))
+    return Crop((height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width)

@@ -1,0 +1,279 @@
+"""Packages, imports and sizes of the source: ``python -m tests.architecture`` prints each measure beside its limit.
+
+The measures say how much a reader must open to follow the code. ``tests/test_architecture.py`` holds the limits.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).parents[1]
+
+FOLDERS = {"dlas_store": "dlas_store", "converters": "dlas_store.converters", "benchmarks": "benchmarks"}
+"""Folder of the checkout -> the name that its modules are imported by."""
+
+MAY_IMPORT: Mapping[str, frozenset[str]] = {
+    package: frozenset(others.split())
+    for package, others in {
+        "dlas_store": "errors opening sources",
+        "errors": "",
+        "_native": "",
+        "config": "errors",
+        "processes": "errors",
+        "atomic": "errors",
+        "sampling": "errors",
+        "images": "errors _native",
+        "sources": "errors images",
+        "storage": "errors images atomic sources.base",
+        "opening": "errors images sources storage",
+        "maintenance": "errors opening storage sources processes atomic",
+        "transforms": "errors images sampling config _native",
+        "loading": "errors images sampling config processes",
+        "datasets": "errors images sampling config loading transforms opening sources storage",
+        "converters": "errors images atomic processes config sources storage opening maintenance",
+        "cli": "*",
+        "__main__": "cli",
+        "benchmarks": "*",
+    }.items()
+}
+"""Package or module of the library -> what of ours it may import; ``*`` is everything."""
+
+LOADING_TORCH = frozenset({"sampling", "transforms", "loading", "datasets", "cli.read", "benchmarks"})
+"""Packages and modules that may load torch."""
+
+VAGUE_OPENINGS = re.compile(r"(What|Where|Which|How|Whoever)\b")
+"""First words of a docstring that does not name its subject."""
+
+
+class Measure(NamedTuple):
+    """A measure of the source.
+
+    Attributes:
+        name: of the measure.
+        value: what was measured.
+        limit: the largest value that is accepted.
+    """
+
+    name: str
+    value: int
+    limit: int
+
+
+def module_name(path: Path) -> str:
+    """Return the name that a file is imported by."""
+    folder, *parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join([FOLDERS[folder], *parts]).removesuffix(".__init__")
+
+
+MODULES = {module_name(path): path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))}
+"""Name of each module of the library and the benchmarks -> its file."""
+
+SOURCE_MODULES = [
+    name for name, path in MODULES.items() if name.startswith("dlas_store") and path.name != "__init__.py"
+]
+"""Modules of ``dlas_store/`` and ``converters/`` without the ``__init__.py`` of packages."""
+
+
+def package_of(module: str) -> str:
+    """Return the package of a module: its first name below the library, ``dlas_store`` for the library itself.
+
+    >>> package_of("dlas_store.images.decode"), package_of("dlas_store.errors"), package_of("benchmarks.read")
+    ('images', 'errors', 'benchmarks')
+    """
+    return module.removeprefix("dlas_store.").split(".")[0]
+
+
+@cache
+def imported_names(module: str) -> frozenset[str]:
+    """Return every module or name that a module imports anywhere, in full."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_bytes())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: relative import"
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return frozenset(names)
+
+
+@cache
+def own_imports(module: str) -> frozenset[str]:
+    """Return the modules of ours that a module imports, an extension in C by its package."""
+    imported = set()
+    for name in imported_names(module):
+        parts = name.split(".")
+        prefixes = (".".join(parts[:count]) for count in range(len(parts), 0, -1))
+        imported.update([prefix for prefix in prefixes if prefix in MODULES][:1])
+    return frozenset(imported - {module})
+
+
+def forbidden_imports(module: str) -> set[str]:
+    """Return the modules that a module imports and its package may not."""
+    package = package_of(module)
+    allowed = MAY_IMPORT[package]
+    if "*" in allowed:
+        return set()
+    return {
+        other
+        for other in own_imports(module)
+        if package_of(other) not in {package, *allowed} and other.removeprefix("dlas_store.") not in allowed
+    }
+
+
+def cycles(graph: Mapping[str, frozenset[str] | set[str]]) -> list[str]:
+    """Return one cycle of a graph, nothing where it has none."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def module_graph() -> dict[str, frozenset[str]]:
+    """Return the modules that each module imports. A module's import of its own package's facade is none."""
+    return {module: own_imports(module) for module in MODULES}
+
+
+def package_graph() -> dict[str, set[str]]:
+    """Return the packages that each package imports."""
+    graph: dict[str, set[str]] = {}
+    for module in MODULES:
+        others = {package_of(other) for other in own_imports(module)}
+        graph.setdefault(package_of(module), set()).update(others - {package_of(module)})
+    return graph
+
+
+def single_importer_modules() -> list[str]:
+    """Return the source modules that exactly one other module of ours imports."""
+    importers = Counter(other for module in MODULES for other in own_imports(module))
+    return [module for module in SOURCE_MODULES if importers[module] == 1]
+
+
+def vague_docstrings() -> list[str]:
+    """Return the modules whose docstring does not begin with its subject."""
+    return [
+        module
+        for module, path in MODULES.items()
+        if VAGUE_OPENINGS.match(ast.get_docstring(ast.parse(path.read_bytes())) or "")
+    ]
+
+
+def longest_module() -> tuple[int, str]:
+    """Return lines and name of the longest source module."""
+    return max((len(MODULES[module].read_bytes().splitlines()), module) for module in SOURCE_MODULES)
+
+
+@contextmanager
+def entered_files() -> Iterator[set[str]]:
+    """Gather the files of the library whose functions are called in the block, in any thread of this process."""
+    prefixes = tuple(f"{ROOT / folder}/" for folder in ("dlas_store", "converters"))
+    files: set[str] = set()
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and _is_function(frame.f_code) and frame.f_code.co_filename.startswith(prefixes):
+            files.add(frame.f_code.co_filename)
+
+    threading.setprofile(note)
+    sys.setprofile(note)
+    try:
+        yield files
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)
+
+
+def _is_function(code: CodeType) -> bool:
+    """Return whether code is that of a function, not of a module or class, which runs when it is imported."""
+    return bool(code.co_flags & 1)
+
+
+def files_to_first_batch(store: Path, folder: Path) -> set[str]:
+    """Return the files entered from a config to the first batch of a store."""
+    import dlas_store.datasets  # noqa: F401 - loaded before the trace begins
+    from dlas_store.config import load_config
+    from dlas_store.datasets import create_dataloader, create_dataset
+
+    config = folder / "train.yml"
+    options = "mode: single_image_extensible, batch_size: 4, target_size: 64, scale: 4, need_ref: true, strict: true"
+    config.write_text(f"datasets: {{train: {{paths: {store}, {options}}}}}\n")
+    with entered_files() as files:
+        train: dict[str, Any] = load_config(config)["datasets"]["train"]
+        batches = iter(create_dataloader(create_dataset(train), train))
+        next(batches)
+        batches.close()  # type: ignore[attr-defined]
+    return files
+
+
+def files_to_import(source: Path, store: Path) -> set[str]:
+    """Return the files entered by an import of a chunked folder."""
+    from dlas_store.converters.importing import import_store
+
+    with entered_files() as files:
+        import_store([source], store, workers=0)
+    return files
+
+
+def files_to_verify(store: Path) -> set[str]:
+    """Return the files entered by a check of every value of a store."""
+    from dlas_store.maintenance import verify
+
+    with entered_files() as files:
+        verify(store, workers=0)
+    return files
+
+
+def entered(task: Callable[..., set[str]], *arguments: Path) -> int:
+    """Return how many files of the library a task enters."""
+    return len(task(*arguments))
+
+
+def source_measures() -> list[Measure]:
+    """Return what can be measured without running the library."""
+    return [
+        Measure("source modules of dlas_store/ and converters/", len(SOURCE_MODULES), 85),
+        Measure("lines of the longest source module", longest_module()[0], 400),
+        Measure("source modules that one other module imports", len(single_importer_modules()), 12),
+        Measure("module docstrings that open with What, Where, Which, How", len(vague_docstrings()), 0),
+        Measure("modules in a cycle of imports", len(cycles(module_graph())), 0),
+        Measure("packages in a cycle of imports", len(cycles(package_graph())), 0),
+    ]
+
+
+def traced_measures(folder: Path) -> list[Measure]:
+    """Return what is measured by a trace of the library at work.
+
+    Args:
+        folder: for what the library writes; new and empty.
+    """
+    store = folder / "traced.lmdb"
+    return [
+        Measure("files entered by an import", entered(files_to_import, ROOT / "tests/data/chunked", store), 23),
+        Measure("files entered by a verification", entered(files_to_verify, store), 10),
+        Measure("files entered from a config to its first batch", entered(files_to_first_batch, store, folder), 30),
+    ]
+
+
+def main() -> int:
+    """Print every measure; return 1 where one is above its limit."""
+    with tempfile.TemporaryDirectory() as folder:
+        measures = [*source_measures(), *traced_measures(Path(folder))]
+    for measure in measures:
+        verdict = "" if measure.value <= measure.limit else "  too many"
+        print(f"{measure.name:60}{measure.value:5} of at most {measure.limit}{verdict}")
+    return int(any(measure.value > measure.limit for measure in measures))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,425 @@
+"""Mode single_image_extensible: every rule by which a patch, its reference, mask and centre become an item."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from dlas_store.converters.importing import import_store
+from dlas_store.datasets import OptionWarning, SingleImageDataset
+from dlas_store.datasets.patch_options import rescale_center, rescale_centers
+from dlas_store.datasets.references import mask_box
+from dlas_store.errors import ConfigError, ImageError, MissingMetadataError, NotASourceError, PatchIndexError
+from dlas_store.sampling.rng import Draw
+from dlas_store.sources.base import Center
+from tests.conftest import MakeImage
+from tests.support.corruption_cases import expected_strengths
+from tests.support.sample_data import DATA, Array, noise, png
+
+
+def item(folder: Path, index: int = 0, **options: Any) -> dict[str, Any]:
+    defaults = {"paths": str(folder), "target_size": 64, "scale": 2}
+    return SingleImageDataset({**defaults, **options})[index]
+
+
+def files_of(dataset: SingleImageDataset) -> list[str]:
+    return ["/".join(Path(dataset[index]["GT_path"]).parts[-2:]) for index in range(len(dataset))]
+
+
+def planes(pixels: Array) -> Array:
+    return np.divide(pixels.transpose(2, 0, 1), 255, dtype=np.float32)
+
+
+def halved(array: Array) -> Array:
+    channels, height, width = array.shape
+    average: Array = array.reshape(channels, height // 2, 2, width // 2, 2).mean((2, 4))
+    return average
+
+
+def test_an_item_has_the_keys_types_and_shapes_of_the_trainer(make_image: MakeImage) -> None:
+    made = item(make_image("a", {"1.jpg": noise(64, 64)}))
+    tensors = {key: (tuple(value.shape), value.dtype) for key, value in made.items() if "path" not in key}
+    assert tensors == {
+        "hq": ((3, 64, 64), torch.float32),
+        "lq": ((3, 32, 32), torch.float32),
+        "gt_fullsize_ref": ((4, 64, 64), torch.float32),
+        "lq_fullsize_ref": ((4, 32, 32), torch.float32),
+        "gt_center": ((2,), torch.int64),
+        "lq_center": ((2,), torch.int64),
+    }
+    assert made["GT_path"] == made["LQ_path"]
+    assert made["GT_path"].endswith("chunked/a/1.jpg")
+
+
+def test_hq_is_the_patch_and_lq_its_area_average(make_image: MakeImage) -> None:
+    pixels = noise(64, 64)
+    made = item(make_image("a", {"1.jpg": pixels}))
+    np.testing.assert_array_equal(made["hq"], planes(pixels))
+    np.testing.assert_allclose(made["lq"], halved(planes(pixels)), atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(128, 128), (64, 128), (128, 64), (100, 90), (32, 32)])
+def test_a_patch_of_another_size_is_resized_to_the_target_by_area_in_float(
+    make_image: MakeImage, shape: tuple[int, int]
+) -> None:
+    pixels = noise(*shape)
+    made = item(make_image("a", {"1.jpg": pixels}))
+    expected = cv2.resize(pixels.astype(np.float32) / 255, (64, 64), interpolation=cv2.INTER_AREA).transpose(2, 0, 1)
+    np.testing.assert_allclose(made["hq"], expected, atol=1e-6)
+
+
+def test_without_need_ref_reference_mask_and_centre_are_zero(make_image: MakeImage) -> None:
+    folder = make_image("a", {"1.jpg": noise(64, 64)}, reference=noise(64, 64), centers={1: ((9, 9), 4)})
+    made = item(folder, strict=True)
+    assert not made["gt_fullsize_ref"].any()
+    assert not made["lq_fullsize_ref"].any()
+    assert made["gt_center"].tolist() == made["lq_center"].tolist() == [0, 0]
+
+
+def test_without_a_ref_jpg_reference_mask_and_centre_are_zero(make_image: MakeImage) -> None:
+    made = item(make_image("a", {"1.jpg": noise(64, 64)}, centers={1: ((9, 9), 4)}), need_ref=True, strict=True)
+    assert not made["gt_fullsize_ref"].any()
+    assert made["gt_center"].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("metadata", ["strict", "needs_metadata"])
+def test_the_reference_comes_with_the_mask_of_the_patch_square(make_image: MakeImage, metadata: str) -> None:
+    reference = noise(64, 64, seed=1)
+    folder = make_image("a", {"00000007.jpg": noise(64, 64)}, reference=reference, centers={7: ((20, 40), 16)})
+    made = item(folder, need_ref=True, **{metadata: True})
+    mask = np.full((64, 64), 0.1, np.float32)
+    mask[12:28, 32:48] = 1
+    np.testing.assert_array_equal(made["gt_fullsize_ref"], np.concatenate([planes(reference), mask[None]]))
+    np.testing.assert_allclose(made["lq_fullsize_ref"], halved(made["gt_fullsize_ref"].numpy()), atol=1e-6)
+    assert made["gt_center"].tolist() == [20, 40]
+    assert made["lq_center"].tolist() == [10, 20]
+
+
+@pytest.mark.parametrize(
+    ("center", "rows", "cols"),
+    [
+        (Center(10, 10, 8), (6, 14), (6, 14)),
+        (Center(10, 10, 7), (7, 13), (7, 13)),
+        (Center(2, 30, 8), (0, 6), (26, 32)),
+        (Center(-9, 10, 8), (0, 0), (6, 14)),
+        (Center(16, 16, 99), (0, 32), (0, 32)),
+        (Center(40, 40, 8), (32, 32), (32, 32)),
+    ],
+)
+def test_the_mask_square_is_clamped_to_the_image(center: Center, rows: tuple[int, int], cols: tuple[int, int]) -> None:
+    assert mask_box(center, (32, 32)) == (*rows, *cols)
+
+
+def test_without_metadata_the_whole_of_a_256_patch_is_taken(make_image: MakeImage) -> None:
+    folder = make_image("a", {"1.jpg": noise(256, 256)}, reference=noise(256, 256), centers={1: ((9, 9), 4)})
+    made = item(folder, need_ref=True)
+    assert made["gt_center"].tolist() == [32, 32]
+    assert (made["gt_fullsize_ref"][3] == 1).all()
+
+
+def test_a_reference_of_another_size_is_brought_to_the_patch_with_its_centre_and_width(make_image: MakeImage) -> None:
+    reference = noise(128, 128, seed=1)
+    folder = make_image("a", {"1.jpg": noise(64, 64)}, reference=reference, centers={1: ((41, 80), 32)})
+    made = item(folder, need_ref=True, strict=True)
+    mask = np.full((64, 64), 0.1, np.float32)
+    mask[12:28, 32:48] = 1
+    np.testing.assert_allclose(made["gt_fullsize_ref"][:3], halved(planes(reference)), atol=1e-6)
+    np.testing.assert_array_equal(made["gt_fullsize_ref"][3], mask)
+    assert made["gt_center"].tolist() == [20, 40]
+
+
+def test_a_centre_is_truncated_at_every_step(make_image: MakeImage) -> None:
+    folder = make_image("a", {"1.jpg": noise(99, 99)}, reference=noise(99, 99), centers={1: ((31, 98), 16)})
+    made = item(folder, need_ref=True, strict=True)
+    hq = [int(float(64) / float(99) * float(value)) for value in (31, 98)]
+    assert made["gt_center"].tolist() == hq == [20, 63]
+    assert made["lq_center"].tolist() == [10, 31]  # at once it would be int(32 / 99 * 98) = 31, 10
+
+
+@pytest.mark.parametrize(("value", "old", "new", "rescaled"), [(55, 88, 48, 29), (49, 49, 64, 63), (20, 40, 10, 5)])
+def test_rescaling_a_centre_divides_first_and_in_floating_point(value: int, old: int, new: int, rescaled: int) -> None:
+    assert rescale_center((value, 0), (old, 7), (new, 7)) == (rescaled, 0)  # 55 * 48 / 88 is 30, 49 * 64 / 49 is 64
+    several = np.array([[[value, 3]], [[0, 0]]])
+    assert rescale_centers(several, (old, 7), (new, 7)).tolist() == [[[rescaled, 3]], [[0, 0]]]
+
+
+def test_sides_are_cropped_at_the_bottom_and_right_and_the_centre_stays(make_image: MakeImage) -> None:
+    pixels = noise(66, 66)
+    folder = make_image("a", {"1.jpg": pixels}, reference=pixels, centers={1: ((65, 30), 8)})
+    made = item(folder, target_size=66, scale=4, force_multiple=16, need_ref=True, strict=True)
+    np.testing.assert_array_equal(made["hq"], planes(pixels)[:, :64, :64])
+    np.testing.assert_array_equal(made["gt_fullsize_ref"][:3], planes(pixels)[:, :64, :64])
+    assert made["gt_fullsize_ref"].shape == (4, 64, 64)
+    assert made["lq"].shape == (3, 16, 16)
+    assert made["gt_center"].tolist() == [65, 30]
+    assert made["lq_center"].tolist() == [16, 7]
+
+
+def test_with_eval_lq_is_hq_in_tensors_of_its_own(make_image: MakeImage) -> None:
+    folder = make_image("a", {"1.jpg": noise(128, 128)}, reference=noise(128, 128), centers={1: ((31, 33), 8)})
+    made = item(folder, eval=True, need_ref=True, strict=True, fixed_corruptions=["noise"])
+    for hq, lq in (("hq", "lq"), ("gt_fullsize_ref", "lq_fullsize_ref"), ("gt_center", "lq_center")):
+        assert torch.equal(made[hq], made[lq])
+        assert made[hq].data_ptr() != made[lq].data_ptr()
+    assert item(folder, eval=True, scale=None)["lq"].shape == (3, 64, 64)
+
+
+def test_with_eval_the_multiple_is_that_of_hq(make_image: MakeImage) -> None:
+    folder = make_image("a", {"1.jpg": noise(64, 64)})
+    assert item(folder, eval=True, scale=2, force_multiple=64)["lq"].shape == (3, 64, 64)
+    with pytest.raises(ConfigError, match="force_multiple"):
+        item(folder, scale=2, force_multiple=64)
+
+
+def test_every_item_of_the_sample_has_one_size_and_the_same_item_again() -> None:
+    dataset = SingleImageDataset(
+        {"paths": DATA / "chunked", "target_size": 64, "scale": 4, "need_ref": True, "strict": True}
+    )
+    for index in range(0, len(dataset), 37):
+        first, again = dataset[index], dataset[index]
+        assert first["lq_fullsize_ref"].shape == (4, 16, 16)
+        assert all(torch.equal(first[key], again[key]) for key in first if "path" not in key)
+
+
+@pytest.mark.parametrize(
+    ("file", "centers", "reason"),
+    [
+        ("1.jpg", None, "has no centers.pt"),
+        ("1.jpg", {2: ((1, 1), 2)}, "has no centre for it in its centers.pt"),
+        ("first.jpg", {1: ((1, 1), 2)}, "has no centre for it in its centers.pt"),
+    ],
+)
+def test_a_needed_centre_that_is_missing_names_image_file_and_remedy(
+    make_image: MakeImage, file: str, centers: Mapping[int, tuple[tuple[int, int], int]] | None, reason: str
+) -> None:
+    folder = make_image("a_left_0", {file: noise(64, 64)}, reference=noise(64, 64), centers=centers)
+    message = f"{folder}: patch {file} needs a centre, but image a_left_0 {reason}; .* set strict"
+    with pytest.raises(MissingMetadataError, match=message):
+        item(folder, need_ref=True, strict=True)
+    assert item(folder, need_ref=True)["gt_center"].tolist() == [128, 128]
+    assert item(folder, strict=True)["gt_center"].tolist() == [0, 0]
+
+
+def test_two_files_of_one_number_share_its_centre(make_image: MakeImage) -> None:
+    patches = {"1.jpg": noise(64, 64), "00000001.jpg": noise(64, 64, seed=1)}
+    folder = make_image("a", patches, reference=noise(64, 64), centers={1: ((9, 8), 4)})
+    made = [item(folder, index, need_ref=True, strict=True) for index in range(2)]
+    assert [Path(one["GT_path"]).name for one in made] == ["00000001.jpg", "1.jpg"]
+    assert made[0]["gt_center"].tolist() == made[1]["gt_center"].tolist() == [9, 8]
+
+
+def test_damaged_pictures_raise_with_their_names(make_image: MakeImage) -> None:
+    folder = make_image("a", {"1.jpg": noise(64, 64)}, reference=noise(64, 64))
+    (folder / "a" / "ref.jpg").write_bytes(b"\xff\xd8\xff nonsense")
+    with pytest.raises(ImageError, match="chunked: reference of image a: "):
+        item(folder, need_ref=True)
+    (folder / "a" / "1.jpg").write_bytes(b"\xff\xd8\xff nonsense")
+    with pytest.raises(ImageError, match=r"1\.jpg"):
+        item(folder)
+
+
+def two_folders(make_image: MakeImage) -> list[Path]:
+    """Write two roots of 3 and 4 patches."""
+    root = make_image("a", {f"{n}.jpg": noise(64, 64, seed=n) for n in range(3)})
+    first = root.rename(root.with_name("first"))
+    root = make_image("b", {"1.jpg": noise(64, 64)})
+    make_image("c", {f"{n}.jpg": noise(64, 64) for n in range(3)})
+    return [first, root.rename(root.with_name("second"))]
+
+
+FIRST = ["a/0.jpg", "a/1.jpg", "a/2.jpg"]
+SECOND = ["b/1.jpg", "c/0.jpg", "c/1.jpg", "c/2.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("weights", "files"),
+    [
+        (None, FIRST + SECOND),
+        ([2, 1], FIRST * 2 + SECOND),
+        ([1, 3], FIRST + SECOND * 3),
+        ([0, 2], SECOND * 2),
+        ([1, 0], FIRST),
+    ],
+)
+def test_roots_follow_one_another_repeated_by_their_weights(
+    make_image: MakeImage, weights: list[int] | None, files: list[str]
+) -> None:
+    dataset = SingleImageDataset({"paths": two_folders(make_image), "weights": weights, "target_size": 64, "scale": 1})
+    assert files_of(dataset) == files
+
+
+@pytest.mark.parametrize(
+    ("ignored", "weights", "files"),
+    [
+        (1, [2, 1], FIRST[1:] * 2 + SECOND[2:]),
+        (2, [1, 2], FIRST[2:] + SECOND[3:] * 2),
+    ],
+)
+def test_ignore_first_drops_the_first_patches_of_every_image(
+    make_image: MakeImage, ignored: int, weights: list[int], files: list[str]
+) -> None:
+    opt = {"paths": two_folders(make_image), "weights": weights, "ignore_first": ignored, "target_size": 64, "scale": 1}
+    assert files_of(SingleImageDataset(opt)) == files
+
+
+def test_huge_weights_cost_no_memory(make_image: MakeImage) -> None:
+    folder = make_image("a", {"1.jpg": noise(64, 64), "2.jpg": noise(64, 64)})
+    dataset = SingleImageDataset({"paths": [folder, folder], "weights": [10**12, 1], "target_size": 64, "scale": 2})
+    assert len(dataset) == 2 * 10**12 + 2
+    assert dataset[2 * 10**12 - 1]["GT_path"].endswith("2.jpg")
+    assert dataset[2 * 10**12]["GT_path"].endswith("1.jpg")
+
+
+@pytest.mark.parametrize("index", [-1, 7, 10**18])
+def test_an_index_outside_is_an_index_error(make_image: MakeImage, index: int) -> None:
+    dataset = SingleImageDataset({"dataroot": two_folders(make_image), "target_size": 64, "scale": 2})
+    with pytest.raises(PatchIndexError, match=f"no item {index}: the dataset has 7"):
+        dataset[index]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target_size": "abc"}, "target_size must be a positive integer, got 'abc'"),
+        ({"target_size": None}, "target_size is missing; it must be a positive integer"),
+        ({"target_size": 0}, "target_size must be a positive integer, got 0"),
+        ({"scale": None}, "scale is missing"),
+        ({"scale": 0}, "scale must be a positive integer, got 0"),
+        ({"scale": 128}, r"target_size // scale must be a multiple of force_multiple, got 64 // 128 = 0"),
+        ({"force_multiple": 3}, r"target_size // scale .* got 64 // 2 = 32 and force_multiple 3"),
+        ({"force_multiple": True}, "force_multiple must be a positive integer, got True"),
+        ({"eval": 1}, "eval must be true or false, got 1"),
+        ({"need_ref": "yes"}, "need_ref must be true or false, got 'yes'"),
+        ({"strict": 0}, "strict must be true or false, got 0"),
+        ({"needs_metadata": []}, "needs_metadata must be true or false"),
+        ({"ignore_first": -1}, "ignore_first must be an integer of at least 0, got -1"),
+        ({"ignore_first": 3}, "no patches in paths: "),
+        ({"weights": [1, 1]}, "weights must be one for each of paths: 1, got 2"),
+        ({"weights": [0.5]}, "weights must be integers of at least 0"),
+        ({"weights": [0]}, "no patches in paths: "),
+        ({"paths": None}, "paths is missing; it must be a path or a list of paths"),
+        ({"paths": ["/absent/div2k"]}, "paths names '/absent/div2k', which does not exist"),
+        ({"paths": None, "dataroot": "/absent/div2k"}, "dataroot names '/absent/div2k', which does not exist"),
+        ({"dataroot": "/absent/div2k"}, "paths and dataroot are both given"),
+        ({"fixed_corruptions": ["jpg"]}, "fixed_corruptions names 'jpg'; known corruptions are .*jpeg-broad"),
+        ({"fixed_corruptions": ["jpg"], "eval": True}, "fixed_corruptions names 'jpg'"),
+        ({"corruption_blur_scale": "x"}, "corruption_blur_scale must be a number"),
+        ({"random_seed": 1.5}, "random_seed must be an integer, got 1.5"),
+        ({"corrupt_before_downsize": 2}, "corrupt_before_downsize must be true or false"),
+    ],
+)
+def test_a_wrong_option_is_refused_at_construction_by_name(
+    make_image: MakeImage, options: dict[str, Any], message: str
+) -> None:
+    folder = make_image("a", {"1.jpg": noise(64, 64)})
+    with pytest.raises(ConfigError, match=f"^single_image_extensible 'div2k': .*{message}"):
+        item(folder, name="div2k", **options)
+
+
+CORRUPTED: dict[str, Any] = {"fixed_corruptions": ["greyscale", "saturation"], "random_seed": 5}
+
+
+def grey_and_bright(frame: Array, *, seed: int = 5) -> Array:
+    """Corrupt a frame by CORRUPTED's, with the strengths of item 0."""
+    return np.clip(np.stack([frame.mean(0)] * 3) + 0.3 * expected_strengths(seed, 2)[1], 0, 1)
+
+
+def test_lq_alone_is_corrupted(make_image: MakeImage) -> None:
+    pixels = noise(64, 64)
+    folder = make_image("a", {"1.jpg": pixels}, reference=pixels, centers={1: ((20, 40), 16)})
+    made, clean = (item(folder, need_ref=True, strict=True, **options) for options in (CORRUPTED, {}))
+    np.testing.assert_allclose(made["lq"], grey_and_bright(halved(planes(pixels))), atol=1e-5)
+    assert made["lq"].dtype == torch.float32
+    for key in ("hq", "gt_fullsize_ref", "lq_fullsize_ref", "gt_center", "lq_center"):
+        assert torch.equal(made[key], clean[key]), key
+
+
+def test_before_downsize_the_copy_of_hq_that_lq_is_made_from_is_corrupted(make_image: MakeImage) -> None:
+    pixels = noise(64, 64)
+    folder = make_image("a", {"1.jpg": pixels})
+    made = item(folder, corrupt_before_downsize=True, **CORRUPTED)
+    np.testing.assert_allclose(made["lq"], halved(grey_and_bright(planes(pixels))), atol=1e-5)
+    np.testing.assert_array_equal(made["hq"], planes(pixels))
+    assert not np.allclose(made["lq"], item(folder, **CORRUPTED)["lq"], atol=1e-3)  # it clips before it averages
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_with_scale_1_a_corruption_that_does_nothing_still_gives_lq_memory_of_its_own(
+    make_image: MakeImage, before: bool
+) -> None:
+    folder = make_image("a", {"1.jpg": noise(64, 64)})
+    made = item(folder, scale=1, fixed_corruptions=["none"], corrupt_before_downsize=before)
+    assert torch.equal(made["hq"], made["lq"])
+    assert made["hq"].data_ptr() != made["lq"].data_ptr()
+
+
+def test_strengths_go_by_the_item_in_an_epoch_and_fresh_noise_by_the_repetition(make_image: MakeImage) -> None:
+    pixels = noise(64, 64)
+    folder = make_image("a", {"1.jpg": pixels})
+    dataset = SingleImageDataset(
+        {"paths": [folder], "weights": [2], "target_size": 64, "scale": 2, "seed": 1, **CORRUPTED}
+    )
+    for index in range(2):
+        expected = grey_and_bright(halved(planes(pixels)), seed=5 + index)
+        np.testing.assert_allclose(dataset[Draw(index, 3)]["lq"], expected, atol=1e-5)
+
+    noisy = SingleImageDataset(
+        {"paths": folder, "target_size": 64, "scale": 2, "seed": 1, "fixed_corruptions": ["noise"], "random_seed": 5}
+    )
+    first, again, second = (noisy[Draw(0, repetition)]["lq"] for repetition in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, second)
+
+
+def test_corruption_options_without_a_corruption_are_accepted(make_image: MakeImage) -> None:
+    folder = make_image("a", {"1.jpg": noise(64, 64)})
+    quiet: dict[str, Any] = {
+        "fixed_corruptions": [],
+        "random_corruptions": ["noise"],
+        "num_corrupts_per_image": 0,
+        "corruption_blur_scale": 0.5,
+        "cosine_bias": False,
+        "random_seed": -3,
+        "corrupt_before_downsize": True,
+    }
+    assert torch.equal(item(folder, **quiet)["lq"], item(folder)["lq"])
+
+
+def test_an_option_of_no_effect_is_warned_of(make_image: MakeImage) -> None:
+    folder = make_image("a", {"1.jpg": noise(64, 64)})
+    with pytest.warns(OptionWarning, match="'need_reference' is not known and has no effect; did you mean 'need_ref'"):
+        item(folder, need_reference=True)
+
+
+def test_a_folder_without_patches_is_no_source(tmp_path: Path) -> None:
+    with pytest.raises((NotASourceError, ConfigError), match=str(tmp_path)):
+        item(tmp_path)
+
+
+def test_a_store_of_whole_pictures_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "one.png").write_bytes(png(noise(64, 64)))
+    store = tmp_path / "photos.lmdb"
+    import_store([tmp_path / "photos"], store, layout="pictures")
+    with pytest.raises(NotASourceError, match="whole pictures"):
+        item(store)
+
+
+def test_a_pickled_dataset_gives_the_same_items(chunked_source_path: Path) -> None:
+    dataset = SingleImageDataset(
+        {"paths": chunked_source_path, "target_size": 64, "scale": 2, "need_ref": True, "strict": True}
+    )
+    before = dataset[100]
+    data = pickle.dumps(dataset)
+    assert len(data) < 4096
+    after = pickle.loads(data)[100]
+    assert before.keys() == after.keys()
+    for key, value in before.items():
+        assert torch.equal(value, after[key]) if isinstance(value, torch.Tensor) else value == after[key]

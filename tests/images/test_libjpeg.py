@@ -1,0 +1,170 @@
+"""Pillow's libjpeg-turbo is called if it decodes to the same pixels as simplejpeg."""
+
+from __future__ import annotations
+
+import ctypes.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simplejpeg
+from PIL import _imaging, features
+
+from dlas_store._native.patch_reader import Libjpeg
+from dlas_store.converters.importing import import_store
+from dlas_store.errors import ConfigError
+from dlas_store.images import libjpeg
+from dlas_store.images.libjpeg import VARIABLE, find_libjpeg
+from tests.support.sample_data import DATA, noise
+
+find = find_libjpeg.__wrapped__
+
+LIBC = ctypes.util.find_library("c") or "libc.so.6"
+PILLOWS = _imaging.__file__
+
+needs_library = pytest.mark.skipif(find_libjpeg() is None, reason="Pillow's libjpeg-turbo cannot be called")
+needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+
+
+def test_the_wheels_of_pillow_have_one() -> None:
+    """A plain pip install is fast without further packages."""
+    if not Path(PILLOWS).parent.with_name("pillow.libs").is_dir():
+        pytest.skip("Pillow is not installed from a wheel for Linux")
+    assert features.check("libjpeg_turbo")
+    assert find_libjpeg() is not None
+
+
+@needs_library
+def test_it_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, PILLOWS)
+    assert isinstance(find(), Libjpeg)
+
+
+def test_nothing_is_taken_where_nothing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "")
+    assert find() is None
+
+
+def test_nothing_is_taken_where_pillow_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    for file in (None, LIBC):
+        monkeypatch.setattr(libjpeg, "_pillows_module", lambda file=file: file)
+        assert find() is None
+
+
+@pytest.mark.parametrize("name", ["/nowhere/libjpeg.so", LIBC])
+def test_a_named_file_that_is_none_is_an_error(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, name)
+    with pytest.raises(ConfigError, match=f"^{VARIABLE} names '{name}', which is no libjpeg-turbo .*; unset it$"):
+        find()
+    with pytest.raises(OSError, match=name):
+        Libjpeg(name)
+
+
+OTHER = """
+#include <stddef.h>
+struct errors { void (*exit)(void *); };
+void jpeg_CreateDecompress(struct errors **jpeg, int version, size_t size) { if (%d != version) (*jpeg)->exit(jpeg); }
+void jpeg_mem_src(void *jpeg, const unsigned char *data, unsigned long size) { }
+int jpeg_read_header(void *jpeg, int required) { %s; return 1; }
+int jpeg_start_decompress(void *jpeg) { return 1; }
+unsigned jpeg_read_scanlines(void *jpeg, unsigned char **rows, unsigned count) { return 0; }
+int jpeg_finish_decompress(void *jpeg) { return 1; }
+void jpeg_abort_decompress(void *jpeg) { }
+void jpeg_destroy_decompress(void *jpeg) { }
+"""
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("version", "header"), [(62, ""), (80, ""), (62, "((unsigned *)jpeg)[12] = 75, ((unsigned *)jpeg)[13] = 20")]
+)
+def test_a_library_that_decodes_to_other_pixels_is_not_taken(
+    version: int, header: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three libraries: one reports success but writes nothing, one has another version, one returns no rows."""
+    source, library = tmp_path / "other.c", tmp_path / "libjpeg.so.0"
+    source.write_text(OTHER % (version, header))
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
+    assert Libjpeg(library).decode(simplejpeg.encode_jpeg(noise(20, 75)), np.zeros((20, 75, 3), np.uint8)) is False
+    monkeypatch.setenv(VARIABLE, str(library))
+    with pytest.raises(ConfigError, match="which decodes to other pixels than simplejpeg; unset it"):
+        find()
+    # The library is found as Pillow's would be.
+    monkeypatch.delenv(VARIABLE)
+    monkeypatch.setattr(libjpeg, "_pillows_module", lambda: str(library))
+    assert find() is None
+
+
+@needs_library
+def test_it_decodes_pictures_of_the_arrays_size_and_says_where_it_did_not() -> None:
+    library, pixels = Libjpeg(PILLOWS), noise(40, 56)
+    data = simplejpeg.encode_jpeg(pixels)
+    out = np.zeros_like(pixels)
+    assert library.decode(data, out) is True
+    assert np.array_equal(out, simplejpeg.decode_jpeg(data))
+    assert library.decode(memoryview(bytearray(data)), out) is True
+    for size in (0, 1, 2, 100, 700, len(data) - 40):
+        assert library.decode(data[:size], out) is False
+    for shape in ((40, 55, 3), (39, 56, 3), (41, 57, 3), (0, 0, 3), (56, 40, 3)):
+        assert library.decode(data, np.zeros(shape, np.uint8)) is False
+    assert library.decode(simplejpeg.encode_jpeg(pixels[:, :, :1].copy(), colorspace="GRAY"), out) is True
+    assert (out == out[:, :, :1]).all()
+    assert library.decode(data, out) is True
+
+
+@needs_library
+def test_other_arguments_are_errors() -> None:
+    library, data = Libjpeg(PILLOWS), simplejpeg.encode_jpeg(noise(8, 8))
+    for out in (np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), np.uint8), np.zeros((8, 8, 3), np.int8)):
+        with pytest.raises(TypeError, match="uint8"):
+            library.decode(data, out)
+    with pytest.raises(TypeError):
+        library.decode("text", np.zeros((8, 8, 3), np.uint8))  # type: ignore[arg-type]
+    with pytest.raises(BufferError):
+        library.decode(data, b"")  # type: ignore[arg-type]
+    for arguments in ((), (1,), (PILLOWS, PILLOWS)):
+        with pytest.raises(TypeError):
+            Libjpeg(*arguments)
+    with pytest.raises(TypeError):
+        Libjpeg(file=PILLOWS)  # type: ignore[call-arg]
+
+
+def test_a_wrong_name_is_met_when_a_store_is_opened(tmp_path: Path) -> None:
+    store = tmp_path / "sample.lmdb"
+    import_store([DATA / "chunked"], store, workers=1)
+    environment = {**os.environ, VARIABLE: "/nowhere/libjpeg.so"}
+    program = "import sys; from dlas_store import open_source; open_source(sys.argv[1])"
+    command = [sys.executable, "-c", program, str(store)]
+    done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert f"ConfigError: {VARIABLE} names '/nowhere/libjpeg.so'" in done.stderr
+
+
+DIGESTS = """
+import hashlib, sys
+from dlas_store.datasets import create_dataloader, create_dataset
+options = {"mode": "single_image_extensible", "paths": sys.argv[1], "seed": 1, "batch_size": 8, "target_size": 64,
+           "scale": 2, "need_ref": True, "strict": True}
+for batch in create_dataloader(create_dataset(options), options):
+    tensors = [batch[key].numpy() for key in ("hq", "lq", "gt_fullsize_ref")]
+    print(batch["GT_path"], *(hashlib.sha256(tensor).hexdigest() for tensor in tensors))
+"""
+
+
+@needs_library
+def test_batches_with_and_without_it_are_equal(tmp_path: Path) -> None:
+    store = tmp_path / "sample.lmdb"
+    import_store([DATA / "chunked"], store, workers=1)
+    printed = []
+    for file in ("", PILLOWS):
+        environment = {**os.environ, VARIABLE: file}
+        command = [sys.executable, "-c", DIGESTS, str(store)]
+        done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+        printed.append(done.stdout.splitlines())
+    assert len(printed[0]) > 3
+    assert printed[0] == printed[1]

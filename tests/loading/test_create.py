@@ -1,0 +1,365 @@
+"""Loaders: phases, order, workers of every kind, modes, and a DL-Art-School checkout that takes its data from here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from dlas_store.cli.read import describe_batches
+from dlas_store.config import load_config
+from dlas_store.datasets import SingleImageDataset, create_dataloader, create_dataset, register_dataset, take_over
+from dlas_store.errors import ConfigError, MissingMetadataError, NotASourceError
+from dlas_store.loading import create as registry
+from dlas_store.sampling.samplers import EpochSampler
+from tests.conftest import MakeImage
+from tests.support.sample_data import DATA, ROOT, noise
+
+
+class Numbers(Dataset[int]):
+    """The numbers below a length; a class of a user, called with the options alone."""
+
+    def __init__(self, opt: dict[str, Any]) -> None:
+        self.length = opt.get("length", 20)
+
+    def __len__(self) -> int:
+        return int(self.length)
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+class PaddedNumbers(Numbers):
+    @staticmethod
+    def collate_fn(items: list[int]) -> list[int]:
+        return [*items, -1]
+
+
+class Countdown:
+    """A sampler that keeps the epoch it is told."""
+
+    epoch = -1
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(7, -1, -1))
+
+    def __len__(self) -> int:
+        return 8
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+
+@pytest.fixture(autouse=True)
+def registered_modes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_MODES", dict(registry._MODES))
+
+
+def order(loader: Any) -> list[int]:
+    return [int(number) for batch in loader for number in batch]
+
+
+def sample_options(path: Path = DATA / "chunked", **options: Any) -> dict[str, Any]:
+    defaults = {"mode": "single_image_extensible", "paths": str(path), "target_size": 32, "scale": 2, "need_ref": True}
+    return {**defaults, "strict": True, "batch_size": 8, "n_workers": 2, "pin_memory": False, **options}
+
+
+def test_train_is_shuffled_and_drops_the_incomplete_batch() -> None:
+    dataset = Numbers({})
+    loader = create_dataloader(dataset, {"phase": "train", "batch_size": 8, "n_workers": 0})
+    assert len(loader) == 2
+    assert loader.batch_size == 8
+    assert loader.dataset is dataset
+    numbers = order(loader)
+    assert len(set(numbers)) == 16
+    assert numbers != sorted(numbers)
+    assert order(create_dataloader(dataset, {"batch_size": 5}, shuffle=False)) == list(range(20))
+
+
+def test_drop_last_may_be_said() -> None:
+    kept = create_dataloader(Numbers({}), {"batch_size": 8, "drop_last": False})
+    assert (len(kept), kept.drop_last) == (3, False)
+    assert sorted(order(kept)) == list(range(20))
+    dropped = create_dataloader(Numbers({}), {"phase": "val", "batch_size": 8, "drop_last": True})
+    assert (len(dropped), dropped.drop_last) == (2, True)
+    assert order(dropped) == list(range(16))
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+@pytest.mark.parametrize("loader", ["threads", "workers"])
+def test_a_sampler_that_makes_batches_says_what_becomes_of_the_last(loader: str, keeps: bool) -> None:
+    sampler = EpochSampler(20, seed=1, shuffle=True, batch_size=8, drop_last=not keeps)
+    options = {"batch_size": 8, "loader": loader}
+    made = create_dataloader(Numbers({}), options, sampler=sampler)
+    assert [len(batch) for batch in made] == [8, 8, 4][: len(made)]
+    assert (len(made), made.drop_last) == ((3, False) if keeps else (2, True))
+
+
+@pytest.mark.parametrize(("batch_size", "length"), [(None, 20), (8, 3)])
+def test_other_phases_come_in_order_whole_and_without_workers(batch_size: int | None, length: int) -> None:
+    loader = create_dataloader(Numbers({}), {"phase": "val", "batch_size": batch_size, "n_workers": 4})
+    assert order(loader) == list(range(20))
+    assert len(loader) == length
+    assert loader.num_workers == 0
+
+
+def test_a_seed_fixes_the_order_of_every_epoch() -> None:
+    def epochs(seed: int) -> list[list[int]]:
+        loader = create_dataloader(Numbers({}), {"batch_size": 4, "seed": seed})
+        orders = []
+        for epoch in (0, 1, 0):
+            loader.set_epoch(epoch)
+            orders.append(order(loader))
+        return orders
+
+    first, second, first_again = epochs(0)
+    assert first == first_again != second
+    assert epochs(0) == [first, second, first]
+    assert first not in epochs(1)
+    assert second not in epochs(1)
+
+
+def test_without_set_epoch_every_pass_differs_and_without_a_seed_pytorch_draws_it() -> None:
+    def passes() -> list[list[int]]:
+        torch.manual_seed(3)
+        loader = create_dataloader(Numbers({}), {"batch_size": 4})
+        return [order(loader), order(loader)]
+
+    first, second = passes()
+    assert first != second
+    assert passes() == [first, second]
+
+
+def test_a_sampler_gives_the_order_and_is_told_the_epoch() -> None:
+    sampler = Countdown()
+    loader = create_dataloader(Numbers({}), {"batch_size": 4}, sampler=sampler)
+    assert order(loader) == list(range(7, -1, -1))
+    assert loader.sampler is sampler
+    loader.set_epoch(5)
+    assert sampler.epoch == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "Numbers: batch_size is missing; it must be a positive integer"),
+        ({"batch_size": 0}, "batch_size must be a positive integer, got 0"),
+        ({"batch_size": 4, "n_workers": -1}, "n_workers must be an integer of at least 0, got -1"),
+        ({"batch_size": 4, "pin_memory": 1}, "pin_memory must be true or false, got 1"),
+        ({"batch_size": 4, "seed": "x"}, "seed must be an integer of at least 0, got 'x'"),
+        ({"batch_size": 4, "loader": "fast"}, "loader must be one of threads, workers, got 'fast'"),
+        ({"batch_size": 4, "n_threads": 0}, "n_threads must be a positive integer, got 0"),
+        ({"batch_size": 4, "shuffle_window": 0}, "shuffle_window must be a positive integer, got 0"),
+        (
+            {"batch_size": 4, "start_method": "thread"},
+            "start_method must be one of fork, forkserver, spawn, got 'thread'",
+        ),
+        ({"batch_size": 4, "drop_last": 1}, "drop_last must be true or false, got 1"),
+        ({"batch_size": 4, "uneven_ranks": True}, "uneven_ranks is about a last batch .* set drop_last to false"),
+        ({"batch_size": 4, "loader": "threads", "start_method": "spawn"}, "start_method is of worker processes"),
+    ],
+)
+def test_a_wrong_loader_option_is_refused_by_name(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        create_dataloader(Numbers({}), options)
+
+
+def test_dist_without_a_process_group_says_so() -> None:
+    with pytest.raises(ConfigError, match=r"dist is set, but torch\.distributed\.init_process_group"):
+        create_dataloader(Numbers({}), {"batch_size": 4}, {"dist": True})
+
+
+def test_dist_divides_the_batch_size_by_the_world_size(tmp_path: Path) -> None:
+    code = f"""
+import json, sys
+from torch import distributed
+from dlas_store.datasets import create_dataloader
+from dlas_store.sampling.samplers import EpochSampler
+from dlas_store.errors import ConfigError
+distributed.init_process_group("gloo", "file://{tmp_path}/rendezvous", rank=int(sys.argv[1]), world_size=2)
+loader = create_dataloader(range(20), {{"batch_size": 8}}, {{"dist": True}})
+tails = []
+for more in ({{}}, {{"uneven_ranks": True}}):
+    kept = create_dataloader(range(17), {{"batch_size": 8, "drop_last": False, **more}}, {{"dist": True}})
+    tails.append([len(kept), [batch.tolist() for batch in kept]])
+val = create_dataloader(range(20), {{"batch_size": 8, "phase": "val"}}, {{"dist": True}})
+try:
+    create_dataloader(range(20), {{"batch_size": 3}}, {{"dist": True}})
+except ConfigError as error:
+    print(json.dumps([loader.batch_size, val.batch_size, str(error), tails]))
+distributed.destroy_process_group()
+"""
+    command = [sys.executable, "-c", code]
+    ranks = [subprocess.Popen([*command, rank], stdout=subprocess.PIPE, text=True) for rank in ("0", "1")]
+    outputs = [json.loads(process.communicate(timeout=120)[0]) for process in ranks]
+    error = "range: batch_size must be a multiple of the 2 processes, got 3"
+    assert [output[:3] for output in outputs] == [[4, 8, error]] * 2
+    (filled, uneven), (filled_other, uneven_other) = (output[3] for output in outputs)
+    assert filled == uneven  # what is left of 17 items is one, which the first process gets
+    length, batches = filled
+    assert [length, list(map(len, batches))] == [3, [4, 4, 1]]
+    assert uneven_other == [2, filled_other[1][:2]]
+    assert filled_other[1][2] == [batches[0][0]]
+    assert sorted(number for batch in batches + uneven_other[1] for number in batch) == list(range(17))
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn", "forkserver"])
+def test_workers_of_every_start_method_give_what_this_process_gives(start: str) -> None:
+    options = sample_options(loader="workers", start_method=start)
+    dataset = create_dataset(options)
+    dataset[0]  # what a worker inherits is open already
+    loader = create_dataloader(dataset, options, shuffle=False)
+    assert loader.num_workers == 2
+    index = 0
+    for batch in loader:
+        for key, value in batch.items():
+            if isinstance(value, torch.Tensor):
+                expected = torch.stack([dataset[index + position][key] for position in range(8)])
+                assert torch.equal(value, expected), key
+        index += 8
+        if index == 24:
+            break
+
+
+def test_persistent_workers_give_every_epoch_whole(chunked_source_path: Path) -> None:
+    dataset = SingleImageDataset(sample_options(chunked_source_path))
+    loader = DataLoader(dataset, batch_size=16, shuffle=True, num_workers=2, persistent_workers=True)
+    epochs = [sorted(path for batch in loader for path in batch["GT_path"]) for _ in range(2)]
+    assert len(set(epochs[0])) == len(dataset)
+    assert epochs[0] == epochs[1]
+
+
+def test_forked_workers_run_after_opencv_used_its_threads_here() -> None:
+    big = np.zeros((4096, 4096, 3), np.float32)
+    cv2.resize(big, (2000, 2000), interpolation=cv2.INTER_AREA)
+    threads = cv2.getNumThreads()
+    dataset = create_dataset(sample_options(target_size=1024, scale=1))
+    options = sample_options(batch_size=2, loader="workers", n_workers=1, start_method="fork")
+    loader = create_dataloader(dataset, options)
+    assert next(iter(loader))["hq"].shape == (2, 3, 1024, 1024)
+    assert cv2.getNumThreads() == threads
+
+
+def test_an_error_in_a_worker_keeps_its_names(make_image: MakeImage) -> None:
+    folder = make_image("a", {"1.jpg": noise(64, 64)}, reference=noise(64, 64))
+    options = sample_options(folder, batch_size=1)
+    loader = create_dataloader(create_dataset(options), options)
+    batches = iter(loader)
+    with pytest.raises(MissingMetadataError, match=r"patch 1\.jpg needs a centre, but image a has no centers\.pt"):
+        next(batches)
+    assert list(batches) == []
+
+
+def test_create_dataset_picks_the_class_by_mode() -> None:
+    assert isinstance(create_dataset(sample_options()), SingleImageDataset)
+    dataset, collate = create_dataset(sample_options(), return_collate=True)
+    assert isinstance(dataset, SingleImageDataset)
+    assert collate is None
+
+
+@pytest.mark.parametrize(
+    ("opt", "message"),
+    [
+        ({"mode": "single"}, "mode: no mode 'single'; known are .*single_image_extensible"),
+        ({"mode": "fullimages"}, "mode: no mode 'fullimages'; known are .*fullimage"),
+        ({}, "mode: no mode None; known are"),
+        ([], "mode: no mode None; known are"),
+    ],
+)
+def test_an_unknown_mode_lists_the_known_ones(opt: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        create_dataset(opt)
+
+
+def test_a_registered_class_is_made_with_the_options_alone() -> None:
+    register_dataset("numbers", PaddedNumbers)
+    opt = {"mode": "numbers", "length": 6, "phase": "val", "batch_size": 3}
+    dataset, collate = create_dataset(opt, return_collate=True)
+    assert isinstance(dataset, PaddedNumbers)
+    assert order(create_dataloader(dataset, opt, collate_fn=collate)) == [0, 1, 2, -1, 3, 4, 5, -1]
+
+
+def test_a_dlas_checkout_takes_known_modes_from_here_and_keeps_the_others() -> None:
+    calls: list[tuple[Any, ...]] = []
+
+    def dlas_create_dataset(dataset_opt: dict[str, Any], return_collate: bool = False) -> str:
+        calls.append((dataset_opt, return_collate))
+        return "their dataset"
+
+    def dlas_create_dataloader(  # noqa: PLR0917
+        dataset: Any,
+        dataset_opt: Any,
+        opt: Any = None,
+        sampler: Any = None,
+        collate_fn: Any = None,
+        shuffle: Any = True,
+    ) -> str:
+        calls.append((dataset, dataset_opt, opt, sampler, collate_fn, shuffle))
+        return "their loader"
+
+    dataset_of, loader_of = take_over(dlas_create_dataset, dlas_create_dataloader)
+    theirs = {"mode": "byol_dataset"}
+    assert dataset_of(theirs, return_collate=True) == "their dataset"
+    assert loader_of("their dataset", theirs, {"dist": False}, shuffle=False) == "their loader"
+    assert calls == [(theirs, True), ("their dataset", theirs, {"dist": False}, None, None, False)]
+
+    dataset, collate = dataset_of(sample_options(), return_collate=True)
+    assert isinstance(dataset, SingleImageDataset)
+    assert loader_of(dataset, sample_options(), {"dist": False}, collate_fn=collate).dataset is dataset
+    register_dataset("byol_dataset", Numbers)
+    assert isinstance(dataset_of(theirs), Numbers)
+
+
+def test_the_example_config_reads_the_sample_without_a_warning(chunked_source_path: Path) -> None:
+    datasets = load_config(ROOT / "examples" / "train.yml")["datasets"]
+    for opt in datasets.values():
+        opt["paths"] = str(chunked_source_path)
+        loader = create_dataloader(create_dataset(opt), opt)
+        assert next(iter(loader))["lq"].shape[0] == opt.get("batch_size", 1)
+
+
+def test_the_read_command_shows_keys_types_shapes_and_ranges(chunked_source_path: Path, tmp_path: Path) -> None:
+    config = tmp_path / "train.yml"
+    common = f"mode: single_image_extensible, paths: {chunked_source_path}, scale: 2"
+    config.write_text(
+        f"""
+        datasets:
+          train: {{{common}, target_size: 64, batch_size: 4}}
+          val: {{{common}, target_size: 64, eval: true}}
+          val_big: {{{common}, target_size: 128}}
+        """
+    )
+    lines = list(describe_batches(config, batches=2))
+    assert lines[0] == "train: single_image_extensible, 65 batches of 4, 0 worker processes"
+    cells = {line.split()[0]: line.split() for line in lines[1:-1]}
+    assert cells["hq"][1:9] == ["float32", "4", "x", "3", "x", "64", "x", "64"]
+    assert cells["gt_center"][1:] == ["int64", "4", "x", "2", "0", "..", "0"]
+    assert cells["GT_path"][1:3] == ["str", "4"]
+    assert "2 batches read" in lines[-1]
+    assert "samples/s" in lines[-1]
+    assert [line for line in describe_batches(config, phase="val", batches=1) if not line.startswith(" ")] == [
+        "val: single_image_extensible, 262 batches of 1, 0 worker processes",
+        "val_big: single_image_extensible, 262 batches of 1, 0 worker processes",
+    ]
+    with pytest.raises(ConfigError, match="no dataset of phase 'test'; there are train, val"):
+        list(describe_batches(config, phase="test"))
+
+
+def test_a_phase_of_null_is_train() -> None:
+    loader = create_dataloader(Numbers({}), {"phase": None, "batch_size": 8})
+    assert len(loader) == 2
+    assert loader.drop_last
+
+
+def test_a_path_that_holds_no_data_is_named_with_its_option() -> None:
+    with pytest.raises(NotASourceError, match=r"single_image_extensible: paths: .*README\.md: is no store"):
+        create_dataset(sample_options(DATA / "README.md"))

@@ -1,0 +1,191 @@
+"""Asking the disk ahead of time: only while it is slow, and without any effect on what is read."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dlas_store import open_source
+from dlas_store.datasets import create_dataloader, create_dataset
+from dlas_store.errors import PatchIndexError
+from dlas_store.loading import threads as readahead
+from dlas_store.loading.batch import Allocate, BatchWork
+from dlas_store.loading.threads import Readahead
+from dlas_store.sampling.rng import Draw, ItemRandom
+from dlas_store.storage.store import Store
+from tests.support.equality import assert_same
+from tests.support.small_stores import make_store, shards_of, small_folder
+from tests.support.toy_datasets import Rolls
+
+
+class Announced(Rolls):
+    """Notes what it is told of."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.told: list[int] = []
+
+    def will_need(self, draws: Sequence[Draw]) -> None:
+        self.told.extend(draw.index for draw in draws)
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many pages this process had to wait for: the last number here."""
+    numbers = [1000]
+    monkeypatch.setattr(readahead, "_disk_reads", lambda: numbers[-1])
+    return numbers
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of 16 patches in four shards."""
+    root = tmp_path_factory.mktemp("readahead")
+    return make_store(small_folder(root / "chunked", *"abcd"), root / "store.lmdb")
+
+
+def announced(ahead: Readahead, dataset: Announced, batches: int) -> list[bool]:
+    """Return for each of some batches whether it was announced."""
+    given = []
+    for _ in range(batches):
+        before = len(dataset.told)
+        ahead.prefetch([Draw(1, 0), Draw(2, 0)])
+        given.append(len(dataset.told) > before)
+    return given
+
+
+def test_without_page_faults_only_the_first_batches_are_announced(reads: list[int]) -> None:
+    dataset = Announced()
+    first = readahead._FIRST_BATCHES
+    assert announced(Readahead(dataset), dataset, 100) == [True] * first + [False] * (100 - first)
+
+
+def test_after_a_page_fault_the_next_batches_are_announced(reads: list[int]) -> None:
+    dataset = Announced()
+    ahead = Readahead(dataset)
+    announced(ahead, dataset, 20)
+    kept = readahead._BATCHES
+    for count in (1, 500):
+        reads.append(reads[-1] + count)
+        assert announced(ahead, dataset, kept + 10) == [True] * kept + [False] * 10
+
+
+def test_page_faults_all_the_time_keep_announcements_going(reads: list[int]) -> None:
+    dataset = Announced()
+    ahead = Readahead(dataset)
+    for _ in range(200):
+        reads.append(reads[-1] + 1)
+        assert announced(ahead, dataset, 1) == [True]
+
+
+def test_what_is_announced_is_the_order_and_comes_before_it_is_read(reads: list[int]) -> None:
+    dataset = Announced(length=400)
+    options = {"batch_size": 4, "seed": 3, "n_threads": 1}
+    given: list[int] = []
+    ahead = []
+    for batch in create_dataloader(dataset, options, collate_fn=list):
+        reads.append(reads[-1] + 1)
+        given += [item["index"] for item in batch]
+        assert dataset.told[: len(given)] == given
+        ahead.append(len(dataset.told) - len(given))
+    assert dataset.told == given
+    assert min(ahead[:80]) >= 4  # whole batches before they are read
+    assert max(ahead) <= 4 * 16  # and few
+
+
+def test_the_first_batch_is_begun_before_others_are_announced() -> None:
+    class Told(Announced):
+        def begin_batch(self, draws: Sequence[Draw], allocate: Allocate) -> BatchWork:
+            told_before.append(len(self.told))
+            return super().begin_batch(draws, allocate)
+
+        def make_item(self, index: int, random: ItemRandom) -> dict[str, Any]:
+            return {"index": index}
+
+    told_before: list[int] = []
+    dataset = Told(length=400)
+    next(iter(create_dataloader(dataset, {"batch_size": 4, "seed": 3, "n_threads": 1})))
+    assert told_before[0] == 4
+    assert len(dataset.told) > 4
+
+
+def test_others_are_announced_while_a_slow_first_batch_is_made() -> None:
+    class Slow(Announced):
+        def will_need(self, draws: Sequence[Draw]) -> None:
+            super().will_need(draws)
+            if len(self.told) > 4:
+                others_were_told.set()
+
+        def make_item(self, index: int, random: ItemRandom) -> dict[str, Any]:
+            assert others_were_told.wait(60), "nothing was announced while the first batch was made"
+            return {"index": index}
+
+    others_were_told = threading.Event()
+    next(iter(create_dataloader(Slow(length=400), {"batch_size": 4, "seed": 3, "n_threads": 1})))
+    assert others_were_told.is_set()
+
+
+@pytest.mark.parametrize("faults", [0, 1])
+@pytest.mark.parametrize("mode", ["single_image_extensible", "pixels", "imagefolder"])
+def test_announcing_never_changes_what_is_read(
+    mode: str, faults: int, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"mode": mode, "paths": store, "seed": 2, "batch_size": 1}
+    if mode != "pixels":
+        options |= {"target_size": 8, "scale": 2}
+    if mode == "single_image_extensible":
+        options["need_ref"] = True
+    expected = list(create_dataloader(create_dataset(options), {**options, "loader": "workers"}))
+    asked: list[int] = []
+    will_need = Store.will_need
+
+    def noted(self: Store, indices: Sequence[int], /) -> None:
+        asked.extend(indices)
+        will_need(self, indices)
+
+    monkeypatch.setattr(Store, "will_need", noted)
+    faulted = iter(range(10**6))
+    monkeypatch.setattr(readahead, "_disk_reads", lambda: next(faulted) * faults)
+    assert_same(list(create_dataloader(create_dataset(options), {**options, "loader": "threads"})), expected)
+    assert len(asked) == (16 if faults else min(16, readahead._FIRST_BATCHES))
+
+
+def test_the_system_counts_pages_that_were_waited_for() -> None:
+    first = readahead._disk_reads()
+    assert isinstance(first, int)
+    assert 0 <= first <= readahead._disk_reads()
+
+
+def test_any_bytes_of_a_shard_can_be_announced(store: Path) -> None:
+    with Store(store) as source:
+        shard = source.shard(0)
+        size = len(shard.data)
+        before = bytes(shard.data)
+        for offset in (0, 1, 4095, 4096, 4097, size - 4097, size - 4096, size - 4095, size - 1):
+            for length in (0, 1, 4096, 5000):
+                shard.will_need(offset, min(length, size - offset))
+        shard.will_need(0, size)
+        assert bytes(shard.data) == before
+
+
+def test_the_first_and_the_last_patch_of_every_shard_can_be_announced(store: Path) -> None:
+    assert len(shards_of(store)) == 4
+    with open_source(store) as source:
+        expected = [source.read(index) for index in range(16)]
+        for index in range(16):
+            source.will_need([index])
+        source.will_need([0, 3, 4, 7, 8, 11, 12, 15, 15, 0])
+        assert [source.read(index) for index in range(16)] == expected
+    for shard in shards_of(store):
+        with open_source(shard) as source:
+            source.will_need([0, len(source) - 1])
+
+
+@pytest.mark.parametrize("index", [-1, 16])
+def test_an_index_outside_of_a_store_is_an_error(store: Path, index: int) -> None:
+    with open_source(store) as source, pytest.raises(PatchIndexError, match=str(index)):
+        source.will_need([0, index])

@@ -1,0 +1,167 @@
+"""Tasks: each command that writes, the state before it, and the state that it leaves without faults."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from dlas_store.maintenance.verify import verify
+from dlas_store.sources.base import Center
+from dlas_store.sources.centers import write_centers
+from dlas_store.storage.commit import read_shard
+from dlas_store.storage.index import INDEX_FILE
+from dlas_store.storage.shard import shard_file_name
+from dlas_store.storage.store import Store
+from tests.reliability.support.commands import Commands, Ended
+from tests.support.file_trees import Tree, ppm, read, shard_contents, write
+from tests.support.photo_files import encoded, scene
+from tests.support.small_stores import content_of
+
+STORE = "s.lmdb"
+FOLDER = "folder"
+NESTED = f"a/b/{STORE}"
+"""A store in folders that the command creates."""
+
+NAMES = ("import", "import-nested", "append", "reindex", "extract", "extract-append", "extract-folder", "export")
+
+Content = dict[str, object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A command that writes ``folder / target`` for some folder.
+
+    Attributes:
+        words: the command; ``{}`` in a word is replaced by the folder.
+        target: path that the command writes: STORE, NESTED or FOLDER.
+        prior: store that is copied to the target before the command; None if the command creates the target.
+        old: content() of the target before the command.
+        new: content() of the target after the command.
+        shards: keys and values of each shard after the command.
+        seconds: duration of the command.
+    """
+
+    words: tuple[str, ...]
+    target: str
+    prior: Path | None = None
+    old: Content | None = None
+    new: Content = field(default_factory=dict)
+    shards: dict[str, dict[bytes, bytes]] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def prepare(self, folder: Path) -> None:
+        """Create the folder for the command, with the prior store in it."""
+        folder.mkdir()
+        if self.prior is not None:
+            shutil.copytree(self.prior, folder / self.target)
+
+    def command(self, folder: Path) -> list[str]:
+        """Return the command for a folder."""
+        return [word.format(folder) for word in self.words]
+
+    def content(self, folder: Path) -> Content | None:
+        """Return the content of the target after a check of all of it; None if the target does not exist."""
+        target = folder / self.target
+        if self.target == FOLDER:
+            return dict(read(target)) if target.exists() else None
+        return content_of_store(target) if target.exists() else None
+
+    def check(self, folder: Path, ended: Ended) -> None:
+        """Check that the target has its old or new state, and the new one if the command reported success."""
+        found = self.content(folder)
+        assert found in ((self.new,) if ended.published else (self.old, self.new)), ended
+        self._check_untouched(folder)
+
+    def complete(self, folder: Path, commands: Commands) -> None:
+        """Run the command again and check that it completes and leaves no other file."""
+        was_there = self.prior is None and (folder / self.target).exists()
+        ended = commands.run(self.command(folder))
+        if was_there:  # the first run ended after its last rename, so the second can only report that the target exists
+            assert ended.status == 1, ended
+            assert "exists; " in ended.err
+        else:
+            assert (ended.status, ended.err) == (0, ""), ended
+        assert self.content(folder) == self.new
+        assert shard_contents(folder / self.target) == self.shards
+        self._check_untouched(folder)
+        target = folder / self.target
+        assert target.suffix != ".lmdb" or verify(target, workers=1).ok
+        left = [str(path.relative_to(folder)) for path in folder.rglob("*.partial*/**")]
+        assert list(target.parent.iterdir()) == [target], left
+        if target.suffix == ".lmdb":
+            others = {path.name for path in target.iterdir() if not path.match("shard-?????.lmdb")}
+            assert others == {INDEX_FILE}, others
+
+    def _check_untouched(self, folder: Path) -> None:
+        """Check that every shard of the prior store is unchanged, byte for byte."""
+        for shard in () if self.prior is None else self.prior.glob("shard-*.lmdb"):
+            assert (folder / self.target / shard.name).read_bytes() == shard.read_bytes()
+
+
+def content_of_store(store: Path) -> Content:
+    """Return the content of a store after a check of each shard: its tree, its metadata and every value."""
+    with Store(store) as source:
+        for number in source.index.shards:
+            read_shard(store / shard_file_name(number), check_values=True)
+        return content_of(source)
+
+
+def image_files(number: int) -> Tree:
+    """Return the files of image ``number``: patches of a few bytes to some LMDB pages, a reference, a centers.pt."""
+    draw = random.Random(number)
+    count = draw.randrange(2, 7)
+    patches = {
+        f"{patch:08d}.ppm": ppm(number * 100 + patch) + draw.randbytes(draw.choice((0, 50, 3000, 9000)))
+        for patch in range(count)
+    }
+    centers = write_centers({patch: Center(patch, number, 8) for patch in range(count)})
+    return {**patches, "ref.jpg": ppm(0xFF0000 + number), "centers.pt": centers}
+
+
+def make_source(root: Path, numbers: range) -> Path:
+    """Write the images of ``numbers`` into a chunked folder, and return the folder."""
+    for number in numbers:
+        write(root / f"image_{number:05d}", image_files(number))
+    return root
+
+
+def make_tasks(root: Path, commands: Commands) -> dict[str, Task]:
+    """Return name -> task for every task, after one run of each."""
+    source = make_source(root / "source", range(8))
+    photos = write(root / "photos", {f"{n // 2}/{n}.png": encoded(scene(80, 80 + n, seed=n), "png") for n in range(5)})
+    shards = ("--workers", "1", "--shard-size", "20KiB")
+    cut = ("extract", "--crop-size", "64", "--step", "64", "--threshold", "8", "--workers", "1")
+    cut_shards = (*cut, "--shard-size", "30KiB")
+    into = f"{{}}/{STORE}"
+    commands.done("import", *shards, "--images", "image_0000[0-3]", source, root / "part.lmdb")
+    commands.done("import", *shards, source, root / "whole.lmdb")
+    commands.done(*cut_shards, "--exclude", "2/", photos, root / "cut_part.lmdb")
+    tasks = {
+        "import": Task(words=("import", *shards, str(source), into), target=STORE),
+        "import-nested": Task(words=("import", *shards, str(source), f"{{}}/{NESTED}"), target=NESTED),
+        "append": Task(
+            words=("import", "--append", *shards, str(source), into), target=STORE, prior=root / "part.lmdb"
+        ),
+        "reindex": Task(words=("reindex", into), target=STORE, prior=root / "whole.lmdb"),
+        "extract": Task(words=(*cut_shards, str(photos), into), target=STORE),
+        "extract-append": Task(
+            words=(*cut_shards, "--append", str(photos), into), target=STORE, prior=root / "cut_part.lmdb"
+        ),
+        "extract-folder": Task(words=(*cut, str(photos), f"{{}}/{FOLDER}"), target=FOLDER),
+        "export": Task(words=("export", "--workers", "1", str(root / "whole.lmdb"), f"{{}}/{FOLDER}"), target=FOLDER),
+    }
+    return {name: _tried(task, root / f"try_{name}", commands) for name, task in tasks.items()}
+
+
+def _tried(task: Task, folder: Path, commands: Commands) -> Task:
+    task.prepare(folder)
+    old = task.content(folder)
+    started = time.monotonic()
+    commands.done(*task.command(folder))
+    seconds = time.monotonic() - started
+    new = task.content(folder)
+    assert new is not None
+    return replace(task, old=old, new=new, shards=shard_contents(folder / task.target), seconds=seconds)

@@ -1,0 +1,412 @@
+"""Samplers: which items come, in which order, how often each came before, and how a pass resumes."""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+import time
+import tracemalloc
+from collections import Counter
+from itertools import islice, zip_longest
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dlas_store.datasets import DistIterSampler, create_dataloader
+from dlas_store.errors import ConfigError
+from dlas_store.sampling.rng import Draw
+from dlas_store.sampling.samplers import EpochSampler, plain_indices
+
+
+def indices(draws: list[Draw]) -> list[int]:
+    return [draw.index for draw in draws]
+
+
+def test_every_item_comes_once_an_epoch() -> None:
+    for shuffle in (True, False):
+        sampler = EpochSampler(50, seed=1, shuffle=shuffle)
+        assert len(sampler) == 50
+        epochs = [list(sampler) for _ in range(3)]
+        for number, epoch in enumerate(epochs):
+            assert sorted(epoch) == [Draw(index, number) for index in range(50)]
+            assert all(type(draw.index) is int for draw in epoch)
+        assert (indices(epochs[0]) == list(range(50))) is not shuffle
+        assert (indices(epochs[0]) == indices(epochs[1])) is not shuffle
+
+
+def test_an_order_follows_from_seed_and_epoch() -> None:
+    orders = {}
+    for seed in range(3):
+        sampler = EpochSampler(20, seed=seed, shuffle=True)
+        for epoch in range(3):
+            orders[seed, epoch] = tuple(indices(list(sampler)))
+    assert len(set(orders.values())) == 9  # epoch 1 of seed 0 is not epoch 0 of seed 1
+    sampler = EpochSampler(20, seed=2, shuffle=True)
+    sampler.set_epoch(2)
+    assert tuple(indices(list(sampler))) == orders[2, 2]
+
+
+def test_plain_indices_are_those_of_the_draws() -> None:
+    plain, draws = (EpochSampler(20, seed=3, shuffle=True) for _ in range(2))
+
+    def ints() -> list[int]:
+        return [index for batch in plain_indices(plain.batches()) for index in batch]
+
+    assert len(plain) == 20
+    assert [ints(), ints()] == [indices(list(draws)), indices(list(draws))]
+    plain.set_epoch(0)
+    draws.set_epoch(0)
+    assert ints() == indices(list(draws))
+
+
+@pytest.mark.parametrize(("length", "replicas", "ratio"), [(10, 1, 100), (10, 3, 100), (7, 4, 5), (3, 8, 1), (1, 1, 1)])
+def test_the_ranks_share_an_enlarged_epoch(length: int, replicas: int, ratio: int) -> None:
+    samplers = [DistIterSampler(length, replicas=replicas, rank=rank, ratio=ratio, seed=1) for rank in range(replicas)]
+    share = math.ceil(length * ratio / replicas)
+    epochs = []
+    for _ in range(3):
+        shares = [list(sampler) for sampler in samplers]
+        assert [len(one) for one in shares] == [share] * replicas == [len(sampler) for sampler in samplers]
+        draws = [draw for one in shares for draw in one]
+        counts = Counter(indices(draws))
+        assert set(counts) == set(range(length))
+        assert max(counts.values()) - min(counts.values()) <= 1
+        epochs.append(draws)
+    everything = [draw for draws in epochs for draw in draws]
+    assert len(set(everything)) == len(everything)  # no item ever comes again with the same random numbers
+
+
+def test_an_enlarged_epoch_is_shuffled_as_a_whole_by_seed_and_epoch() -> None:
+    def epochs(seed: int) -> list[list[int]]:
+        sampler = DistIterSampler(10, replicas=2, rank=0, seed=seed)
+        return [indices(list(sampler)) for _ in range(2)]
+
+    first, second = epochs(0)
+    assert len(first) == 500
+    assert first != second
+    assert epochs(0) == [first, second]
+    assert first not in epochs(1)
+    assert second not in epochs(1)
+    assert len({tuple(sorted(first[start : start + 10])) for start in range(0, 500, 10)}) > 10
+    sampler = DistIterSampler(10, replicas=2, rank=0)
+    sampler.set_epoch(1)
+    assert indices(list(sampler)) == second
+
+
+def test_ranks_get_different_parts_of_one_permutation() -> None:
+    parts = [list(DistIterSampler(40, replicas=2, rank=rank, ratio=1)) for rank in range(2)]
+    assert sorted(indices(parts[0]) + indices(parts[1])) == list(range(40))
+    assert parts[0] != parts[1]
+
+
+def test_it_feeds_our_loader_whatever_the_dataset_and_is_told_the_epoch() -> None:
+    sampler = DistIterSampler(8, replicas=1, rank=0, ratio=2)
+    expected = [indices(list(sampler)) for _ in range(2)]
+    sampler.set_epoch(0)
+    loader = create_dataloader(range(8), {"batch_size": 4, "phase": "val"}, sampler=sampler)  # type: ignore[arg-type]
+    passes = [[int(number) for batch in loader for number in batch] for _ in range(2)]
+    assert passes == expected
+    assert len(loader) == 4
+    loader.set_epoch(1)
+    assert [int(number) for batch in loader for number in batch] == expected[1]
+
+
+def test_a_sampler_is_pickled_with_its_epoch() -> None:
+    sampler = EpochSampler(20, seed=3, shuffle=True)
+    list(sampler)
+    again: EpochSampler = pickle.loads(pickle.dumps(sampler))
+    assert list(again) == list(sampler)
+
+
+def test_a_window_is_read_whole_before_the_next() -> None:
+    order = indices(list(EpochSampler(1000, seed=1, shuffle=True, window=50)))
+    assert sorted(order) == list(range(1000))
+    windows = [order[start : start + 50] for start in range(0, 1000, 50)]
+    assert all(max(window) - min(window) == 49 for window in windows)
+    assert all(window != sorted(window) for window in windows)
+    assert windows != sorted(windows)
+
+
+@st.composite
+def sharings(draw: st.DrawFn) -> dict[str, Any]:
+    """Ways to share an epoch among ranks."""
+    ranks = draw(st.integers(1, 6))
+    return {
+        "ranks": ranks,
+        "batch_size": ranks * draw(st.integers(1, 5)),
+        "drop_last": draw(st.booleans()),
+        "uneven": draw(st.booleans()),
+    }
+
+
+def batches_of_ranks(
+    length: int, sharing: dict[str, Any], state: dict[str, int] | None = None
+) -> list[list[list[Draw]]]:
+    """The rest of an epoch: for each rank, its batches."""
+    found = []
+    for rank in range(sharing["ranks"]):
+        sampler = EpochSampler(length, seed=3, shuffle=True, rank=rank, **sharing)
+        if state is not None:
+            sampler.load_state_dict(state)
+        found.append(list(sampler.batches()))
+    return found
+
+
+def expected_batches(order: list[Draw], sharing: dict[str, Any], position: int = 0) -> list[list[list[Draw]]]:
+    """The same from the definition: cut the order into global batches, and deal each out."""
+    size, ranks = sharing["batch_size"], sharing["ranks"]
+    batches = [order[start : start + size] for start in range(position, len(order), size)]
+    if sharing["drop_last"]:
+        batches = [batch for batch in batches if len(batch) == size]
+    if not sharing["uneven"] and batches:
+        missing = -len(batches[-1]) % ranks
+        batches[-1] = batches[-1] + (order * ranks)[:missing]
+    return [[batch[rank::ranks] for batch in batches if batch[rank::ranks]] for rank in range(ranks)]
+
+
+@given(length=st.integers(0, 80), sharing=sharings())
+def test_ranks_share_each_global_batch(length: int, sharing: dict[str, Any]) -> None:
+    order = list(EpochSampler(length, seed=3, shuffle=True))
+    found = batches_of_ranks(length, sharing)
+    assert found == expected_batches(order, sharing)
+    for number, shares in enumerate(zip_longest(*found, fillvalue=[])):
+        batch = order[number * sharing["batch_size"] : (number + 1) * sharing["batch_size"]]
+        dealt = [draw for draws in zip_longest(*shares) for draw in draws if draw is not None]
+        assert dealt[: len(batch)] == batch
+        assert len(dealt) - len(batch) < sharing["ranks"]
+        assert len(dealt) == len(batch) or not sharing["uneven"]
+    for rank, batches in enumerate(found):
+        flat = EpochSampler(length, seed=3, shuffle=True, rank=rank, **sharing)
+        assert len(flat) == sum(map(len, batches))
+        assert list(flat) == [draw for share in batches for draw in share]
+    if not sharing["uneven"]:
+        assert len({sum(map(len, batches)) for batches in found}) == 1
+
+
+@given(length=st.integers(0, 60), before=sharings(), after=sharings(), data=st.data())
+def test_any_ranks_and_batch_size_go_on_with_exactly_the_rest(
+    length: int, before: dict[str, Any], after: dict[str, Any], data: st.DataObject
+) -> None:
+    order = list(EpochSampler(length, seed=3, shuffle=True))
+    rank = data.draw(st.integers(0, before["ranks"] - 1))
+    first = EpochSampler(length, seed=3, shuffle=True, rank=rank, **before)
+    whole = list(first.batches())
+    for count in range(len(whole) + 1):
+        first.set_epoch(0)
+        handed = list(islice(first.batches(), count))
+        assert handed == whole[:count]
+        assert first.position == min(count * before["batch_size"], len(order))
+        state = json.loads(json.dumps(first.state_dict()))
+        assert batches_of_ranks(length, after, state) == expected_batches(order, after, state["position"])
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_a_pass_resumes_at_every_item(shuffle: bool) -> None:
+    whole = list(EpochSampler(25, seed=3, shuffle=shuffle))
+    for handed in range(26):
+        sampler = EpochSampler(25, seed=3, shuffle=shuffle)
+        list(islice(sampler, handed))
+        again = EpochSampler(25, seed=99, shuffle=shuffle)
+        again.load_state_dict(sampler.state_dict())
+        assert again.state_dict() == {"seed": 3, "epoch": 0, "position": handed, "length": 25}
+        assert list(again) == whole[handed:]
+        assert again.state_dict() == {"seed": 3, "epoch": 1, "position": 0, "length": 25}
+        assert {draw.repetition for draw in again} == {1}
+
+
+def test_inside_a_batch_the_position_is_as_if_all_ranks_were_as_far() -> None:
+    sampler = EpochSampler(13, seed=0, shuffle=False, batch_size=6, rank=1, ranks=2, uneven=True)
+    assert [sampler.position for _ in sampler] == [2, 4, 6, 8, 10, 12]
+    assert sampler.state_dict()["epoch"] == 1
+
+
+def test_state_at_tells_what_was_delivered_however_far_the_sampler_is_ahead() -> None:
+    sampler = EpochSampler(50, seed=3, shuffle=True, batch_size=8, rank=1, ranks=2)
+    assert sampler.state_at(1)["position"] == 8
+    sampler.load_state_dict({"seed": 3, "epoch": 4, "position": 10, "length": 50})
+    assert sampler.state_at(0) == sampler.state_dict()
+    passing = sampler.batches()
+    for handed in range(6):
+        states = [sampler.state_at(batches) for batches in range(8)]
+        assert [state["position"] for state in states] == [10, 18, 26, 34, 42, 50, 50, 50]
+        assert {state["epoch"] for state in states} == {4}
+        assert (next(passing, None) is None) is (handed == 5)
+    assert sampler.state_dict() == {"seed": 3, "epoch": 5, "position": 0, "length": 50}
+    sampler.set_epoch(9)
+    assert sampler.state_at(2)["epoch"] == 4  # the pass that began last
+    iter(sampler)
+    assert sampler.state_at(2) == {"seed": 3, "epoch": 9, "position": 16, "length": 50}
+
+
+def test_a_pass_that_is_broken_off_leaves_its_state_and_the_next_epoch_follows() -> None:
+    sampler = EpochSampler(20, seed=3, shuffle=True)
+    list(islice(sampler, 7))
+    assert sampler.state_dict() == {"seed": 3, "epoch": 0, "position": 7, "length": 20}
+    assert [draw.repetition for draw in sampler] == [1] * 20
+    list(islice(sampler, 7))
+    sampler.set_epoch(2)
+    assert [draw.repetition for draw in sampler] == [2] * 20  # an epoch can be had again, whole
+
+
+def test_set_epoch_keeps_a_loaded_position_of_that_epoch_only() -> None:
+    state = {"seed": 3, "epoch": 5, "position": 12, "length": 20}
+    for epoch, left in ((5, 8), (6, 20), (4, 20)):
+        sampler = EpochSampler(20, seed=3, shuffle=True)
+        sampler.load_state_dict(state)
+        sampler.set_epoch(epoch)
+        assert [draw.repetition for draw in sampler] == [epoch] * left
+
+
+def test_a_state_after_the_last_item_leaves_an_empty_pass() -> None:
+    sampler = EpochSampler(4, seed=3, shuffle=True)
+    state = [sampler.state_dict() for _ in sampler][-1]
+    assert state == {"seed": 3, "epoch": 0, "position": 4, "length": 4}
+    sampler.load_state_dict(state)
+    assert [len(list(sampler)), len(list(sampler))] == [0, 4]
+
+
+def test_of_two_passes_at_a_time_the_later_has_the_state() -> None:
+    sampler = EpochSampler(4, seed=3, shuffle=False)
+    earlier, later = iter(sampler), iter(sampler)
+    assert [next(later), next(earlier), next(earlier)] == [Draw(0, 1), Draw(0, 0), Draw(1, 0)]
+    assert sampler.state_dict() == {"seed": 3, "epoch": 1, "position": 1, "length": 4}
+    assert list(earlier) == [Draw(2, 0), Draw(3, 0)]
+    assert sampler.state_dict()["position"] == 1
+
+
+def test_an_epoch_that_was_begun_keeps_its_place_whatever_comes_after_it() -> None:
+    sampler = EpochSampler(20, seed=3, shuffle=True, batch_size=4)
+    sampler.load_state_dict({"seed": 3, "epoch": 2, "position": 6, "length": 20})
+    epoch, keys = sampler.epoch, iter(sampler)
+    assert sampler.epoch is epoch
+    assert (epoch.number, epoch.start, epoch.stop, epoch.count, epoch.handed_out) == (2, 6, 20, 14, 0)
+    assert len(list(keys)) == epoch.handed_out == 14
+    assert sampler.epoch.number == 3
+    next(iter(sampler))
+    assert (sampler.epoch.number, sampler.epoch.handed_out, epoch.handed_out) == (3, 1, 14)
+    assert sampler.state_after(epoch, 5) == {"seed": 3, "epoch": 2, "position": 11, "length": 20}
+    assert sampler.state_after(epoch, 99)["position"] == 20
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": None}, "state: seed must be an integer of at least 0, got None"),
+        ({"seed": -1}, "state: seed must be an integer of at least 0, got -1"),
+        ({"epoch": "1"}, "state: epoch must be an integer of at least 0, got '1'"),
+        ({"epoch": True}, "state: epoch must be an integer of at least 0, got True"),
+        ({"position": 21}, "state: position must be an integer from 0 to 20, got 21"),
+        ({"position": 1.0}, r"state: position must be an integer from 0 to 20, got 1\.0"),
+        ({"length": 18}, r"the data has grown from 18 to 20 items since.*set_epoch\(3\)"),
+        ({"length": 30, "position": 25}, "the data has shrunk from 30 to 20 items since"),
+    ],
+)
+def test_a_wrong_state_is_refused_and_changes_nothing(change: dict[str, Any], message: str) -> None:
+    state = {"seed": 3, "epoch": 2, "position": 5, "length": 20}
+    sampler = EpochSampler(20, seed=1, shuffle=True)
+    with pytest.raises(ConfigError, match=message):
+        sampler.load_state_dict({**state, **change})
+    for key in change:
+        with pytest.raises(ConfigError, match=f"state: {key} is missing; it must be an integer"):
+            sampler.load_state_dict({other: state[other] for other in state if other != key})
+    assert sampler.state_dict() == {"seed": 1, "epoch": 0, "position": 0, "length": 20}
+
+
+def test_a_state_that_is_no_mapping_is_refused() -> None:
+    with pytest.raises(ConfigError, match="state: length is missing"):
+        EpochSampler(20, seed=1, shuffle=True).load_state_dict([1, 2, 3, 4])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"batch_size": 8, "ranks": 3},
+            "batch_size must be a positive multiple of ranks, got batch_size 8 and ranks 3",
+        ),
+        ({"batch_size": 0}, "got batch_size 0 and ranks 1"),
+        ({"ranks": 0}, "got batch_size 1 and ranks 0"),
+        ({"batch_size": 4, "ranks": 2, "rank": 2}, "rank must be from 0 to 1, got 2"),
+        ({"window": 0}, "window must be a positive integer, got 0"),
+    ],
+)
+def test_a_wrong_option_is_refused(options: dict[str, int], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        EpochSampler(20, seed=1, shuffle=True, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("window", [None, 4096])
+def test_the_start_of_a_huge_epoch_takes_no_memory_and_its_middle_no_time(window: int | None) -> None:
+    length = 10**9
+    list(islice(EpochSampler(100, seed=0, shuffle=True, window=window), 10))  # what is set up when first used
+    tracemalloc.start()
+    sampler = EpochSampler(length, seed=0, shuffle=True, window=window)
+    draws = list(islice(sampler, 1000))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(set(draws)) == 1000
+    assert peak < 4_000_000
+    spent = []
+    for _ in range(3):  # a busy machine, or a garbage collection, may hit one
+        sampler.load_state_dict({"seed": 0, "epoch": 3, "position": 10_000_000, "length": length})
+        begin = time.process_time()
+        assert next(iter(sampler)).repetition == 3
+        spent.append(time.process_time() - begin)
+    assert min(spent) < 0.1
+    assert sampler.position == 10_000_001
+
+
+@given(
+    length=st.integers(1, 12),
+    ratio=st.integers(1, 4),
+    replicas=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    data=st.data(),
+)
+def test_an_enlarged_epoch_resumes_with_other_replicas(
+    length: int, ratio: int, replicas: tuple[int, int], data: st.DataObject
+) -> None:
+    order = list(DistIterSampler(length, replicas=1, rank=0, ratio=ratio, seed=2))
+    before, after = (min(number, length) for number in replicas)  # of so many, draws do not depend on the number
+    first = DistIterSampler(length, replicas=before, rank=before - 1, ratio=ratio, seed=2)
+    handed = data.draw(st.integers(0, len(first)))
+    assert list(islice(first, handed)) == (order[before - 1 :: before])[:handed] or handed == len(first)
+    state = json.loads(json.dumps(first.state_dict()))
+    assert state == {"seed": 2, "epoch": 0, "position": min(handed * before, len(order)), "length": length}
+    assert first.state_at(handed) == state
+    rest = []
+    for rank in range(after):
+        again = DistIterSampler(length, replicas=after, rank=rank, ratio=ratio, seed=0)
+        again.load_state_dict(state)
+        rest.append(list(again))
+    dealt = [draw for draws in zip(*rest, strict=True) for draw in draws]
+    left = order[state["position"] :]
+    assert dealt[: len(left)] == left
+    assert len(dealt) - len(left) < after
+    assert not {*dealt[len(left) :]} & {*order}  # short ranks get no draw a second time
+    assert {draw.repetition // (ratio + 1) for draw in dealt} <= {0}
+
+
+def test_a_state_of_an_enlarged_epoch_is_checked_too() -> None:
+    sampler = DistIterSampler(10, replicas=2, rank=0, ratio=3)
+    state = {"seed": 0, "epoch": 1, "position": 30, "length": 10}
+    sampler.load_state_dict(state)
+    assert [len(list(sampler)), len(list(sampler))] == [0, 15]
+    with pytest.raises(ConfigError, match="position must be an integer from 0 to 30, got 31"):
+        sampler.load_state_dict({**state, "position": 31})
+    with pytest.raises(ConfigError, match="the data has shrunk from 11 to 10 items"):
+        sampler.load_state_dict({**state, "length": 11})
+
+
+def test_plain_indices_pass_the_state_on() -> None:
+    plain, draws = (EpochSampler(20, seed=3, shuffle=True, batch_size=4) for _ in range(2))
+    ints = plain_indices(plain.batches())
+    assert list(islice(ints, 2)) == [indices(share) for share in islice(draws.batches(), 2)]
+    state = plain.state_dict()
+    assert state == draws.state_dict() == plain.state_at(2)
+    again = EpochSampler(20, seed=0, shuffle=True)
+    again.load_state_dict(state)
+    left = [index for batch in plain_indices(again.batches()) for index in batch]
+    assert left == indices(list(EpochSampler(20, seed=3, shuffle=True)))[8:]

@@ -1,0 +1,64 @@
+"""Small datasets for tests of loaders; each item contains its own index."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from dlas_store.config import ConfigOptions
+from dlas_store.errors import ImageError
+from dlas_store.loading.batch import Allocate, BatchWork
+from dlas_store.loading.dataset import ItemDataset
+from dlas_store.sampling.rng import Draw, ItemRandom
+
+ITEMS = 40
+
+
+class Rolls(ItemDataset):
+    """A dataset whose items hold their index and a random number; it records the batches that are begun."""
+
+    def __init__(self, *, length: int = ITEMS, bad: Sequence[int] = (), seed: int | None = 5) -> None:
+        super().__init__(ConfigOptions.of_dataset({} if seed is None else {"seed": seed}, mode="rolls"))
+        self.length = length
+        self.bad = set(bad)
+        self.begun: list[list[int]] = []
+
+    def __len__(self) -> int:
+        return self.length
+
+    def image_of(self, index: int) -> str:
+        return f"image{index}"
+
+    def make_item(self, index: int, random: ItemRandom) -> dict[str, Any]:
+        if index in self.bad:
+            raise ImageError(f"item {index} is damaged")
+        return {"index": index, "roll": int(random.generator.integers(1 << 40)), "side": torch.ones(1 + index % 3)}
+
+    def begin_batch(self, draws: Sequence[Draw], allocate: Allocate) -> BatchWork:
+        self.begun.append([draw.index for draw in draws])
+        return super().begin_batch(draws, allocate)
+
+
+class Squares(Dataset[int]):
+    """A plain dataset of PyTorch, as users write it, which takes whole numbers only."""
+
+    def __init__(self, length: int = 10) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> int:
+        if type(index) is not int:
+            raise TypeError(index)
+        if index == 13:
+            raise ValueError("13 is unlucky")
+        return index * index
+
+
+def indices_and_rolls(items: Sequence[Mapping[str, Any]]) -> Any:
+    """Collate items into a batch: index and random number of each."""
+    return [(item["index"], item["roll"]) for item in items]
