@@ -94,12 +94,12 @@ class WeightedPatches:
         self._lengths = list(kept_counts) if ignore_first else [len(source) for source in sources]
         repeated = [length * weight for length, weight in zip(self._lengths, weights, strict=True)]
         self._ends = list(accumulate(repeated))
-        given = [source for source, count in zip(sources, repeated, strict=True) if count]
-        self.source = concat(given)
+        used_sources = [source for source, count in zip(sources, repeated, strict=True) if count]
+        self.source = concat(used_sources)
         self._sources = list(sources)
         starts = dict(zip(members(self.source), accumulate(map(len, members(self.source)), initial=0), strict=False))
         self._starts = [starts.get(source, 0) for source in sources]
-        self._period = self._find_period(given, weights)
+        self._period = self._find_period(used_sources, weights)
 
     def __len__(self) -> int:
         """Return the number of items in an epoch."""
@@ -114,13 +114,13 @@ class WeightedPatches:
         Raises:
             PatchIndexError: the index is outside of that.
         """
-        root, position = self._place(index)
+        entry, position = self._place(index)
         if self._ignore_first:
-            kept = self._kept[root]
+            kept = self._kept[entry]
             number = int(np.searchsorted(kept, position, side="right")) - 1
-            first = self._sources[root].first_patch(number) + self._ignore_first
+            first = self._sources[entry].first_patch(number) + self._ignore_first
             position += first - int(kept[number])
-        return self._starts[root] + position
+        return self._starts[entry] + position
 
     def patches_at(self, indices: Sequence[int]) -> list[int]:
         """Return what patch_at() does for each of some items, one or more."""
@@ -143,23 +143,23 @@ class WeightedPatches:
         Raises:
             PatchIndexError: the index is outside of that.
         """
-        root, position = self._place(index)
-        return sum(self._lengths[:root]) + position
+        entry, position = self._place(index)
+        return sum(self._lengths[:entry]) + position
 
-    def _find_period(self, given: Sequence[Source], weights: Sequence[int]) -> int | None:
+    def _find_period(self, used_sources: Sequence[Source], weights: Sequence[int]) -> int | None:
         """Return the number of patches after which items repeat in the source's own order; None where they do not."""
-        joined = list(members(self.source))
-        if not joined or self._ignore_first or list(given) != joined:
+        distinct = list(members(self.source))
+        if not distinct or self._ignore_first or list(used_sources) != distinct:
             return None
-        return len(self.source) if len(joined) == 1 or max(weights) <= 1 else None
+        return len(self.source) if len(distinct) == 1 or max(weights) <= 1 else None
 
     def _place(self, index: int) -> tuple[int, int]:
-        """Return which of the sources a patch is of, and its number among those that the source gives."""
+        """Return which entry of the list of sources an item is of, and its number among the patches of that entry."""
         if not 0 <= index < len(self):
             raise PatchIndexError(f"no item {index}: the dataset has {len(self)}")
-        root = bisect_right(self._ends, index)
-        start = self._ends[root - 1] if root else 0
-        return root, (index - start) % self._lengths[root]
+        entry = bisect_right(self._ends, index)
+        start = self._ends[entry - 1] if entry else 0
+        return entry, (index - start) % self._lengths[entry]
 
 
 def image_path(source: Source, index: int) -> str:

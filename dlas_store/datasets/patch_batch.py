@@ -36,7 +36,7 @@ _SHAPE = attrgetter("shape")
 _PLANES = ("hq", "lq", "gt_fullsize_ref", "lq_fullsize_ref")
 
 
-class _FoundPatch(NamedTuple):
+class _PatchInfo(NamedTuple):
     """What is known of a patch before it is read, and where it goes.
 
     Attributes:
@@ -121,10 +121,12 @@ class PatchBatch:
     def fill(self, start: int, stop: int) -> None:
         """Make a part of the items; see BatchWork."""
         part = self._order[start:stop]
-        # All are looked up first, for decoding leaves nothing that this needs in the processor's caches.
-        found = {item: self._find_item(item) for item in part}
+        info_of: Mapping[int, Sequence[_PatchInfo]] = dict.fromkeys(part, ())
+        if self._loops is not None:
+            # All are looked up first, for decoding leaves nothing that this needs in the processor's caches.
+            info_of = {item: self._find_item(item) for item in part}
         for items, pixels in decode_groups(self._frames, part, self._patch_size, self._memory, self._replace_item):
-            self._write(items, pixels, found)
+            self._write(items, pixels, info_of)
 
     def finish(self) -> dict[str, Any]:
         """Return the batch; see BatchWork."""
@@ -153,7 +155,7 @@ class PatchBatch:
         """Return the arrays (rows, C, h, w) in the order of _PLANES."""
         return self._hq, self._lq, self._hq_reference, self._lq_reference
 
-    def _find_item(self, item: int) -> list[_FoundPatch]:
+    def _find_item(self, item: int) -> list[_PatchInfo]:
         """Return what is known of an item's patches if they have the likely size; nothing after an error."""
         rows = range(item * self._count, (item + 1) * self._count)
         try:
@@ -161,28 +163,28 @@ class PatchBatch:
         except StoreError:  # to be raised, or replaced, when the item is written
             return []
 
-    def _find_patch(self, row: int, size: tuple[int, int]) -> _FoundPatch:
+    def _find_patch(self, row: int, size: tuple[int, int]) -> _PatchInfo:
         """Look up what is known of a patch of a size."""
         source = self._frames.source
         number, position = source.locate(self._frames.patches[row])
         path = source.path_of(number, position)
         if not self._options.need_ref or (reference := self._references.get(number, size)) is None:
-            return _FoundPatch(row, path, None, UNKNOWN_CENTER, _NO_CENTER)
+            return _PatchInfo(row, path, None, UNKNOWN_CENTER, _NO_CENTER)
         square = square_in_reference(
             source, number, position, self._options, reference_size=reference.size, patch_size=size
         )
         center = rescale_center((square.row, square.col), size, self._target)
-        return _FoundPatch(row, path, reference, square, center)
+        return _PatchInfo(row, path, reference, square, center)
 
-    def _write(self, items: Sequence[int], pixels: list[Pixels], found: Mapping[int, list[_FoundPatch]]) -> None:
+    def _write(self, items: Sequence[int], pixels: list[Pixels], info_of: Mapping[int, Sequence[_PatchInfo]]) -> None:
         """Write decoded items: together where all is known of them and their size is the likely one, else one by one.
 
         Args:
             items: their places in the batch.
             pixels: of their patches, item by item.
-            found: what is known of each item's patches if they have the likely size.
+            info_of: what is known of each item's patches if they have the likely size, or nothing.
         """
-        patches = [patch for item in items for patch in found[item]]
+        patches = [patch for item in items for patch in info_of[item]]
         shapes = set(map(_SHAPE, pixels))
         if self._loops is not None and len(patches) == len(pixels) and shapes == {(*self._patch_size, 3)}:
             self._write_together(patches, pixels, self._loops)
@@ -190,11 +192,11 @@ class PatchBatch:
         for position, item in enumerate(items):
             item_pixels = pixels[position * self._count : (position + 1) * self._count]
             try:
-                self._write_item(item, item_pixels, found[item])
+                self._write_item(item, item_pixels, info_of[item])
             except StoreError as error:
                 self._replace_item(item, error)
 
-    def _write_together(self, patches: Sequence[_FoundPatch], pixels: list[Pixels], loops: ModuleType) -> None:
+    def _write_together(self, patches: Sequence[_PatchInfo], pixels: list[Pixels], loops: ModuleType) -> None:
         """Write patches of the likely size with one call of C."""
         planes, references = [], []
         for patch, decoded in zip(patches, pixels, strict=True):
@@ -206,11 +208,11 @@ class PatchBatch:
                 references.append(loops_arguments(patch.reference, patch.square, self._patch_size, hq=hq, lq=lq))
         loops.write_patches(tuple(planes), tuple(references))
 
-    def _write_item(self, item: int, pixels: Sequence[Pixels], found: Sequence[_FoundPatch]) -> None:
+    def _write_item(self, item: int, pixels: Sequence[Pixels], infos: Sequence[_PatchInfo]) -> None:
         """Write the patches of an item, which may have any size; see _write."""
         for frame, decoded in enumerate(pixels):
             size, row = (decoded.shape[0], decoded.shape[1]), item * self._count + frame
-            patch = found[frame] if found and size == self._patch_size else self._find_patch(row, size)
+            patch = infos[frame] if infos and size == self._patch_size else self._find_patch(row, size)
             self._write_patch(decoded, row)
             self._note(patch)
             if patch.reference is not None:
@@ -219,7 +221,7 @@ class PatchBatch:
         if self._options.corruptions.is_active:
             self._corrupt(item)
 
-    def _note(self, patch: _FoundPatch) -> None:
+    def _note(self, patch: _PatchInfo) -> None:
         """Take over the path and the centre of a patch, and leave no reference where it has none."""
         row = patch.row
         self._paths[row // self._count] = patch.path  # that of the last frame stays

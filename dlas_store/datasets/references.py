@@ -95,7 +95,8 @@ class ReferenceCache(Generic[R]):
         Raises:
             StoreError: it cannot be read or decoded.
         """
-        return self._cache.get((number, patch_size), self._read) or None
+        key = (number, patch_size)
+        return self._cache.peek(key) or self._cache.get(key, self._read) or None
 
     def _read(self, key: _Key) -> R | Literal[False]:
         source = self._source

@@ -125,7 +125,7 @@ class PatchDataset(ItemDataset):
 
     def will_need(self, draws: Sequence[Draw]) -> None:
         """Let the system fetch patches and references; see ItemDataset."""
-        self.source.will_need(self.patches_of_all([draw.index for draw in draws]))
+        self.source.will_need([patch for draw in draws for patch in self.patches_of(draw.index)])
 
     def _begin(self, draws: Sequence[Draw], allocate: Allocate, *, replace: MakeItem | None) -> BatchWork:
         references = self._references = self._references or resized_references(self.source, self._patch_options)

@@ -90,15 +90,15 @@ class ForkSafeThreadPool(ThreadPoolExecutor):
 @contextmanager
 def paused_for_fork() -> Iterator[None]:
     """Pause the pools of this process for the block; wait some seconds for the jobs that they have begun."""
-    me = threading.get_ident()
+    this_thread = threading.get_ident()
     try:
         with _gate.changed:
-            _gate.closed_by.append(me)
+            _gate.closed_by.append(this_thread)
             _gate.changed.wait_for(lambda: not _gate.inside, _PATIENCE_SECONDS)
         yield
     finally:
         with _gate.changed:
-            _gate.closed_by.remove(me)
+            _gate.closed_by.remove(this_thread)
             _gate.changed.notify_all()
 
 
@@ -117,10 +117,10 @@ class _Gate:
     @contextmanager
     def section(self, unless: Callable[[], bool] = lambda: False) -> Iterator[None]:
         """Run a block that no fork may meet, once nobody wishes to fork or the condition holds."""
-        me = threading.get_ident()
+        this_thread = threading.get_ident()
         with self.changed:
             # A thread that forks may itself end an epoch, when its garbage is collected.
-            self.changed.wait_for(lambda: not self.closed_by or me in self.closed_by or unless())
+            self.changed.wait_for(lambda: not self.closed_by or this_thread in self.closed_by or unless())
             self.inside += 1
         try:
             yield

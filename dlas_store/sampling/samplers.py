@@ -27,8 +27,8 @@ numpy takes however few they are is 0.1 us a key."""
 class Epoch:
     """One rank's way through an epoch, or through the rest of it.
 
-    A StatefulSampler makes it, and whoever reads the epoch holds it. Of a sampler that keeps no state it has no
-    positions.
+    A StatefulSampler makes it, and a loader holds it while it reads the epoch. For a sampler that keeps no state a
+    loader makes one without positions.
 
     Attributes:
         number: of the epoch, from 0.

@@ -19,7 +19,8 @@ class ConcatSource(Source):
     Each method asks the source that holds the patch or image, so that paths and errors name that source. Of all sources
     at once:
 
-    * ``path`` is that of the first source; source_path() says which one an image is in.
+    * ``path``, ``decoder`` and ``max_pixels`` are those of the first source; source_path() says which one an image is
+      in, and each source decodes by its own options.
     * ``layout`` is ``pictures`` where all sources have that layout, else ``chunked``.
     * ``find_image`` and ``find`` ask the sources in order, and return the first match; they never find an image whose
       name an earlier source has, too.
@@ -32,6 +33,8 @@ class ConcatSource(Source):
     def __init__(self, sources: Sequence[Source]) -> None:
         """Join sources, which stay open for as long as this one is used."""
         self.sources = tuple(sources)
+        for source in self.sources[:1]:
+            self.decoder, self.max_pixels = source.decoder, source.max_pixels
         self._starts = [0, *accumulate(map(len, self.sources))]
         self._first_images = [0, *accumulate(source.image_count for source in self.sources)]
 
@@ -159,6 +162,11 @@ class ConcatSource(Source):
         """Return what is known of an image."""
         source, number = self.member_of_image(number)
         return source.image(number)
+
+    def image_without_centers(self, number: int) -> Image:
+        """Return what is known of an image but its centres; see Source."""
+        source, number = self.member_of_image(number)
+        return source.image_without_centers(number)
 
     def read_reference(self, number: int) -> bytes | None:
         """Return the encoded bytes of an image's reference, None without one."""
