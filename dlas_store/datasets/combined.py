@@ -13,7 +13,7 @@ from dlas_store.config import ConfigOptions, OptionWarning
 from dlas_store.loading.batch import Allocate, BatchWork, MakeItem, StackingBuilder
 from dlas_store.loading.create import create_dataset
 from dlas_store.loading.dataset import ItemDataset
-from dlas_store.sampling.rng import Draw, ItemRandom
+from dlas_store.sampling.rng import SampleKey, SampleRng
 
 _UNPREFIXED = "default"
 _INHERITED = ("scale", "phase")
@@ -78,7 +78,7 @@ class CombinedDataset(ItemDataset):
         members = (member for member in self._members.values() if isinstance(member, ItemDataset))
         return super().take_skipped() + sum(member.take_skipped() for member in members)
 
-    def make_item(self, index: int, random: ItemRandom) -> dict[str, Any]:
+    def make_item(self, index: int, random: SampleRng) -> dict[str, Any]:
         """Return an item.
 
         Args:
@@ -92,26 +92,26 @@ class CombinedDataset(ItemDataset):
         draws = {name: self._draw(name, index, random.repetition) for name in self._members}
         return _merged({name: member[draws[name]] for name, member in self._members.items()})
 
-    def _begin(self, draws: Sequence[Draw], allocate: Allocate, *, replace: MakeItem | None) -> BatchWork:
+    def _begin(self, draws: Sequence[SampleKey], allocate: Allocate, *, replace: MakeItem | None) -> BatchWork:
         if replace is not None:  # one by one, for a sample that is bad in one member is replaced in all
             return super()._begin(draws, allocate, replace=replace)
         works = {name: self._begin_member(name, draws, allocate) for name in self._members}
         return _CombinedBatch(works, len(draws))
 
-    def will_need(self, draws: Sequence[Draw]) -> None:
+    def will_need(self, draws: Sequence[SampleKey]) -> None:
         """Let the system fetch what members need; see ItemDataset."""
         for name, member in self._members.items():
             if isinstance(member, ItemDataset):
                 member.will_need(self._draws(name, draws))
 
-    def _begin_member(self, name: str, draws: Sequence[Draw], allocate: Allocate) -> BatchWork:
+    def _begin_member(self, name: str, draws: Sequence[SampleKey], allocate: Allocate) -> BatchWork:
         member, own_draws = self._members[name], self._draws(name, draws)
         if isinstance(member, ItemDataset):
             return member.begin_batch(own_draws, allocate)
         return StackingBuilder(member.__getitem__, own_draws, allocate)
 
-    def _draws(self, name: str, draws: Sequence[Draw]) -> list[Any]:
-        return [self._draw(name, *self.as_draw(draw)) for draw in draws]
+    def _draws(self, name: str, draws: Sequence[SampleKey]) -> list[Any]:
+        return [self._draw(name, *self.as_key(draw)) for draw in draws]
 
     def _draw(self, name: str, index: int, repetition: int) -> Any:
         """Return what to ask a member for; members registered by others know plain indices only."""
@@ -119,7 +119,7 @@ class CombinedDataset(ItemDataset):
         if not isinstance(self._members[name], ItemDataset):
             return index % length
         passes = -(-len(self) // length)
-        return Draw(index % length, repetition * passes + index // length)
+        return SampleKey(index % length, repetition * passes + index // length)
 
     def _member_options(self, name: str, member: Mapping[str, Any], opt: Mapping[str, Any]) -> dict[str, Any]:
         inherited = {key: opt[key] for key in _INHERITED if opt.get(key) is not None}

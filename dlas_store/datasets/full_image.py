@@ -20,7 +20,7 @@ from dlas_store.datasets.concat import open_paths
 from dlas_store.datasets.patch_options import rescale_center
 from dlas_store.datasets.pictures import PictureDataset, Pictures, check_least_side, check_least_sides, open_pictures
 from dlas_store.errors import ImageError
-from dlas_store.sampling.rng import ItemRandom
+from dlas_store.sampling.rng import SampleRng
 from dlas_store.transforms.corruptions import motion_blur
 from dlas_store.transforms.crops import OFFSET_STDDEV, Square, Turn, draw_square, draw_turn
 from dlas_store.transforms.resize import Planes, matlab_reduce, pack, resize, to_planes
@@ -261,7 +261,7 @@ class FullImageDataset(PictureDataset):
             check_least_sides(options, self._pictures.sources, self._least.side, reason=self._least.reason)
         options.warn_of_unknown()
 
-    def make_item(self, index: int, random: ItemRandom) -> dict[str, Any]:
+    def make_item(self, index: int, random: SampleRng) -> dict[str, Any]:
         """Return an item.
 
         Args:

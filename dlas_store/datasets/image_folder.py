@@ -27,7 +27,7 @@ from dlas_store.datasets.pictures import (
 )
 from dlas_store.loading.batch import Allocate, BatchOfItems, BatchWork, MakeItem, new_array
 from dlas_store.loading.buffers import DecodingMemory
-from dlas_store.sampling.rng import Draw, ItemRandom
+from dlas_store.sampling.rng import SampleKey, SampleRng
 from dlas_store.sources.concat import member_at
 from dlas_store.transforms.corruptions import jitter_color
 from dlas_store.transforms.resize import Planes, area_resize, pack, to_planes
@@ -87,7 +87,7 @@ class ImageFolderDataset(PictureDataset):
         weight = len(self._pictures) // len(self._labelled.source)
         return len(self._labelled.patches) * weight
 
-    def make_item(self, index: int, random: ItemRandom) -> dict[str, Any]:
+    def make_item(self, index: int, random: SampleRng) -> dict[str, Any]:
         """Return an item.
 
         Args:
@@ -100,7 +100,7 @@ class ImageFolderDataset(PictureDataset):
             StoreError: a picture cannot be read.
         """
         if self._is_plain:
-            return self._make_plain(Draw(index, random.repetition))
+            return self._make_plain(SampleKey(index, random.repetition))
         patch = self._patch_at(index)
         path = self._source.patch_path(patch)
         picture = self._read(patch, path, random)
@@ -123,11 +123,13 @@ class ImageFolderDataset(PictureDataset):
             item["label_strings"] = dict(self._labelled.names)
         return item | {key: constant.clone() for key, constant in self._opt.constants.items()}
 
-    def _begin(self, draws: Sequence[Draw], allocate: Allocate, *, replace: MakeItem | None) -> BatchWork:
+    def _begin(self, draws: Sequence[SampleKey], allocate: Allocate, *, replace: MakeItem | None) -> BatchWork:
         begin = self._begin_plain if self._is_plain else super()._begin
         return begin(draws, allocate, replace=replace)
 
-    def _begin_plain(self, draws: Sequence[Draw], allocate: Allocate, *, replace: MakeItem | None) -> ImageFolderBatch:
+    def _begin_plain(
+        self, draws: Sequence[SampleKey], allocate: Allocate, *, replace: MakeItem | None
+    ) -> ImageFolderBatch:
         return ImageFolderBatch(
             draws,
             Frames(self._source, [self._patch_at(draw.index) for draw in draws]),
@@ -138,7 +140,7 @@ class ImageFolderDataset(PictureDataset):
             replace=replace,
         )
 
-    def _make_plain(self, draw: Draw) -> dict[str, Any]:
+    def _make_plain(self, draw: SampleKey) -> dict[str, Any]:
         work = self._begin_plain([draw], new_array, replace=None)
         work.fill(0, 1)
         item: dict[str, Any] = BatchOfItems(work.finish(), 1)[0]
@@ -149,7 +151,7 @@ class ImageFolderDataset(PictureDataset):
             return self._pictures.patch_at(index)
         return self._labelled.patches[index % len(self._labelled.patches)]
 
-    def _read(self, patch: int, path: str, random: ItemRandom) -> Picture:
+    def _read(self, patch: int, path: str, random: SampleRng) -> Picture:
         """Return a picture with its boxes, cut and flipped."""
         pixels = self._source.read_pixels([patch])[0]
         size = pixels.shape[0], pixels.shape[1]
@@ -157,7 +159,7 @@ class ImageFolderDataset(PictureDataset):
         picture = Picture(pixels, [box.cut(0, 0, size) for box in boxes])
         return cut_picture(picture, path, self._opt, random)
 
-    def _find_alternative(self, patch: int, random: ItemRandom) -> int | None:
+    def _find_alternative(self, patch: int, random: SampleRng) -> int | None:
         source, number = member_at(self._source, patch)
         is_tile = self._opt.alternative == "tile"
         other = self._siblings[source].draw(number, random) if is_tile else find_next(source, number)
@@ -173,7 +175,7 @@ class ImageFolderDataset(PictureDataset):
         height, width = self._opt.to_multiple(size, path)
         return planes[:, :height, :width]
 
-    def _make_lqs(self, frames: Sequence[Planes], random: ItemRandom) -> tuple[list[Planes], list[float]]:
+    def _make_lqs(self, frames: Sequence[Planes], random: SampleRng) -> tuple[list[Planes], list[float]]:
         opt = self._opt
         if not opt.corrupt_before_downsize:
             return opt.corruptions.apply([self._reduced(frame, opt.scale) for frame in frames], random)

@@ -24,7 +24,7 @@ from dlas_store.errors import StoreError
 from dlas_store.images.memory import Pixels
 from dlas_store.loading.batch import Allocate, MakeItem, check_one_size
 from dlas_store.loading.buffers import DecodingMemory
-from dlas_store.sampling.rng import Draw, ItemRandom
+from dlas_store.sampling.rng import SampleKey, SampleRng
 from dlas_store.transforms.corruptions import Corruptions
 from dlas_store.transforms.resize import Planes, loops_for, write_pair
 
@@ -205,7 +205,7 @@ class Picture(NamedTuple):
         return Picture(mirrored, [box.flipped(width) for box in self.boxes])
 
 
-def cut_picture(picture: Picture, path: str, opt: ImageFolderOptions, random: ItemRandom) -> Picture:
+def cut_picture(picture: Picture, path: str, opt: ImageFolderOptions, random: SampleRng) -> Picture:
     """Crop a picture around its centre, flip it at random, and crop it to a square, each only if its option asks.
 
     Args:
@@ -236,7 +236,7 @@ class ImageFolderBatch:
 
     def __init__(
         self,
-        draws: Sequence[Draw],
+        draws: Sequence[SampleKey],
         frames: Frames,
         options: ImageFolderOptions,
         memory: DecodingMemory,
@@ -330,7 +330,7 @@ class ImageFolderBatch:
         for item, pixels in zip(items, pictures, strict=True):
             try:
                 path = self._paths[item] = source.patch_path(patches[item])
-                cut = cut_picture(Picture(pixels), path, opt, ItemRandom(self._seed, self._draws[item])).pixels
+                cut = cut_picture(Picture(pixels), path, opt, SampleRng(self._seed, self._draws[item])).pixels
                 cut = np.ascontiguousarray(cut)
                 if self._loops is not None and cut.shape[:2] == self._cut_size:
                     outs = self._outs(item, self._hq_size)

@@ -13,7 +13,7 @@ import numpy as np
 
 from dlas_store.config import ConfigOptions
 from dlas_store.datasets.pictures import PictureDataset, open_pictures
-from dlas_store.sampling.rng import ItemRandom
+from dlas_store.sampling.rng import SampleRng
 from dlas_store.transforms.corruptions import Corruptions
 from dlas_store.transforms.crops import Square, draw_square, draw_turn
 from dlas_store.transforms.resize import Planes, area_resize, pack, to_planes
@@ -125,7 +125,7 @@ class MultiScaleDataset(PictureDataset):
         self._pictures = open_pictures(options)
         options.warn_of_unknown()
 
-    def make_item(self, index: int, random: ItemRandom) -> dict[str, Any]:
+    def make_item(self, index: int, random: SampleRng) -> dict[str, Any]:
         """Return an item.
 
         Args:

@@ -25,7 +25,7 @@ from dlas_store.errors import StoreError
 from dlas_store.images.memory import Pixels
 from dlas_store.loading.batch import Allocate, MakeItem
 from dlas_store.loading.buffers import DecodingMemory
-from dlas_store.sampling.rng import Draw, ItemRandom
+from dlas_store.sampling.rng import SampleKey, SampleRng
 from dlas_store.sources.base import Center
 from dlas_store.transforms.resize import Planes, area_resize, loops_for, to_planes, write_pair
 
@@ -62,7 +62,7 @@ class PatchBatch:
 
     def __init__(
         self,
-        draws: Sequence[Draw],
+        draws: Sequence[SampleKey],
         frames: Frames,
         options: PatchOptions,
         references: ReferenceCache[Reference],
@@ -257,7 +257,7 @@ class PatchBatch:
     def _corrupt(self, item: int) -> None:
         """Write HQ brought down by ``scale`` and corrupted as LQ; references and masks are not corrupted."""
         opt = self._options
-        random = ItemRandom(self._seed, self._draws[item])
+        random = SampleRng(self._seed, self._draws[item])
         hq, lq = (planes[self._rows_of(item)] for planes in (self._hq, self._lq))
         frames: list[Planes] = list(hq)
         if opt.corrupt_before_downsize:

@@ -20,7 +20,7 @@ from dlas_store.config import ConfigOptions
 from dlas_store.datasets.concat import WeightedPatches, data_key, image_path, open_weighted
 from dlas_store.errors import ImageError, NameNotFoundError
 from dlas_store.loading.dataset import ItemDataset
-from dlas_store.sampling.rng import Draw, ItemRandom
+from dlas_store.sampling.rng import SampleKey, SampleRng
 from dlas_store.sources.base import Source, relative_path
 from dlas_store.sources.concat import member_at, members
 
@@ -201,7 +201,7 @@ class PictureDataset(ItemDataset):
         """Return the path of the image that an item belongs to."""
         return image_path(self._pictures.source, self._patch_at(index))
 
-    def will_need(self, draws: Sequence[Draw]) -> None:
+    def will_need(self, draws: Sequence[SampleKey]) -> None:
         """Let the system fetch the pictures, not what else an item may take; see ItemDataset."""
         self._pictures.source.will_need([self._patch_at(draw.index) for draw in draws])
 
@@ -260,7 +260,7 @@ class Siblings:
             self._members = np.argsort(self._folders, kind="stable")
             self._starts = np.searchsorted(self._folders[self._members], np.arange(len(numbers) + 1))
 
-    def draw(self, index: int, random: ItemRandom) -> int | None:
+    def draw(self, index: int, random: SampleRng) -> int | None:
         """Return the index of another patch of a patch's folder, each as likely, None where it is alone."""
         members = self._members_with(index)
         if len(members) == 1:

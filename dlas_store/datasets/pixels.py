@@ -16,7 +16,7 @@ from dlas_store.errors import StoreError
 from dlas_store.images.memory import Pixels
 from dlas_store.loading.batch import Allocate, BatchOfItems, BatchWork, MakeItem, check_one_size, new_array
 from dlas_store.loading.dataset import ItemDataset
-from dlas_store.sampling.rng import Draw, ItemRandom
+from dlas_store.sampling.rng import SampleKey, SampleRng
 
 
 class PixelsDataset(ItemDataset):
@@ -48,17 +48,17 @@ class PixelsDataset(ItemDataset):
         """Return the path of the image that an item belongs to."""
         return image_path(self._patches.source, self._patches.patch_at(index))
 
-    def make_item(self, index: int, random: ItemRandom) -> dict[str, Any]:
+    def make_item(self, index: int, random: SampleRng) -> dict[str, Any]:
         """Return an item; see ItemDataset."""
-        work = self._begin([Draw(index, random.repetition)], new_array, replace=None)
+        work = self._begin([SampleKey(index, random.repetition)], new_array, replace=None)
         work.fill(0, 1)
         item = BatchOfItems(work.finish(), 1)[0]
         return {"pixels": item["pixels"], "index": index}
 
-    def _begin(self, draws: Sequence[Draw], allocate: Allocate, *, replace: MakeItem | None) -> BatchWork:
+    def _begin(self, draws: Sequence[SampleKey], allocate: Allocate, *, replace: MakeItem | None) -> BatchWork:
         return _PixelsBatch(self._patches, draws, allocate, replace=replace)
 
-    def will_need(self, draws: Sequence[Draw]) -> None:
+    def will_need(self, draws: Sequence[SampleKey]) -> None:
         """Let the system fetch patches; see ItemDataset."""
         self._patches.source.will_need([self._patches.patch_at(draw.index) for draw in draws])
 
@@ -67,7 +67,7 @@ class _PixelsBatch:
     """A batch of pictures of one size; see BatchWork."""
 
     def __init__(
-        self, items: WeightedPatches, draws: Sequence[Draw], allocate: Allocate, *, replace: MakeItem | None
+        self, items: WeightedPatches, draws: Sequence[SampleKey], allocate: Allocate, *, replace: MakeItem | None
     ) -> None:
         self._draws = draws
         self._replace = replace

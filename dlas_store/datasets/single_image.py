@@ -23,7 +23,7 @@ from dlas_store.errors import ConfigError
 from dlas_store.loading.batch import Allocate, BatchOfItems, BatchWork, MakeItem, new_array
 from dlas_store.loading.buffers import DecodingMemory
 from dlas_store.loading.dataset import ItemDataset
-from dlas_store.sampling.rng import Draw, ItemRandom
+from dlas_store.sampling.rng import SampleKey, SampleRng
 from dlas_store.sources.base import Source
 
 
@@ -75,7 +75,7 @@ class PatchDataset(ItemDataset):
         """Return the patches of one or more items, item by item; see patches_of."""
         return list(chain.from_iterable(map(self.patches_of, indices)))
 
-    def make_item(self, index: int, random: ItemRandom) -> dict[str, Any]:
+    def make_item(self, index: int, random: SampleRng) -> dict[str, Any]:
         """Return an item.
 
         Args:
@@ -87,14 +87,14 @@ class PatchDataset(ItemDataset):
             MissingMetadataError: a centre is needed and the source has none.
             StoreError: a patch or its reference cannot be read.
         """
-        work = self._begin([Draw(index, random.repetition)], new_array, replace=None)
+        work = self._begin([SampleKey(index, random.repetition)], new_array, replace=None)
         work.fill(0, 1)
         item: dict[str, Any] = BatchOfItems(work.finish(), 1)[0]
         return item
 
-    def __getitems__(self, items: Sequence[int | Draw]) -> Sequence[dict[str, Any]]:
+    def __getitems__(self, items: Sequence[int | SampleKey]) -> Sequence[dict[str, Any]]:
         """Return items, made as a batch; see ItemDataset."""
-        work = self.begin_batch([self.as_draw(item) for item in items], new_array)
+        work = self.begin_batch([self.as_key(item) for item in items], new_array)
         work.fill(0, len(work))
         return BatchOfItems(work.finish(), len(work))
 
@@ -113,21 +113,21 @@ class PatchDataset(ItemDataset):
             raise ConfigError("device goes neither with corruptions nor with on_error: skip; leave one of them out")
         return DevicePatches(self._patch_options, device)
 
-    def begin_raw_batch(self, draws: Sequence[Draw], allocate: Allocate) -> RawPatchBatch:
+    def begin_raw_batch(self, draws: Sequence[SampleKey], allocate: Allocate) -> RawPatchBatch:
         """Begin a batch of which a device makes HQ and LQ; see begin_batch, and DevicePatches."""
         references = self._named_references = self._named_references or ReferenceCache(self.source, name_reference)
         frames = self._frames_of(draws)
         return RawPatchBatch(frames, self._patch_options, references, framed=self._framed, allocate=allocate)
 
-    def _frames_of(self, draws: Sequence[Draw]) -> Frames:
+    def _frames_of(self, draws: Sequence[SampleKey]) -> Frames:
         patches = self.patches_of_all([draw.index for draw in draws])
         return Frames(self.source, patches, len(patches) // len(draws))
 
-    def will_need(self, draws: Sequence[Draw]) -> None:
+    def will_need(self, draws: Sequence[SampleKey]) -> None:
         """Let the system fetch patches and references; see ItemDataset."""
         self.source.will_need([patch for draw in draws for patch in self.patches_of(draw.index)])
 
-    def _begin(self, draws: Sequence[Draw], allocate: Allocate, *, replace: MakeItem | None) -> BatchWork:
+    def _begin(self, draws: Sequence[SampleKey], allocate: Allocate, *, replace: MakeItem | None) -> BatchWork:
         references = self._references = self._references or resized_references(self.source, self._patch_options)
         return PatchBatch(
             draws,

@@ -10,7 +10,7 @@ from PIL import Image as PillowImage
 
 from dlas_store.config import ConfigOptions
 from dlas_store.datasets.pictures import PictureDataset, open_pictures
-from dlas_store.sampling.rng import ItemRandom
+from dlas_store.sampling.rng import SampleRng
 from dlas_store.transforms.crops import draw_crop
 from dlas_store.transforms.resize import pack, to_planes
 
@@ -49,7 +49,7 @@ class Stylegan2Dataset(PictureDataset):
         self._pictures = open_pictures(options, key="path", weights_key=None)
         options.warn_of_unknown()
 
-    def make_item(self, index: int, random: ItemRandom) -> dict[str, Any]:
+    def make_item(self, index: int, random: SampleRng) -> dict[str, Any]:
         """Return an item.
 
         Args:
@@ -72,7 +72,7 @@ class Stylegan2Dataset(PictureDataset):
         width, height = (self._target_size * side // shorter for side in picture.size)
         return _resized(picture, (width, height))
 
-    def _cut(self, picture: PillowImage.Image, random: ItemRandom) -> PillowImage.Image:
+    def _cut(self, picture: PillowImage.Image, random: SampleRng) -> PillowImage.Image:
         side = self._target_size
         if random.generator.random() < self._crop_probability:
             size = (picture.height, picture.width)

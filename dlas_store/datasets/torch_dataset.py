@@ -13,7 +13,7 @@ from dlas_store.config import ConfigOptions
 from dlas_store.datasets.pictures import PictureDataset, Pictures, open_pictures, path_below
 from dlas_store.errors import MissingMetadataError
 from dlas_store.images.memory import Pixels
-from dlas_store.sampling.rng import ItemRandom
+from dlas_store.sampling.rng import SampleRng
 from dlas_store.sources.base import Source
 from dlas_store.sources.published import NAMES, SPLITS, open_published
 from dlas_store.transforms.crops import draw_crop
@@ -73,7 +73,7 @@ class TorchDataset(PictureDataset):
         """Return the number of items in an epoch."""
         return self._end - self._offset
 
-    def make_item(self, index: int, random: ItemRandom) -> dict[str, Any]:
+    def make_item(self, index: int, random: SampleRng) -> dict[str, Any]:
         """Return an item.
 
         Args:

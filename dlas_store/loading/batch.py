@@ -18,14 +18,14 @@ from torch.utils.data import default_collate
 from dlas_store.errors import StoreError
 from dlas_store.images.decode import empty_pixels
 from dlas_store.images.memory import empty_aligned
-from dlas_store.sampling.rng import Draw
+from dlas_store.sampling.rng import SampleKey
 
 Allocate = Callable[[tuple[int, ...], DTypeLike], NDArray[Any]]
 """Gives an array of a shape and a type, contiguous, its content undefined; new_array does."""
 
 Collate = Callable[[list[Any]], Any]
 
-MakeItem = Callable[[Draw], dict[str, Any]]
+MakeItem = Callable[[SampleKey], dict[str, Any]]
 
 
 def new_array(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
@@ -114,7 +114,7 @@ class BatchOfItems(Sequence[dict[str, Any]]):
 class CollatingBuilder:
     """A batch of items that are made one by one, for datasets that have no better way."""
 
-    def __init__(self, make_item: MakeItem, draws: Sequence[Draw], collate: Collate) -> None:
+    def __init__(self, make_item: MakeItem, draws: Sequence[SampleKey], collate: Collate) -> None:
         self._make_item = make_item
         self._draws = draws
         self._collate = collate
@@ -139,7 +139,7 @@ class StackingBuilder:
     Items are dicts; the batch is what PyTorch's own collate makes of them, its tensors in memory that is given.
     """
 
-    def __init__(self, make_item: MakeItem, draws: Sequence[Draw], allocate: Allocate) -> None:
+    def __init__(self, make_item: MakeItem, draws: Sequence[SampleKey], allocate: Allocate) -> None:
         self._make_item = make_item
         self._draws = draws
         self._allocate = allocate

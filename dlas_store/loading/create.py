@@ -20,7 +20,7 @@ from dlas_store.loading.loader import Loader
 from dlas_store.loading.threads import ThreadsLoader
 from dlas_store.loading.workers import WorkersLoader
 from dlas_store.processes import available_cores
-from dlas_store.sampling.rng import draw_seed
+from dlas_store.sampling.rng import new_seed
 from dlas_store.sampling.samplers import EpochSampler
 
 START_METHODS = ("fork", "forkserver", "spawn")
@@ -153,7 +153,7 @@ def _sampler(
     elif ranks > 1:
         seed = 0  # each process must have the same order
     else:
-        seed = dataset.seed if isinstance(dataset, ItemDataset) else draw_seed()
+        seed = dataset.seed if isinstance(dataset, ItemDataset) else new_seed()
     return EpochSampler(
         len(cast("Any", dataset)),
         seed=seed,

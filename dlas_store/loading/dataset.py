@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, get_worker_info
 from dlas_store.config import ConfigOptions
 from dlas_store.errors import PatchIndexError, StoreError
 from dlas_store.loading.batch import Allocate, BatchTransform, BatchWork, MakeItem, StackingBuilder
-from dlas_store.sampling.rng import Draw, ItemRandom, draw_seed
+from dlas_store.sampling.rng import SampleKey, SampleRng, new_seed
 
 _LOG = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class ItemDataset(Dataset[dict[str, Any]], ABC):
 
     def __init__(self, options: ConfigOptions) -> None:
         """Read ``seed`` (drawn from PyTorch's own generator where it is not given) and ``on_error`` (raise)."""
-        self._seed = options.integer("seed", minimum=0) if options.has("seed") else draw_seed()
+        self._seed = options.integer("seed", minimum=0) if options.has("seed") else new_seed()
         self.skips_bad = options.choice("on_error", "raise", ("raise", "skip")) == "skip"
         self._bad_images: set[str] = set()
         # In shared memory, so that workers see the epoch and the parent the counts.
@@ -49,14 +49,14 @@ class ItemDataset(Dataset[dict[str, Any]], ABC):
         """Return the number of items in an epoch."""
 
     @abstractmethod
-    def make_item(self, index: int, random: ItemRandom) -> dict[str, Any]:
+    def make_item(self, index: int, random: SampleRng) -> dict[str, Any]:
         """Return the item at 0 <= index < len(self), all its random choices taken from ``random``."""
 
     @abstractmethod
     def image_of(self, index: int) -> str:
         """Return the path of the image that an item belongs to."""
 
-    def __getitem__(self, item: int | Draw) -> dict[str, Any]:
+    def __getitem__(self, item: int | SampleKey) -> dict[str, Any]:
         """Return an item.
 
         Args:
@@ -66,7 +66,7 @@ class ItemDataset(Dataset[dict[str, Any]], ABC):
             PatchIndexError: the index is outside of that.
             StoreError: it cannot be read, and ``on_error`` is raise, or nothing else can be read either.
         """
-        draw = self.as_draw(item)
+        draw = self.as_key(item)
         if not self.skips_bad:
             return self._make(draw)
         for step in range(len(self)):
@@ -76,11 +76,11 @@ class ItemDataset(Dataset[dict[str, Any]], ABC):
                 self._note_bad((draw.index + step) % len(self), error)
         raise StoreError(f"{type(self).__name__}: none of the {len(self)} items can be read; run dlas-store verify")
 
-    def __getitems__(self, items: Sequence[int | Draw]) -> Sequence[dict[str, Any]]:
+    def __getitems__(self, items: Sequence[int | SampleKey]) -> Sequence[dict[str, Any]]:
         """Return items, which PyTorch's DataLoader asks for a batch at a time; see __getitem__."""
         return [self[item] for item in items]
 
-    def begin_batch(self, draws: Sequence[Draw], allocate: Allocate) -> BatchWork:
+    def begin_batch(self, draws: Sequence[SampleKey], allocate: Allocate) -> BatchWork:
         """Begin a batch of items, equal to what __getitem__ gives for each.
 
         Args:
@@ -106,13 +106,13 @@ class ItemDataset(Dataset[dict[str, Any]], ABC):
         """
         return None
 
-    def begin_raw_batch(self, draws: Sequence[Draw], allocate: Allocate) -> BatchWork:
+    def begin_raw_batch(self, draws: Sequence[SampleKey], allocate: Allocate) -> BatchWork:
         """Begin a batch for device_transform(); see begin_batch. Datasets that have a transform override this."""
         raise NotImplementedError(f"{type(self).__name__} makes no batches for a device")
 
     def _begin(
         self,
-        draws: Sequence[Draw],
+        draws: Sequence[SampleKey],
         allocate: Allocate,
         *,
         replace: MakeItem | None,  # noqa: ARG002 - for datasets that make a batch as a whole
@@ -130,7 +130,7 @@ class ItemDataset(Dataset[dict[str, Any]], ABC):
         """
         return StackingBuilder(self.__getitem__, draws, allocate)
 
-    def will_need(self, draws: Sequence[Draw]) -> None:
+    def will_need(self, draws: Sequence[SampleKey]) -> None:
         """Let the system read the items' data from the disk, without waiting for it; a hint."""
 
     def set_epoch(self, epoch: int) -> None:
@@ -151,23 +151,23 @@ class ItemDataset(Dataset[dict[str, Any]], ABC):
         reported_before, self._reported = self._reported, int(self._skipped.sum())
         return self._reported - reported_before
 
-    def as_draw(self, item: int | Draw) -> Draw:
+    def as_key(self, item: int | SampleKey) -> SampleKey:
         """Return an item as a draw, its repetition that of an int.
 
         Raises:
             PatchIndexError: the index is not in 0 .. len(self) - 1.
         """
-        draw = item if isinstance(item, Draw) else Draw(int(item), self._repetition())
+        draw = item if isinstance(item, SampleKey) else SampleKey(int(item), self._repetition())
         if not 0 <= draw.index < len(self):
             raise PatchIndexError(f"no item {draw.index}: the dataset has {len(self)}")
         return draw
 
-    def _make(self, draw: Draw) -> dict[str, Any]:
-        return self.make_item(draw.index, ItemRandom(self._seed, draw))
+    def _make(self, draw: SampleKey) -> dict[str, Any]:
+        return self.make_item(draw.index, SampleRng(self._seed, draw))
 
     def _repetition(self) -> int:
         epoch = int(self._epoch[0])
-        return draw_seed() if epoch == _NO_EPOCH else epoch
+        return new_seed() if epoch == _NO_EPOCH else epoch
 
     def _note_bad(self, index: int, error: StoreError) -> None:
         worker = get_worker_info()

@@ -132,7 +132,7 @@ class EpochBatches:
     @staticmethod
     def _as_keys(dataset: ItemDataset, batches: Iterator[Batch]) -> Iterator[Batch]:
         for batch in batches:
-            yield [dataset.as_draw(item) for item in batch]
+            yield [dataset.as_key(item) for item in batch]
 
     def _grouped(self, items: Iterator[Any]) -> Iterator[Batch]:
         while batch := list(islice(items, self.batch_size)):

@@ -24,7 +24,7 @@ from dlas_store.loading.dataset import ItemDataset
 from dlas_store.loading.loader import Batch, EpochBatches, Loader
 from dlas_store.loading.thread_pool import ForkSafeThreadPool
 from dlas_store.processes import interrupt_delayed
-from dlas_store.sampling.rng import Draw
+from dlas_store.sampling.rng import SampleKey
 
 
 class BatchExecutor:
@@ -145,7 +145,7 @@ class Readahead:
         self._counted_reads = _disk_reads()
         self._remaining_batches = _FIRST_BATCHES
 
-    def prefetch(self, draws: Sequence[Draw]) -> None:
+    def prefetch(self, draws: Sequence[SampleKey]) -> None:
         """Tell the kernel of a batch that will be read soon."""
         reads = _disk_reads()
         if reads > self._counted_reads:

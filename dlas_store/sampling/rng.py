@@ -193,7 +193,7 @@ def _as_indices(words: _Words) -> Indices:
     return words.astype(np.int64)
 
 
-class Draw(NamedTuple):
+class SampleKey(NamedTuple):
     """An item asked for by a sampler.
 
     Attributes:
@@ -205,7 +205,7 @@ class Draw(NamedTuple):
     repetition: int
 
 
-class ItemRandom:
+class SampleRng:
     """The random numbers of one item, a function of (seed, index, repetition) alone.
 
     Attributes:
@@ -213,7 +213,7 @@ class ItemRandom:
         repetition: how often it came before.
     """
 
-    def __init__(self, seed: int, draw: Draw) -> None:
+    def __init__(self, seed: int, draw: SampleKey) -> None:
         """Take the config's seed, from 0, and what was asked for."""
         self.index = draw.index
         self.repetition = draw.repetition
@@ -229,6 +229,6 @@ class ItemRandom:
         return bool(xxh3_64_intdigest("{} {} {}".format(*self._key).encode()) & 1)
 
 
-def draw_seed() -> int:
+def new_seed() -> int:
     """Return a seed drawn from PyTorch's own generator, 0 <= seed < 2^62."""
     return int(torch.randint(1 << 62, ()).item())

@@ -16,7 +16,7 @@ from torch import distributed
 from torch.utils.data import Sampler
 
 from dlas_store.errors import ConfigError
-from dlas_store.sampling.rng import Draw, Indices, Permutation
+from dlas_store.sampling.rng import Indices, Permutation, SampleKey
 
 _AHEAD = 512
 """Keys are made for about so many positions at a time: few, for the first batch waits for them, and enough that what
@@ -47,7 +47,7 @@ class Epoch:
     delivered: int = 0
 
 
-class StatefulSampler(Sampler[Draw], ABC):
+class StatefulSampler(Sampler[SampleKey], ABC):
     """A sampler of keys that keeps a state.
 
     Global batch k of size B is positions kB to (k+1)B of the epoch's order; rank r takes every R-th of it from r. The
@@ -88,17 +88,17 @@ class StatefulSampler(Sampler[Draw], ABC):
         self._next: Epoch | None = self._plan(0, 0)  # None while an epoch runs, and after one was broken off
 
     @abstractmethod
-    def keys_at(self, epoch: int) -> Callable[[Indices], list[Draw]]:
+    def keys_at(self, epoch: int) -> Callable[[Indices], list[SampleKey]]:
         """Return a function from positions in an epoch to sample keys. Positions past the end pad short ranks."""
 
     def __len__(self) -> int:
         """Return the number of this rank's items in a whole epoch."""
         return self._plan(0, 0).count
 
-    def __iter__(self) -> Iterator[Draw]:
+    def __iter__(self) -> Iterator[SampleKey]:
         return self._keys_of(self._begin())
 
-    def batches(self) -> Iterator[list[Draw]]:
+    def batches(self) -> Iterator[list[SampleKey]]:
         """Give what __iter__ gives, each list being this rank's share of a global batch; none is empty."""
         return self._batches_of(self._begin())
 
@@ -205,20 +205,20 @@ class StatefulSampler(Sampler[Draw], ABC):
             return epoch.stop
         return min(epoch.start + batches * self._batch_size + items_of_batch * self._ranks, epoch.stop)
 
-    def _keys_of(self, epoch: Epoch) -> Iterator[Draw]:
+    def _keys_of(self, epoch: Epoch) -> Iterator[SampleKey]:
         for keys in self._keys_ahead(epoch):
             for key in keys:
                 epoch.handed_out += 1
                 yield key
 
-    def _batches_of(self, epoch: Epoch) -> Iterator[list[Draw]]:
+    def _batches_of(self, epoch: Epoch) -> Iterator[list[SampleKey]]:
         for keys in self._keys_ahead(epoch):
             for start in range(0, len(keys), self.share):
                 batch = keys[start : start + self.share]
                 epoch.handed_out += len(batch)
                 yield batch
 
-    def _keys_ahead(self, epoch: Epoch) -> Iterator[list[Draw]]:
+    def _keys_ahead(self, epoch: Epoch) -> Iterator[list[SampleKey]]:
         """Give the keys of an epoch, whole shares at a time."""
         keys_at = self.keys_at(epoch.number)
         step = max(1, _AHEAD // self.share) * self.share
@@ -296,14 +296,14 @@ class EpochSampler(StatefulSampler):
         self._shuffle = shuffle
         self._window = window
 
-    def keys_at(self, epoch: int) -> Callable[[Indices], list[Draw]]:
+    def keys_at(self, epoch: int) -> Callable[[Indices], list[SampleKey]]:
         """Return a function from positions in an epoch to sample keys; see StatefulSampler."""
         order = Permutation(self._length, seed=self._seed, epoch=epoch, window=self._window) if self._shuffle else None
 
-        def keys(positions: Indices) -> list[Draw]:
+        def keys(positions: Indices) -> list[SampleKey]:
             positions = positions % self._length
             indices = positions if order is None else order.at(positions)
-            return [Draw(index, epoch) for index in indices.tolist()]
+            return [SampleKey(index, epoch) for index in indices.tolist()]
 
         return keys
 
@@ -354,21 +354,21 @@ class DistIterSampler(StatefulSampler):
         # for as many replicas as items: then the number, and with it every key, is the same for any of them.
         self._repetitions = ratio + max(1, math.ceil((replicas - 1) / max(1, length)))
 
-    def keys_at(self, epoch: int) -> Callable[[Indices], list[Draw]]:
+    def keys_at(self, epoch: int) -> Callable[[Indices], list[SampleKey]]:
         """Return a function from positions in an epoch to sample keys; see StatefulSampler."""
         order = Permutation(self._positions, seed=self._seed, epoch=epoch)
 
-        def keys(positions: Indices) -> list[Draw]:
+        def keys(positions: Indices) -> list[SampleKey]:
             is_inside = positions < self._positions
             places = positions.copy()
             places[is_inside] = order.at(positions[is_inside])
             repetitions, indices = np.divmod(places, self._length)
             repetitions += epoch * self._repetitions
-            return [Draw(*key) for key in zip(indices.tolist(), repetitions.tolist(), strict=True)]
+            return [SampleKey(*key) for key in zip(indices.tolist(), repetitions.tolist(), strict=True)]
 
         return keys
 
 
-def plain_indices(batches: Iterable[Sequence[Draw]]) -> Iterator[list[int]]:
+def plain_indices(batches: Iterable[Sequence[SampleKey]]) -> Iterator[list[int]]:
     """Give batches of keys as batches of indices, for a dataset that knows ints only."""
     return ([key.index for key in batch] for batch in batches)

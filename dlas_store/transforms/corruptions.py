@@ -20,7 +20,7 @@ import numpy as np
 
 from dlas_store.config import ConfigOptions
 from dlas_store.images.decode import decode
-from dlas_store.sampling.rng import ItemRandom
+from dlas_store.sampling.rng import SampleRng
 from dlas_store.transforms.resize import Planes, resize, to_planes
 
 _LUMA = np.array([0.2989, 0.587, 0.114], np.float32)
@@ -191,7 +191,7 @@ class Corruptions:
         """Whether any corruption is applied."""
         return bool(self.fixed or self.random_count)
 
-    def apply(self, frames: Sequence[Planes], random: ItemRandom) -> tuple[list[Planes], list[float]]:
+    def apply(self, frames: Sequence[Planes], random: SampleRng) -> tuple[list[Planes], list[float]]:
         """Corrupt the frames of an item: one list of corruptions for all frames, strengths drawn for each frame.
 
         Args:
@@ -216,7 +216,7 @@ class Corruptions:
             fixed_strengths += strengths[self.random_count :]
         return corrupted, fixed_strengths
 
-    def _strengths(self, random: ItemRandom) -> Callable[[], float]:
+    def _strengths(self, random: SampleRng) -> Callable[[], float]:
         uniform: Callable[[], float] = random.generator.random
         if self.random_seed is not None:
             # Python's generator gives the strengths that DL-Art-School draws from the same seed.

@@ -23,7 +23,7 @@ from dlas_store.datasets import (
 from dlas_store.datasets.concat import open_cached
 from dlas_store.errors import ConfigError, ImageError, NotASourceError
 from dlas_store.loading import create as registry
-from dlas_store.sampling.rng import Draw
+from dlas_store.sampling.rng import SampleKey
 from dlas_store.storage.store import Store
 from tests.support.picture_folders import store_of, write_pictures
 from tests.support.sample_data import noise
@@ -81,16 +81,16 @@ def test_a_scale_of_a_member_that_is_not_taken_is_warned_of(folders: tuple[Path,
 
 
 def test_items_follow_from_the_seed_the_index_and_the_repetition(folders: tuple[Path, Path]) -> None:
-    def item(draw: Draw, **options: Any) -> Mapping[str, Any]:
+    def item(draw: SampleKey, **options: Any) -> Mapping[str, Any]:
         return combined(a=whole(folders[0]), b=whole(folders[0]), c=whole(folders[1]), **options)[draw]
 
-    first = item(Draw(0, 2))
-    assert torch.equal(first["a_hq"], item(Draw(0, 2))["a_hq"])
+    first = item(SampleKey(0, 2))
+    assert torch.equal(first["a_hq"], item(SampleKey(0, 2))["a_hq"])
     assert not torch.equal(first["a_hq"], first["b_hq"])
-    assert not torch.equal(first["a_hq"], item(Draw(0, 3))["a_hq"])
-    assert not torch.equal(first["a_hq"], item(Draw(0, 2), seed=2)["a_hq"])
-    assert first["a_HQ_path"] == item(Draw(2, 2))["a_HQ_path"]
-    assert not torch.equal(first["a_hq"], item(Draw(2, 2))["a_hq"])
+    assert not torch.equal(first["a_hq"], item(SampleKey(0, 3))["a_hq"])
+    assert not torch.equal(first["a_hq"], item(SampleKey(0, 2), seed=2)["a_hq"])
+    assert first["a_HQ_path"] == item(SampleKey(2, 2))["a_HQ_path"]
+    assert not torch.equal(first["a_hq"], item(SampleKey(2, 2))["a_hq"])
 
 
 def test_no_repetition_of_a_shorter_member_comes_twice(folders: tuple[Path, Path]) -> None:
@@ -101,7 +101,7 @@ def test_no_repetition_of_a_shorter_member_comes_twice(folders: tuple[Path, Path
 
 def test_a_seed_of_a_member_is_its_own(folders: tuple[Path, Path]) -> None:
     data = combined(a=whole(folders[0], seed=7), b=whole(folders[0], seed=7))
-    assert torch.equal(data[Draw(0, 0)]["a_hq"], data[Draw(0, 0)]["b_hq"])
+    assert torch.equal(data[SampleKey(0, 0)]["a_hq"], data[SampleKey(0, 0)]["b_hq"])
 
 
 def test_loaders_of_workers_and_of_none_give_the_same(folders: tuple[Path, Path]) -> None:
@@ -123,7 +123,7 @@ def test_loaders_of_workers_and_of_none_give_the_same(folders: tuple[Path, Path]
 def test_a_combined_dataset_may_hold_another_and_pickles(folders: tuple[Path, Path]) -> None:
     inner = {"mode": "combined", "default": tree(folders[0]), "b": tree(folders[1])}
     data = create_dataset({"mode": "combined", "scale": 2, "seed": 1, "x": inner})
-    item, again = data[Draw(1, 1)], pickle.loads(pickle.dumps(data))[Draw(1, 1)]
+    item, again = data[SampleKey(1, 1)], pickle.loads(pickle.dumps(data))[SampleKey(1, 1)]
     assert item.keys() == {"x_hq", "x_lq", "x_GT_path", "x_b_hq", "x_b_lq", "x_b_GT_path"}
     assert torch.equal(item["x_b_hq"], again["x_b_hq"])
 
@@ -144,7 +144,7 @@ class Plain(Dataset[dict[str, Any]]):
 def test_a_registered_class_may_be_a_member(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_MODES", dict(registry._MODES))
     register_dataset("plain", Plain)
-    item = combined(default=tree(folders[1]), p={"mode": "plain"})[Draw(4, 2)]
+    item = combined(default=tree(folders[1]), p={"mode": "plain"})[SampleKey(4, 2)]
     assert (item["p_index"], item["p_type"]) == (1, "int")
 
 

@@ -15,7 +15,7 @@ from dlas_store.converters.importing import import_store
 from dlas_store.datasets import Loader, create_dataloader, create_dataset, references
 from dlas_store.datasets import device as device_patches
 from dlas_store.errors import ConfigError, ImageError, MissingMetadataError, StoreError
-from dlas_store.sampling.rng import Draw
+from dlas_store.sampling.rng import SampleKey
 from dlas_store.storage.store import Store
 from tests.conftest import MakeImage
 from tests.support.file_trees import write
@@ -196,7 +196,7 @@ def test_references_of_several_sizes_keep_to_the_room_that_they_have(
         write(tmp_path / "chunked" / f"{number:03d}", files)
     options = {"paths": tmp_path / "chunked", "target_size": 32, "scale": 2, "need_ref": True, "seed": 0}
     dataset: Any = create_dataset({"mode": "single_image_extensible", **options})
-    work = dataset.begin_raw_batch([Draw(index, 0) for index in range(120)], np.empty)
+    work = dataset.begin_raw_batch([SampleKey(index, 0) for index in range(120)], np.empty)
     work.fill(0, 120)
     assert len(work.finish().references) == 120
     kept = dataset._named_references._cache.entries.values()

@@ -14,7 +14,7 @@ import torch
 
 from dlas_store.datasets import FullImageDataset, OptionWarning
 from dlas_store.errors import ConfigError, ImageError
-from dlas_store.sampling.rng import Draw
+from dlas_store.sampling.rng import SampleKey
 from dlas_store.transforms.resize import matlab_reduce
 from tests.support.picture_folders import averaged, planes, store_of, write_pictures
 from tests.support.sample_data import Array, noise
@@ -31,7 +31,7 @@ def validate(folder: Path, **options: Any) -> FullImageDataset:
 
 
 def draws(data: FullImageDataset, count: int, index: int = 0) -> list[dict[str, Any]]:
-    return [data[Draw(index, repetition)] for repetition in range(count)]
+    return [data[SampleKey(index, repetition)] for repetition in range(count)]
 
 
 def coordinates(height: int, width: int) -> Array:
@@ -264,7 +264,7 @@ def test_every_odd_magnitude_works(tmp_path: Path, magnitude: int) -> None:
 def test_noise_is_the_same_on_lq_and_its_reference(tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "a", {"1.png": noise(128, 128)})
     options = {"min_tile_size": 128, "target_size": 128}
-    plain, noisy = train(folder, **options)[Draw(0, 0)], train(folder, **options, lq_noise=20)[Draw(0, 0)]
+    plain, noisy = train(folder, **options)[SampleKey(0, 0)], train(folder, **options, lq_noise=20)[SampleKey(0, 0)]
     added = (noisy["lq"] - plain["lq"]).numpy() * 255
     assert 19 < added.std() < 21
     assert abs(added.mean()) < 1
@@ -370,7 +370,7 @@ def test_items_of_folder_and_store_are_equal(tmp_path: Path, phase: str, layout:
     ours, theirs = train(folder, **options), train(store_of(folder, layout), **options)
     assert len(ours) == len(theirs) == 3
     for index in range(3):
-        a, b = ours[Draw(index, 5)], theirs[Draw(index, 5)]
+        a, b = ours[SampleKey(index, 5)], theirs[SampleKey(index, 5)]
         assert equal(a, b)
         assert a["HQ_path"].removeprefix(str(folder)) == "/" + "/".join(Path(b["HQ_path"]).parts[-2:])
 
@@ -378,10 +378,10 @@ def test_items_of_folder_and_store_are_equal(tmp_path: Path, phase: str, layout:
 def test_an_item_follows_from_seed_index_and_repetition(tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "a", {"1.png": noise(60, 90)})
     data = train(folder, use_flip=True, use_rot=True, use_blurring=True, lq_noise=5)
-    first = data[Draw(0, 3)]
-    assert equal(first, pickle.loads(pickle.dumps(data))[Draw(0, 3)])
-    assert not equal(first, data[Draw(0, 4)])
-    assert not equal(first, train(folder, seed=2)[Draw(0, 3)])
+    first = data[SampleKey(0, 3)]
+    assert equal(first, pickle.loads(pickle.dumps(data))[SampleKey(0, 3)])
+    assert not equal(first, data[SampleKey(0, 4)])
+    assert not equal(first, train(folder, seed=2)[SampleKey(0, 3)])
 
 
 def test_weights_repeat_roots_and_dataroot_stands_for_dataroot_gt(tmp_path: Path) -> None:

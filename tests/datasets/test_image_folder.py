@@ -17,7 +17,7 @@ from dlas_store.cli.read import describe_batches
 from dlas_store.datasets import ImageFolderDataset, OptionWarning, create_dataloader, create_dataset
 from dlas_store.errors import ConfigError, ImageError, NotASourceError, StoreError
 from dlas_store.loading.threads import ThreadsLoader
-from dlas_store.sampling.rng import Draw
+from dlas_store.sampling.rng import SampleKey
 from tests.support.corruption_cases import expected_strengths
 from tests.support.picture_folders import averaged, planes, store_of, write_pictures
 from tests.support.sample_data import DATA, Array, noise, png
@@ -136,7 +136,7 @@ def test_half_of_all_items_are_flipped_before_they_are_squared(tmp_path: Path) -
     straight, mirrored = planes(pixels[:, 2:18]), planes(pixels[:, ::-1][:, 2:18])
     flips = 0
     for repetition in range(1000):
-        hq = made[Draw(0, repetition)]["hq"].numpy()
+        hq = made[SampleKey(0, repetition)]["hq"].numpy()
         flipped = not np.array_equal(hq, straight)
         assert not flipped or np.array_equal(hq, mirrored)
         flips += flipped
@@ -153,10 +153,10 @@ def test_an_item_is_a_function_of_seed_index_and_repetition(tmp_path: Path) -> N
         "num_corrupts_per_image": 2,
     }
     made, again, other = (dataset(folder, **options, seed=seed) for seed in (3, 3, 4))
-    for draw in (Draw(0, 0), Draw(5, 0), Draw(2, 7)):
+    for draw in (SampleKey(0, 0), SampleKey(5, 0), SampleKey(2, 7)):
         assert_same(made[draw], again[draw])
         assert not torch.equal(made[draw]["lq"], other[draw]["lq"])
-    assert not torch.equal(made[Draw(0, 0)]["lq"], made[Draw(0, 1)]["lq"])
+    assert not torch.equal(made[SampleKey(0, 0)]["lq"], made[SampleKey(0, 1)]["lq"])
 
 
 def test_colours_are_jittered_within_the_setting_and_before_lq_is_made(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_colours_are_jittered_within_the_setting_and_before_lq_is_made(tmp_path:
     made = dataset(one_picture(tmp_path, grey), all_image_color_jitter=0.1)
     values = []
     for repetition in range(500):
-        drawn = made[Draw(0, repetition)]
+        drawn = made[SampleKey(0, repetition)]
         np.testing.assert_allclose(drawn["lq"], averaged(drawn["hq"].numpy()), atol=1e-6)
         values.append(float(drawn["hq"].mean()) * 255)
     # Of an even grey only the brightness changes.
@@ -299,7 +299,7 @@ def test_another_patch_of_the_folder_is_the_alternative_each_as_often(tmp_path: 
         others = [levels[other] for other in order if other != name and Path(other).parent == Path(name).parent]
         counts = dict.fromkeys(others or [levels[name]], 0)
         for repetition in range(200):
-            drawn = made[Draw(index, repetition)]
+            drawn = made[SampleKey(index, repetition)]
             assert drawn["has_alt"] is bool(others)
             np.testing.assert_allclose(averaged(drawn["alt_hq"].numpy()), drawn["alt_lq"], atol=1e-6)
             counts[round(float(drawn["alt_hq"].mean()) * 255)] += 1
@@ -311,7 +311,7 @@ def test_alternatives_are_neither_cropped_nor_flipped_nor_squared_nor_jittered(t
     folder = write_pictures(tmp_path / "video", {"a_00000001.png": noise(40, 60, seed=1), "a_00000002.png": pixels})
     made = dataset(folder, fetch_alt_image=True, center_crop_hq_sz=32, all_image_color_jitter=0.5, disable_flip=False)
     for repetition in range(8):
-        np.testing.assert_array_equal(made[Draw(0, repetition)]["alt_hq"], planes(pixels))
+        np.testing.assert_array_equal(made[SampleKey(0, repetition)]["alt_hq"], planes(pixels))
 
 
 NESTED = ["a-b/1.png", "a.png", "a/1.png", "a/10.png", "a/9.png", "a/b/c.PNG", "b.webp", "é.png"]
@@ -373,7 +373,7 @@ def test_items_of_a_chunked_folder_and_of_stores_of_either_layout_are_equal(
     assert len(made) == len(stored) == 262
     alternatives = 0
     for index in range(0, 262, 13):
-        first, second = made[Draw(index, 1)], stored[Draw(index, 1)]
+        first, second = made[SampleKey(index, 1)], stored[SampleKey(index, 1)]
         assert_same(first, second)
         assert Path(first["HQ_path"]).parts[-2:] == Path(second["HQ_path"]).parts[-2:]
         alternatives += first["has_alt"]
@@ -387,7 +387,7 @@ def test_items_of_a_store_of_pictures_are_those_of_its_folder(tmp_path: Path) ->
         for path in (folder, store_of(folder))
     )
     for index in range(len(NESTED)):
-        assert_same(made[Draw(index, 2)], stored[Draw(index, 2)])
+        assert_same(made[SampleKey(index, 2)], stored[SampleKey(index, 2)])
 
 
 def test_a_pickled_dataset_and_workers_give_the_same_items(chunked_source_path: Path) -> None:
@@ -401,7 +401,7 @@ def test_a_pickled_dataset_and_workers_give_the_same_items(chunked_source_path: 
     made = create_dataset(options)
     data = pickle.dumps(made)
     assert len(data) < 16384
-    assert_same(made[Draw(100, 0)], pickle.loads(data)[Draw(100, 0)])
+    assert_same(made[SampleKey(100, 0)], pickle.loads(data)[SampleKey(100, 0)])
     alone, workers = (
         list(create_dataloader(made, {**options, "n_workers": count, "pin_memory": False}, shuffle=False))
         for count in (0, 2)
@@ -496,7 +496,7 @@ def test_a_batch_that_begins_with_a_bad_picture_has_the_size_of_the_others(
     bad = png(noise(claimed, claimed))
     (folder / "a.png").write_bytes(bad[: len(bad) // 2])  # whole enough to say its size
     made = dataset(folder, disable_flip=False, center_crop_hq_sz=crop, on_error="skip")
-    draws = [Draw(index, 3) for index in (0, 2, 0, 3)]
+    draws = [SampleKey(index, 3) for index in (0, 2, 0, 3)]
     expected = default_collate([made[draw] for draw in draws])
     assert made.take_skipped() == 2
     loader = ThreadsLoader(made, sampler=draws, batch_size=4, drop_last=False, threads=2)

@@ -14,7 +14,7 @@ import torch
 from dlas_store.datasets import ImageFolderDataset, OptionWarning, create_dataloader
 from dlas_store.datasets.image_folder_labels import Box
 from dlas_store.errors import ConfigError
-from dlas_store.sampling.rng import Draw
+from dlas_store.sampling.rng import SampleKey
 from tests.support.picture_folders import store_of, write_pictures
 from tests.support.sample_data import Array, noise
 
@@ -89,7 +89,7 @@ def test_boxes_follow_the_square_the_flip_and_the_resizing(tmp_path: Path, folde
     flips = 0
     plain = dataset(folder, file, target_size=24, scale=2)[0]
     for repetition in range(20):
-        one = made[Draw(0, repetition)]
+        one = made[SampleKey(0, repetition)]
         flipped = not torch.equal(one["hq"], plain["hq"])
         np.testing.assert_array_equal(one["labels"], mirrored if flipped else straight)
         flips += flipped
@@ -115,7 +115,7 @@ def test_a_box_beyond_the_picture_is_cut_at_its_border(tmp_path: Path, folder: P
     file = write_labels(tmp_path / "labels.json", x=category("eye", 1, labelled("c.png", "eye", 40, 60, 99, 99)))
     made = dataset(folder, file, force_square=False, disable_flip=not flip)
     for repetition in range(8):
-        assert made[Draw(0, repetition)]["labels_mask"].sum() == 8 * 4
+        assert made[SampleKey(0, repetition)]["labels_mask"].sum() == 8 * 4
 
 
 def test_labels_are_not_normalized(tmp_path: Path, folder: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from dlas_store.datasets import MultiScaleDataset, build_tree, tree_leaves
 from dlas_store.errors import ConfigError, ImageError
-from dlas_store.sampling.rng import Draw
+from dlas_store.sampling.rng import SampleKey
 from tests.support.picture_folders import averaged, planes, store_of, write_pictures
 from tests.support.sample_data import Array, noise
 
@@ -72,7 +72,7 @@ def test_patches_are_the_whole_then_four_quadrants_each_depth_first(tmp_path: Pa
 def test_pictures_come_in_all_eight_turns_alike(tmp_path: Path) -> None:
     pixels = noise(64, 64)
     data = dataset(write_pictures(tmp_path / "a", {"1.png": pixels}))
-    seen = [data[Draw(0, repetition)]["hq"][0].numpy() for repetition in range(800)]
+    seen = [data[SampleKey(0, repetition)]["hq"][0].numpy() for repetition in range(800)]
     counts = np.bincount(ways_of(averaged(planes(pixels), 8), seen), minlength=8)
     assert len(counts) == 8
     assert counts.min() > 60
@@ -85,7 +85,7 @@ def test_the_square_lies_about_the_middle_of_the_longer_side(tmp_path: Path, siz
     ramp = np.arange(192, dtype=np.uint8)[None, :, None].repeat(64, 0).repeat(3, 2)
     pixels = ramp if size[1] == 192 else ramp.swapaxes(0, 1)
     data = dataset(write_pictures(tmp_path / "a", {"1.png": pixels}), num_scales=1, hq_tile_size=32)
-    means = np.array([float(data[Draw(0, repetition)]["hq"].mean()) * 255 for repetition in range(1000)])
+    means = np.array([float(data[SampleKey(0, repetition)]["hq"].mean()) * 255 for repetition in range(1000)])
     offsets = (means - 31.5 - 64) / 64
     assert abs(offsets.mean()) < 0.05
     assert 0.26 < offsets.std() < 0.34
@@ -97,16 +97,16 @@ def test_the_square_lies_about_the_middle_of_the_longer_side(tmp_path: Path, siz
 def test_a_picture_of_any_size_is_resized_to_the_tree(tmp_path: Path, size: tuple[int, int]) -> None:
     data = dataset(write_pictures(tmp_path / "a", {"1.png": noise(*size)}))
     for repetition in range(10):
-        assert data[Draw(0, repetition)]["hq"].shape == (21, 3, 8, 8)
+        assert data[SampleKey(0, repetition)]["hq"].shape == (21, 3, 8, 8)
 
 
 def test_lq_is_cut_from_a_corrupted_copy_of_the_whole(tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "a", {"1.png": noise(64, 64)})
-    item = dataset(folder, fixed_corruptions=["greyscale"])[Draw(0, 0)]
+    item = dataset(folder, fixed_corruptions=["greyscale"])[SampleKey(0, 0)]
     assert np.ptp(item["lq"].numpy(), axis=1).max() < 1e-6
     grey = item["hq"].numpy().mean(1)
     np.testing.assert_allclose(item["lq"][:, 0], averaged(grey), atol=1e-5)
-    assert torch.equal(dataset(folder)[Draw(0, 0)]["hq"], item["hq"])
+    assert torch.equal(dataset(folder)[SampleKey(0, 0)]["hq"], item["hq"])
 
 
 def test_leaves_lead_to_the_whole_by_their_offsets(tmp_path: Path) -> None:
@@ -135,12 +135,12 @@ def test_a_tree_of_one_scale_is_a_leaf() -> None:
 def test_an_item_follows_from_seed_index_and_repetition(tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "a", {"1.png": noise(40, 90)})
     data = dataset(folder, fixed_corruptions=["noise"])
-    first = data[Draw(0, 3)]
-    again = pickle.loads(pickle.dumps(data))[Draw(0, 3)]
+    first = data[SampleKey(0, 3)]
+    again = pickle.loads(pickle.dumps(data))[SampleKey(0, 3)]
     assert torch.equal(first["hq"], again["hq"])
     assert torch.equal(first["lq"], again["lq"])
-    assert not torch.equal(first["hq"], data[Draw(0, 4)]["hq"])
-    assert not torch.equal(first["hq"], dataset(folder, seed=2)[Draw(0, 3)]["hq"])
+    assert not torch.equal(first["hq"], data[SampleKey(0, 4)]["hq"])
+    assert not torch.equal(first["hq"], dataset(folder, seed=2)[SampleKey(0, 3)]["hq"])
 
 
 @pytest.mark.parametrize("layout", ["pictures", "chunked"])
@@ -149,7 +149,7 @@ def test_items_of_folder_and_store_are_equal(tmp_path: Path, layout: Any) -> Non
     ours, theirs = dataset(folder), dataset(folder, paths=None, dataroot=store_of(folder, layout))
     assert len(ours) == len(theirs) == 3
     for index in range(3):
-        a, b = ours[Draw(index, 0)], theirs[Draw(index, 0)]
+        a, b = ours[SampleKey(index, 0)], theirs[SampleKey(index, 0)]
         assert torch.equal(a["hq"], b["hq"])
         assert torch.equal(a["lq"], b["lq"])
         assert Path(a["GT_path"]).name == Path(b["GT_path"]).name == f"{index}.png"

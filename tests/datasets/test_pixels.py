@@ -13,7 +13,7 @@ import torch
 from dlas_store.datasets import PixelsDataset, create_dataloader, create_dataset
 from dlas_store.errors import ConfigError, ImageError, PatchIndexError, StoreError
 from dlas_store.loading.workers import BufferReceiver, SharedBufferPool, new_slots
-from dlas_store.sampling.rng import Draw
+from dlas_store.sampling.rng import SampleKey
 from tests.support.equality import assert_same
 from tests.support.file_trees import write
 from tests.support.picture_folders import store_of, write_pictures
@@ -140,7 +140,7 @@ def test_memory_of_a_batch_that_came_out_otherwise_is_free_again(tmp_path: Path)
     slots = new_slots(1)
     memory, receiver = SharedBufferPool(slots, 0), BufferReceiver(slots, pin_memory=False)
     for _ in range(20):
-        work = dataset.begin_batch([Draw(0, 0), Draw(1, 0)], memory.allocate)
+        work = dataset.begin_batch([SampleKey(0, 0), SampleKey(1, 0)], memory.allocate)
         work.fill(0, 2)
         batch = receiver.receive(memory.send(work.finish()))
         assert batch["pixels"].shape == (2, 200, 200, 3)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from dlas_store.datasets import create_dataset
 from dlas_store.datasets.concat import WeightedPatches
 from dlas_store.loading.batch import new_array
-from dlas_store.sampling.rng import Draw
+from dlas_store.sampling.rng import SampleKey
 from dlas_store.sources.base import Image, Source
 from dlas_store.sources.concat import members
 from tests.support.equality import assert_same
@@ -130,14 +130,14 @@ def test_a_mode_of_patches_reads_each_source_as_if_it_were_alone(mode: str, tmp_
     assert [dataset.image_of(n).rpartition("/")[0] for n in (0, len(dataset) // 2, len(dataset) - 1)] == [
         str(path) for path in paths
     ]
-    whole = dataset.__getitems__([Draw(n, 0) for n in range(len(dataset))])
+    whole = dataset.__getitems__([SampleKey(n, 0) for n in range(len(dataset))])
     assert_same([{key: value for key, value in item.items() if key != "index"} for item in whole], items_of(dataset))
 
 
 def test_raw_batches_tell_equal_image_numbers_of_several_sources_apart(tmp_path: Path) -> None:
     paths = [write_chunked(tmp_path / name, ["a", "b"], seed) for name, seed in (("one", 0), ("two", 500))]
     dataset: Any = create_dataset({"mode": "single_image_extensible", **PATCHES, "paths": paths})
-    work = dataset.begin_raw_batch([Draw(n, 0) for n in range(8)], new_array)
+    work = dataset.begin_raw_batch([SampleKey(n, 0) for n in range(8)], new_array)
     work.fill(0, 8)
     batch = work.finish()
     assert batch.images.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]

@@ -17,7 +17,7 @@ from dlas_store.datasets import OptionWarning, SingleImageDataset
 from dlas_store.datasets.patch_options import rescale_center, rescale_centers
 from dlas_store.datasets.references import mask_box
 from dlas_store.errors import ConfigError, ImageError, MissingMetadataError, NotASourceError, PatchIndexError
-from dlas_store.sampling.rng import Draw
+from dlas_store.sampling.rng import SampleKey
 from dlas_store.sources.base import Center
 from tests.conftest import MakeImage
 from tests.support.corruption_cases import expected_strengths
@@ -368,12 +368,12 @@ def test_strengths_go_by_the_item_in_an_epoch_and_fresh_noise_by_the_repetition(
     )
     for index in range(2):
         expected = grey_and_bright(halved(planes(pixels)), seed=5 + index)
-        np.testing.assert_allclose(dataset[Draw(index, 3)]["lq"], expected, atol=1e-5)
+        np.testing.assert_allclose(dataset[SampleKey(index, 3)]["lq"], expected, atol=1e-5)
 
     noisy = SingleImageDataset(
         {"paths": folder, "target_size": 64, "scale": 2, "seed": 1, "fixed_corruptions": ["noise"], "random_seed": 5}
     )
-    first, again, second = (noisy[Draw(0, repetition)]["lq"] for repetition in (0, 0, 1))
+    first, again, second = (noisy[SampleKey(0, repetition)]["lq"] for repetition in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, second)
 

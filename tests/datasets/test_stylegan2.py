@@ -13,7 +13,7 @@ from PIL import Image
 
 from dlas_store.datasets import OptionWarning, Stylegan2Dataset, create_dataloader, create_dataset
 from dlas_store.errors import ConfigError, ImageError
-from dlas_store.sampling.rng import Draw
+from dlas_store.sampling.rng import SampleKey
 from dlas_store.transforms.crops import draw_crop
 from tests.support.picture_folders import planes, store_of, write_pictures
 from tests.support.sample_data import Array, noise
@@ -61,15 +61,15 @@ def test_a_picture_of_the_target_size_stays_as_it_is(tmp_path: Path) -> None:
 def test_a_part_of_the_items_is_a_random_crop(tmp_path: Path) -> None:
     made = dataset(one_picture(tmp_path, gradient(40, 32)), aug_prob=0.3)
     middle = dataset(tmp_path / "photos")[0]["hq"]
-    crops = sum(not torch.equal(made[Draw(0, repetition)]["hq"], middle) for repetition in range(1000))
+    crops = sum(not torch.equal(made[SampleKey(0, repetition)]["hq"], middle) for repetition in range(1000))
     assert 240 < crops < 360  # 4.1 standard deviations
-    assert torch.equal(made[Draw(0, 5)]["hq"], made[Draw(0, 5)]["hq"])
+    assert torch.equal(made[SampleKey(0, 5)]["hq"], made[SampleKey(0, 5)]["hq"])
 
 
 def test_a_random_crop_is_a_part_of_the_resized_picture(tmp_path: Path) -> None:
     made = dataset(one_picture(tmp_path, gradient(200, 240)), target_size=200, aug_prob=1)
     for repetition in range(50):
-        rows, cols = (made[Draw(0, repetition)]["hq"][channel].numpy() * 255 for channel in (0, 1))
+        rows, cols = (made[SampleKey(0, repetition)]["hq"][channel].numpy() * 255 for channel in (0, 1))
         height, width = rows[-1, 0] - rows[0, 0] + 1, cols[0, -1] - cols[0, 0] + 1
         assert 0.48 * 200 * 240 <= height * width <= 1.01 * 200 * 240
         assert 0.96 < width / height < 1.04
@@ -123,9 +123,9 @@ def test_items_come_alike_from_folder_store_chunked_store_pickle_and_workers(tmp
     options = {"mode": "stylegan2", "target_size": 32, "aug_prob": 0.5, "seed": 2, "batch_size": 4, "n_workers": 2}
     for key, root in (("path", folder), ("dataroot", store_of(folder)), ("path", store_of(folder, "chunked"))):
         made = create_dataset({**options, key: root})
-        expected = torch.stack([dataset(folder, aug_prob=0.5, seed=2)[Draw(index, 0)]["hq"] for index in range(4)])
+        expected = torch.stack([dataset(folder, aug_prob=0.5, seed=2)[SampleKey(index, 0)]["hq"] for index in range(4)])
         again = pickle.loads(pickle.dumps(made))
-        assert torch.equal(torch.stack([again[Draw(index, 0)]["hq"] for index in range(4)]), expected)
+        assert torch.equal(torch.stack([again[SampleKey(index, 0)]["hq"] for index in range(4)]), expected)
         (batch,) = create_dataloader(made, {**options, "pin_memory": False}, shuffle=False)
         assert torch.equal(batch["hq"], expected)
         assert batch["GT_path"] == [f"{root}/{name}" for name in names]

@@ -16,7 +16,7 @@ from dlas_store.converters.exporting import export_store
 from dlas_store.converters.importing import import_store
 from dlas_store.datasets import OptionWarning, TorchDataset, create_dataloader
 from dlas_store.errors import ConfigError, MissingMetadataError, NotASourceError
-from dlas_store.sampling.rng import Draw
+from dlas_store.sampling.rng import SampleKey
 from dlas_store.sources.published import open_published
 from tests.support.picture_folders import write_pictures
 from tests.support.published_files import levels, write_cifar10, write_cifar100, write_mnist
@@ -85,8 +85,8 @@ def test_without_coarse_labels_there_is_no_such_key(tmp_path: Path) -> None:
 def test_half_of_the_pictures_are_mirrored_in_any_phase(cifar: Path) -> None:
     for phase in ("train", "val"):
         data = dataset(cifar, phase=phase)
-        first = data[Draw(0, 0)]["hq"]
-        same = sum(torch.equal(data[Draw(0, repetition)]["hq"], first) for repetition in range(400))
+        first = data[SampleKey(0, 0)]["hq"]
+        same = sum(torch.equal(data[SampleKey(0, repetition)]["hq"], first) for repetition in range(400))
         assert 160 < same < 240
 
 
@@ -102,7 +102,7 @@ def test_the_shorter_side_is_resized_antialiased_and_the_centre_is_cut(tmp_path:
 def test_a_random_crop_has_the_areas_and_ratios_of_torchvision(tmp_path: Path) -> None:
     rows, cols = np.mgrid[:200, :200].astype(np.uint8)
     data = one(tmp_path, np.dstack([rows, cols, rows]), random_crop=True)
-    crops = [data[Draw(0, repetition)]["hq"].numpy() * STDDEV + MEAN for repetition in range(1000)]
+    crops = [data[SampleKey(0, repetition)]["hq"].numpy() * STDDEV + MEAN for repetition in range(1000)]
     heights, widths = (np.array([np.ptp(crop[axis]) * 255 * 32 / 31 for crop in crops]) for axis in (0, 1))
     areas, ratios = heights * widths / 200**2, widths / heights
     assert 0.05 < areas.min() < 0.12
@@ -142,7 +142,7 @@ def test_a_store_its_export_and_the_published_files_give_the_same_items(
     export_store(cifar, tmp_path / "exported")
     published = {"dataset": "cifar100", "kwargs": {"root": tmp_path / "files"}, "dataroot": None}
     exported = dataset(tmp_path / "exported", **options)
-    for draw in (Draw(0, 0), Draw(19, 3)):
+    for draw in (SampleKey(0, 0), SampleKey(19, 3)):
         items = [data[draw] for data in (dataset(cifar, **options), exported, dataset(cifar, **options, **published))]
         for item in items[1:]:
             assert torch.equal(item.pop("hq"), items[0]["hq"])
@@ -176,9 +176,9 @@ def test_batches_hold_labels_as_a_tensor(cifar: Path) -> None:
 
 def test_an_item_follows_from_seed_index_and_repetition(cifar: Path) -> None:
     data = dataset(cifar, random_crop=True)
-    first = data[Draw(0, 3)]["hq"]
-    assert torch.equal(first, pickle.loads(pickle.dumps(data))[Draw(0, 3)]["hq"])
-    assert not torch.equal(first, data[Draw(0, 4)]["hq"])
+    first = data[SampleKey(0, 3)]["hq"]
+    assert torch.equal(first, pickle.loads(pickle.dumps(data))[SampleKey(0, 3)]["hq"])
+    assert not torch.equal(first, data[SampleKey(0, 4)]["hq"])
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from dlas_store.errors import ImageError, PatchIndexError, StoreError
 from dlas_store.loading.dataset import ItemDataset
 from dlas_store.loading.threads import BatchExecutor, ThreadsLoader
 from dlas_store.loading.workers import WorkersLoader
-from dlas_store.sampling.rng import Draw
+from dlas_store.sampling.rng import SampleKey
 from dlas_store.sources.base import Center
 from dlas_store.sources.centers import write_centers
 from dlas_store.sources.published import open_published
@@ -260,14 +260,14 @@ def make_dataset(name: str, data: Path, kind: str, **more: Any) -> ItemDataset:
     return dataset
 
 
-def draws_of(dataset: ItemDataset, count: int = 3 * BATCH - 2) -> list[Draw]:
+def draws_of(dataset: ItemDataset, count: int = 3 * BATCH - 2) -> list[SampleKey]:
     """Return draws in no order, some of them again, one again with other random numbers."""
     shuffled = random.Random(1)
-    draws = [Draw(shuffled.randrange(len(dataset)), 4) for _ in range(count - 3)]
-    return [*draws, draws[0], Draw(draws[1].index, 9), Draw(len(dataset) - 1, 4)]
+    draws = [SampleKey(shuffled.randrange(len(dataset)), 4) for _ in range(count - 3)]
+    return [*draws, draws[0], SampleKey(draws[1].index, 9), SampleKey(len(dataset) - 1, 4)]
 
 
-def by_batch(draws: list[Draw]) -> list[list[Draw]]:
+def by_batch(draws: list[SampleKey]) -> list[list[SampleKey]]:
     return [draws[start : start + BATCH] for start in range(0, len(draws), BATCH)]
 
 
@@ -376,7 +376,7 @@ def test_ints_are_read_as_draws_of_the_epoch(data: Path, kind: str) -> None:
     dataset = make_dataset("corrupted", data, kind)
     dataset.set_epoch(4)
     numbers = [3, np.int64(0), torch.tensor(5), np.uint8(3)]
-    expected = default_collate([dataset[Draw(int(number), 4)] for number in numbers])
+    expected = default_collate([dataset[SampleKey(int(number), 4)] for number in numbers])
     assert_same(default_collate(list(dataset.__getitems__(numbers))), expected)  # type: ignore[arg-type]
 
 
@@ -408,7 +408,7 @@ def test_pytorchs_own_loader_pads_items_of_several_sizes(case: Case, data: Path)
 @pytest.mark.parametrize("name", CASES)
 def test_what_an_item_is_named_after_is_announced(name: str, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = make_dataset(name, data, "store")
-    draws = [Draw(0, 0), Draw(len(dataset) - 1, 0)]
+    draws = [SampleKey(0, 0), SampleKey(len(dataset) - 1, 0)]
     items = [dataset[draw] for draw in draws]
     announced: list[str] = []
 
@@ -491,7 +491,7 @@ def damaged(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 )
 def test_bad_samples_are_replaced_alike_in_items_and_batches(options: dict[str, Any], damaged: Path) -> None:
     dataset: Any = create_dataset({**options, "paths": damaged, "on_error": "skip", "seed": 2})
-    draws = [Draw(index, 1) for index in (5, 1, 0, 2, 2, 4, 1, 3)]
+    draws = [SampleKey(index, 1) for index in (5, 1, 0, 2, 2, 4, 1, 3)]
     for size in (1, 3, 8):
         shares = [draws[start : start + size] for start in range(0, len(draws), size)]
         expected = [default_collate([dataset[draw] for draw in share]) for share in shares]
@@ -545,7 +545,7 @@ def test_a_damaged_index_is_skipped_by_item_and_by_batch(mode: str, tmp_path: Pa
     if mode == "multi_frame_extensible":
         options["num_frames"] = 1
     dataset: Any = create_dataset(options)
-    draws = [Draw(0, 0), Draw(399, 0)]
+    draws = [SampleKey(0, 0), SampleKey(399, 0)]
     expected = default_collate([dataset[draw] for draw in draws])
     assert dataset.take_skipped()
     assert_same(default_collate(list(dataset.__getitems__(draws))), expected)
@@ -581,15 +581,15 @@ def test_references_that_do_not_fit_the_cache_change_nothing(
     data: Path, reference_reads: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = make_dataset("references", data, "store")
-    expected = [dataset[Draw(index, 0)] for index in range(len(dataset))]
+    expected = [dataset[SampleKey(index, 0)] for index in range(len(dataset))]
     for room, reads in ((0, 6), (1 << 20, 3)):
         reference_reads.clear()
         monkeypatch.setattr(references, "CACHE_BYTES", room)
         bounded = make_dataset("references", data, "store")
-        assert_same([bounded[Draw(index, 0)] for index in range(len(dataset))], expected)
-        assert_same([bounded[Draw(index, 0)] for index in range(len(dataset))], expected)
+        assert_same([bounded[SampleKey(index, 0)] for index in range(len(dataset))], expected)
+        assert_same([bounded[SampleKey(index, 0)] for index in range(len(dataset))], expected)
         assert len(reference_reads) == reads
-        backwards = [Draw(index, 0) for index in range(len(dataset) - 1, -1, -1)]
+        backwards = [SampleKey(index, 0) for index in range(len(dataset) - 1, -1, -1)]
         loader = ThreadsLoader(bounded, sampler=backwards, batch_size=BATCH, drop_last=False, threads=2)
         paths = [path for batch in loader for path in batch["GT_path"]]
         assert paths == [item["GT_path"] for item in reversed(expected)]

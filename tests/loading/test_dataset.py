@@ -19,7 +19,7 @@ from dlas_store.datasets import SingleImageDataset, create_dataloader
 from dlas_store.errors import ConfigError, ImageError, PatchIndexError, StoreError
 from dlas_store.loading.batch import NO_REFERENCE, Allocate, CollatingBuilder, RawPatches
 from dlas_store.loading.dataset import ItemDataset
-from dlas_store.sampling.rng import Draw, ItemRandom
+from dlas_store.sampling.rng import SampleKey, SampleRng
 from tests.conftest import MakeImage
 from tests.support.sample_data import noise
 
@@ -42,7 +42,7 @@ class Rolls(ItemDataset):
             raise StoreError("its name is damaged")
         return f"image{index // 4}"
 
-    def make_item(self, index: int, random: ItemRandom) -> dict[str, Any]:
+    def make_item(self, index: int, random: SampleRng) -> dict[str, Any]:
         if index in self.bad:
             raise ImageError(f"item {index} is damaged")
         return {"index": index, "roll": int(random.generator.integers(1 << 40)), "process": os.getpid()}
@@ -65,7 +65,7 @@ def our_loader(workers: int = 0, *, start: str = "fork", **options: Any) -> Any:
 
 def test_random_numbers_follow_from_seed_index_and_repetition_alone() -> None:
     def roll(seed: int, index: int, repetition: int) -> int:
-        return int(Rolls({"seed": seed})[Draw(index, repetition)]["roll"])
+        return int(Rolls({"seed": seed})[SampleKey(index, repetition)]["roll"])
 
     assert roll(1, 2, 3) == roll(1, 2, 3)
     near = [roll(*numbers) for numbers in ((1, 2, 3), (2, 2, 3), (1, 3, 3), (1, 2, 4), (1, 3, 2), (3, 2, 1), (2, 1, 3))]
@@ -75,10 +75,10 @@ def test_random_numbers_follow_from_seed_index_and_repetition_alone() -> None:
 def test_without_a_seed_pytorch_draws_it() -> None:
     def roll() -> int:
         torch.manual_seed(8)
-        return int(Rolls({})[Draw(0, 0)]["roll"])
+        return int(Rolls({})[SampleKey(0, 0)]["roll"])
 
     assert roll() == roll()
-    assert len({Rolls({})[Draw(0, 0)]["roll"] for _ in range(4)}) == 4
+    assert len({Rolls({})[SampleKey(0, 0)]["roll"] for _ in range(4)}) == 4
 
 
 @pytest.mark.parametrize("seed", [-1, "x", 0.5])
@@ -130,8 +130,8 @@ def test_a_sampler_of_ints_gets_our_epochs_too() -> None:
     loader = create_dataloader(Rolls(options), options, sampler=range(12))
     first, second = rolls(loader), rolls(loader)
     assert [index for index, _ in first] == list(range(12))
-    assert [roll for _, roll in first] == [Rolls(options)[Draw(n, 0)]["roll"] for n in range(12)]
-    assert [roll for _, roll in second] == [Rolls(options)[Draw(n, 1)]["roll"] for n in range(12)]
+    assert [roll for _, roll in first] == [Rolls(options)[SampleKey(n, 0)]["roll"] for n in range(12)]
+    assert [roll for _, roll in second] == [Rolls(options)[SampleKey(n, 1)]["roll"] for n in range(12)]
 
 
 @pytest.mark.parametrize("start", ["fork", "spawn"])
@@ -142,7 +142,7 @@ def test_set_epoch_reaches_the_persistent_workers_of_another_loader(start: str) 
     )
     for epoch in (0, 7, 0):
         dataset.set_epoch(epoch)
-        assert [roll for _, roll in rolls(loader)] == [dataset[Draw(index, epoch)]["roll"] for index in range(12)]
+        assert [roll for _, roll in rolls(loader)] == [dataset[SampleKey(index, epoch)]["roll"] for index in range(12)]
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_an_item_of_a_pickled_dataset_is_the_same() -> None:
     assert again[5]["roll"] == dataset[5]["roll"]
 
 
-@pytest.mark.parametrize("item", [-1, 12, Draw(12, 0), Draw(-1, 5)])
+@pytest.mark.parametrize("item", [-1, 12, SampleKey(12, 0), SampleKey(-1, 5)])
 @pytest.mark.parametrize("on_error", ["raise", "skip"])
 def test_an_index_outside_is_an_error_and_never_skipped(item: Any, on_error: str) -> None:
     with pytest.raises(PatchIndexError, match=r"no item -?\d+: the dataset has 12"):
@@ -194,8 +194,8 @@ def test_on_error_is_one_of_two() -> None:
 
 def test_skipping_gives_the_next_sample_that_can_be_read(caplog: pytest.LogCaptureFixture) -> None:
     dataset = Rolls({"bad": [2, 3, 11], "on_error": "skip", "seed": 1})
-    assert [dataset[Draw(index, 0)]["index"] for index in range(12)] == [0, 1, 4, 4, 4, 5, 6, 7, 8, 9, 10, 0]
-    assert dataset[Draw(2, 6)]["roll"] == dataset[Draw(4, 6)]["roll"]  # as if it had been asked for
+    assert [dataset[SampleKey(index, 0)]["index"] for index in range(12)] == [0, 1, 4, 4, 4, 5, 6, 7, 8, 9, 10, 0]
+    assert dataset[SampleKey(2, 6)]["roll"] == dataset[SampleKey(4, 6)]["roll"]  # as if it had been asked for
     messages = [record.getMessage() for record in caplog.records]
     assert messages == [
         "skipped a bad sample of image0: item 2 is damaged",
@@ -277,7 +277,7 @@ class RawRolls(Rolls):
             raise ConfigError("Rolls come to the CPU alone")
         return Sum()
 
-    def begin_raw_batch(self, draws: Sequence[Draw], allocate: Allocate) -> CollatingBuilder:
+    def begin_raw_batch(self, draws: Sequence[SampleKey], allocate: Allocate) -> CollatingBuilder:
         def raw(items: list[Any]) -> RawPatches:
             pixels = allocate((len(items), 1, 1, 3), np.uint8)
             pixels[:] = np.reshape([item["index"] for item in items], (-1, 1, 1, 1))
@@ -305,4 +305,4 @@ def test_a_dataset_says_which_device_it_has_no_transform_for() -> None:
     with pytest.raises(ConfigError, match="Rolls: device is for single_image_extensible"):
         create_dataloader(Rolls({}), opt)
     with pytest.raises(NotImplementedError, match="Rolls makes no batches for a device"):
-        Rolls({}).begin_raw_batch([Draw(0, 0)], np.empty)
+        Rolls({}).begin_raw_batch([SampleKey(0, 0)], np.empty)

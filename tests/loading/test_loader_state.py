@@ -19,7 +19,7 @@ from dlas_store.datasets import DistIterSampler, Loader, create_dataloader, crea
 from dlas_store.errors import ConfigError
 from dlas_store.loading.threads import ThreadsLoader
 from dlas_store.loading.workers import WorkersLoader
-from dlas_store.sampling.rng import Draw
+from dlas_store.sampling.rng import SampleKey
 from dlas_store.sampling.samplers import EpochSampler
 from tests.support.equality import assert_same
 from tests.support.small_stores import append, make_store, small_folder
@@ -274,7 +274,7 @@ def test_the_state_is_that_of_the_loaders_own_epoch_whoever_else_reads_the_sampl
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_sampler_that_makes_something_of_our_order_is_asked_for_its_own(kind: str) -> None:
     class Mirrored(DistIterSampler):
-        def __iter__(self) -> Iterator[Draw]:
+        def __iter__(self) -> Iterator[SampleKey]:
             for key in super().__iter__():
                 yield key._replace(index=ITEMS - 1 - key.index)
 

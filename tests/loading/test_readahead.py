@@ -15,7 +15,7 @@ from dlas_store.errors import PatchIndexError
 from dlas_store.loading import threads as readahead
 from dlas_store.loading.batch import Allocate, BatchWork
 from dlas_store.loading.threads import Readahead
-from dlas_store.sampling.rng import Draw, ItemRandom
+from dlas_store.sampling.rng import SampleKey, SampleRng
 from dlas_store.storage.store import Store
 from tests.support.equality import assert_same
 from tests.support.small_stores import make_store, shards_of, small_folder
@@ -29,7 +29,7 @@ class Announced(Rolls):
         super().__init__(**options)
         self.told: list[int] = []
 
-    def will_need(self, draws: Sequence[Draw]) -> None:
+    def will_need(self, draws: Sequence[SampleKey]) -> None:
         self.told.extend(draw.index for draw in draws)
 
 
@@ -53,7 +53,7 @@ def announced(ahead: Readahead, dataset: Announced, batches: int) -> list[bool]:
     given = []
     for _ in range(batches):
         before = len(dataset.told)
-        ahead.prefetch([Draw(1, 0), Draw(2, 0)])
+        ahead.prefetch([SampleKey(1, 0), SampleKey(2, 0)])
         given.append(len(dataset.told) > before)
     return given
 
@@ -99,11 +99,11 @@ def test_what_is_announced_is_the_order_and_comes_before_it_is_read(reads: list[
 
 def test_the_first_batch_is_begun_before_others_are_announced() -> None:
     class Told(Announced):
-        def begin_batch(self, draws: Sequence[Draw], allocate: Allocate) -> BatchWork:
+        def begin_batch(self, draws: Sequence[SampleKey], allocate: Allocate) -> BatchWork:
             told_before.append(len(self.told))
             return super().begin_batch(draws, allocate)
 
-        def make_item(self, index: int, random: ItemRandom) -> dict[str, Any]:
+        def make_item(self, index: int, random: SampleRng) -> dict[str, Any]:
             return {"index": index}
 
     told_before: list[int] = []
@@ -115,12 +115,12 @@ def test_the_first_batch_is_begun_before_others_are_announced() -> None:
 
 def test_others_are_announced_while_a_slow_first_batch_is_made() -> None:
     class Slow(Announced):
-        def will_need(self, draws: Sequence[Draw]) -> None:
+        def will_need(self, draws: Sequence[SampleKey]) -> None:
             super().will_need(draws)
             if len(self.told) > 4:
                 others_were_told.set()
 
-        def make_item(self, index: int, random: ItemRandom) -> dict[str, Any]:
+        def make_item(self, index: int, random: SampleRng) -> dict[str, Any]:
             assert others_were_told.wait(60), "nothing was announced while the first batch was made"
             return {"index": index}
 

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from dlas_store.datasets import SingleImageDataset, create_dataloader, zero_pad
 from dlas_store.errors import ConfigError, ImageError
 from dlas_store.loading.threads import PREFETCH_BATCHES, ThreadsLoader
-from dlas_store.sampling.rng import Draw
+from dlas_store.sampling.rng import SampleKey
 from dlas_store.sampling.samplers import DistIterSampler, EpochSampler
 from tests.support.equality import assert_same
 from tests.support.sample_data import ROOT
@@ -67,7 +67,7 @@ def test_any_number_of_threads_gives_the_same_batches(threads: int, batch_size: 
     loader = loader_of(threads=threads, batch_size=batch_size)
     assert len(loader) == -(-ITEMS // batch_size)
     for epoch in range(3):
-        items = [(index, Rolls()[Draw(index, epoch)]["roll"]) for index in range(ITEMS)]
+        items = [(index, Rolls()[SampleKey(index, epoch)]["roll"]) for index in range(ITEMS)]
         expected = [items[start : start + batch_size] for start in range(0, ITEMS, batch_size)]
         assert list(loader) == expected
 
@@ -165,7 +165,7 @@ def test_a_config_reads_a_store(phase: str, batch_size: int, store: Path) -> Non
     batches = list(loader)
     assert len(batches) == len(loader) == (12 // batch_size if phase == "train" else -(-12 // batch_size))
     if phase == "val":
-        expected = [dataset[Draw(index, 0)] for index in range(12)]
+        expected = [dataset[SampleKey(index, 0)] for index in range(12)]
         shares = [expected[start : start + batch_size] for start in range(0, 12, batch_size)]
         assert_same(batches, [default_collate(share) for share in shares])
 
@@ -321,7 +321,9 @@ def test_two_passes_at_a_time_do_not_disturb_each_other() -> None:
 def test_two_loaders_read_one_dataset_at_a_time(store: Path) -> None:
     dataset = SingleImageDataset({"paths": store, "target_size": 32, "scale": 2, "need_ref": True, "seed": 1})
     loaders = [loader_of(dataset, collate_fn=None, batch_size=3) for _ in range(2)]
-    expected = [default_collate([dataset[Draw(n, 0)] for n in range(start, start + 3)]) for start in range(0, 12, 3)]
+    expected = [
+        default_collate([dataset[SampleKey(n, 0)] for n in range(start, start + 3)]) for start in range(0, 12, 3)
+    ]
     for batches in zip(*loaders, expected, strict=True):
         assert_same(batches[0], batches[2])
         assert_same(batches[1], batches[2])
@@ -372,7 +374,7 @@ def test_ctrl_c_ends_the_pass_and_the_process() -> None:
 
 def test_a_fork_in_the_middle_of_a_pass_works_in_parent_and_child(store: Path) -> None:
     dataset = SingleImageDataset({"paths": store, "target_size": 32, "scale": 2, "need_ref": True, "seed": 1})
-    sampler = [Draw(number % 12, 3) for number in range(240)]
+    sampler = [SampleKey(number % 12, 3) for number in range(240)]
     loader = loader_of(dataset, collate_fn=None, sampler=sampler, batch_size=6)
     expected = [dataset[draw]["hq"] for draw in sampler[:12]]
 
@@ -418,7 +420,9 @@ def test_a_child_may_close_and_forget_what_it_inherited() -> None:
 def test_forked_workers_of_pytorch_read_beside_a_pass(store: Path) -> None:
     dataset = SingleImageDataset({"paths": store, "target_size": 32, "scale": 2, "need_ref": True, "seed": 1})
     dataset.set_epoch(0)
-    expected = [default_collate([dataset[Draw(n, 0)] for n in range(start, start + 3)]) for start in range(0, 12, 3)]
+    expected = [
+        default_collate([dataset[SampleKey(n, 0)] for n in range(start, start + 3)]) for start in range(0, 12, 3)
+    ]
     loader = loader_of(dataset, collate_fn=None, batch_size=3)
     for number, batch in enumerate(loader):
         assert_same(batch, expected[number])

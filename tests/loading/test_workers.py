@@ -24,7 +24,7 @@ from dlas_store.datasets import create_dataloader, create_dataset, zero_pad
 from dlas_store.errors import ImageError
 from dlas_store.loading.threads import ThreadsLoader
 from dlas_store.loading.workers import WorkersLoader
-from dlas_store.sampling.rng import Draw
+from dlas_store.sampling.rng import SampleKey
 from dlas_store.sampling.samplers import DistIterSampler, EpochSampler
 from tests.support.equality import assert_same
 from tests.support.picture_folders import write_pictures
@@ -193,7 +193,7 @@ def test_collate_functions_get_the_same_items(collate: Callable[..., Any]) -> No
 def test_samplers_of_every_kind_give_the_same_order(drop_last: bool) -> None:
     for make in (
         lambda: range(40),
-        lambda: [Draw(number % 40, number) for number in range(50, 0, -1)],
+        lambda: [SampleKey(number % 40, number) for number in range(50, 0, -1)],
         lambda: EpochSampler(40, seed=1, shuffle=True, batch_size=7, drop_last=drop_last),
         lambda: EpochSampler(40, seed=1, shuffle=True, batch_size=14, rank=1, ranks=2, drop_last=drop_last),
         lambda: DistIterSampler(40, replicas=3, rank=1, ratio=2),
@@ -223,7 +223,7 @@ def test_a_sampler_of_ints_gives_patches_of_the_epoch(workers: int, store: Path)
     threads = ThreadsLoader(dataset, sampler=order, batch_size=3, drop_last=False, threads=2)
     expected = [list(threads), list(threads)]
     assert_same([list(loader), list(loader)], expected)
-    assert torch.equal(expected[1][0]["lq"][1], dataset[Draw(0, 1)]["lq"])
+    assert torch.equal(expected[1][0]["lq"][1], dataset[SampleKey(0, 1)]["lq"])
 
 
 class Halves(Squares):
@@ -265,7 +265,7 @@ def test_batches_are_made_in_other_processes_and_those_of_no_workers_here() -> N
 @pytest.mark.parametrize("collate", [indices_and_rolls, None])
 def test_an_error_reaches_the_reader_and_ends_the_pass(workers: int, threads: int, collate: Any) -> None:
     dataset = Rolls(bad=[21])
-    order = [Draw(number - number % 3, 1) for number in range(40)]
+    order = [SampleKey(number - number % 3, 1) for number in range(40)]
     loader = loader_of(dataset, workers=workers, threads=threads, collate_fn=collate, sampler=order)
     batches = iter(loader)
     assert len(list(islice(batches, 5))) == 5

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 
 from dlas_store.datasets import DistIterSampler, create_dataloader
 from dlas_store.errors import ConfigError
-from dlas_store.sampling.rng import Draw
+from dlas_store.sampling.rng import SampleKey
 from dlas_store.sampling.samplers import EpochSampler, plain_indices
 
 
-def indices(draws: list[Draw]) -> list[int]:
+def indices(draws: list[SampleKey]) -> list[int]:
     return [draw.index for draw in draws]
 
 
@@ -31,7 +31,7 @@ def test_every_item_comes_once_an_epoch() -> None:
         assert len(sampler) == 50
         epochs = [list(sampler) for _ in range(3)]
         for number, epoch in enumerate(epochs):
-            assert sorted(epoch) == [Draw(index, number) for index in range(50)]
+            assert sorted(epoch) == [SampleKey(index, number) for index in range(50)]
             assert all(type(draw.index) is int for draw in epoch)
         assert (indices(epochs[0]) == list(range(50))) is not shuffle
         assert (indices(epochs[0]) == indices(epochs[1])) is not shuffle
@@ -144,7 +144,7 @@ def sharings(draw: st.DrawFn) -> dict[str, Any]:
 
 def batches_of_ranks(
     length: int, sharing: dict[str, Any], state: dict[str, int] | None = None
-) -> list[list[list[Draw]]]:
+) -> list[list[list[SampleKey]]]:
     """The rest of an epoch: for each rank, its batches."""
     found = []
     for rank in range(sharing["ranks"]):
@@ -155,7 +155,7 @@ def batches_of_ranks(
     return found
 
 
-def expected_batches(order: list[Draw], sharing: dict[str, Any], position: int = 0) -> list[list[list[Draw]]]:
+def expected_batches(order: list[SampleKey], sharing: dict[str, Any], position: int = 0) -> list[list[list[SampleKey]]]:
     """The same from the definition: cut the order into global batches, and deal each out."""
     size, ranks = sharing["batch_size"], sharing["ranks"]
     batches = [order[start : start + size] for start in range(position, len(order), size)]
@@ -271,9 +271,9 @@ def test_a_state_after_the_last_item_leaves_an_empty_pass() -> None:
 def test_of_two_passes_at_a_time_the_later_has_the_state() -> None:
     sampler = EpochSampler(4, seed=3, shuffle=False)
     earlier, later = iter(sampler), iter(sampler)
-    assert [next(later), next(earlier), next(earlier)] == [Draw(0, 1), Draw(0, 0), Draw(1, 0)]
+    assert [next(later), next(earlier), next(earlier)] == [SampleKey(0, 1), SampleKey(0, 0), SampleKey(1, 0)]
     assert sampler.state_dict() == {"seed": 3, "epoch": 1, "position": 1, "length": 4}
-    assert list(earlier) == [Draw(2, 0), Draw(3, 0)]
+    assert list(earlier) == [SampleKey(2, 0), SampleKey(3, 0)]
     assert sampler.state_dict()["position"] == 1
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from dlas_store.config import ConfigOptions
 from dlas_store.images.decode import decode
-from dlas_store.sampling.rng import Draw, ItemRandom
+from dlas_store.sampling.rng import SampleKey, SampleRng
 from dlas_store.transforms.corruptions import Corruptions
 from tests.support.sample_data import DATA, Array
 
@@ -50,7 +50,7 @@ def apply(
     frames: Sequence[Array], *fixed: str, seed: int = 0, index: int = 0, repetition: int = 0, **options: Any
 ) -> tuple[list[Array], list[float]]:
     corruptions = Corruptions.read(ConfigOptions.of_dataset({"fixed_corruptions": list(fixed), **options}, mode="test"))
-    return corruptions.apply(frames, ItemRandom(seed, Draw(index, repetition)))
+    return corruptions.apply(frames, SampleRng(seed, SampleKey(index, repetition)))
 
 
 def corrupt(frame: Array, *fixed: str, **options: Any) -> tuple[Array, float]:

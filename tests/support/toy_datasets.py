@@ -12,7 +12,7 @@ from dlas_store.config import ConfigOptions
 from dlas_store.errors import ImageError
 from dlas_store.loading.batch import Allocate, BatchWork
 from dlas_store.loading.dataset import ItemDataset
-from dlas_store.sampling.rng import Draw, ItemRandom
+from dlas_store.sampling.rng import SampleKey, SampleRng
 
 ITEMS = 40
 
@@ -32,12 +32,12 @@ class Rolls(ItemDataset):
     def image_of(self, index: int) -> str:
         return f"image{index}"
 
-    def make_item(self, index: int, random: ItemRandom) -> dict[str, Any]:
+    def make_item(self, index: int, random: SampleRng) -> dict[str, Any]:
         if index in self.bad:
             raise ImageError(f"item {index} is damaged")
         return {"index": index, "roll": int(random.generator.integers(1 << 40)), "side": torch.ones(1 + index % 3)}
 
-    def begin_batch(self, draws: Sequence[Draw], allocate: Allocate) -> BatchWork:
+    def begin_batch(self, draws: Sequence[SampleKey], allocate: Allocate) -> BatchWork:
         self.begun.append([draw.index for draw in draws])
         return super().begin_batch(draws, allocate)
 
