@@ -140,7 +140,7 @@ class DevicePatches:
         opt = self._options
         patch_size = (raw.pixels.shape[1], raw.pixels.shape[2])
         hq = self._to_hq(_to_unit(self._send(raw.pixels)))
-        lq = _area_resize(hq, (opt.lq_size, opt.lq_size))
+        lq = _resize_area(hq, (opt.lq_size, opt.lq_size))
         hq_reference, lq_reference = self._make_references(raw, patch_size)
         hq_center, lq_center = _centers(raw, patch_size, opt)
         tensors = {
@@ -166,11 +166,11 @@ class DevicePatches:
             hq, lq = (torch.zeros(shape, device=self._device) for shape in shapes)
             return hq, lq
         planes = [_to_unit(self._fetch(*named)[None]) for named in raw.references]
-        distinct = torch.cat([self._to_hq(_area_resize(reference, patch_size)) for reference in planes])
+        distinct = torch.cat([self._to_hq(_resize_area(reference, patch_size)) for reference in planes])
         images = self._send(raw.images)
         mask = self._to_hq(_masks(self._send(raw.squares), patch_size))
         hq = torch.cat([distinct[images], mask], 1)
-        lq = torch.cat([_area_resize(distinct, lq_size)[images], _area_resize(mask, lq_size)], 1)
+        lq = torch.cat([_resize_area(distinct, lq_size)[images], _resize_area(mask, lq_size)], 1)
         without = images == NO_REFERENCE
         hq[without] = 0
         lq[without] = 0
@@ -179,7 +179,7 @@ class DevicePatches:
     def _to_hq(self, planes: torch.Tensor) -> torch.Tensor:
         """Return planes (N, C, H, W) resized to the target size and cropped to that of HQ."""
         opt = self._options
-        return _area_resize(planes, (opt.target_size, opt.target_size))[:, :, : opt.hq_size, : opt.hq_size].contiguous()
+        return _resize_area(planes, (opt.target_size, opt.target_size))[:, :, : opt.hq_size, : opt.hq_size].contiguous()
 
     def _fetch(self, image: int, pixels: torch.Tensor) -> torch.Tensor:
         """Return the reference of an image on the device."""
@@ -200,7 +200,7 @@ def _to_unit(pixels: torch.Tensor) -> torch.Tensor:
     return pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format) / 255
 
 
-def _area_resize(planes: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def _resize_area(planes: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Return planes (N, C, H, W) resized to (height, width) by area averaging, as OpenCV does it."""
     height, width = planes.shape[2:]
     if (height, width) == tuple(size):

@@ -22,8 +22,8 @@ from dlas_store.datasets.pictures import PictureDataset, Pictures, check_least_s
 from dlas_store.errors import ImageError
 from dlas_store.sampling.rng import SampleRng
 from dlas_store.transforms.corruptions import motion_blur
-from dlas_store.transforms.crops import OFFSET_STDDEV, Square, Turn, draw_square, draw_turn
-from dlas_store.transforms.resize import Planes, matlab_reduce, pack, resize, to_planes
+from dlas_store.transforms.crops import OFFSET_STDDEV, FlipRotate, Square, random_flip_rotate, random_square_crop
+from dlas_store.transforms.resize import Chw, matlab_reduce, resize, to_chw_float, to_tensor
 
 
 class Sample(NamedTuple):
@@ -36,8 +36,8 @@ class Sample(NamedTuple):
         path: path of the file or image that the patch was cut from.
     """
 
-    patch: Planes
-    reference: Planes
+    patch: Chw
+    reference: Chw
     center: tuple[int, int]
     path: str
 
@@ -50,10 +50,10 @@ class Sample(NamedTuple):
 def pack_pair(hq: Sample, lq: Sample) -> dict[str, Any]:
     """Return an HQ and an LQ sample as the trainer takes them; SingleImageDataset describes all keys but the paths."""
     return {
-        "hq": pack(hq.patch),
-        "lq": pack(lq.patch),
-        "gt_fullsize_ref": pack(hq.reference),
-        "lq_fullsize_ref": pack(lq.reference),
+        "hq": to_tensor(hq.patch),
+        "lq": to_tensor(lq.patch),
+        "gt_fullsize_ref": to_tensor(hq.reference),
+        "lq_fullsize_ref": to_tensor(lq.reference),
         "gt_center": torch.tensor(hq.center),
         "lq_center": torch.tensor(lq.center),
         "HQ_path": hq.path,
@@ -102,7 +102,7 @@ class Tile(NamedTuple):
         part: the tile in that square.
     """
 
-    turn: Turn
+    turn: FlipRotate
     square: Square
     part: Square
 
@@ -150,8 +150,8 @@ def draw_tile(generator: np.random.Generator, size: tuple[int, int], least: int,
         least: minimum side of the tile in pixels of that picture.
         opt: the options of tiles.
     """
-    turn = draw_turn(generator, flip=opt.use_flip, rotate=opt.use_rot)
-    square = draw_square(generator, size[::-1] if turn.transposed else size)
+    turn = random_flip_rotate(generator, flip=opt.use_flip, rotate=opt.use_rot)
+    square = random_square_crop(generator, size[::-1] if turn.transposed else size)
     growth = 0.0 if opt.fixed_size else min(abs(generator.normal(scale=opt.tile_scale_normal_stddev)), 1)
     side = int(least + (square.side - least) * growth)
     room = square.side - side
@@ -162,15 +162,15 @@ def draw_tile(generator: np.random.Generator, size: tuple[int, int], least: int,
     return Tile(turn, square, Square(top, left, side))
 
 
-def cut_tile(planes: Planes, path: str, tile: Tile, side: int) -> Sample:
+def cut_tile(planes: Chw, path: str, tile: Tile, side: int) -> Sample:
     """Crop a tile from a picture (3, H, W); tile, reference, mask and centre are resized to ``side`` pixels."""
-    square = np.ascontiguousarray(tile.square.cut(tile.turn.apply(planes)))
+    square = np.ascontiguousarray(tile.square.crop(tile.turn.apply(planes)))
     mask = np.zeros((1, *square.shape[1:]), np.float32)
-    tile.part.cut(mask)[:] = 1
+    tile.part.crop(mask)[:] = 1
     middle = tile.part.top + tile.part.side // 2, tile.part.left + tile.part.side // 2
     size = side, side
     return Sample(
-        resize(tile.part.cut(square), size, cv2.INTER_LINEAR),
+        resize(tile.part.crop(square), size, cv2.INTER_LINEAR),
         resize(np.concatenate([square, mask]), size, cv2.INTER_LINEAR),
         rescale_center(middle, square.shape[1:], size),
         path,
@@ -190,7 +190,7 @@ def resize_sample(sample: Sample, side: int) -> Sample:
     )
 
 
-def worsen(lq: Sample, opt: TileOptions, generator: np.random.Generator) -> Sample:
+def degrade(lq: Sample, opt: TileOptions, generator: np.random.Generator) -> Sample:
     """Return LQ with blur and noise; its reference gets a fifth of the blur and the same noise."""
     patch, reference = lq.patch, lq.reference
     picture = reference[:-1]
@@ -203,7 +203,7 @@ def worsen(lq: Sample, opt: TileOptions, generator: np.random.Generator) -> Samp
     return lq._replace(patch=patch, reference=np.concatenate([picture, reference[-1:]]))
 
 
-def _blur(planes: Planes, magnitude: int, generator: np.random.Generator) -> Planes:
+def _blur(planes: Chw, magnitude: int, generator: np.random.Generator) -> Chw:
     """Blur by a Gaussian, along a line, or not at all, at random; ``magnitude`` is odd."""
     kind = generator.random()
     if kind < _GAUSSIAN_SHARE:
@@ -310,7 +310,7 @@ class FullImageDataset(PictureDataset):
             lq = cut_tile(lq_planes, lq_picture.path, tile, opt.min_tile_size // self._scale)
         hq, lq = self._to_multiple(hq, lq)
         lq = resize_sample(lq, opt.target_size // self._scale)
-        return resize_sample(hq, opt.target_size), worsen(lq, opt, generator)
+        return resize_sample(hq, opt.target_size), degrade(lq, opt, generator)
 
     def _reduced(self, hq: Sample) -> Sample:
         """Return a sample brought down by ``scale``: pictures bicubically, the mask bilinearly."""
@@ -331,7 +331,7 @@ class FullImageDataset(PictureDataset):
 
 
 class _Picture(NamedTuple):
-    planes: Planes
+    planes: Chw
     path: str
 
     @property
@@ -373,7 +373,7 @@ def _open_lq(options: ConfigOptions, hq: Pictures) -> list[Pictures]:
 
 def _read(pictures: Pictures, index: int) -> _Picture:
     source, patch = pictures.source, pictures.patch_at(index)
-    return _Picture(to_planes(source.read_pixels([patch])[0]), source.patch_path(patch))
+    return _Picture(to_chw_float(source.read_pixels([patch])[0]), source.patch_path(patch))
 
 
 def _whole(picture: _Picture) -> Sample:

@@ -13,7 +13,7 @@ from dlas_store.datasets.image_folder_batch import (
     CENTER_CROP,
     ImageFolderBatch,
     Picture,
-    cut_picture,
+    crop_and_flip,
     read_image_folder_options,
 )
 from dlas_store.datasets.image_folder_labels import PatchLabels, draw_boxes
@@ -30,7 +30,7 @@ from dlas_store.loading.buffers import DecodingMemory
 from dlas_store.sampling.rng import SampleKey, SampleRng
 from dlas_store.sources.concat import member_at
 from dlas_store.transforms.corruptions import jitter_color
-from dlas_store.transforms.resize import Planes, area_resize, pack, to_planes
+from dlas_store.transforms.resize import Chw, resize_area, to_chw_float, to_tensor
 
 
 class ImageFolderDataset(PictureDataset):
@@ -104,7 +104,7 @@ class ImageFolderDataset(PictureDataset):
         patch = self._patch_at(index)
         path = self._source.patch_path(patch)
         picture = self._read(patch, path, random)
-        planes = to_planes(picture.pixels)
+        planes = to_chw_float(picture.pixels)
         if self._opt.jitters:
             planes = jitter_color(planes, self._opt.jitter, random.generator)
         frames = [self._make_hq(planes, path)]
@@ -156,8 +156,8 @@ class ImageFolderDataset(PictureDataset):
         pixels = self._source.read_pixels([patch])[0]
         size = pixels.shape[0], pixels.shape[1]
         boxes = [] if self._labelled is None else self._labelled.boxes_of(path_below(self._source, patch))
-        picture = Picture(pixels, [box.cut(0, 0, size) for box in boxes])
-        return cut_picture(picture, path, self._opt, random)
+        picture = Picture(pixels, [box.crop(0, 0, size) for box in boxes])
+        return crop_and_flip(picture, path, self._opt, random)
 
     def _find_alternative(self, patch: int, random: SampleRng) -> int | None:
         source, number = member_at(self._source, patch)
@@ -165,17 +165,17 @@ class ImageFolderDataset(PictureDataset):
         other = self._siblings[source].draw(number, random) if is_tile else find_next(source, number)
         return None if other is None else patch - number + other
 
-    def _make_other_hq(self, patch: int) -> Planes:
-        return self._make_hq(to_planes(self._source.read_pixels([patch])[0]), self._source.patch_path(patch))
+    def _make_other_hq(self, patch: int) -> Chw:
+        return self._make_hq(to_chw_float(self._source.read_pixels([patch])[0]), self._source.patch_path(patch))
 
-    def _make_hq(self, planes: Planes, path: str) -> Planes:
+    def _make_hq(self, planes: Chw, path: str) -> Chw:
         size = self._opt.resized(planes.shape[1:])
         if size != planes.shape[1:]:
-            planes = area_resize(planes, size, interleaved=self._opt.corruptions.is_active)
+            planes = resize_area(planes, size, interleaved=self._opt.corruptions.is_active)
         height, width = self._opt.to_multiple(size, path)
         return planes[:, :height, :width]
 
-    def _make_lqs(self, frames: Sequence[Planes], random: SampleRng) -> tuple[list[Planes], list[float]]:
+    def _make_lqs(self, frames: Sequence[Chw], random: SampleRng) -> tuple[list[Chw], list[float]]:
         opt = self._opt
         if not opt.corrupt_before_downsize:
             return opt.corruptions.apply([self._reduced(frame, opt.scale) for frame in frames], random)
@@ -183,10 +183,10 @@ class ImageFolderDataset(PictureDataset):
         frames, strengths = opt.corruptions.apply(frames, random)
         return [self._reduced(frame, opt.scale // opt.downsize_before) for frame in frames], strengths
 
-    def _reduced(self, planes: Planes, factor: int) -> Planes:
+    def _reduced(self, planes: Chw, factor: int) -> Chw:
         height, width = planes.shape[1:]
         size = (height // factor, width // factor)
-        return area_resize(planes, size, interleaved=self._opt.corruptions.is_active)
+        return resize_area(planes, size, interleaved=self._opt.corruptions.is_active)
 
-    def _pack(self, planes: Planes) -> torch.Tensor:
-        return pack(self._opt.map_values(planes))
+    def _pack(self, planes: Chw) -> torch.Tensor:
+        return to_tensor(self._opt.map_values(planes))

@@ -26,7 +26,7 @@ from dlas_store.loading.batch import Allocate, MakeItem, check_one_size
 from dlas_store.loading.buffers import DecodingMemory
 from dlas_store.sampling.rng import SampleKey, SampleRng
 from dlas_store.transforms.corruptions import Corruptions
-from dlas_store.transforms.resize import Planes, loops_for, write_pair
+from dlas_store.transforms.resize import Chw, loops_for, write_pair
 
 Alternative = Literal["next", "tile"]
 """``next``: the picture of the next number. ``tile``: another picture of the same folder, drawn at random."""
@@ -107,7 +107,7 @@ class ImageFolderOptions:
         check_least_side(path, size, multiple, reason="force_multiple times scale")
         return tuple(side - side % multiple for side in size)
 
-    def map_values(self, planes: Planes, out: Planes | None = None) -> Planes:
+    def map_values(self, planes: Chw, out: Chw | None = None) -> Chw:
         """Return planes (3, h, w) in [0, 1] normalized and mapped, written to ``out`` where that is given."""
         if self.normalization:
             mean, deviation = (np.array(values, np.float32)[:, None, None] for values in self.normalization)
@@ -192,10 +192,10 @@ class Picture(NamedTuple):
         """Height and width."""
         return self.pixels.shape[0], self.pixels.shape[1]
 
-    def cut(self, top: int, left: int, side: int) -> Picture:
+    def crop(self, top: int, left: int, side: int) -> Picture:
         """Return a square of the picture; its pixels are a view."""
         pixels = self.pixels[top : top + side, left : left + side]
-        return Picture(pixels, [box.cut(top, left, (side, side)) for box in self.boxes])
+        return Picture(pixels, [box.crop(top, left, (side, side)) for box in self.boxes])
 
     def flipped(self) -> Picture:
         """Return the picture flipped left to right."""
@@ -205,7 +205,7 @@ class Picture(NamedTuple):
         return Picture(mirrored, [box.flipped(width) for box in self.boxes])
 
 
-def cut_picture(picture: Picture, path: str, opt: ImageFolderOptions, random: SampleRng) -> Picture:
+def crop_and_flip(picture: Picture, path: str, opt: ImageFolderOptions, random: SampleRng) -> Picture:
     """Crop a picture around its centre, flip it at random, and crop it to a square, each only if its option asks.
 
     Args:
@@ -221,13 +221,13 @@ def cut_picture(picture: Picture, path: str, opt: ImageFolderOptions, random: Sa
     side = opt.center_crop
     if side is not None:
         check_least_side(path, picture.size, side, reason=CENTER_CROP)
-        picture = picture.cut(height // 2 - side // 2, width // 2 - side // 2, side)
+        picture = picture.crop(height // 2 - side // 2, width // 2 - side // 2, side)
     if opt.flip and random.coin():
         picture = picture.flipped()
     if opt.force_square and picture.pixels.shape[0] != picture.pixels.shape[1]:
         height, width = picture.size
         side = min(height, width)
-        picture = picture.cut((height - side) // 2, (width - side) // 2, side)
+        picture = picture.crop((height - side) // 2, (width - side) // 2, side)
     return picture
 
 
@@ -268,7 +268,7 @@ class ImageFolderBatch:
         self._cut_size = options.cut_size(self._size)
         # HQ, and where it is wanted LQ: (items, 3, h, w).
         self._planes = [allocate((len(draws), *shape), np.float32) for shape in self._shapes(self._hq_size)]
-        self._elsewhere: dict[int, list[Planes]] = {}
+        self._elsewhere: dict[int, list[Chw]] = {}
         is_whole = options.resized(self._cut_size) == self._hq_size
         self._loops = loops_for(self._cut_size, *(planes[0] for planes in self._planes)) if is_whole else None
 
@@ -325,12 +325,12 @@ class ImageFolderBatch:
     def _write(self, items: Sequence[int], pictures: Sequence[Pixels]) -> None:
         """Write decoded items, those whose part has the likely size with one call of C."""
         opt, (source, patches, _) = self._options, self._frames
-        written: list[Planes] = []
-        together: list[tuple[Pixels, *tuple[Planes, ...]]] = []
+        written: list[Chw] = []
+        together: list[tuple[Pixels, *tuple[Chw, ...]]] = []
         for item, pixels in zip(items, pictures, strict=True):
             try:
                 path = self._paths[item] = source.patch_path(patches[item])
-                cut = cut_picture(Picture(pixels), path, opt, SampleRng(self._seed, self._draws[item])).pixels
+                cut = crop_and_flip(Picture(pixels), path, opt, SampleRng(self._seed, self._draws[item])).pixels
                 cut = np.ascontiguousarray(cut)
                 if self._loops is not None and cut.shape[:2] == self._cut_size:
                     outs = self._outs(item, self._hq_size)
@@ -348,7 +348,7 @@ class ImageFolderBatch:
         for planes in written:
             opt.map_values(planes, out=planes)
 
-    def _outs(self, item: int, hq_size: tuple[int, ...]) -> list[Planes]:
+    def _outs(self, item: int, hq_size: tuple[int, ...]) -> list[Chw]:
         """Return where HQ of a height and width goes, and where it is wanted LQ: into the batch if they fit there."""
         if hq_size == self._hq_size:
             self._elsewhere.pop(item, None)

@@ -34,7 +34,7 @@ class Box(NamedTuple):
     width: int
     label: int
 
-    def cut(self, top: int, left: int, size: tuple[int, int]) -> Box:
+    def crop(self, top: int, left: int, size: tuple[int, int]) -> Box:
         """Return what lies in a part of the picture of that (height, width), from its corner; it may be empty."""
         first_row, end_row = (min(max(row - top, 0), size[0]) for row in (self.top, self.top + self.height))
         first_col, end_col = (min(max(col - left, 0), size[1]) for col in (self.left, self.left + self.width))

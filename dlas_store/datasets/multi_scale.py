@@ -15,8 +15,8 @@ from dlas_store.config import ConfigOptions
 from dlas_store.datasets.pictures import PictureDataset, open_pictures
 from dlas_store.sampling.rng import SampleRng
 from dlas_store.transforms.corruptions import Corruptions
-from dlas_store.transforms.crops import Square, draw_square, draw_turn
-from dlas_store.transforms.resize import Planes, area_resize, pack, to_planes
+from dlas_store.transforms.crops import Square, random_flip_rotate, random_square_crop
+from dlas_store.transforms.resize import Chw, resize_area, to_chw_float, to_tensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -137,31 +137,31 @@ class MultiScaleDataset(PictureDataset):
             StoreError: the picture cannot be read.
         """
         source, patch = self._pictures.source, self._patch_at(index)
-        turn = draw_turn(random.generator, flip=True, rotate=True)
-        turned = turn.apply(to_planes(source.read_pixels([patch])[0]))
-        square = draw_square(random.generator, (turned.shape[1], turned.shape[2]))
+        turn = random_flip_rotate(random.generator, flip=True, rotate=True)
+        turned = turn.apply(to_chw_float(source.read_pixels([patch])[0]))
+        square = random_square_crop(random.generator, (turned.shape[1], turned.shape[2]))
         side = self._tile_size << self._num_scales
-        whole = area_resize(np.ascontiguousarray(square.cut(turned)), (side, side))
+        whole = resize_area(np.ascontiguousarray(square.crop(turned)), (side, side))
         (corrupted,), _ = self._corruptions.apply([whole], random)
         hq = self._levels(whole)
         lq = hq if corrupted is whole else self._levels(corrupted)
         lq_size = self._tile_size // self._scale
-        lq = [area_resize(level, (lq_size << depth, lq_size << depth)) for depth, level in enumerate(lq)]
+        lq = [resize_area(level, (lq_size << depth, lq_size << depth)) for depth, level in enumerate(lq)]
         return {
-            "hq": pack(self._patches(hq, self._tile_size)),
-            "lq": pack(self._patches(lq, lq_size)),
+            "hq": to_tensor(self._patches(hq, self._tile_size)),
+            "lq": to_tensor(self._patches(lq, lq_size)),
             "GT_path": source.patch_path(patch),
         }
 
-    def _levels(self, whole: Planes) -> list[Planes]:
+    def _levels(self, whole: Chw) -> list[Chw]:
         """Return the whole at every depth, in which a patch of that depth is a tile: area averages can be chained."""
-        levels: list[Planes] = []
+        levels: list[Chw] = []
         for _ in range(self._num_scales):
             half = whole.shape[1] // 2
-            whole = area_resize(whole, (half, half))
+            whole = resize_area(whole, (half, half))
             levels.insert(0, whole)
         return levels
 
-    def _patches(self, levels: list[Planes], side: int) -> Planes:
+    def _patches(self, levels: list[Chw], side: int) -> Chw:
         nodes = build_tree(self._num_scales)
-        return np.stack([Square(node.row * side, node.col * side, side).cut(levels[node.depth]) for node in nodes])
+        return np.stack([Square(node.row * side, node.col * side, side).crop(levels[node.depth]) for node in nodes])

@@ -27,7 +27,7 @@ from dlas_store.loading.batch import Allocate, MakeItem
 from dlas_store.loading.buffers import DecodingMemory
 from dlas_store.sampling.rng import SampleKey, SampleRng
 from dlas_store.sources.base import Center
-from dlas_store.transforms.resize import Planes, area_resize, loops_for, to_planes, write_pair
+from dlas_store.transforms.resize import Chw, loops_for, resize_area, to_chw_float, write_pair
 
 _NO_CENTER = (0, 0)
 
@@ -151,7 +151,7 @@ class PatchBatch:
             return self._frames.source.claimed_size(self._frames.patches[0])
         return self._target
 
-    def _planes(self) -> tuple[Planes, ...]:
+    def _planes(self) -> tuple[Chw, ...]:
         """Return the arrays (rows, C, h, w) in the order of _PLANES."""
         return self._hq, self._lq, self._hq_reference, self._lq_reference
 
@@ -251,7 +251,7 @@ class PatchBatch:
         elif pixels.shape[:2] == self._target:
             write_pair(pixels, self._target, hq)
         else:
-            whole = area_resize(to_planes(pixels), self._target, interleaved=True)
+            whole = resize_area(to_chw_float(pixels), self._target, interleaved=True)
             hq[...] = whole[:, : hq.shape[1], : hq.shape[2]]
 
     def _corrupt(self, item: int) -> None:
@@ -259,11 +259,11 @@ class PatchBatch:
         opt = self._options
         random = SampleRng(self._seed, self._draws[item])
         hq, lq = (planes[self._rows_of(item)] for planes in (self._hq, self._lq))
-        frames: list[Planes] = list(hq)
+        frames: list[Chw] = list(hq)
         if opt.corrupt_before_downsize:
             frames, _ = opt.corruptions.apply(frames, random)
         for frame, out in zip(frames, lq, strict=True):
-            area_resize(frame, self._lq_size, interleaved=True, out=out)
+            resize_area(frame, self._lq_size, interleaved=True, out=out)
         if not opt.corrupt_before_downsize:
             corrupted, _ = opt.corruptions.apply(list(lq), random)
             lq[...] = corrupted

@@ -17,13 +17,13 @@ from dlas_store.images.decode import decode
 from dlas_store.images.memory import BoundedCache, Pixels
 from dlas_store.sources.base import Center, Source
 from dlas_store.transforms.resize import (
-    Planes,
-    area_resize,
+    Chw,
     loops_for,
+    resize_area,
     split_channels,
-    to_planes,
+    to_chw_float,
     to_unit,
-    write_planes,
+    write_chw,
 )
 
 CACHE_BYTES = 128 << 20
@@ -41,8 +41,8 @@ class Reference(NamedTuple):
     """
 
     size: tuple[int, int]
-    hq: Pixels | Planes
-    lq: Planes
+    hq: Pixels | Chw
+    lq: Chw
 
     @property
     def nbytes(self) -> int:
@@ -127,13 +127,13 @@ def _resize(options: PatchOptions, pixels: Pixels, _number: int, patch_size: tup
     target = (options.target_size, options.target_size)
     lq = np.empty((3, options.lq_size, options.lq_size), np.float32)
     if size == patch_size == target == (options.hq_size, options.hq_size):
-        write_planes(pixels, lq)
+        write_chw(pixels, lq)
         return Reference(size, split_channels(pixels), lq)
-    planes = to_planes(pixels)
+    planes = to_chw_float(pixels)
     for next_size in (patch_size, target):
-        planes = area_resize(planes, next_size) if planes.shape[1:] != next_size else planes
+        planes = resize_area(planes, next_size) if planes.shape[1:] != next_size else planes
     hq = np.ascontiguousarray(planes[:, : options.hq_size, : options.hq_size])
-    return Reference(size, hq, area_resize(hq, lq.shape[1:], out=lq))
+    return Reference(size, hq, resize_area(hq, lq.shape[1:], out=lq))
 
 
 def _capacity(reference_bytes: int) -> int:
@@ -147,8 +147,8 @@ def write_reference(
     *,
     size: tuple[int, int],
     target: tuple[int, int],
-    hq: Planes,
-    lq: Planes,
+    hq: Chw,
+    lq: Chw,
 ) -> None:
     """Write a reference, with the mask of a patch as its fourth channel, as HQ and as LQ.
 
@@ -175,12 +175,12 @@ def write_reference(
     mask = np.full((1, *size), MASK_OUTSIDE, np.float32)
     top, bottom, left, right = mask_box(square, size)
     mask[:, top:bottom, left:right] = 1
-    hq[3:] = area_resize(mask, target)[:, :height, :width]
-    area_resize(hq[3:], lq.shape[1:], out=lq[3:])
+    hq[3:] = resize_area(mask, target)[:, :height, :width]
+    resize_area(hq[3:], lq.shape[1:], out=lq[3:])
 
 
 def loops_arguments(
-    reference: Reference, square: Center, size: tuple[int, int], *, hq: Planes, lq: Planes
+    reference: Reference, square: Center, size: tuple[int, int], *, hq: Chw, lq: Chw
 ) -> tuple[Any, ...]:
     """Return what the loops in C take to do it, where they can and nothing is cropped; see write_reference."""
     return reference.hq, reference.lq, mask_box(square, size), MASK_OUTSIDE, size, hq, lq

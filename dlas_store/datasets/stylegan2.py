@@ -11,8 +11,8 @@ from PIL import Image as PillowImage
 from dlas_store.config import ConfigOptions
 from dlas_store.datasets.pictures import PictureDataset, open_pictures
 from dlas_store.sampling.rng import SampleRng
-from dlas_store.transforms.crops import draw_crop
-from dlas_store.transforms.resize import pack, to_planes
+from dlas_store.transforms.crops import random_resized_crop
+from dlas_store.transforms.resize import to_chw_float, to_tensor
 
 _AREAS = (0.5, 1.0)
 _RATIOS = (0.98, 1.02)
@@ -63,7 +63,7 @@ class Stylegan2Dataset(PictureDataset):
         source, patch = self._pictures.source, self._patch_at(index)
         pixels = source.read_pixels([patch], alpha=self._transparent)[0]
         square = self._cut(self._resize(PillowImage.fromarray(pixels)), random)
-        hq = pack(to_planes(np.asarray(square)))
+        hq = to_tensor(to_chw_float(np.asarray(square)))
         return {"hq": hq, "lq": hq.clone(), "GT_path": source.patch_path(patch)}
 
     def _resize(self, picture: PillowImage.Image) -> PillowImage.Image:
@@ -76,7 +76,7 @@ class Stylegan2Dataset(PictureDataset):
         side = self._target_size
         if random.generator.random() < self._crop_probability:
             size = (picture.height, picture.width)
-            crop = draw_crop(size, areas=_AREAS, ratios=_RATIOS, generator=random.generator)
+            crop = random_resized_crop(size, areas=_AREAS, ratios=_RATIOS, generator=random.generator)
             box = (crop.left, crop.top, crop.left + crop.width, crop.top + crop.height)
             return _resized(picture.crop(box), (side, side))
         left, top = (round((length - side) / 2) for length in picture.size)

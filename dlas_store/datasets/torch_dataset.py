@@ -16,8 +16,8 @@ from dlas_store.images.memory import Pixels
 from dlas_store.sampling.rng import SampleRng
 from dlas_store.sources.base import Source
 from dlas_store.sources.published import NAMES, SPLITS, open_published
-from dlas_store.transforms.crops import draw_crop
-from dlas_store.transforms.resize import Planes, pack, to_planes
+from dlas_store.transforms.crops import random_resized_crop
+from dlas_store.transforms.resize import Chw, to_chw_float, to_tensor
 
 _MEAN = np.array([0.485, 0.456, 0.406], np.float32).reshape(3, 1, 1)
 _STDDEV = np.array([0.229, 0.224, 0.225], np.float32).reshape(3, 1, 1)
@@ -91,7 +91,7 @@ class TorchDataset(PictureDataset):
         cropped = self._crop_at_random(pixels, random.generator) if self._random_crop else self._crop(pixels)
         if random.generator.random() < 0.5:
             cropped = cropped[:, ::-1]
-        tensor = pack(_normalize(np.ascontiguousarray(cropped)))
+        tensor = to_tensor(_normalize(np.ascontiguousarray(cropped)))
         name = path_below(source, patch)
         return {"lq": tensor, "hq": tensor, **labels, "LQ_path": name, "GT_path": name}
 
@@ -108,7 +108,7 @@ class TorchDataset(PictureDataset):
 
     def _crop_at_random(self, pixels: Pixels, generator: np.random.Generator) -> Pixels:
         height, width = pixels.shape[:2]
-        crop = draw_crop((height, width), areas=_CROP_AREAS, ratios=_CROP_RATIOS, generator=generator)
+        crop = random_resized_crop((height, width), areas=_CROP_AREAS, ratios=_CROP_RATIOS, generator=generator)
         cut = pixels[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
         return _resize(np.ascontiguousarray(cut), self._size, self._size)
 
@@ -154,5 +154,5 @@ def _resize(pixels: Pixels, height: int, width: int) -> Pixels:
     return np.asarray(PillowImage.fromarray(pixels).resize((width, height), PillowImage.Resampling.BILINEAR))
 
 
-def _normalize(pixels: Pixels) -> Planes:
-    return (to_planes(pixels) - _MEAN) / _STDDEV
+def _normalize(pixels: Pixels) -> Chw:
+    return (to_chw_float(pixels) - _MEAN) / _STDDEV

@@ -21,7 +21,7 @@ import numpy as np
 from dlas_store.config import ConfigOptions
 from dlas_store.images.decode import decode
 from dlas_store.sampling.rng import SampleRng
-from dlas_store.transforms.resize import Planes, resize, to_planes
+from dlas_store.transforms.resize import Chw, resize, to_chw_float
 
 _LUMA = np.array([0.2989, 0.587, 0.114], np.float32)
 """Weights of red, green and blue in brightness, taken from torchvision's ColorJitter, which DL-Art-School uses."""
@@ -29,12 +29,12 @@ _LUMA = np.array([0.2989, 0.587, 0.114], np.float32)
 _HALVED_COLOUR = (cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420)
 
 
-def quantize(planes: Planes, step: int) -> Planes:
+def quantize(planes: Chw, step: int) -> Chw:
     """Scale values to 0 to 255, floor them to multiples of a step, and scale them back."""
     return np.asarray(planes * 255 // step * step / 255, np.float32)
 
 
-def jitter_color(planes: Planes, spread: float, generator: np.random.Generator) -> Planes:
+def jitter_color(planes: Chw, spread: float, generator: np.random.Generator) -> Chw:
     """Change brightness, contrast, saturation and hue, in random order.
 
     Args:
@@ -57,14 +57,14 @@ def jitter_color(planes: Planes, spread: float, generator: np.random.Generator) 
     return planes
 
 
-def blur(planes: Planes, sigma: float) -> Planes:
+def blur(planes: Chw, sigma: float) -> Chw:
     """Blur by a Gaussian whose standard deviation is ``sigma`` pixels, from 0."""
     if sigma == 0:
         return planes
     return np.stack([cv2.GaussianBlur(plane, (0, 0), sigma) for plane in planes])
 
 
-def motion_blur(planes: Planes, length: int, angle: float) -> Planes:
+def motion_blur(planes: Chw, length: int, angle: float) -> Chw:
     """Blur along a line.
 
     Args:
@@ -76,7 +76,7 @@ def motion_blur(planes: Planes, length: int, angle: float) -> Planes:
     return np.stack([cv2.filter2D(plane, -1, kernel) for plane in planes])
 
 
-def line_kernel(length: int, angle: float) -> Planes:
+def line_kernel(length: int, angle: float) -> Chw:
     """Return a motion blur's kernel, float32 (length, length) of sum 1; length in pixels, angle in degrees."""
     kernel = np.zeros((length, length), np.float32)
     kernel[(length - 1) // 2] = 1
@@ -85,7 +85,7 @@ def line_kernel(length: int, angle: float) -> Planes:
     return np.asarray(rotated / rotated.sum(), np.float32)
 
 
-def reduce(planes: Planes, factor: int, interpolation: int) -> Planes:
+def reduce(planes: Chw, factor: int, interpolation: int) -> Chw:
     """Reduce both sides by a factor, to at least one pixel, by one of OpenCV's interpolations."""
     if factor == 1:
         return planes
@@ -94,43 +94,43 @@ def reduce(planes: Planes, factor: int, interpolation: int) -> Planes:
     return np.clip(resize(planes, (height, width), interpolation), 0, max(1.0, float(planes.max())))
 
 
-def add_noise(planes: Planes, amplitude: float, generator: np.random.Generator) -> Planes:
+def add_noise(planes: Chw, amplitude: float, generator: np.random.Generator) -> Chw:
     """Add uniform noise from [0, amplitude); the sum is not clipped."""
     return planes + generator.random(planes.shape, np.float32) * np.float32(amplitude)
 
 
-def compress(planes: Planes, quality: int) -> Planes:
+def compress(planes: Chw, quality: int) -> Chw:
     """Encode as JPEG of a quality from 1 to 100 with halved colour resolution, and decode."""
     pixels = cv2.merge([np.clip(plane * 255, 0, 255).astype(np.uint8) for plane in planes[::-1]])
     # OpenCV takes BGR and encodes as Pillow does; pixels of simplejpeg's encoder differ by up to 14 levels.
     _, encoded = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality, *_HALVED_COLOUR])
-    return to_planes(decode(encoded.tobytes()))
+    return to_chw_float(decode(encoded.tobytes()))
 
 
-def lighten(planes: Planes, amount: float) -> Planes:
+def lighten(planes: Chw, amount: float) -> Chw:
     """Add one amount to every value, and clip the sums to [0, 1]."""
-    lightened: Planes = np.clip(planes + amount, 0, 1)
+    lightened: Chw = np.clip(planes + amount, 0, 1)
     return lightened
 
 
-def grey(planes: Planes) -> Planes:
+def grey(planes: Chw) -> Chw:
     """Replace each channel by the mean of the three."""
-    mean: Planes = planes.mean(0)
+    mean: Chw = planes.mean(0)
     return np.stack([mean] * len(planes))
 
 
-def _brightness(planes: Planes) -> Planes:
+def _brightness(planes: Chw) -> Chw:
     return np.asarray(np.tensordot(_LUMA, planes, 1), np.float32)
 
 
-def _blend(planes: Planes, other: Planes | np.float32, factor: float) -> Planes:
+def _blend(planes: Chw, other: Chw | np.float32, factor: float) -> Chw:
     return np.clip(planes * np.float32(factor) + other * np.float32(1 - factor), 0, 1)
 
 
-def _turn_hue(planes: Planes, turn: float) -> Planes:
+def _turn_hue(planes: Chw, turn: float) -> Chw:
     hue, saturation, value = cv2.split(cv2.cvtColor(cv2.merge(list(planes)), cv2.COLOR_RGB2HSV))
     rotated = cv2.merge([(hue + np.float32(360 * turn)) % 360, saturation, value])
-    rgb: Planes = np.stack(cv2.split(cv2.cvtColor(rotated, cv2.COLOR_HSV2RGB)))
+    rgb: Chw = np.stack(cv2.split(cv2.cvtColor(rotated, cv2.COLOR_HSV2RGB)))
     return np.clip(rgb, 0, 1)
 
 
@@ -142,7 +142,7 @@ class _Application(NamedTuple):
     generator: np.random.Generator
 
 
-_Effect = Callable[[Planes, _Application], Planes]
+_Effect = Callable[[Chw, _Application], Chw]
 
 _INTERPOLATIONS = (cv2.INTER_NEAREST, cv2.INTER_CUBIC, cv2.INTER_LINEAR, cv2.INTER_LANCZOS4)
 
@@ -191,7 +191,7 @@ class Corruptions:
         """Whether any corruption is applied."""
         return bool(self.fixed or self.random_count)
 
-    def apply(self, frames: Sequence[Planes], random: SampleRng) -> tuple[list[Planes], list[float]]:
+    def apply(self, frames: Sequence[Chw], random: SampleRng) -> tuple[list[Chw], list[float]]:
         """Corrupt the frames of an item: one list of corruptions for all frames, strengths drawn for each frame.
 
         Args:
@@ -208,7 +208,7 @@ class Corruptions:
         numbers = random.generator.integers(len(self.random), size=self.random_count) if self.random_count else ()
         names = [self.random[number] for number in numbers] + list(self.fixed)
         draw_strength = self._strengths(random)
-        corrupted: list[Planes] = []
+        corrupted: list[Chw] = []
         fixed_strengths: list[float] = []
         for frame in frames:
             strengths = [draw_strength() for _ in names]
@@ -223,9 +223,7 @@ class Corruptions:
             uniform = python_random.Random(self.random_seed + random.index).random  # noqa: S311
         return (lambda: 1 - math.cos(uniform() * math.pi / 2)) if self.cosine_bias else uniform
 
-    def _corrupt(
-        self, frame: Planes, names: list[str], strengths: list[float], generator: np.random.Generator
-    ) -> Planes:
+    def _corrupt(self, frame: Chw, names: list[str], strengths: list[float], generator: np.random.Generator) -> Chw:
         # JPEG compression would remove most of the noise.
         skipped = _JPEG.keys() if _NOISE.keys() & set(names) else frozenset[str]()
         original_sizes: list[tuple[int, ...]] = []
@@ -249,43 +247,43 @@ def _read_names(options: ConfigOptions, key: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _quantize(planes: Planes, application: _Application) -> Planes:
+def _quantize(planes: Chw, application: _Application) -> Chw:
     return quantize(planes, 2 ** (int(application.strength * 10 / 3) + 2))
 
 
-def _jitter_color(planes: Planes, application: _Application) -> Planes:
+def _jitter_color(planes: Chw, application: _Application) -> Chw:
     spread = 0.2 * application.strength
     return jitter_color(planes, spread, application.generator) if 255 * spread > 1 else planes
 
 
-def _blur(planes: Planes, application: _Application) -> Planes:
+def _blur(planes: Chw, application: _Application) -> Chw:
     return blur(planes, 1.5 * application.strength * application.blur_scale)
 
 
-def _motion_blur(planes: Planes, application: _Application) -> Planes:
+def _motion_blur(planes: Chw, application: _Application) -> Chw:
     angle = float(application.generator.uniform(0, 360))
     return motion_blur(planes, int(3 * application.strength * application.blur_scale) + 1, angle)
 
 
-def _resample(planes: Planes, application: _Application) -> Planes:
+def _resample(planes: Chw, application: _Application) -> Chw:
     return _reduce(
         planes, 1 if application.strength < 0.3 else 2 if application.strength < 0.7 else 4, application.generator
     )
 
 
-def _resample4x(planes: Planes, application: _Application) -> Planes:
+def _resample4x(planes: Chw, application: _Application) -> Chw:
     return _reduce(planes, 4, application.generator)
 
 
-def _reduce(planes: Planes, factor: int, generator: np.random.Generator) -> Planes:
+def _reduce(planes: Chw, factor: int, generator: np.random.Generator) -> Chw:
     return reduce(planes, factor, _INTERPOLATIONS[generator.integers(len(_INTERPOLATIONS))])
 
 
-def _noise(planes: Planes, application: _Application) -> Planes:
+def _noise(planes: Chw, application: _Application) -> Chw:
     return add_noise(planes, 6 * application.strength / 255, application.generator)
 
 
-def _noise5(planes: Planes, application: _Application) -> Planes:
+def _noise5(planes: Chw, application: _Application) -> Chw:
     return add_noise(planes, 5 / 255, application.generator)
 
 
@@ -293,15 +291,15 @@ def _jpeg(low: int, span: int) -> _Effect:
     return lambda planes, application: compress(planes, int((1 - application.strength) * span) + low)
 
 
-def _lighten(planes: Planes, application: _Application) -> Planes:
+def _lighten(planes: Chw, application: _Application) -> Chw:
     return lighten(planes, 0.3 * application.strength)
 
 
-def _grey(planes: Planes, _: _Application) -> Planes:
+def _grey(planes: Chw, _: _Application) -> Chw:
     return grey(planes)
 
 
-def _nothing(planes: Planes, _: _Application) -> Planes:
+def _nothing(planes: Chw, _: _Application) -> Chw:
     return planes
 
 

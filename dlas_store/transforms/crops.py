@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dlas_store.transforms.resize import Planes
+from dlas_store.transforms.resize import Chw
 
 OFFSET_STDDEV = 0.3
 """Standard deviation of a crop's distance from the middle; 1 is the largest possible distance."""
 
 
-class Turn(NamedTuple):
+class FlipRotate(NamedTuple):
     """A flip and rotation by quarter turns, as three swaps in this order.
 
     Attributes:
@@ -25,17 +25,17 @@ class Turn(NamedTuple):
         transposed: then swap rows and columns.
     """
 
-    mirrored: bool
-    upside_down: bool
-    transposed: bool
+    hflip: bool
+    vflip: bool
+    transpose: bool
 
-    def apply(self, planes: Planes) -> Planes:
+    def apply(self, planes: Chw) -> Chw:
         """Return a (C, H, W) array flipped and rotated, as a view."""
-        if self.mirrored:
+        if self.hflip:
             planes = planes[:, :, ::-1]
-        if self.upside_down:
+        if self.vflip:
             planes = planes[:, ::-1]
-        return planes.swapaxes(1, 2) if self.transposed else planes
+        return planes.swapaxes(1, 2) if self.transpose else planes
 
 
 class Square(NamedTuple):
@@ -49,12 +49,12 @@ class Square(NamedTuple):
         """Return the same square of the picture magnified by a factor."""
         return Square(self.top * factor, self.left * factor, self.side * factor)
 
-    def cut(self, planes: Planes) -> Planes:
+    def crop(self, planes: Chw) -> Chw:
         """Return the square of a (C, H, W) array, as a view."""
         return planes[:, self.top : self.top + self.side, self.left : self.left + self.side]
 
 
-def draw_turn(generator: np.random.Generator, *, flip: bool, rotate: bool) -> Turn:
+def random_flip_rotate(generator: np.random.Generator, *, flip: bool, rotate: bool) -> FlipRotate:
     """Draw a flip and rotation as DL-Art-School does: each allowed swap has probability 1/2.
 
     Args:
@@ -62,11 +62,11 @@ def draw_turn(generator: np.random.Generator, *, flip: bool, rotate: bool) -> Tu
         flip: allow the swap of left and right.
         rotate: allow the other two swaps; with ``flip``, all eight combinations are equally likely.
     """
-    mirrored, upside_down, transposed = (generator.random(3) < 0.5).tolist()
-    return Turn(flip and mirrored, rotate and upside_down, rotate and transposed)
+    hflip, vflip, transpose = (generator.random(3) < 0.5).tolist()
+    return FlipRotate(flip and hflip, rotate and vflip, rotate and transpose)
 
 
-def draw_square(generator: np.random.Generator, size: tuple[int, int]) -> Square:
+def random_square_crop(generator: np.random.Generator, size: tuple[int, int]) -> Square:
     """Draw a square as wide as a picture's shorter side; a normal around the middle places it along the longer side.
 
     Args:
@@ -93,7 +93,7 @@ class Crop(NamedTuple):
     width: int
 
 
-def draw_crop(
+def random_resized_crop(
     size: tuple[int, int], *, areas: tuple[float, float], ratios: tuple[float, float], generator: np.random.Generator
 ) -> Crop:
     """Draw a random crop.

@@ -26,7 +26,7 @@ try:
 except ImportError:  # no compiler when the package was installed
     _loops = None
 
-Planes = NDArray[np.float32]
+Chw = NDArray[np.float32]
 """A CHW float array: float32 (C, H, W) in [0, 1], of which the first three channels are RGB."""
 
 _MOST_FACTOR = 257
@@ -35,14 +35,14 @@ _MOST_FACTOR = 257
 _FACTOR = float(np.float32(1 / 255))
 
 
-def to_planes(pixels: Pixels) -> Planes:
+def to_chw_float(pixels: Pixels) -> Chw:
     """Return uint8 (H, W, C) pixels as a new float32 array (C, H, W) in [0, 1]."""
     planes = np.empty((pixels.shape[2], *pixels.shape[:2]), np.float32)
-    write_planes(pixels, planes)
+    write_chw(pixels, planes)
     return planes
 
 
-def write_planes(pixels: Pixels, *out: Planes) -> None:
+def write_chw(pixels: Pixels, *out: Chw) -> None:
     """Write pixels to one or two CHW float arrays, resized by area averaging, the second from the first.
 
     Args:
@@ -57,12 +57,12 @@ def write_planes(pixels: Pixels, *out: Planes) -> None:
     if channels.shape == out[0].shape:
         to_unit(channels, out[0])
     else:
-        area_resize(to_unit(channels, np.empty(channels.shape, np.float32)), out[0].shape[1:], out=out[0])
+        resize_area(to_unit(channels, np.empty(channels.shape, np.float32)), out[0].shape[1:], out=out[0])
     for larger, smaller in pairwise(out):
-        area_resize(larger, smaller.shape[1:], out=smaller)
+        resize_area(larger, smaller.shape[1:], out=smaller)
 
 
-def write_pair(pixels: Pixels, size: tuple[int, ...], hq: Planes, *lq: Planes) -> None:
+def write_pair(pixels: Pixels, size: tuple[int, ...], hq: Chw, *lq: Chw) -> None:
     """Write pixels to HQ, and the average of HQ to LQ.
 
     Args:
@@ -72,16 +72,16 @@ def write_pair(pixels: Pixels, size: tuple[int, ...], hq: Planes, *lq: Planes) -
         lq: no array, or one of a smaller size.
     """
     if hq.shape[1:] == size:
-        write_planes(pixels, hq, *lq)
+        write_chw(pixels, hq, *lq)
         return
     resized = np.empty((len(hq), *size), np.float32)
-    write_planes(pixels, resized)
+    write_chw(pixels, resized)
     hq[...] = resized[:, : hq.shape[1], : hq.shape[2]]
     for out in lq:
-        area_resize(hq, out.shape[1:], out=out)
+        resize_area(hq, out.shape[1:], out=out)
 
 
-def loops_for(size: tuple[int, ...], *out: Planes) -> ModuleType | None:
+def loops_for(size: tuple[int, ...], *out: Chw) -> ModuleType | None:
     """Return the module of C loops if it was compiled and can reduce a height and width to those of the arrays.
 
     The loops reduce by whole factors only, the same for both sides.
@@ -103,7 +103,7 @@ def split_channels(pixels: Pixels, out: Pixels | None = None) -> Pixels:
     return out
 
 
-def to_unit(channels: Pixels, out: Planes) -> Planes:
+def to_unit(channels: Pixels, out: Chw) -> Chw:
     """Write uint8 (C, H, W) divided by 255 to a contiguous float32 array of that shape, and return the array.
 
     One pass takes 37 us for 256 x 256 x 3 into uncached memory, against 48 us for a division, which is a pass of its
@@ -114,7 +114,7 @@ def to_unit(channels: Pixels, out: Planes) -> Planes:
     return out
 
 
-def resize(planes: Planes, size: tuple[int, ...], interpolation: int) -> Planes:
+def resize(planes: Chw, size: tuple[int, ...], interpolation: int) -> Chw:
     """Return a new array (C, *size), resized by one of OpenCV's interpolations.
 
     Each channel is resized alone: OpenCV halves one plane five times as fast as interleaved channels, with the same
@@ -124,9 +124,7 @@ def resize(planes: Planes, size: tuple[int, ...], interpolation: int) -> Planes:
     return np.stack([cv2.resize(plane, (width, height), interpolation=interpolation) for plane in planes])
 
 
-def area_resize(
-    planes: Planes, size: tuple[int, ...], *, interleaved: bool = False, out: Planes | None = None
-) -> Planes:
+def resize_area(planes: Chw, size: tuple[int, ...], *, interleaved: bool = False, out: Chw | None = None) -> Chw:
     """Return a float32 array (C, *size), resized by area averaging as in DL-Art-School.
 
     Args:
@@ -152,7 +150,7 @@ def area_resize(
     return out
 
 
-def _reduce(planes: Planes, out: Planes) -> None:
+def _reduce(planes: Chw, out: Chw) -> None:
     """Reduce all channels by whole factors at once, as one tall plane: no average mixes rows of two channels.
 
     A factor of a power of two is reached by halving, which OpenCV does fastest: reducing 256 x 256 x 3 by 4 takes 26 us
@@ -168,12 +166,12 @@ def _reduce(planes: Planes, out: Planes) -> None:
     cv2.resize(tall, (result.shape[1], result.shape[0]), dst=result, interpolation=cv2.INTER_AREA)
 
 
-def pack(planes: Planes) -> torch.Tensor:
+def to_tensor(planes: Chw) -> torch.Tensor:
     """Return an array as a contiguous tensor; a contiguous array is not copied."""
     return torch.from_numpy(np.ascontiguousarray(planes))
 
 
-def matlab_reduce(planes: Planes, factor: int) -> Planes:
+def matlab_reduce(planes: Chw, factor: int) -> Chw:
     """Reduce both sides by a factor, as ``imresize(picture, 1 / factor)`` does: bicubic, antialiased, not clipped.
 
     Beyond an edge the picture is continued by its mirror image.
@@ -211,7 +209,7 @@ def _cubic(distance: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(distance <= 1, near, far)
 
 
-def _reduce_rows(planes: Planes, factor: int, weights: NDArray[np.float32]) -> Planes:
+def _reduce_rows(planes: Chw, factor: int, weights: NDArray[np.float32]) -> Chw:
     channels, height, width = planes.shape
     count = -(-height // factor)
     first = factor // 2 - len(weights) // 2

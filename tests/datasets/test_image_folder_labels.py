@@ -164,7 +164,7 @@ def test_labels_come_alike_from_stores_workers_and_a_pickle(tmp_path: Path, fold
     ],
 )
 def test_a_box_is_cut_to_a_part_of_the_picture(box: Box, part: tuple[int, int, tuple[int, int]], expected: Box) -> None:
-    assert box.cut(*part) == expected
+    assert box.crop(*part) == expected
 
 
 EYE = category("eye", 1, labelled("c.png", "eye", 0, 0, 2, 2))

@@ -14,7 +14,7 @@ from PIL import Image
 from dlas_store.datasets import OptionWarning, Stylegan2Dataset, create_dataloader, create_dataset
 from dlas_store.errors import ConfigError, ImageError
 from dlas_store.sampling.rng import SampleKey
-from dlas_store.transforms.crops import draw_crop
+from dlas_store.transforms.crops import random_resized_crop
 from tests.support.picture_folders import planes, store_of, write_pictures
 from tests.support.sample_data import Array, noise
 
@@ -80,7 +80,7 @@ def test_a_random_crop_is_a_part_of_the_resized_picture(tmp_path: Path) -> None:
 def test_crops_cover_half_to_all_of_the_area_at_ratios_near_1(size: tuple[int, int]) -> None:
     generator = np.random.default_rng(0)
     height, width = size
-    crops = [draw_crop(size, areas=(0.5, 1), ratios=(0.98, 1.02), generator=generator) for _ in range(2000)]
+    crops = [random_resized_crop(size, areas=(0.5, 1), ratios=(0.98, 1.02), generator=generator) for _ in range(2000)]
     areas = np.array([crop.height * crop.width / (height * width) for crop in crops])
     ratios = np.array([crop.width / crop.height for crop in crops])
     largest = min(1, min(size) ** 2 * 1.02 / (height * width))
@@ -97,7 +97,7 @@ def test_crops_cover_half_to_all_of_the_area_at_ratios_near_1(size: tuple[int, i
 
 @pytest.mark.parametrize(("size", "expected"), [((300, 40), (130, 0, 41, 40)), ((40, 300), (0, 130, 40, 41))])
 def test_where_no_crop_fits_the_middle_is_taken(size: tuple[int, int], expected: tuple[int, int, int, int]) -> None:
-    crop = draw_crop(size, areas=(0.5, 1), ratios=(0.98, 1.02), generator=np.random.default_rng(0))
+    crop = random_resized_crop(size, areas=(0.5, 1), ratios=(0.98, 1.02), generator=np.random.default_rng(0))
     assert abs(np.array(crop) - expected).max() <= 1
     assert min(crop.height, crop.width) == 40
 

@@ -19,7 +19,7 @@ from dlas_store.datasets import create_dataset
 from dlas_store.datasets.references import Reference, write_reference
 from dlas_store.sources.base import Center
 from dlas_store.transforms import resize as planes
-from dlas_store.transforms.resize import Planes, split_channels, to_planes, write_planes
+from dlas_store.transforms.resize import Chw, split_channels, to_chw_float, write_chw
 from tests.conftest import MakeImage
 from tests.support.sample_data import ROOT, noise
 
@@ -39,7 +39,7 @@ def without_loops(monkeypatch: pytest.MonkeyPatch) -> Any:
     return call
 
 
-def filled(*shape: int) -> Planes:
+def filled(*shape: int) -> Chw:
     """Return an array of which every value must be written."""
     return np.full(shape, np.nan, np.float32)
 
@@ -67,8 +67,8 @@ def test_pixels_are_averaged_as_opencv_does(
     pixels = noise(height, width)
     out, expected = ([filled(3, height // factor, width // factor) for factor in factors] for _ in range(2))
     assert planes.loops_for((height, width), *out) is pixel_loops
-    write_planes(pixels, *out)
-    without_loops(write_planes, pixels, *expected)
+    write_chw(pixels, *out)
+    without_loops(write_chw, pixels, *expected)
     for factor, one, other in zip(factors, out, expected, strict=True):
         np.testing.assert_allclose(one, other, **(CLOSE if factor < 100 else {"rtol": 0, "atol": 3e-6}))
         if factor == 1:
@@ -87,15 +87,15 @@ def test_white_is_one_and_black_is_zero(value: int, factor: int) -> None:
 def test_sizes_that_are_no_whole_factors_are_left_to_opencv(hq: tuple[int, int], lq: tuple[int, int]) -> None:
     out = filled(3, *hq), filled(3, *lq)
     assert planes.loops_for((16, 16), *out) is None
-    write_planes(noise(16, 16), *out)
+    write_chw(noise(16, 16), *out)
     assert all(((each >= 0) & (each <= 1)).all() for each in out)
 
 
 def test_pixels_that_are_not_contiguous_or_have_alpha_become_the_same_planes() -> None:
     pixels = noise(12, 20)
-    np.testing.assert_array_equal(to_planes(pixels[:, ::-1]), to_planes(pixels)[:, :, ::-1])
+    np.testing.assert_array_equal(to_chw_float(pixels[:, ::-1]), to_chw_float(pixels)[:, :, ::-1])
     with_alpha = np.dstack([pixels, pixels[:, :, :1]])
-    np.testing.assert_array_equal(to_planes(with_alpha)[:3], to_planes(pixels))
+    np.testing.assert_array_equal(to_chw_float(with_alpha)[:3], to_chw_float(pixels))
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_references_and_masks_are_those_of_opencv(
     without_loops: Any, square: Center, sides: tuple[int, int, int, int], as_bytes: bool
 ) -> None:
     patch, target, hq, lq = sides
-    whole, reduced = to_planes(noise(hq, hq)), to_planes(noise(lq, lq))
+    whole, reduced = to_chw_float(noise(hq, hq)), to_chw_float(noise(lq, lq))
     reference = Reference((hq, hq), split_channels(noise(hq, hq)) if as_bytes else whole, reduced)
     made, expected = ((filled(4, hq, hq), filled(4, lq, lq)) for _ in range(2))
     for call, (large, small) in ((lambda f, *a, **o: f(*a, **o), made), (without_loops, expected)):
@@ -166,7 +166,9 @@ def test_large_planes_are_the_same_wherever_they_begin(height: int, width: int, 
     box = (10, height, 0, width - 20)
     whole = split_channels(noise(height, width, seed=2))
     given = whole if as_bytes else whole / np.float32(255)
-    pixel_loops.write_reference(given, to_planes(pixels), box, 0.5, (height, width), planes, filled(4, height, width))
+    pixel_loops.write_reference(
+        given, to_chw_float(pixels), box, 0.5, (height, width), planes, filled(4, height, width)
+    )
     np.testing.assert_array_equal(planes[:3], whole / np.float32(255))
     assert (planes[3, 10:, : width - 20] == 1).all()
     assert (planes[3, :10] == 0.5).all()
@@ -190,7 +192,7 @@ def test_threads_that_use_them_at_the_same_time_do_not_mix() -> None:
     expected = [picture.transpose(2, 0, 1) / np.float32(255) for picture in pictures]
 
     def check(number: int) -> bool:
-        return all((to_planes(pictures[number]) == expected[number]).all() for _ in range(200))
+        return all((to_chw_float(pictures[number]) == expected[number]).all() for _ in range(200))
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(check, range(8)))
@@ -270,7 +272,7 @@ def test_patches_that_are_written_together_are_those_written_alone(count: int) -
     pixels = [(noise(256, 192, seed=n), filled(3, 256, 192), filled(3, 64, 48)) for n in range(count)]
     alone = [(picture, filled(3, 256, 192), filled(3, 64, 48)) for picture, _, _ in pixels]
     references = [
-        (split_channels(noise(32, 16, seed=n)), to_planes(noise(16, 8)), (n, 9 + n, 2, 7), 0.1, (64, 32))
+        (split_channels(noise(32, 16, seed=n)), to_chw_float(noise(16, 8)), (n, 9 + n, 2, 7), 0.1, (64, 32))
         for n in range(count // 2)
     ]
     outs, expected = ([(filled(4, 32, 16), filled(4, 16, 8)) for _ in references] for _ in range(2))
@@ -338,8 +340,8 @@ def test_the_package_installs_and_works_where_there_is_no_compiler(tmp_path: Pat
     # The finder of an editable installation is removed, since it would find the missing extension.
     code = (
         "import sys; sys.meta_path = [each for each in sys.meta_path if 'editable' not in repr(each).lower()]; "
-        "import numpy, dlas_store; from dlas_store.transforms.resize import _loops, to_planes; "
-        "print(_loops, dlas_store.__file__, to_planes(numpy.full((2, 2, 3), 255, numpy.uint8)).min())"
+        "import numpy, dlas_store; from dlas_store.transforms.resize import _loops, to_chw_float; "
+        "print(_loops, dlas_store.__file__, to_chw_float(numpy.full((2, 2, 3), 255, numpy.uint8)).min())"
     )
     run = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(target)}, capture_output=True, text=True,
