@@ -12,9 +12,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from benchmarks.process import BatchPass, Open
 from benchmarks.reading import Reading
 from dlas_store.datasets import create_dataloader, create_dataset
-from dlas_store.datasets.device import DevicePatches
+from dlas_store.datasets.device import DeviceTransform
 from dlas_store.datasets.single_image import PatchDataset
-from dlas_store.loading.batch import RawPatches
+from dlas_store.loading.batch import RawBatch
 from dlas_store.loading.threads import ThreadsLoader
 from dlas_store.processes import available_cores
 from dlas_store.sampling.samplers import EpochSampler
@@ -84,10 +84,10 @@ def prepare_items(reading: Reading, path: str) -> Open:
     return open_data
 
 
-class _NoDevice(DevicePatches):
+class _NoDevice(DeviceTransform):
     """A device transform that leaves raw batches as they are."""
 
-    def make(self, raw: RawPatches) -> Any:
+    def make(self, raw: RawBatch) -> Any:
         """Return the raw batch."""
         return raw
 
@@ -122,7 +122,7 @@ def _batch_pass(reading: Reading, dataset: Dataset[Any], loader: Iterable[Any]) 
 
 
 def _count(batch: Any) -> int:
-    if isinstance(batch, RawPatches):
+    if isinstance(batch, RawBatch):
         return batch.shape[0]
     first = next(value for value in batch.values() if isinstance(value, torch.Tensor))
     return len(first)
@@ -130,7 +130,7 @@ def _count(batch: Any) -> int:
 
 def _identify(batch: Any) -> Sequence[Hashable]:
     """Return the index of each item, or its path if it has no index."""
-    if isinstance(batch, RawPatches):
+    if isinstance(batch, RawBatch):
         return batch.paths
     if "index" in batch:
         indices: list[int] = batch["index"].tolist()

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from xxhash import xxh3_64_intdigest
 
 from dlas_store.config import ConfigOptions, OptionWarning
-from dlas_store.loading.batch import Allocate, BatchWork, MakeItem, StackingBuilder
+from dlas_store.loading.batch import Allocate, BatchBuilder, MakeItem, StackingBuilder
 from dlas_store.loading.create import create_dataset
 from dlas_store.loading.dataset import ItemDataset
 from dlas_store.sampling.rng import SampleKey, SampleRng
@@ -92,22 +92,22 @@ class CombinedDataset(ItemDataset):
         draws = {name: self._draw(name, index, random.repetition) for name in self._members}
         return _merged({name: member[draws[name]] for name, member in self._members.items()})
 
-    def _begin(self, draws: Sequence[SampleKey], allocate: Allocate, *, replace: MakeItem | None) -> BatchWork:
+    def _begin(self, draws: Sequence[SampleKey], allocate: Allocate, *, replace: MakeItem | None) -> BatchBuilder:
         if replace is not None:  # one by one, for a sample that is bad in one member is replaced in all
             return super()._begin(draws, allocate, replace=replace)
         works = {name: self._begin_member(name, draws, allocate) for name in self._members}
         return _CombinedBatch(works, len(draws))
 
-    def will_need(self, draws: Sequence[SampleKey]) -> None:
+    def prefetch(self, draws: Sequence[SampleKey]) -> None:
         """Let the system fetch what members need; see ItemDataset."""
         for name, member in self._members.items():
             if isinstance(member, ItemDataset):
-                member.will_need(self._draws(name, draws))
+                member.prefetch(self._draws(name, draws))
 
-    def _begin_member(self, name: str, draws: Sequence[SampleKey], allocate: Allocate) -> BatchWork:
+    def _begin_member(self, name: str, draws: Sequence[SampleKey], allocate: Allocate) -> BatchBuilder:
         member, own_draws = self._members[name], self._draws(name, draws)
         if isinstance(member, ItemDataset):
-            return member.begin_batch(own_draws, allocate)
+            return member.batch_builder(own_draws, allocate)
         return StackingBuilder(member.__getitem__, own_draws, allocate)
 
     def _draws(self, name: str, draws: Sequence[SampleKey]) -> list[Any]:
@@ -134,9 +134,9 @@ class CombinedDataset(ItemDataset):
 
 
 class _CombinedBatch:
-    """A batch of each member; see BatchWork."""
+    """A batch of each member; see BatchBuilder."""
 
-    def __init__(self, works: Mapping[str, BatchWork], count: int) -> None:
+    def __init__(self, works: Mapping[str, BatchBuilder], count: int) -> None:
         self._works = works
         self._count = count
 

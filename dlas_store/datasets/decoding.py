@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from dlas_store.errors import StoreError
 from dlas_store.images.memory import Pixels
-from dlas_store.loading.buffers import BYTES_TOGETHER, DecodingMemory
+from dlas_store.loading.buffers import BYTES_TOGETHER, ScratchPool
 from dlas_store.sources.base import Source
 
 OnBad = Callable[[int, StoreError], None]
@@ -43,7 +43,7 @@ class Frames(NamedTuple):
 
 
 def decode_groups(
-    frames: Frames, items: Sequence[int], size: tuple[int, int], scratch: DecodingMemory, on_bad: OnBad
+    frames: Frames, items: Sequence[int], size: tuple[int, int], scratch: ScratchPool, on_bad: OnBad
 ) -> Iterator[Group]:
     """Decode items into scratch memory, as many at a time as the processor's caches hold.
 

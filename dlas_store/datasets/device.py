@@ -20,7 +20,7 @@ from dlas_store.datasets.decoding import Frames, decode_items, raise_error
 from dlas_store.datasets.patch_options import MASK_OUTSIDE, PatchOptions, rescale_centers, square_in_reference
 from dlas_store.datasets.references import ReferenceCache
 from dlas_store.images.memory import Pixels
-from dlas_store.loading.batch import NO_REFERENCE, Allocate, RawPatches, check_one_size
+from dlas_store.loading.batch import NO_REFERENCE, Allocate, RawBatch, check_one_size
 from dlas_store.sources.base import Center
 
 _NO_SQUARE = Center(0, 0, 0)
@@ -46,7 +46,7 @@ def name_reference(pixels: Pixels, number: int, _patch_size: tuple[int, int] | N
 
 
 class RawPatchBatch:
-    """A batch of patches that are decoded and nothing else; see BatchWork."""
+    """A batch of patches that are decoded and nothing else; see BatchBuilder."""
 
     def __init__(
         self,
@@ -75,19 +75,19 @@ class RawPatchBatch:
         return len(self._paths)
 
     def fill(self, start: int, stop: int) -> None:
-        """Decode a part of the items; see BatchWork."""
+        """Decode a part of the items; see BatchBuilder."""
         part = self._order[start:stop]
         outs = [self._rows[row] for row in self._frames.rows_of(part)]
         for items, pixels in decode_items(self._frames, part, outs, raise_error):
             self._write(self._frames.rows_of(items), pixels)
 
-    def finish(self) -> RawPatches:
+    def finish(self) -> RawBatch:
         """Return the batch."""
         distinct = {reference.image: reference.pixels for reference in self._found if reference is not None}
         places = {image: place for place, image in enumerate(distinct)}
         squares = np.fromiter(chain.from_iterable(self._squares), np.int64)
         images = [NO_REFERENCE if reference is None else places[reference.image] for reference in self._found]
-        return RawPatches(
+        return RawBatch(
             pixels=torch.from_numpy(self._pixels.reshape(-1, *self._pixels.shape[2:])),
             references=list(distinct.items()),
             images=torch.from_numpy(np.array(images, np.int64)),
@@ -122,7 +122,7 @@ DEVICE_CACHE_BYTES = 512 << 20
 """About 2,700 references of 256 x 256 pixels that stay on the device."""
 
 
-class DevicePatches:
+class DeviceTransform:
     """Makes batches on a device, and keeps references there, so that each travels once.
 
     The result is that of PatchBatch but for the last bits of a float (1e-5).
@@ -135,7 +135,7 @@ class DevicePatches:
         self._references: dict[int, torch.Tensor] = {}
         self._bytes = 0
 
-    def make(self, raw: RawPatches) -> dict[str, Any]:
+    def make(self, raw: RawBatch) -> dict[str, Any]:
         """Return the batch that a trainer takes, its tensors on the device."""
         opt = self._options
         patch_size = (raw.pixels.shape[1], raw.pixels.shape[2])
@@ -157,7 +157,7 @@ class DevicePatches:
             batch["LQ_path"] = list(raw.paths)
         return batch
 
-    def _make_references(self, raw: RawPatches, patch_size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _make_references(self, raw: RawBatch, patch_size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return references with their masks at the sizes of HQ and LQ, (N, 4, h, w) each."""
         opt = self._options
         count, lq_size = len(raw.pixels), (opt.lq_size, opt.lq_size)
@@ -241,7 +241,7 @@ def _masks(squares: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
     return torch.where(rows[:, None, :, None] & columns[:, None, None, :], 1.0, MASK_OUTSIDE)
 
 
-def _centers(raw: RawPatches, patch_size: tuple[int, int], opt: PatchOptions) -> tuple[torch.Tensor, torch.Tensor]:
+def _centers(raw: RawBatch, patch_size: tuple[int, int], opt: PatchOptions) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the centres of patches in HQ and LQ, int64 (N, 2) each."""
     target, cropped = (opt.target_size, opt.target_size), (opt.hq_size, opt.hq_size)
     hq = rescale_centers(raw.squares[:, :2].numpy(), patch_size, target)

@@ -25,8 +25,8 @@ from dlas_store.datasets.pictures import (
     open_pictures,
     path_below,
 )
-from dlas_store.loading.batch import Allocate, BatchOfItems, BatchWork, MakeItem, new_array
-from dlas_store.loading.buffers import DecodingMemory
+from dlas_store.loading.batch import Allocate, BatchBuilder, BatchOfItems, MakeItem, new_array
+from dlas_store.loading.buffers import ScratchPool
 from dlas_store.sampling.rng import SampleKey, SampleRng
 from dlas_store.sources.concat import member_at
 from dlas_store.transforms.corruptions import jitter_color
@@ -74,7 +74,7 @@ class ImageFolderDataset(PictureDataset):
         sources = self._pictures.sources
         self._labelled = PatchLabels(options.section("labeler"), sources) if options.has("labeler") else None
         self._is_plain = self._opt.is_plain and self._labelled is None
-        self._memory = DecodingMemory()
+        self._memory = ScratchPool()
         self._siblings = {source: Siblings(source) for source in sources if self._opt.alternative == "tile"}
         if self._opt.center_crop is not None and self._labelled is None and not self.skips_bad:
             check_least_sides(options, sources, self._opt.center_crop, reason=CENTER_CROP)
@@ -123,7 +123,7 @@ class ImageFolderDataset(PictureDataset):
             item["label_strings"] = dict(self._labelled.names)
         return item | {key: constant.clone() for key, constant in self._opt.constants.items()}
 
-    def _begin(self, draws: Sequence[SampleKey], allocate: Allocate, *, replace: MakeItem | None) -> BatchWork:
+    def _begin(self, draws: Sequence[SampleKey], allocate: Allocate, *, replace: MakeItem | None) -> BatchBuilder:
         begin = self._begin_plain if self._is_plain else super()._begin
         return begin(draws, allocate, replace=replace)
 

@@ -23,7 +23,7 @@ from dlas_store.datasets.pictures import check_least_side
 from dlas_store.errors import StoreError
 from dlas_store.images.memory import Pixels
 from dlas_store.loading.batch import Allocate, MakeItem, check_one_size
-from dlas_store.loading.buffers import DecodingMemory
+from dlas_store.loading.buffers import ScratchPool
 from dlas_store.sampling.rng import SampleKey, SampleRng
 from dlas_store.transforms.corruptions import Corruptions
 from dlas_store.transforms.resize import Chw, loops_for, write_pair
@@ -232,14 +232,14 @@ def crop_and_flip(picture: Picture, path: str, opt: ImageFolderOptions, random: 
 
 
 class ImageFolderBatch:
-    """Pictures of mode imagefolder whose options are plain; see BatchWork, and ImageFolderDataset for the tensors."""
+    """Pictures of mode imagefolder whose options are plain; see BatchBuilder, and ImageFolderDataset for the tensors."""
 
     def __init__(
         self,
         draws: Sequence[SampleKey],
         frames: Frames,
         options: ImageFolderOptions,
-        memory: DecodingMemory,
+        memory: ScratchPool,
         *,
         seed: int,
         allocate: Allocate,
@@ -276,14 +276,14 @@ class ImageFolderBatch:
         return len(self._draws)
 
     def fill(self, start: int, stop: int) -> None:
-        """Make a part of the items; see BatchWork."""
+        """Make a part of the items; see BatchBuilder."""
         for items, pictures in decode_groups(
             self._frames, self._order[start:stop], self._size, self._memory, self._replace_item
         ):
             self._write(items, pictures)
 
     def finish(self) -> dict[str, Any]:
-        """Return the batch; see BatchWork.
+        """Return the batch; see BatchBuilder.
 
         Raises:
             StoreError: HQ is not of the same size in all items.

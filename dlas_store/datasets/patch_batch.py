@@ -24,7 +24,7 @@ from dlas_store.datasets.references import Reference, ReferenceCache, loops_argu
 from dlas_store.errors import StoreError
 from dlas_store.images.memory import Pixels
 from dlas_store.loading.batch import Allocate, MakeItem
-from dlas_store.loading.buffers import DecodingMemory
+from dlas_store.loading.buffers import ScratchPool
 from dlas_store.sampling.rng import SampleKey, SampleRng
 from dlas_store.sources.base import Center
 from dlas_store.transforms.resize import Chw, loops_for, resize_area, to_chw_float, write_pair
@@ -55,7 +55,7 @@ class _PatchInfo(NamedTuple):
 
 
 class PatchBatch:
-    """Patches, corrupted by the random numbers of their items; see BatchWork.
+    """Patches, corrupted by the random numbers of their items; see BatchBuilder.
 
     Tensors are (items, ...), with ``framed`` (items, frames, ...); PatchDataset says what they hold.
     """
@@ -66,7 +66,7 @@ class PatchBatch:
         frames: Frames,
         options: PatchOptions,
         references: ReferenceCache[Reference],
-        memory: DecodingMemory,
+        memory: ScratchPool,
         *,
         seed: int,
         framed: bool,
@@ -119,7 +119,7 @@ class PatchBatch:
         return len(self._paths)
 
     def fill(self, start: int, stop: int) -> None:
-        """Make a part of the items; see BatchWork."""
+        """Make a part of the items; see BatchBuilder."""
         part = self._order[start:stop]
         info_of: Mapping[int, Sequence[_PatchInfo]] = dict.fromkeys(part, ())
         if self._loops is not None:
@@ -129,7 +129,7 @@ class PatchBatch:
             self._write(items, pixels, info_of)
 
     def finish(self) -> dict[str, Any]:
-        """Return the batch; see BatchWork."""
+        """Return the batch; see BatchBuilder."""
         centers = np.array(self._centers, np.int64)
         arrays: tuple[NDArray[Any], ...] = (
             *self._planes(),

@@ -201,9 +201,9 @@ class PictureDataset(ItemDataset):
         """Return the path of the image that an item belongs to."""
         return image_path(self._pictures.source, self._patch_at(index))
 
-    def will_need(self, draws: Sequence[SampleKey]) -> None:
+    def prefetch(self, draws: Sequence[SampleKey]) -> None:
         """Let the system fetch the pictures, not what else an item may take; see ItemDataset."""
-        self._pictures.source.will_need([self._patch_at(draw.index) for draw in draws])
+        self._pictures.source.prefetch([self._patch_at(draw.index) for draw in draws])
 
     def _patch_at(self, index: int) -> int:
         """Return the index of an item's picture in the source of pictures.

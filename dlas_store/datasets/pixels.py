@@ -14,7 +14,7 @@ from dlas_store.datasets.concat import WeightedPatches, image_path, open_sources
 from dlas_store.datasets.decoding import Frames, decode_items
 from dlas_store.errors import StoreError
 from dlas_store.images.memory import Pixels
-from dlas_store.loading.batch import Allocate, BatchOfItems, BatchWork, MakeItem, check_one_size, new_array
+from dlas_store.loading.batch import Allocate, BatchBuilder, BatchOfItems, MakeItem, check_one_size, new_array
 from dlas_store.loading.dataset import ItemDataset
 from dlas_store.sampling.rng import SampleKey, SampleRng
 
@@ -55,16 +55,16 @@ class PixelsDataset(ItemDataset):
         item = BatchOfItems(work.finish(), 1)[0]
         return {"pixels": item["pixels"], "index": index}
 
-    def _begin(self, draws: Sequence[SampleKey], allocate: Allocate, *, replace: MakeItem | None) -> BatchWork:
+    def _begin(self, draws: Sequence[SampleKey], allocate: Allocate, *, replace: MakeItem | None) -> BatchBuilder:
         return _PixelsBatch(self._patches, draws, allocate, replace=replace)
 
-    def will_need(self, draws: Sequence[SampleKey]) -> None:
+    def prefetch(self, draws: Sequence[SampleKey]) -> None:
         """Let the system fetch patches; see ItemDataset."""
-        self._patches.source.will_need([self._patches.patch_at(draw.index) for draw in draws])
+        self._patches.source.prefetch([self._patches.patch_at(draw.index) for draw in draws])
 
 
 class _PixelsBatch:
-    """A batch of pictures of one size; see BatchWork."""
+    """A batch of pictures of one size; see BatchBuilder."""
 
     def __init__(
         self, items: WeightedPatches, draws: Sequence[SampleKey], allocate: Allocate, *, replace: MakeItem | None

@@ -15,13 +15,13 @@ import torch
 from dlas_store.config import ConfigOptions
 from dlas_store.datasets.concat import image_path, open_sources
 from dlas_store.datasets.decoding import Frames
-from dlas_store.datasets.device import DevicePatches, NamedReference, RawPatchBatch, name_reference
+from dlas_store.datasets.device import DeviceTransform, NamedReference, RawPatchBatch, name_reference
 from dlas_store.datasets.patch_batch import PatchBatch
 from dlas_store.datasets.patch_options import PatchOptions, read_patch_options
 from dlas_store.datasets.references import Reference, ReferenceCache, resized_references
 from dlas_store.errors import ConfigError
-from dlas_store.loading.batch import Allocate, BatchOfItems, BatchWork, MakeItem, new_array
-from dlas_store.loading.buffers import DecodingMemory
+from dlas_store.loading.batch import Allocate, BatchBuilder, BatchOfItems, MakeItem, new_array
+from dlas_store.loading.buffers import ScratchPool
 from dlas_store.loading.dataset import ItemDataset
 from dlas_store.sampling.rng import SampleKey, SampleRng
 from dlas_store.sources.base import Source
@@ -52,7 +52,7 @@ class PatchDataset(ItemDataset):
         # Made by the first batch that needs it; of two that threads make at the same time one stays.
         self._references: ReferenceCache[Reference] | None = None
         self._named_references: ReferenceCache[NamedReference] | None = None
-        self._decoding_memory = DecodingMemory()
+        self._decoding_memory = ScratchPool()
         self._framed = framed
 
     def __len__(self) -> int:
@@ -94,7 +94,7 @@ class PatchDataset(ItemDataset):
 
     def __getitems__(self, items: Sequence[int | SampleKey]) -> Sequence[dict[str, Any]]:
         """Return items, made as a batch; see ItemDataset."""
-        work = self.begin_batch([self.as_key(item) for item in items], new_array)
+        work = self.batch_builder([self.as_key(item) for item in items], new_array)
         work.fill(0, len(work))
         return BatchOfItems(work.finish(), len(work))
 
@@ -103,7 +103,7 @@ class PatchDataset(ItemDataset):
         """How a patch becomes HQ and LQ."""
         return self._patch_options
 
-    def device_transform(self, device: torch.device) -> DevicePatches:
+    def device_transform(self, device: torch.device) -> DeviceTransform:
         """Return the transform that makes HQ and LQ on a device.
 
         Raises:
@@ -111,10 +111,10 @@ class PatchDataset(ItemDataset):
         """
         if self._patch_options.corruptions.is_active or self.skips_bad:
             raise ConfigError("device goes neither with corruptions nor with on_error: skip; leave one of them out")
-        return DevicePatches(self._patch_options, device)
+        return DeviceTransform(self._patch_options, device)
 
     def begin_raw_batch(self, draws: Sequence[SampleKey], allocate: Allocate) -> RawPatchBatch:
-        """Begin a batch of which a device makes HQ and LQ; see begin_batch, and DevicePatches."""
+        """Begin a batch of which a device makes HQ and LQ; see batch_builder, and DeviceTransform."""
         references = self._named_references = self._named_references or ReferenceCache(self.source, name_reference)
         frames = self._frames_of(draws)
         return RawPatchBatch(frames, self._patch_options, references, framed=self._framed, allocate=allocate)
@@ -123,11 +123,11 @@ class PatchDataset(ItemDataset):
         patches = self.patches_of_all([draw.index for draw in draws])
         return Frames(self.source, patches, len(patches) // len(draws))
 
-    def will_need(self, draws: Sequence[SampleKey]) -> None:
+    def prefetch(self, draws: Sequence[SampleKey]) -> None:
         """Let the system fetch patches and references; see ItemDataset."""
-        self.source.will_need([patch for draw in draws for patch in self.patches_of(draw.index)])
+        self.source.prefetch([patch for draw in draws for patch in self.patches_of(draw.index)])
 
-    def _begin(self, draws: Sequence[SampleKey], allocate: Allocate, *, replace: MakeItem | None) -> BatchWork:
+    def _begin(self, draws: Sequence[SampleKey], allocate: Allocate, *, replace: MakeItem | None) -> BatchBuilder:
         references = self._references = self._references or resized_references(self.source, self._patch_options)
         return PatchBatch(
             draws,

@@ -38,7 +38,7 @@ def new_array(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
     return empty_aligned(shape, dtype) if np.dtype(dtype) == np.float32 else np.empty(shape, dtype)
 
 
-class BatchWork(Protocol):
+class BatchBuilder(Protocol):
     """A batch that is being made.
 
     ``fill`` is called for parts that cover 0 .. len(work) - 1 once, by one thread or several at a time; ``finish`` when
@@ -56,10 +56,10 @@ class BatchWork(Protocol):
 
 
 NO_REFERENCE = -1
-"""In RawPatches.images, a patch that has no reference."""
+"""In RawBatch.images, a patch that has no reference."""
 
 
-class RawPatches(NamedTuple):
+class RawBatch(NamedTuple):
     """A batch of N patches as they are decoded, item by item and in each frame by frame.
 
     Attributes:
@@ -84,7 +84,7 @@ class RawPatches(NamedTuple):
 class BatchTransform(Protocol):
     """Makes batches on a device of what ItemDataset.begin_raw_batch() gives."""
 
-    def make(self, raw: RawPatches) -> Any:
+    def make(self, raw: RawBatch) -> Any:
         """Return the batch that a trainer takes, its tensors on the device."""
 
 

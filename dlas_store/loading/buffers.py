@@ -108,7 +108,7 @@ BYTES_TOGETHER = 1 << 20
 """Patches up to so many bytes are decoded before they are written: they stay in the processor's caches."""
 
 
-class DecodingMemory:
+class ScratchPool:
     """Gives arrays, and gives those again that were given back last, which a processor's caches may still hold.
 
     For any number of threads; it keeps as many as were in use at a time. A pickled one is empty.
@@ -117,8 +117,8 @@ class DecodingMemory:
     def __init__(self) -> None:
         self._free: list[tuple[tuple[int, ...], list[Pixels]]] = []
 
-    def __reduce__(self) -> tuple[type[DecodingMemory], tuple[()]]:
-        return DecodingMemory, ()
+    def __reduce__(self) -> tuple[type[ScratchPool], tuple[()]]:
+        return ScratchPool, ()
 
     @contextmanager
     def patches(self, shape: tuple[int, ...]) -> Iterator[list[Pixels]]:

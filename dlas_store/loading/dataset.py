@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from dlas_store.config import ConfigOptions
 from dlas_store.errors import PatchIndexError, StoreError
-from dlas_store.loading.batch import Allocate, BatchTransform, BatchWork, MakeItem, StackingBuilder
+from dlas_store.loading.batch import Allocate, BatchBuilder, BatchTransform, MakeItem, StackingBuilder
 from dlas_store.sampling.rng import SampleKey, SampleRng, new_seed
 
 _LOG = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ class ItemDataset(Dataset[dict[str, Any]], ABC):
         """Return items, which PyTorch's DataLoader asks for a batch at a time; see __getitem__."""
         return [self[item] for item in items]
 
-    def begin_batch(self, draws: Sequence[SampleKey], allocate: Allocate) -> BatchWork:
+    def batch_builder(self, draws: Sequence[SampleKey], allocate: Allocate) -> BatchBuilder:
         """Begin a batch of items, equal to what __getitem__ gives for each.
 
         Args:
@@ -106,8 +106,8 @@ class ItemDataset(Dataset[dict[str, Any]], ABC):
         """
         return None
 
-    def begin_raw_batch(self, draws: Sequence[SampleKey], allocate: Allocate) -> BatchWork:
-        """Begin a batch for device_transform(); see begin_batch. Datasets that have a transform override this."""
+    def begin_raw_batch(self, draws: Sequence[SampleKey], allocate: Allocate) -> BatchBuilder:
+        """Begin a batch for device_transform(); see batch_builder. Datasets that have a transform override this."""
         raise NotImplementedError(f"{type(self).__name__} makes no batches for a device")
 
     def _begin(
@@ -116,7 +116,7 @@ class ItemDataset(Dataset[dict[str, Any]], ABC):
         allocate: Allocate,
         *,
         replace: MakeItem | None,  # noqa: ARG002 - for datasets that make a batch as a whole
-    ) -> BatchWork:
+    ) -> BatchBuilder:
         """Begin a batch; a dataset that can make it as a whole overrides this.
 
         Args:
@@ -130,7 +130,7 @@ class ItemDataset(Dataset[dict[str, Any]], ABC):
         """
         return StackingBuilder(self.__getitem__, draws, allocate)
 
-    def will_need(self, draws: Sequence[SampleKey]) -> None:
+    def prefetch(self, draws: Sequence[SampleKey]) -> None:
         """Let the system read the items' data from the disk, without waiting for it; a hint."""
 
     def set_epoch(self, epoch: int) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch.utils.data import Dataset, Sampler, default_collate
 
-from dlas_store.loading.batch import Allocate, BatchTransform, BatchWork, Collate, CollatingBuilder
+from dlas_store.loading.batch import Allocate, BatchBuilder, BatchTransform, Collate, CollatingBuilder
 from dlas_store.loading.buffers import BufferPool, keep_freed_memory_in_process, pinned
 from dlas_store.loading.dataset import ItemDataset
 from dlas_store.loading.loader import Batch, EpochBatches, Loader
@@ -45,7 +45,7 @@ class BatchExecutor:
         """Let another number of threads share each batch from now on."""
         self._parts = parts
 
-    def make(self, builder: BatchWork) -> Future[Any]:
+    def make(self, builder: BatchBuilder) -> Future[Any]:
         """Let the pool make a batch that was begun; the future gives it, or raises what making it raised."""
         batch = _SharedBatch()
         batch.future.set_running_or_notify_cancel()
@@ -53,13 +53,13 @@ class BatchExecutor:
             self._submit(self._part_jobs, part)
         return batch.future
 
-    def begin_and_make(self, begin: Callable[[], BatchWork]) -> Future[Any]:
+    def begin_and_make(self, begin: Callable[[], BatchBuilder]) -> Future[Any]:
         """Let the pool begin a batch and make it; see make."""
         batch = _SharedBatch()
         self._submit(self._batch_jobs, partial(self._start, batch, begin))
         return batch.future
 
-    def _start(self, batch: _SharedBatch, begin: Callable[[], BatchWork]) -> None:
+    def _start(self, batch: _SharedBatch, begin: Callable[[], BatchBuilder]) -> None:
         if not batch.future.set_running_or_notify_cancel():
             return
         try:
@@ -90,7 +90,7 @@ class _SharedBatch:
         self.future: Future[Any] = Future()
         self._lock = threading.Lock()
 
-    def split(self, builder: BatchWork, parts: int) -> list[Callable[[], None]]:
+    def split(self, builder: BatchBuilder, parts: int) -> list[Callable[[], None]]:
         """Return a function for each part of the batch, one or more, that makes it."""
         count = len(builder)
         self._remaining_parts = parts = min(parts, count)
@@ -103,7 +103,7 @@ class _SharedBatch:
             if not self.future.done():
                 self.future.set_exception(error)
 
-    def _fill(self, builder: BatchWork, start: int, stop: int) -> None:
+    def _fill(self, builder: BatchBuilder, start: int, stop: int) -> None:
         try:
             if not self.future.done():
                 builder.fill(start, stop)
@@ -152,7 +152,7 @@ class Readahead:
             self._counted_reads, self._remaining_batches = reads, _BATCHES
         if self._remaining_batches:
             self._remaining_batches -= 1
-            self._dataset.will_need(draws)
+            self._dataset.prefetch(draws)
 
 
 PREFETCH_BATCHES = 3
@@ -260,14 +260,14 @@ class ThreadsLoader(Loader):
                 distance = min(distance + 1, _ADVISED_BATCHES)
         yield from prefetched
 
-    def _begin(self, batch: Batch) -> BatchWork:
+    def _begin(self, batch: Batch) -> BatchBuilder:
         allocate = pinned if self.pin_memory else self._memory.of_batch()
         return batch_builder(self.dataset, batch, allocate, self.collate_fn, raw=self._to_device is not None)
 
 
 def batch_builder(
     dataset: Dataset[Any], batch: Sequence[Any], allocate: Allocate, collate_fn: Collate | None, *, raw: bool = False
-) -> BatchWork:
+) -> BatchBuilder:
     """Begin a batch of any dataset.
 
     Args:
@@ -281,5 +281,5 @@ def batch_builder(
         assert isinstance(dataset, ItemDataset)
         return dataset.begin_raw_batch(batch, allocate)
     if isinstance(dataset, ItemDataset) and collate_fn is None:
-        return dataset.begin_batch(batch, allocate)
+        return dataset.batch_builder(batch, allocate)
     return CollatingBuilder(dataset.__getitem__, batch, collate_fn or default_collate)

@@ -24,7 +24,7 @@ from numpy.typing import DTypeLike, NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from dlas_store.images.decode import DECODING_OFFSET
-from dlas_store.loading.batch import Allocate, BatchTransform, BatchWork, Collate, RawPatches, is_plain, new_array
+from dlas_store.loading.batch import Allocate, BatchBuilder, BatchTransform, Collate, RawBatch, is_plain, new_array
 from dlas_store.loading.buffers import is_free, keep_freed_memory_in_process
 from dlas_store.loading.loader import Batch, EpochBatches, Loader
 from dlas_store.loading.thread_pool import paused_for_fork
@@ -92,7 +92,7 @@ class SharedBufferPool:
         message = batch
         if isinstance(batch, dict):
             message = {key: self._send(value) for key, value in batch.items()}
-        elif isinstance(batch, RawPatches):
+        elif isinstance(batch, RawBatch):
             message = batch._replace(**{key: self._send(value) for key, value in batch._asdict().items()})
         for slot in self._slot_at.values():
             self._flags[slot] = _FREE
@@ -141,7 +141,7 @@ class BufferReceiver:
         self._free_slots()
         if isinstance(batch, dict):
             return {key: self._receive(value) for key, value in batch.items()}
-        if isinstance(batch, RawPatches):
+        if isinstance(batch, RawBatch):
             return batch._replace(**{key: self._receive(value) for key, value in batch._asdict().items()})
         return batch
 
@@ -325,7 +325,7 @@ class _WholeBatches(Dataset[Any]):
         builder.fill(0, len(builder))
         return self._memory.send(builder.finish())
 
-    def _begin(self, batch: Sequence[Any], allocate: Allocate) -> BatchWork:
+    def _begin(self, batch: Sequence[Any], allocate: Allocate) -> BatchBuilder:
         return batch_builder(self._dataset, batch, allocate, self._collate_fn, raw=self._raw)
 
 

@@ -226,7 +226,7 @@ class Source(ABC):
         """
         return self.read(index)
 
-    def will_need(self, indices: Sequence[int], /) -> None:  # noqa: ARG002
+    def prefetch(self, indices: Sequence[int], /) -> None:  # noqa: ARG002
         """Let the system fetch patches and references from the disk, without waiting for it; a hint.
 
         Nothing is fetched where a subclass does not say how: opening files for it would cost as much as reading them.

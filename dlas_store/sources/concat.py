@@ -86,14 +86,14 @@ class ConcatSource(Source):
         source, index = self.member_at(index)
         return source.view(index)
 
-    def will_need(self, indices: Sequence[int], /) -> None:
+    def prefetch(self, indices: Sequence[int], /) -> None:
         """Let the system fetch patches and references; see Source."""
         of_member: dict[int, list[int]] = {}
         for index in indices:
             number = self._member_number(index)
             of_member.setdefault(number, []).append(index - self._starts[number])
         for number, source in enumerate(self.sources):
-            source.will_need(of_member.get(number, ()))
+            source.prefetch(of_member.get(number, ()))
 
     def claimed_size(self, index: int) -> tuple[int, int]:
         """Return the height and width in pixels that a patch claims to have."""

@@ -91,7 +91,7 @@ class Shard:
         """The mapped file as a memoryview, for slices without a copy."""
         return memoryview(self.data)
 
-    def will_need(self, offset: int, length: int) -> None:
+    def prefetch(self, offset: int, length: int) -> None:
         """Prefetch bytes of the file: the kernel starts to read them, and this call does not wait.
 
         Args:

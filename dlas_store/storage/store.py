@@ -139,8 +139,8 @@ class Store(Source):
         except DamagedError as error:
             raise DamagedError(f"{error} ({self._label_patch(index)}); {_VERIFY}") from error
 
-    def will_need(self, indices: Sequence[int], /) -> None:
-        """Ask the system to read patches and the references of their images; see Source.will_need."""
+    def prefetch(self, indices: Sequence[int], /) -> None:
+        """Ask the system to read patches and the references of their images; see Source.prefetch."""
         places = set()
         for index in indices:
             offset, _, length, number, shard_number = self._patch_values(index)
@@ -149,7 +149,7 @@ class Store(Source):
             if image.reference_offset:
                 places.add((image.shard, image.reference_offset, image.reference_length))
         for shard_number, offset, length in sorted(places):
-            self.shard(shard_number).will_need(offset, length)
+            self.shard(shard_number).prefetch(offset, length)
 
     def claimed_size(self, index: int) -> tuple[int, int]:
         """Return the height and width that a patch claims to have; see Source.claimed_size."""

@@ -13,7 +13,7 @@ from dlas_store.datasets import decoding
 from dlas_store.datasets.decoding import Frames, decode_groups, decode_items, raise_error
 from dlas_store.errors import ImageError, StoreError
 from dlas_store.images.memory import Pixels
-from dlas_store.loading.buffers import DecodingMemory
+from dlas_store.loading.buffers import ScratchPool
 from tests.support.file_trees import write
 from tests.support.sample_data import noise, png
 
@@ -56,7 +56,7 @@ def test_every_sound_item_comes_once_and_every_bad_one_is_told(
     bad: list[int] = []
     items = list(range(len(pictures) // count))[::-1]
     frames = frames._replace(per_item=count)
-    made = decoded(decode_groups(frames, items, SIZE, DecodingMemory(), lambda item, _error: bad.append(item)), count)
+    made = decoded(decode_groups(frames, items, SIZE, ScratchPool(), lambda item, _error: bad.append(item)), count)
     assert bad == [BAD // count]
     assert list(made) == [item for item in items if item != BAD // count]
     for item, patches in made.items():

@@ -140,7 +140,7 @@ def test_memory_of_a_batch_that_came_out_otherwise_is_free_again(tmp_path: Path)
     slots = new_slots(1)
     memory, receiver = SharedBufferPool(slots, 0), BufferReceiver(slots, pin_memory=False)
     for _ in range(20):
-        work = dataset.begin_batch([SampleKey(0, 0), SampleKey(1, 0)], memory.allocate)
+        work = dataset.batch_builder([SampleKey(0, 0), SampleKey(1, 0)], memory.allocate)
         work.fill(0, 2)
         batch = receiver.receive(memory.send(work.finish()))
         assert batch["pixels"].shape == (2, 200, 200, 3)

@@ -337,7 +337,7 @@ def test_memory_of_any_content_and_parts_in_any_order_make_the_same_batch(name: 
     draws = draws_of(dataset, 9)
     expected = default_collate([dataset[draw] for draw in draws])
     for bounds in ([0, 9], [0, 1, 2, 9], [0, 0, 4, 4, 9], list(range(10))):
-        work = dataset.begin_batch(draws, dirty)
+        work = dataset.batch_builder(draws, dirty)
         assert len(work) == 9
         parts = list(pairwise(bounds))
         for start, stop in reversed(parts):
@@ -415,8 +415,8 @@ def test_what_an_item_is_named_after_is_announced(name: str, data: Path, monkeyp
     def noted(self: Store, indices: Sequence[int], /) -> None:
         announced.extend(map(self.patch_path, indices))
 
-    monkeypatch.setattr(Store, "will_need", noted)
-    dataset.will_need(draws)
+    monkeypatch.setattr(Store, "prefetch", noted)
+    dataset.prefetch(draws)
     paths = [value for item in items for key, value in item.items() if key.endswith("_path")]
     assert announced
     assert [path for path in paths if not any(one.endswith(path) for one in announced)] == []

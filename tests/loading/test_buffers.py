@@ -23,7 +23,7 @@ import torch
 
 from dlas_store.converters.importing import import_store
 from dlas_store.datasets import SingleImageDataset
-from dlas_store.loading.buffers import BufferPool, DecodingMemory
+from dlas_store.loading.buffers import BufferPool, ScratchPool
 from dlas_store.loading.loader import Loader
 from dlas_store.loading.threads import PREFETCH_BATCHES, ThreadsLoader
 from dlas_store.loading.workers import WorkersLoader
@@ -348,7 +348,7 @@ SHAPE = (4, 8, 6, 3)
 
 
 def test_arrays_are_one_a_patch() -> None:
-    with DecodingMemory().patches(SHAPE) as arrays:
+    with ScratchPool().patches(SHAPE) as arrays:
         assert [array.shape for array in arrays] == [SHAPE[1:]] * SHAPE[0]
         for number, array in enumerate(arrays):
             array[...] = number
@@ -356,7 +356,7 @@ def test_arrays_are_one_a_patch() -> None:
 
 
 def test_arrays_given_back_are_lent_again_and_those_in_use_to_nobody() -> None:
-    memory = DecodingMemory()
+    memory = ScratchPool()
     with memory.patches(SHAPE) as first, memory.patches(SHAPE) as second:
         assert {array.ctypes.data for array in first}.isdisjoint(array.ctypes.data for array in second)
     with memory.patches(SHAPE) as again:
@@ -364,7 +364,7 @@ def test_arrays_given_back_are_lent_again_and_those_in_use_to_nobody() -> None:
 
 
 def test_another_shape_has_arrays_of_its_own() -> None:
-    memory = DecodingMemory()
+    memory = ScratchPool()
     with memory.patches(SHAPE):
         pass
     with memory.patches((2, 5, 5, 3)) as arrays:
@@ -372,7 +372,7 @@ def test_another_shape_has_arrays_of_its_own() -> None:
 
 
 def test_after_an_error_they_can_be_had_as_before() -> None:
-    memory = DecodingMemory()
+    memory = ScratchPool()
     with pytest.raises(ZeroDivisionError), memory.patches(SHAPE):
         raise ZeroDivisionError
     with memory.patches(SHAPE) as arrays:
@@ -380,7 +380,7 @@ def test_after_an_error_they_can_be_had_as_before() -> None:
 
 
 def test_a_pickled_one_is_empty() -> None:
-    memory = DecodingMemory()
+    memory = ScratchPool()
     with memory.patches(SHAPE):
         pass
     assert pickle.loads(pickle.dumps(memory))._free == []

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from dlas_store.config import ConfigOptions
 from dlas_store.datasets import SingleImageDataset, create_dataloader
 from dlas_store.errors import ConfigError, ImageError, PatchIndexError, StoreError
-from dlas_store.loading.batch import NO_REFERENCE, Allocate, CollatingBuilder, RawPatches
+from dlas_store.loading.batch import NO_REFERENCE, Allocate, CollatingBuilder, RawBatch
 from dlas_store.loading.dataset import ItemDataset
 from dlas_store.sampling.rng import SampleKey, SampleRng
 from tests.conftest import MakeImage
@@ -265,7 +265,7 @@ def test_a_damaged_patch_of_a_folder_is_skipped_by_its_image(
 class Sum:
     """A transform of raw batches that adds their pixels up."""
 
-    def make(self, raw: RawPatches) -> dict[str, Any]:
+    def make(self, raw: RawBatch) -> dict[str, Any]:
         return {"sum": raw.pixels.sum((1, 2, 3)), "index": raw.paths}
 
 
@@ -278,13 +278,13 @@ class RawRolls(Rolls):
         return Sum()
 
     def begin_raw_batch(self, draws: Sequence[SampleKey], allocate: Allocate) -> CollatingBuilder:
-        def raw(items: list[Any]) -> RawPatches:
+        def raw(items: list[Any]) -> RawBatch:
             pixels = allocate((len(items), 1, 1, 3), np.uint8)
             pixels[:] = np.reshape([item["index"] for item in items], (-1, 1, 1, 1))
             images = torch.full((len(items),), NO_REFERENCE)
             squares = torch.zeros(len(items), 3, dtype=torch.int64)
             names = [str(item["index"]) for item in items]
-            return RawPatches(torch.from_numpy(pixels), [], images, squares, names, (len(items),))
+            return RawBatch(torch.from_numpy(pixels), [], images, squares, names, (len(items),))
 
         return CollatingBuilder(self.__getitem__, draws, raw)
 

@@ -13,7 +13,7 @@ from dlas_store import open_source
 from dlas_store.datasets import create_dataloader, create_dataset
 from dlas_store.errors import PatchIndexError
 from dlas_store.loading import threads as readahead
-from dlas_store.loading.batch import Allocate, BatchWork
+from dlas_store.loading.batch import Allocate, BatchBuilder
 from dlas_store.loading.threads import Readahead
 from dlas_store.sampling.rng import SampleKey, SampleRng
 from dlas_store.storage.store import Store
@@ -29,7 +29,7 @@ class Announced(Rolls):
         super().__init__(**options)
         self.told: list[int] = []
 
-    def will_need(self, draws: Sequence[SampleKey]) -> None:
+    def prefetch(self, draws: Sequence[SampleKey]) -> None:
         self.told.extend(draw.index for draw in draws)
 
 
@@ -99,9 +99,9 @@ def test_what_is_announced_is_the_order_and_comes_before_it_is_read(reads: list[
 
 def test_the_first_batch_is_begun_before_others_are_announced() -> None:
     class Told(Announced):
-        def begin_batch(self, draws: Sequence[SampleKey], allocate: Allocate) -> BatchWork:
+        def batch_builder(self, draws: Sequence[SampleKey], allocate: Allocate) -> BatchBuilder:
             told_before.append(len(self.told))
-            return super().begin_batch(draws, allocate)
+            return super().batch_builder(draws, allocate)
 
         def make_item(self, index: int, random: SampleRng) -> dict[str, Any]:
             return {"index": index}
@@ -115,8 +115,8 @@ def test_the_first_batch_is_begun_before_others_are_announced() -> None:
 
 def test_others_are_announced_while_a_slow_first_batch_is_made() -> None:
     class Slow(Announced):
-        def will_need(self, draws: Sequence[SampleKey]) -> None:
-            super().will_need(draws)
+        def prefetch(self, draws: Sequence[SampleKey]) -> None:
+            super().prefetch(draws)
             if len(self.told) > 4:
                 others_were_told.set()
 
@@ -141,13 +141,13 @@ def test_announcing_never_changes_what_is_read(
         options["need_ref"] = True
     expected = list(create_dataloader(create_dataset(options), {**options, "loader": "workers"}))
     asked: list[int] = []
-    will_need = Store.will_need
+    prefetch = Store.prefetch
 
     def noted(self: Store, indices: Sequence[int], /) -> None:
         asked.extend(indices)
-        will_need(self, indices)
+        prefetch(self, indices)
 
-    monkeypatch.setattr(Store, "will_need", noted)
+    monkeypatch.setattr(Store, "prefetch", noted)
     faulted = iter(range(10**6))
     monkeypatch.setattr(readahead, "_disk_reads", lambda: next(faulted) * faults)
     assert_same(list(create_dataloader(create_dataset(options), {**options, "loader": "threads"})), expected)
@@ -167,8 +167,8 @@ def test_any_bytes_of_a_shard_can_be_announced(store: Path) -> None:
         before = bytes(shard.data)
         for offset in (0, 1, 4095, 4096, 4097, size - 4097, size - 4096, size - 4095, size - 1):
             for length in (0, 1, 4096, 5000):
-                shard.will_need(offset, min(length, size - offset))
-        shard.will_need(0, size)
+                shard.prefetch(offset, min(length, size - offset))
+        shard.prefetch(0, size)
         assert bytes(shard.data) == before
 
 
@@ -177,15 +177,15 @@ def test_the_first_and_the_last_patch_of_every_shard_can_be_announced(store: Pat
     with open_source(store) as source:
         expected = [source.read(index) for index in range(16)]
         for index in range(16):
-            source.will_need([index])
-        source.will_need([0, 3, 4, 7, 8, 11, 12, 15, 15, 0])
+            source.prefetch([index])
+        source.prefetch([0, 3, 4, 7, 8, 11, 12, 15, 15, 0])
         assert [source.read(index) for index in range(16)] == expected
     for shard in shards_of(store):
         with open_source(shard) as source:
-            source.will_need([0, len(source) - 1])
+            source.prefetch([0, len(source) - 1])
 
 
 @pytest.mark.parametrize("index", [-1, 16])
 def test_an_index_outside_of_a_store_is_an_error(store: Path, index: int) -> None:
     with open_source(store) as source, pytest.raises(PatchIndexError, match=str(index)):
-        source.will_need([0, index])
+        source.prefetch([0, index])

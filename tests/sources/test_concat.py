@@ -115,8 +115,8 @@ def test_patches_are_announced_to_the_source_that_has_them(
 ) -> None:
     told: list[tuple[int, list[int]]] = []
     for number, source in enumerate(joined.sources):
-        monkeypatch.setattr(source, "will_need", lambda indices, number=number: told.append((number, list(indices))))
-    joined.will_need([9, 0, 4, 3, 8])
+        monkeypatch.setattr(source, "prefetch", lambda indices, number=number: told.append((number, list(indices))))
+    joined.prefetch([9, 0, 4, 3, 8])
     assert told == [(0, [0]), (1, [1, 0]), (2, [1, 0])]
 
 

@@ -132,7 +132,7 @@ USES: dict[str, Callable[[Source], object]] = {
     "find_image": lambda source: source.find_image("a"),
     "listings": lambda source: list(source.listings()),
     "subset": lambda source: source.subset([]),
-    "will_need": lambda source: source.will_need([0]),
+    "prefetch": lambda source: source.prefetch([0]),
     "with": lambda source: source.__enter__(),
 }
 
@@ -313,7 +313,7 @@ class SourceContract(ABC):
     def test_announcing_patches_changes_nothing(self, source: Source, raw: list[RawPatch]) -> None:
         everything = range(len(source))
         for indices in ([], [0], [len(source) - 1], everything, [0, 0, len(source) - 1, 0], list(everything)[::-1]):
-            source.will_need(indices)
+            source.prefetch(indices)
         assert [source.read(index) for index in everything] == [patch.data for patch in raw]
 
     def test_alpha_is_kept_only_when_asked_for(self, source: Source, raw: list[RawPatch]) -> None:

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from dlas_store.config import ConfigOptions
 from dlas_store.errors import ImageError
-from dlas_store.loading.batch import Allocate, BatchWork
+from dlas_store.loading.batch import Allocate, BatchBuilder
 from dlas_store.loading.dataset import ItemDataset
 from dlas_store.sampling.rng import SampleKey, SampleRng
 
@@ -37,9 +37,9 @@ class Rolls(ItemDataset):
             raise ImageError(f"item {index} is damaged")
         return {"index": index, "roll": int(random.generator.integers(1 << 40)), "side": torch.ones(1 + index % 3)}
 
-    def begin_batch(self, draws: Sequence[SampleKey], allocate: Allocate) -> BatchWork:
+    def batch_builder(self, draws: Sequence[SampleKey], allocate: Allocate) -> BatchBuilder:
         self.begun.append([draw.index for draw in draws])
-        return super().begin_batch(draws, allocate)
+        return super().batch_builder(draws, allocate)
 
 
 class Squares(Dataset[int]):
