@@ -1,4 +1,4 @@
-"""HQ and LQ made on a device of patches that came there as bytes: what PatchBatch makes, in PyTorch.
+"""HQ and LQ made on a device of patches that came there as bytes: what PatchBatchBuilder makes, in PyTorch.
 
 Patches as they are decoded, with all that is needed to make HQ and LQ of them elsewhere.
 """
@@ -45,7 +45,7 @@ def name_reference(pixels: Pixels, number: int, _patch_size: tuple[int, int] | N
     return NamedReference(number, torch.from_numpy(pixels), (height, width))
 
 
-class RawPatchBatch:
+class RawBatchBuilder:
     """A batch of patches that are decoded and nothing else; see BatchBuilder."""
 
     def __init__(
@@ -54,15 +54,15 @@ class RawPatchBatch:
         options: PatchOptions,
         references: ReferenceCache[NamedReference],
         *,
-        framed: bool,
+        has_frame_axis: bool,
         allocate: Allocate,
     ) -> None:
-        """Begin a batch; see PatchBatch."""
+        """Begin a batch; see PatchBatchBuilder."""
         self._options = options
         self._references = references
         self._frames = frames
         count = len(frames.patches) // frames.per_item
-        self._shape = (count, frames.per_item) if framed else (count,)
+        self._shape = (count, frames.per_item) if has_frame_axis else (count,)
         size = frames.source.claimed_size(frames.patches[0])
         self._pixels = allocate((count, frames.per_item, *size, 3), np.uint8)
         self._rows = list(self._pixels.reshape(-1, *size, 3))
@@ -125,7 +125,7 @@ DEVICE_CACHE_BYTES = 512 << 20
 class DeviceTransform:
     """Makes batches on a device, and keeps references there, so that each travels once.
 
-    The result is that of PatchBatch but for the last bits of a float (1e-5).
+    The result is that of PatchBatchBuilder but for the last bits of a float (1e-5).
     """
 
     def __init__(self, options: PatchOptions, device: torch.device) -> None:

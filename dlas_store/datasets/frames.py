@@ -45,7 +45,7 @@ class MultiFrameDataset(PatchDataset):
             StoreError: a path holds no chunked images.
         """
         options = ConfigOptions.of_dataset(opt, mode="multi_frame_extensible")
-        super().__init__(options, framed=True)
+        super().__init__(options, has_frame_axis=True)
         self._num_frames = options.integer("num_frames", minimum=1)
         self._clips = _join([_find_clips(source, self._num_frames, options) for source in members(self.source)])
         options.warn_of_unknown()
@@ -143,7 +143,7 @@ class PairedFrameDataset(PatchDataset):
             StoreError: a path holds no chunked images.
         """
         options = ConfigOptions.of_dataset(opt, mode="paired_frame")
-        super().__init__(options, framed=True)
+        super().__init__(options, has_frame_axis=True)
         pairs = [_find_pairs(source, options) for source in members(self.source)]
         firsts = accumulate(map(len, pairs), initial=0)
         self._pairs = np.concatenate([each + first for each, first in zip(pairs, firsts, strict=False)])

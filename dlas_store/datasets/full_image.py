@@ -18,7 +18,7 @@ import torch
 from dlas_store.config import ConfigOptions
 from dlas_store.datasets.concat import open_paths
 from dlas_store.datasets.patch_options import rescale_center
-from dlas_store.datasets.pictures import PictureDataset, Pictures, check_least_side, check_least_sides, open_pictures
+from dlas_store.datasets.pictures import PictureDataset, Pictures, check_min_side, check_min_sides, open_pictures
 from dlas_store.errors import ImageError
 from dlas_store.sampling.rng import SampleRng
 from dlas_store.transforms.corruptions import motion_blur
@@ -258,7 +258,7 @@ class FullImageDataset(PictureDataset):
         self._lq = _open_lq(options, self._pictures)
         self._least = _least_side(self._tile, self._scale, self._multiple)
         if not self.skips_bad:
-            check_least_sides(options, self._pictures.sources, self._least.side, reason=self._least.reason)
+            check_min_sides(options, self._pictures.sources, self._least.side, reason=self._least.reason)
         options.warn_of_unknown()
 
     def make_item(self, index: int, random: SampleRng) -> dict[str, Any]:
@@ -274,7 +274,7 @@ class FullImageDataset(PictureDataset):
             StoreError: a picture cannot be read.
         """
         hq_picture = _read(self._pictures, index)
-        check_least_side(hq_picture.path, hq_picture.size, self._least.side, reason=self._least.reason)
+        check_min_side(hq_picture.path, hq_picture.size, self._least.side, reason=self._least.reason)
         lq_picture = None
         if self._lq:
             root = self._lq[int(random.generator.integers(len(self._lq)))]

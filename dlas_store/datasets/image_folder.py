@@ -20,7 +20,7 @@ from dlas_store.datasets.image_folder_labels import PatchLabels, draw_boxes
 from dlas_store.datasets.pictures import (
     PictureDataset,
     Siblings,
-    check_least_sides,
+    check_min_sides,
     find_next,
     open_pictures,
     path_below,
@@ -77,7 +77,7 @@ class ImageFolderDataset(PictureDataset):
         self._memory = ScratchPool()
         self._siblings = {source: Siblings(source) for source in sources if self._opt.alternative == "tile"}
         if self._opt.center_crop is not None and self._labelled is None and not self.skips_bad:
-            check_least_sides(options, sources, self._opt.center_crop, reason=CENTER_CROP)
+            check_min_sides(options, sources, self._opt.center_crop, reason=CENTER_CROP)
         options.warn_of_unknown()
 
     def __len__(self) -> int:

@@ -19,7 +19,7 @@ import torch
 from dlas_store.config import ConfigOptions, check_lq_size
 from dlas_store.datasets.decoding import Frames, decode_groups
 from dlas_store.datasets.image_folder_labels import Box
-from dlas_store.datasets.pictures import check_least_side
+from dlas_store.datasets.pictures import check_min_side
 from dlas_store.errors import StoreError
 from dlas_store.images.memory import Pixels
 from dlas_store.loading.batch import Allocate, MakeItem, check_one_size
@@ -104,7 +104,7 @@ class ImageFolderOptions:
             ImageError: they are below the multiple; the message has the picture's path.
         """
         multiple = self.force_multiple * self.scale
-        check_least_side(path, size, multiple, reason="force_multiple times scale")
+        check_min_side(path, size, multiple, reason="force_multiple times scale")
         return tuple(side - side % multiple for side in size)
 
     def map_values(self, planes: Chw, out: Chw | None = None) -> Chw:
@@ -220,7 +220,7 @@ def crop_and_flip(picture: Picture, path: str, opt: ImageFolderOptions, random: 
     height, width = picture.size
     side = opt.center_crop
     if side is not None:
-        check_least_side(path, picture.size, side, reason=CENTER_CROP)
+        check_min_side(path, picture.size, side, reason=CENTER_CROP)
         picture = picture.crop(height // 2 - side // 2, width // 2 - side // 2, side)
     if opt.flip and random.coin():
         picture = picture.flipped()

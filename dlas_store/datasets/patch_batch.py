@@ -54,10 +54,10 @@ class _PatchInfo(NamedTuple):
     center: tuple[int, int]
 
 
-class PatchBatch:
+class PatchBatchBuilder:
     """Patches, corrupted by the random numbers of their items; see BatchBuilder.
 
-    Tensors are (items, ...), with ``framed`` (items, frames, ...); PatchDataset says what they hold.
+    Tensors are (items, ...), with ``has_frame_axis`` (items, frames, ...); PatchDataset says what they hold.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class PatchBatch:
         memory: ScratchPool,
         *,
         seed: int,
-        framed: bool,
+        has_frame_axis: bool,
         allocate: Allocate,
         replace: MakeItem | None,
     ) -> None:
@@ -94,7 +94,7 @@ class PatchBatch:
         self._replace = replace
         self._frames = frames
         self._count = frames.per_item
-        self._shape = (len(draws), frames.per_item) if framed else (len(draws),)
+        self._shape = (len(draws), frames.per_item) if has_frame_axis else (len(draws),)
         # Of a batch everything but paths has a row a patch, item by item.
         items_and_frames = (len(draws), frames.per_item)
         hq, lq = options.hq_size, options.lq_size

@@ -144,7 +144,7 @@ def find_path(source: Source, path: str) -> int:
     return source.find(image, file)
 
 
-def check_least_sides(options: ConfigOptions, sources: Iterable[Source], side: int, *, reason: str) -> None:
+def check_min_sides(options: ConfigOptions, sources: Iterable[Source], side: int, *, reason: str) -> None:
     """Check the pictures of all sources that know their sizes, which stores do and folders do not.
 
     It reads the metadata of every image: 8 us for each of a store of pictures, measured.
@@ -173,7 +173,7 @@ def check_least_sides(options: ConfigOptions, sources: Iterable[Source], side: i
                 raise options.error(f"{_too_small(path, size, side, reason)}, or set on_error to skip")
 
 
-def check_least_side(path: str, size: tuple[int, ...], side: int, *, reason: str) -> None:
+def check_min_side(path: str, size: tuple[int, ...], side: int, *, reason: str) -> None:
     """Check the height and width of one picture.
 
     Raises:

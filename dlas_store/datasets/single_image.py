@@ -15,8 +15,8 @@ import torch
 from dlas_store.config import ConfigOptions
 from dlas_store.datasets.concat import image_path, open_sources
 from dlas_store.datasets.decoding import Frames
-from dlas_store.datasets.device import DeviceTransform, NamedReference, RawPatchBatch, name_reference
-from dlas_store.datasets.patch_batch import PatchBatch
+from dlas_store.datasets.device import DeviceTransform, NamedReference, RawBatchBuilder, name_reference
+from dlas_store.datasets.patch_batch import PatchBatchBuilder
 from dlas_store.datasets.patch_options import PatchOptions, read_patch_options
 from dlas_store.datasets.references import Reference, ReferenceCache, resized_references
 from dlas_store.errors import ConfigError
@@ -34,7 +34,7 @@ class PatchDataset(ItemDataset):
         source: holds all patches; its indices are not those of items.
     """
 
-    def __init__(self, options: ConfigOptions, *, framed: bool) -> None:
+    def __init__(self, options: ConfigOptions, *, has_frame_axis: bool) -> None:
         """Open the data that ``paths`` or ``dataroot``, ``weights`` and ``ignore_first`` name, and read PatchOptions.
 
         Args:
@@ -53,7 +53,7 @@ class PatchDataset(ItemDataset):
         self._references: ReferenceCache[Reference] | None = None
         self._named_references: ReferenceCache[NamedReference] | None = None
         self._decoding_memory = ScratchPool()
-        self._framed = framed
+        self._framed = has_frame_axis
 
     def __len__(self) -> int:
         """Return the number of items in an epoch."""
@@ -113,11 +113,11 @@ class PatchDataset(ItemDataset):
             raise ConfigError("device goes neither with corruptions nor with on_error: skip; leave one of them out")
         return DeviceTransform(self._patch_options, device)
 
-    def begin_raw_batch(self, draws: Sequence[SampleKey], allocate: Allocate) -> RawPatchBatch:
+    def begin_raw_batch(self, draws: Sequence[SampleKey], allocate: Allocate) -> RawBatchBuilder:
         """Begin a batch of which a device makes HQ and LQ; see batch_builder, and DeviceTransform."""
         references = self._named_references = self._named_references or ReferenceCache(self.source, name_reference)
         frames = self._frames_of(draws)
-        return RawPatchBatch(frames, self._patch_options, references, framed=self._framed, allocate=allocate)
+        return RawBatchBuilder(frames, self._patch_options, references, has_frame_axis=self._framed, allocate=allocate)
 
     def _frames_of(self, draws: Sequence[SampleKey]) -> Frames:
         patches = self.patches_of_all([draw.index for draw in draws])
@@ -129,14 +129,14 @@ class PatchDataset(ItemDataset):
 
     def _begin(self, draws: Sequence[SampleKey], allocate: Allocate, *, replace: MakeItem | None) -> BatchBuilder:
         references = self._references = self._references or resized_references(self.source, self._patch_options)
-        return PatchBatch(
+        return PatchBatchBuilder(
             draws,
             self._frames_of(draws),
             self._patch_options,
             references,
             self._decoding_memory,
             seed=self._seed,
-            framed=self._framed,
+            has_frame_axis=self._framed,
             allocate=allocate,
             replace=replace,
         )
@@ -168,7 +168,7 @@ class SingleImageDataset(PatchDataset):
             StoreError: a path holds no chunked images.
         """
         options = ConfigOptions.of_dataset(opt, mode="single_image_extensible")
-        super().__init__(options, framed=False)
+        super().__init__(options, has_frame_axis=False)
         options.warn_of_unknown()
 
     def patches_of(self, index: int) -> Sequence[int]:
