@@ -54,7 +54,7 @@ def loader_steps(reading: Reading, source: Source) -> dict[str, Callable[[], obj
         simplejpeg.decode_jpeg(encoded[index], "RGB", buffer=place)
 
     def decode_in_one_call(number: int) -> None:
-        source.read_all_into(indices[number], list(places[number % _BATCHES_HELD]))
+        source.decode_many_into(indices[number], list(places[number % _BATCHES_HELD]))
 
     def make_batch(number: int) -> None:
         _make(dataset, batches[number], memory)
@@ -69,7 +69,7 @@ def loader_steps(reading: Reading, source: Source) -> dict[str, Callable[[], obj
         "found and checked, Store.view": over_patches(
             lambda index, place: simplejpeg.decode_jpeg(source.view(index), "RGB", buffer=place)
         ),
-        "decoded as well, Store.read_all_into": partial(_each, threads, decode_in_one_call, range(len(indices))),
+        "decoded as well, Store.decode_many_into": partial(_each, threads, decode_in_one_call, range(len(indices))),
         "batches begun and finished": partial(_each, threads, make_batch, range(len(batches))),
         "threads loader": loader.run,
     }

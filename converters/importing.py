@@ -39,7 +39,7 @@ from dlas_store.opening import open_source
 from dlas_store.processes import count_workers, progress_bar, run_in_order
 from dlas_store.sources.base import Layout, PickledSubset
 from dlas_store.sources.folder import FolderSource
-from dlas_store.sources.walk import LeftOut
+from dlas_store.sources.walk import SkippedPath
 from dlas_store.storage.commit import Commit, plan_commit
 from dlas_store.storage.index import INDEX_FILE
 
@@ -214,7 +214,7 @@ class ImportSummary:
     payload_bytes: int = 0
     shards: int = 0
     seconds: float = 0.0
-    left_out: list[LeftOut] = field(default_factory=list)
+    skipped: list[SkippedPath] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     note_count: int = 0
@@ -299,7 +299,7 @@ def import_store(
     summary = ImportSummary(changed=plan.changed, vanished=plan.vanished)
     for source in opened:
         if isinstance(source, FolderSource):
-            summary.left_out += source.left_out
+            summary.skipped += source.skipped
     if plan.names:
         index = base.index if base else None
         with Commit(store, plan_commit(store, common_layout, plan.shards, base=index), base=index) as commit:

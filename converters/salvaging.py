@@ -214,10 +214,10 @@ def _without_index(
     store: Path, whole: Sequence[Shard], damaged: dict[str, str], summary: SalvageSummary
 ) -> Iterator[_Remnant]:
     """Yield the shards that were published, as far as can be told, and all whose trailer is damaged."""
-    left_out: list[LeftOutShard] = []
+    skipped: list[LeftOutShard] = []
     once = {shard.header.shard_id: shard for shard in reversed(whole)}
-    published = select_published(sorted(once.values(), key=lambda shard: shard.header.number), None, left_out)
-    summary.notes += [f"{path.name}: {reason}" for path, reason in left_out]
+    published = select_published(sorted(once.values(), key=lambda shard: shard.header.number), None, skipped)
+    summary.notes += [f"{path.name}: {reason}" for path, reason in skipped]
     for shard in published:
         header = shard.header
         yield _Remnant(shard.path, None, header.number, range(header.first_image, header.first_image + header.images))

@@ -222,7 +222,7 @@ def _named_photos(plan: ExtractPlan, suffix_length: int, options: ExtractOptions
         else:
             paths.append(path)
     walk.finish()
-    plan.skipped += [Skipped(path, reason, bad=path.lower().endswith(PHOTO_ENDINGS)) for path, reason in walk.left_out]
+    plan.skipped += [Skipped(path, reason, bad=path.lower().endswith(PHOTO_ENDINGS)) for path, reason in walk.skipped]
     if not paths and not plan.skipped:
         raise NotASourceError(f"{plan.root}: holds no photo ({', '.join(sorted(PHOTO_ENDINGS))})")
     paths.sort(key=lambda path: (image_name(path), path))

@@ -174,8 +174,8 @@ def _import(options: argparse.Namespace) -> int:
         f"{options.store}: imported {summary.images:,} images, {summary.patches:,} patches, "
         f"{megabytes(summary.payload_bytes)} in {summary.seconds:.1f} s ({speed:.0f} MB/s), {summary.shards} shards"
     )
-    for reason, count in Counter(left_out.reason for left_out in summary.left_out).items():
-        paths = [left_out.path for left_out in summary.left_out if left_out.reason == reason]
+    for reason, count in Counter(skipped.reason for skipped in summary.skipped).items():
+        paths = [skipped.path for skipped in summary.skipped if skipped.reason == reason]
         print(f"left out, {reason}: {count:,} ({shorten(paths)})")
     print_lines("kept as it is", summary.notes, summary.note_count)
     print_lines("bad file left out", [f"{path}: {message}" for path, message in summary.findings])
@@ -285,8 +285,8 @@ def _reindex(options: argparse.Namespace) -> int:
 
     summary = reindex(options.store, workers=options.workers)
     print(f"{options.store}: indexed {summary.shards} shards, {summary.images:,} images, {summary.patches:,} patches")
-    print_lines("left out", [f"{path.name}: {reason}" for path, reason in summary.left_out])
-    return 1 if summary.left_out else 0
+    print_lines("left out", [f"{path.name}: {reason}" for path, reason in summary.skipped])
+    return 1 if summary.skipped else 0
 
 
 def _preview(options: argparse.Namespace) -> int:

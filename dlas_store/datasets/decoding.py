@@ -68,11 +68,11 @@ def decode_items(frames: Frames, items: Sequence[int], outs: list[Pixels], on_ba
     Args:
         frames: the patches of the batch.
         items: in the order in which they are read.
-        outs: ``len(items) * frames.per_item`` arrays; see Source.read_into.
+        outs: ``len(items) * frames.per_item`` arrays; see Source.decode_into.
         on_bad: called for an item in place of yielding it, while the error is handled.
     """
     try:
-        pixels = frames.source.read_all_into([frames.patches[row] for row in frames.rows_of(items)], outs)
+        pixels = frames.source.decode_many_into([frames.patches[row] for row in frames.rows_of(items)], outs)
     except StoreError as error:
         if len(items) == 1:
             on_bad(items[0], error)

@@ -63,7 +63,7 @@ class RawBatchBuilder:
         self._frames = frames
         count = len(frames.patches) // frames.per_item
         self._shape = (count, frames.per_item) if has_frame_axis else (count,)
-        size = frames.source.claimed_size(frames.patches[0])
+        size = frames.source.header_size(frames.patches[0])
         self._pixels = allocate((count, frames.per_item, *size, 3), np.uint8)
         self._rows = list(self._pixels.reshape(-1, *size, 3))
         self._squares = [_NO_SQUARE] * len(self._rows)
@@ -110,7 +110,7 @@ class RawBatchBuilder:
         source, patches, frames = self._frames
         for row in rows:
             number, position = source.locate(patches[row])
-            self._paths[row // frames] = source.path_of(number, position)  # that of the last frame stays
+            self._paths[row // frames] = source.path_at(number, position)  # that of the last frame stays
             if options.need_ref and (reference := self._references.get(number)) is not None:
                 self._squares[row] = square_in_reference(
                     source, number, position, options, reference_size=reference.size, patch_size=patch_size

@@ -308,7 +308,7 @@ class ImageFolderBatch:
         opt = self._options
         for patch in self._frames.patches:
             with suppress(StoreError):  # to be raised, or replaced, when it is read
-                size = self._frames.source.claimed_size(patch)
+                size = self._frames.source.header_size(patch)
                 return size, opt.to_multiple(opt.resized(opt.cut_size(size)), "")
         least = opt.force_multiple * opt.scale
         return (least, least), (least, least)

@@ -148,7 +148,7 @@ class PatchBatchBuilder:
     def _likely_size(self) -> tuple[int, int]:
         """Return the height and width of the first patch, which the others are likely to have."""
         with suppress(StoreError):  # to be raised, or replaced, when it is read
-            return self._frames.source.claimed_size(self._frames.patches[0])
+            return self._frames.source.header_size(self._frames.patches[0])
         return self._target
 
     def _planes(self) -> tuple[Chw, ...]:
@@ -167,7 +167,7 @@ class PatchBatchBuilder:
         """Look up what is known of a patch of a size."""
         source = self._frames.source
         number, position = source.locate(self._frames.patches[row])
-        path = source.path_of(number, position)
+        path = source.path_at(number, position)
         if not self._options.need_ref or (reference := self._references.get(number, size)) is None:
             return _PatchInfo(row, path, None, UNKNOWN_CENTER, _NO_CENTER)
         square = square_in_reference(

@@ -126,5 +126,5 @@ class _PixelsBatch:
         """Return height and width of the first picture of the batch that says them; others are gathered at the end."""
         for patch in self._frames.patches:
             with suppress(StoreError):  # to be raised, or replaced, when it is read
-                return self._frames.source.claimed_size(patch)
+                return self._frames.source.header_size(patch)
         return 1, 1

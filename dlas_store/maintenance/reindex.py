@@ -39,7 +39,7 @@ class ReindexSummary:
     shards: int = 0
     images: int = 0
     patches: int = 0
-    left_out: list[LeftOutShard] = field(default_factory=list)
+    skipped: list[LeftOutShard] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the summary in JSON types."""
@@ -47,7 +47,7 @@ class ReindexSummary:
             "shards": self.shards,
             "images": self.images,
             "patches": self.patches,
-            "skipped": [{"shard": path.name, "reason": reason} for path, reason in self.left_out],
+            "skipped": [{"shard": path.name, "reason": reason} for path, reason in self.skipped],
         }
 
 
@@ -73,11 +73,11 @@ def reindex(store: Path, *, workers: int | None = None) -> ReindexSummary:
         Commit.recover(store)
         summary = ReindexSummary()
         old = _old_index(store)
-        shards = select_published(_open_shards(store, summary), old, summary.left_out)
+        shards = select_published(_open_shards(store, summary), old, summary.skipped)
         if shards:
             _write_index(store, shards, old, workers, summary)
     if not summary.shards:
-        reasons = "; ".join(f"{path.name}: {reason}" for path, reason in summary.left_out)
+        reasons = "; ".join(f"{path.name}: {reason}" for path, reason in summary.skipped)
         raise NotASourceError(f"{store}: holds no shard that can be used{f' ({reasons})' if reasons else ''}")
     return summary
 
@@ -94,7 +94,7 @@ def _write_index(
         with progress_bar(sum(shard.header.patches for shard in shards), "reading shards") as bar:
             for read in run_in_order(_read_shard, paths, workers=count_workers(workers, jobs=len(paths)), bar=bar):
                 if isinstance(read, LeftOutShard):
-                    summary.left_out.append(read)
+                    summary.skipped.append(read)
                     continue
                 writer.add(read.header, read.directory, size=read.size)
                 summary.shards += 1
@@ -131,17 +131,17 @@ def _open_shards(store: Path, summary: ReindexSummary) -> list[Shard]:
         try:
             shard = Shard(path)
         except StoreError as error:
-            summary.left_out.append(LeftOutShard(path, str(error)))
+            summary.skipped.append(LeftOutShard(path, str(error)))
             continue
         if path.name == shard.header.file_name:
             shards.append(shard)
         else:
             reason = f"is {shard.header.file_name} under another name"
-            summary.left_out.append(LeftOutShard(path, reason))
+            summary.skipped.append(LeftOutShard(path, reason))
     return sorted(shards, key=lambda shard: shard.header.number)
 
 
-def select_published(shards: Sequence[Shard], old: Index | None, left_out: list[LeftOutShard]) -> list[Shard]:
+def select_published(shards: Sequence[Shard], old: Index | None, skipped: list[LeftOutShard]) -> list[Shard]:
     """Return the shards of a store that were published, as far as can be told, and add the others to a list."""
     counts = Counter(shard.header.store_id for shard in shards)
     if old and old.store_id not in counts:
@@ -153,7 +153,7 @@ def select_published(shards: Sequence[Shard], old: Index | None, left_out: list[
         if shard.header.store_id == store_id:
             commits[shard.header.commit, shard.header.commit_first].append(shard)
         else:
-            left_out.append(LeftOutShard(shard.path, "is a shard of another store"))
+            skipped.append(LeftOutShard(shard.path, "is a shard of another store"))
     selected: dict[int, list[Shard]] = {}
     newest = max((commit for commit, _ in commits), default=0)
     # An append that was given up, and done again under higher numbers, comes first here; the published one stays.
@@ -163,9 +163,9 @@ def select_published(shards: Sequence[Shard], old: Index | None, left_out: list[
         was_published = commit in range(newest) or commit == 0 or _is_published(members, published)
         if was_published or len(members) == members[0].header.commit_shards:
             selected, replaced = selected | {commit: members}, selected.get(commit, [])
-            left_out.extend(LeftOutShard(shard.path, "is of an append done again later") for shard in replaced)
+            skipped.extend(LeftOutShard(shard.path, "is of an append done again later") for shard in replaced)
         else:
-            left_out.extend(
+            skipped.extend(
                 LeftOutShard(
                     shard.path,
                     f"is of an append of which {len(members)} of {shard.header.commit_shards} "

@@ -88,13 +88,13 @@ class ArrayPictures(Source):
         PillowImage.fromarray(self._pixels(index)).save(encoded, "PNG")
         return encoded.getvalue()
 
-    def claimed_size(self, index: int) -> tuple[int, int]:
-        """Return the height and width of a picture; see Source.claimed_size."""
+    def header_size(self, index: int) -> tuple[int, int]:
+        """Return the height and width of a picture; see Source.header_size."""
         height, width = self._pixels(index).shape[:2]
         return height, width
 
-    def read_into(self, index: int, out: Pixels) -> Pixels:
-        """Return a picture in an array; see Source.read_into."""
+    def decode_into(self, index: int, out: Pixels) -> Pixels:
+        """Return a picture in an array; see Source.decode_into."""
         pixels = _to_colour(self._pixels(index), alpha=False)
         if pixels.shape != out.shape:
             return pixels
@@ -113,8 +113,8 @@ class ArrayPictures(Source):
         """Return the index of an image's patch, which is its number."""
         return number if number == self.image_count else self._check(number)
 
-    def path_of(self, number: int, position: int) -> str:
-        """Return the path of a picture by where it is; see Source.path_of."""
+    def path_at(self, number: int, position: int) -> str:
+        """Return the path of a picture by where it is; see Source.path_at."""
         return f"{self.path}/{self.image_name(number + position)}"
 
     def image_name(self, number: int) -> str:

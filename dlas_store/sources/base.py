@@ -233,14 +233,14 @@ class Source(ABC):
         """
         self._check_open()
 
-    def claimed_size(self, index: int) -> tuple[int, int]:
+    def header_size(self, index: int) -> tuple[int, int]:
         """Return the height and width in pixels that a patch claims to have."""
         try:
             return image_size(self.read(index), max_pixels=self.max_pixels)
         except ImageError as error:
             raise self._image_error(index, error) from error
 
-    def read_into(self, index: int, out: Pixels) -> Pixels:
+    def decode_into(self, index: int, out: Pixels) -> Pixels:
         """Decode a patch into an array, where it has exactly that size.
 
         Args:
@@ -255,14 +255,14 @@ class Source(ABC):
         except ImageError as error:
             raise self._image_error(index, error) from error
 
-    def read_all_into(self, indices: list[int], outs: list[Pixels]) -> list[Pixels]:
-        """Decode patches, each into its array; returns what read_into() does for each.
+    def decode_many_into(self, indices: list[int], outs: list[Pixels]) -> list[Pixels]:
+        """Decode patches, each into its array; returns what decode_into() does for each.
 
         Args:
             indices: of the patches; reading is fastest in ascending order.
-            outs: as many arrays, as in read_into(); their content is undefined after an error.
+            outs: as many arrays, as in decode_into(); their content is undefined after an error.
         """
-        return [self.read_into(index, out) for index, out in zip(indices, outs, strict=True)]
+        return [self.decode_into(index, out) for index, out in zip(indices, outs, strict=True)]
 
     def read_pixels(self, indices: Sequence[int], *, alpha: bool = False) -> Pixels | list[Pixels]:
         """Decode patches.
@@ -277,13 +277,13 @@ class Source(ABC):
         """
         if alpha:
             return as_batch([self._decode(index, alpha=True) for index in indices])
-        return decode_batch(indices, self._decode, self.read_into)
+        return decode_batch(indices, self._decode, self.decode_into)
 
     def patch_path(self, index: int) -> str:
         """Return the path of a patch: ROOT/IMAGE/FILE in a chunked source, ROOT/IMAGE in one of pictures."""
-        return self.path_of(*self.locate(index))
+        return self.path_at(*self.locate(index))
 
-    def path_of(self, number: int, position: int) -> str:
+    def path_at(self, number: int, position: int) -> str:
         """Return the path of a patch by where locate() says that it is."""
         image = self.image(number)
         return f"{self.path}/{relative_path(self.layout, image.name, image.files[position])}"

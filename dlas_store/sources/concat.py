@@ -95,17 +95,17 @@ class ConcatSource(Source):
         for number, source in enumerate(self.sources):
             source.prefetch(of_member.get(number, ()))
 
-    def claimed_size(self, index: int) -> tuple[int, int]:
+    def header_size(self, index: int) -> tuple[int, int]:
         """Return the height and width in pixels that a patch claims to have."""
         source, index = self.member_at(index)
-        return source.claimed_size(index)
+        return source.header_size(index)
 
-    def read_into(self, index: int, out: Pixels) -> Pixels:
+    def decode_into(self, index: int, out: Pixels) -> Pixels:
         """Decode a patch into an array, where it has exactly that size; see Source."""
         source, index = self.member_at(index)
-        return source.read_into(index, out)
+        return source.decode_into(index, out)
 
-    def read_all_into(self, indices: list[int], outs: list[Pixels]) -> list[Pixels]:
+    def decode_many_into(self, indices: list[int], outs: list[Pixels]) -> list[Pixels]:
         """Decode patches, each into its array; consecutive ones of a source in one call. See Source."""
         if len(indices) != len(outs):
             longer = "indices" if len(indices) > len(outs) else "arrays"
@@ -119,7 +119,7 @@ class ConcatSource(Source):
             while stop < len(indices) and start <= indices[stop] < end:
                 stop += 1
             members = [index - start for index in indices[first:stop]]
-            pixels += self.sources[number].read_all_into(members, outs[first:stop])
+            pixels += self.sources[number].decode_many_into(members, outs[first:stop])
         return pixels
 
     def read_pixels(self, indices: Sequence[int], *, alpha: bool = False) -> Pixels | list[Pixels]:
@@ -143,10 +143,10 @@ class ConcatSource(Source):
         source, number = self.member_of_image(number)
         return self._starts[member] + source.first_patch(number)
 
-    def path_of(self, number: int, position: int) -> str:
+    def path_at(self, number: int, position: int) -> str:
         """Return the path of a patch by where locate() says that it is."""
         source, number = self.member_of_image(number)
-        return source.path_of(number, position)
+        return source.path_at(number, position)
 
     def source_path(self, number: int) -> Path:
         """Return the path of the source that holds an image."""

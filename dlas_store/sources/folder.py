@@ -21,7 +21,7 @@ from dlas_store.errors import ClosedError, DamagedError, NameNotFoundError, NotA
 from dlas_store.images.decode import IMAGE_ENDINGS, MAX_PIXELS, Decoder
 from dlas_store.images.memory import BoundedCache
 from dlas_store.sources.base import REFERENCE_FILE, Center, Image, Layout, Listing, Source, relative_path
-from dlas_store.sources.walk import EXTRA_FILE, ExtraFields, FolderWalk, LeftOut
+from dlas_store.sources.walk import EXTRA_FILE, ExtraFields, FolderWalk, SkippedPath
 
 
 class Names:
@@ -102,7 +102,7 @@ class FolderSource(Source):
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         self._path = Path(path)
-        self.left_out: list[LeftOut] = []
+        self.skipped: list[SkippedPath] = []
         self._images = None if images is None else tuple(sorted(images))
         self.decoder: Decoder = decoder
         self.max_pixels = max_pixels
@@ -158,8 +158,8 @@ class FolderSource(Source):
             raise PatchIndexError(f"{self.path}: image {number} of {len(index.images)}")
         return index.first[number]
 
-    def path_of(self, number: int, position: int) -> str:
-        """Return the path of a patch's file by where it is; see Source.path_of."""
+    def path_at(self, number: int, position: int) -> str:
+        """Return the path of a patch's file by where it is; see Source.path_at."""
         listed = self._listed()
         file = listed.files[listed.first[number] + position]
         return f"{self._path}/{relative_path(self.layout, listed.images[number], file)}"
@@ -252,15 +252,13 @@ class FolderSource(Source):
         if extras is None:
             extras = ExtraFields(self.path, images=self._images)
         walk = FolderWalk(self.path)
-        self.left_out = walk.left_out
+        self.skipped = walk.skipped
         without_image = set(extras.images)
         for found in self._find_images(walk, self._images):
             without_image.discard(found.name)
             yield found
         walk.finish()
-        walk.leave_out(
-            (f"{EXTRA_FILE}: {name}" for name in sorted(without_image)), "fields of an image that is not there"
-        )
+        walk.skip((f"{EXTRA_FILE}: {name}" for name in sorted(without_image)), "fields of an image that is not there")
 
     def _read_image(self, number: int, *, centers: bool = True) -> Image:
         index = self._listed()

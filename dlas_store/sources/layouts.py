@@ -35,7 +35,7 @@ class ChunkedFolder(FolderSource):
         root = walk.identity("")
         for name in self._image_folders(walk) if images is None else images:
             if walk.identity(name) == root:
-                walk.leave_out([name], "link to a folder that it lies in")
+                walk.skip([name], "link to a folder that it lies in")
             elif found := _find_image(walk, name):
                 yield found
 
@@ -48,9 +48,9 @@ class ChunkedFolder(FolderSource):
         folders.sort()
         for file in files:
             if file == _CACHE_FILE:
-                walk.leave_out([file], "the scan that DL-Art-School keeps, made anew from the folder")
+                walk.skip([file], "the scan that DL-Art-School keeps, made anew from the folder")
             elif file != EXTRA_FILE:
-                walk.leave_out([file], "not an image folder")
+                walk.skip([file], "not an image folder")
         return folders
 
 
@@ -59,11 +59,11 @@ def _find_image(walk: FolderWalk, name: str) -> FoundImage | None:
     files = sorted(path[len(name) + 1 :] for path in paths)
     patches = [file for file in files if is_picture(file) and file != REFERENCE_FILE]
     if not patches:
-        walk.leave_out([name], "folder without patches")
+        walk.skip([name], "folder without patches")
         return None
     known = {*patches, REFERENCE_FILE, CENTERS_FILE}
-    walk.leave_out((f"{name}/{file}" for file in files if file not in known), "unknown file")
-    walk.leave_out(sorted(folders), "folder in an image folder")
+    walk.skip((f"{name}/{file}" for file in files if file not in known), "unknown file")
+    walk.skip(sorted(folders), "folder in an image folder")
     return FoundImage(name, patches, has_reference=REFERENCE_FILE in files, has_centers=CENTERS_FILE in files)
 
 
@@ -92,7 +92,7 @@ class PictureFolder(FolderSource):
         """Yield the paths of all pictures, sorted."""
         for path in walk.files():
             if reason := _why_no_picture(path):
-                walk.leave_out([path], reason)
+                walk.skip([path], reason)
             elif path != EXTRA_FILE:
                 yield path
 
@@ -121,7 +121,7 @@ class ClassFolders(PictureFolder):
             if "/" in found.name:
                 yield found
             else:
-                walk.leave_out([found.name], "in no folder of a class")
+                walk.skip([found.name], "in no folder of a class")
 
     @cached_property
     def _labels(self) -> dict[str, int]:

@@ -18,7 +18,7 @@ from dlas_store.errors import DamagedError, NotASourceError
 _NAMES_IN_MESSAGE = 20
 
 
-class LeftOut(NamedTuple):
+class SkippedPath(NamedTuple):
     """A path in a folder that is no part of the source.
 
     Attributes:
@@ -40,12 +40,12 @@ class FolderWalk:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.left_out: list[LeftOut] = []
+        self.skipped: list[SkippedPath] = []
         self._not_utf8: list[str] = []
 
-    def leave_out(self, paths: Iterable[str], reason: str) -> None:
+    def skip(self, paths: Iterable[str], reason: str) -> None:
         """Record paths as skipped."""
-        self.left_out.extend(LeftOut(path, reason) for path in paths)
+        self.skipped.extend(SkippedPath(path, reason) for path in paths)
 
     def identity(self, folder: str) -> tuple[int, int]:
         """Return (device, inode) of a folder, the same for every link to it.
@@ -77,7 +77,7 @@ class FolderWalk:
                     if not _is_utf8(entry.name):
                         self._not_utf8.append(path)
                     elif reason := _why_unusable(entry):
-                        self.leave_out([path], reason)
+                        self.skip([path], reason)
                     else:
                         (folders if entry.is_dir() else files).append(path)
         except OSError as error:
@@ -98,7 +98,7 @@ class FolderWalk:
                 folder = path[:-1]
                 identity = self.identity(folder)
                 if any(identity == ancestor for ancestor, _ in stack):
-                    self.leave_out([folder], "link to a folder that it lies in")
+                    self.skip([folder], "link to a folder that it lies in")
                 else:
                     stack.append((identity, self._sorted_entries(folder)))
             else:

@@ -151,28 +151,28 @@ class Store(Source):
         for shard_number, offset, length in sorted(places):
             self.shard(shard_number).prefetch(offset, length)
 
-    def claimed_size(self, index: int) -> tuple[int, int]:
-        """Return the height and width that a patch claims to have; see Source.claimed_size."""
+    def header_size(self, index: int) -> tuple[int, int]:
+        """Return the height and width that a patch claims to have; see Source.header_size."""
         reader = self._reader  # another thread may close the store
         size = None if reader is None else reader.claimed_size(index)
-        return size or super().claimed_size(index)
+        return size or super().header_size(index)
 
-    def read_into(self, index: int, out: Pixels) -> Pixels:
-        """Decode a patch; see Source.read_into."""
+    def decode_into(self, index: int, out: Pixels) -> Pixels:
+        """Decode a patch; see Source.decode_into."""
         reader = self._reader  # another thread may close the store
         if reader is not None and reader.read_into(index, out):
             return out
-        return super().read_into(index, out)
+        return super().decode_into(index, out)
 
-    def read_all_into(self, indices: list[int], outs: list[Pixels]) -> list[Pixels]:
-        """Decode patches, each into its array; see Source.read_all_into."""
+    def decode_many_into(self, indices: list[int], outs: list[Pixels]) -> list[Pixels]:
+        """Decode patches, each into its array; see Source.decode_many_into."""
         reader = self._reader  # another thread may close the store
         done = 0 if reader is None else reader.read_all_into(indices, outs)
         if done == len(indices) == len(outs):
             return outs
         # What is not as it should be; the reader is asked about each of the others once more, at next to no cost.
         rest = zip(indices[done:], outs[done:], strict=True)
-        return [*outs[:done], *(self.read_into(index, out) for index, out in rest)]
+        return [*outs[:done], *(self.decode_into(index, out) for index, out in rest)]
 
     def locate(self, index: int) -> tuple[int, int]:
         """Return (image number, position of the patch in its image)."""
@@ -187,8 +187,8 @@ class Store(Source):
         """Return the index of an image's first patch; that of image_count is the number of patches."""
         return len(self) if number == self.image_count else self._image_row(number).first_patch
 
-    def path_of(self, number: int, position: int) -> str:
-        """Return the path of a patch by where it is; see Source.path_of."""
+    def path_at(self, number: int, position: int) -> str:
+        """Return the path of a patch by where it is; see Source.path_at."""
         image = self._images.peek(number) or self.image(number)
         return self._prefix + relative_path(self._layout, image.name, image.files[position])
 

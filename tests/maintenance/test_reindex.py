@@ -56,8 +56,8 @@ def order(path: Path) -> object:
     return content(path)["order"]
 
 
-def left_out(summary: ReindexSummary) -> list[tuple[str, str]]:
-    return [(path.name, reason) for path, reason in summary.left_out]
+def skipped(summary: ReindexSummary) -> list[tuple[str, str]]:
+    return [(path.name, reason) for path, reason in summary.skipped]
 
 
 def remove(index: Path) -> None:
@@ -137,7 +137,7 @@ def test_half_an_append_is_left_out_and_listed(
     summary = reindex(half)
     assert (summary.shards, order(half)) == (2, ["d", "e"])
     reason = "is of an append of which 2 of 3 shards are here; run it again"
-    assert left_out(summary) == [("shard-00002.lmdb", reason), ("shard-00003.lmdb", reason)]
+    assert skipped(summary) == [("shard-00002.lmdb", reason), ("shard-00003.lmdb", reason)]
 
 
 def test_a_whole_append_that_was_not_published_is_taken(folder: Path, tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_a_whole_append_that_was_not_published_is_taken(folder: Path, tmp_path: 
     append(folder, store)
     expected = content(store)
     (store / INDEX_FILE).write_bytes(old)
-    assert reindex(store).left_out == []
+    assert reindex(store).skipped == []
     assert content(store) == expected
 
 
@@ -162,7 +162,7 @@ def test_an_append_done_again_is_taken_once(folder: Path, tmp_path: Path) -> Non
     for _ in range(2):
         summary = reindex(store)
         assert content(store) == expected
-        assert left_out(summary) == [
+        assert skipped(summary) == [
             (f"shard-0000{number}.lmdb", "is of an append done again later") for number in (2, 3)
         ]
         (store / INDEX_FILE).unlink()
@@ -173,7 +173,7 @@ def test_a_lost_shard_of_the_first_import_costs_its_images_only(store: Path, num
     shards_of(store)[number].unlink()
     (store / INDEX_FILE).unlink()
     summary = reindex(store)
-    assert (summary.shards, summary.images, summary.left_out) == (4, 4, [])
+    assert (summary.shards, summary.images, summary.skipped) == (4, 4, [])
     expected = ["d", "e", "a", "b", "c"]
     del expected[number]
     assert order(store) == expected
@@ -201,7 +201,7 @@ def test_images_can_be_appended_after_a_lost_shard(folder: Path, store: Path) ->
 def test_a_shard_with_damaged_metadata_is_left_out_and_the_rest_stays(store: Path) -> None:
     flip_in(shards_of(store)[1], b"\xa4name\xa1e")
     summary = reindex(store)
-    ((name, reason),) = left_out(summary)
+    ((name, reason),) = skipped(summary)
     assert name == "shard-00001.lmdb"
     assert "shard-00001.lmdb" in reason
     assert order(store) == ["d", "a", "b", "c"]
@@ -211,7 +211,7 @@ def test_a_shard_with_a_damaged_payload_stays(store: Path, pristine: Path) -> No
     payload = content(pristine)["e/00000001.png"]
     assert isinstance(payload, bytes)
     flip_in(shards_of(store)[1], payload)
-    assert reindex(store).left_out == []
+    assert reindex(store).skipped == []
     (finding,) = verify(store, workers=1).findings
     assert (finding.image, finding.patch, finding.kind) == ("e", "00000001.png", "damaged")
 
@@ -220,13 +220,13 @@ def test_a_shard_with_a_damaged_payload_stays(store: Path, pristine: Path) -> No
 def test_a_damaged_shard_is_left_out_and_listed(store: Path, damage: Callable[[Path], None]) -> None:
     damage(shards_of(store)[1])
     summary = reindex(store)
-    assert [name for name, _ in left_out(summary)] == ["shard-00001.lmdb"]
+    assert [name for name, _ in skipped(summary)] == ["shard-00001.lmdb"]
     assert order(store) == ["d", "a", "b", "c"]
 
 
 def test_a_folder_under_a_shards_name_is_left_out_and_listed(store: Path, pristine: Path) -> None:
     (store / "shard-00099.lmdb").mkdir()
-    assert [name for name, _ in left_out(reindex(store))] == ["shard-00099.lmdb"]
+    assert [name for name, _ in skipped(reindex(store))] == ["shard-00099.lmdb"]
     assert content(store) == content(pristine)
 
 
@@ -234,7 +234,7 @@ def test_a_shard_under_another_name_is_left_out_and_named(store: Path, pristine:
     shutil.copy(shards_of(store)[0], store / "shard-00007.lmdb")
     shutil.copy(shards_of(store)[0], store / "shard-00000 (copy).lmdb")
     reason = "is shard-00000.lmdb under another name"
-    assert sorted(left_out(reindex(store))) == [("shard-00000 (copy).lmdb", reason), ("shard-00007.lmdb", reason)]
+    assert sorted(skipped(reindex(store))) == [("shard-00000 (copy).lmdb", reason), ("shard-00007.lmdb", reason)]
     assert content(store) == content(pristine)
 
 
@@ -247,14 +247,14 @@ def test_a_shard_of_another_store_is_left_out_and_named(
     foreign = shards_of(other)[5]
     shutil.copy(foreign, store)
     damage(store / INDEX_FILE)
-    assert reindex(store).left_out == [LeftOutShard(store / foreign.name, "is a shard of another store")]
+    assert reindex(store).skipped == [LeftOutShard(store / foreign.name, "is a shard of another store")]
     assert content(store) == content(pristine)
 
 
 def test_an_index_of_another_store_does_not_mislead(folder: Path, store: Path, pristine: Path, tmp_path: Path) -> None:
     other = make_store(folder, tmp_path / "other.lmdb")
     shutil.copy(other / INDEX_FILE, store / INDEX_FILE)
-    assert reindex(store).left_out == []
+    assert reindex(store).skipped == []
     assert content(store) == content(pristine)
 
 

@@ -67,7 +67,7 @@ def test_a_kept_store_is_reindexed_and_appended_to(version: int, name: Layout, t
     shutil.copytree(DATA / f"format_{version}" / f"{name}.lmdb", store)
     with open_source(store) as source:
         content = content_of(source)
-    assert reindex(store, workers=1).left_out == []
+    assert reindex(store, workers=1).skipped == []
     assert salvage(store, tmp_path / "new.lmdb", workers=1).lost == []
     for path in (store, tmp_path / "new.lmdb"):
         with open_source(path) as source:

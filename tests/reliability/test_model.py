@@ -162,7 +162,7 @@ class StoreAgainstDict(RuleBasedStateMachine):
         if lost:
             (self.store / INDEX_FILE).unlink()
         summary = reindex(self.store, workers=1)
-        assert (summary.images, summary.left_out) == (len(self.model), [])
+        assert (summary.images, summary.skipped) == (len(self.model), [])
 
     @rule(lost=st.booleans())
     def salvage(self, lost: bool) -> None:

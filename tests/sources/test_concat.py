@@ -82,7 +82,7 @@ def test_patches_of_several_sources_are_decoded_in_any_order(parts: list[Source]
     expected = [source.read_pixels([own])[0] for source, own in places(parts)]
     for indices in ([9, 0, 3, 4, 1, 8, 2], list(range(10)), [5, 5, 0, 5]):
         outs = [np.empty_like(expected[index]) for index in indices]
-        decoded = joined.read_all_into(indices, list(outs))
+        decoded = joined.decode_many_into(indices, list(outs))
         assert all(one is out for one, out in zip(decoded, outs, strict=True))
         for pixels, alone, index in zip(decoded, joined.read_pixels(indices), indices, strict=True):
             np.testing.assert_array_equal(pixels, expected[index])
@@ -125,9 +125,9 @@ def test_an_error_names_the_source_that_holds_the_patch(tmp_path: Path) -> None:
         write(tmp_path / name / "a", {"1.png": png(noise(4, 4))[: 40 if name == "bad" else None]})
     joined = ConcatSource([open_source(tmp_path / name, "chunked") for name in ("good", "bad")])
     with pytest.raises(StoreError, match=r"/bad/a/1\.png"):
-        joined.read_all_into([0, 1], [np.empty((4, 4, 3), np.uint8)] * 2)
+        joined.decode_many_into([0, 1], [np.empty((4, 4, 3), np.uint8)] * 2)
     with pytest.raises(StoreError, match=r"/bad/a/1\.png"):
-        joined.claimed_size(1)
+        joined.header_size(1)
 
 
 def test_closing_closes_all_and_a_pickled_one_is_open(parts: list[Source], joined: ConcatSource) -> None:

@@ -32,7 +32,7 @@ from dlas_store.sources.base import Center, PickledSubset, Source
 from dlas_store.sources.centers import write_centers
 from dlas_store.sources.folder import FolderSource, Names
 from dlas_store.sources.layouts import ChunkedFolder, PictureFolder
-from dlas_store.sources.walk import EXTRA_FILE, FolderWalk, LeftOut, extra_line
+from dlas_store.sources.walk import EXTRA_FILE, FolderWalk, SkippedPath, extra_line
 from tests.support.sample_data import DATA
 
 CHUNKED = DATA / "chunked"
@@ -128,15 +128,15 @@ def test_what_is_no_patch_is_left_out_with_a_reason(tmp_path: Path) -> None:
     source = ChunkedFolder(root)
     for _ in range(2):
         assert [listing.name for listing in source.listings()] == ["a"]
-        assert sorted(source.left_out) == sorted(LeftOut(*item) for item in expected.items())
+        assert sorted(source.skipped) == sorted(SkippedPath(*item) for item in expected.items())
     assert len(source) == 1
-    assert sorted(source.left_out) == sorted(LeftOut(*item) for item in expected.items())
+    assert sorted(source.skipped) == sorted(SkippedPath(*item) for item in expected.items())
 
 
 def test_a_chunked_folder_read_as_pictures_gives_its_patches() -> None:
     source = PictureFolder(CHUNKED)
     assert paths_of(source) == paths_of(ChunkedFolder(CHUNKED))
-    assert {Path(left.path).name for left in source.left_out} == {"ref.jpg", "centers.pt"}
+    assert {Path(left.path).name for left in source.skipped} == {"ref.jpg", "centers.pt"}
     assert (source.image(0).centers, source.read_reference(0)) == (None, None)
 
 
@@ -150,7 +150,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     source = PictureFolder(root)
     assert paths_of(source) == ["a/1.png", "a/parent/other/x/2.png", "link.png", "link/x/2.png"]
     circles = ["a/parent/other/x/up", "a/parent/root", "link/x/up"]
-    assert [left.path for left in source.left_out] == circles
+    assert [left.path for left in source.skipped] == circles
     assert ChunkedFolder(make_tree(tmp_path / "chunked", "z/1.png")).image_count == 1
 
 
@@ -312,7 +312,7 @@ def test_threads_share_one_scan() -> None:
     with ThreadPoolExecutor(16) as pool:
         sums = list(pool.map(lambda number: hash(source.read(number % len(source))), range(1048)))
     assert sums[:262] * 4 == sums
-    assert source.left_out == []
+    assert source.skipped == []
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
@@ -412,10 +412,10 @@ def test_extra_fields_come_from_metadata_jsonl(chunked: Path, kind: type[FolderS
     source = kind(chunked)
     assert source.image(1).extra == fields
     assert source.image(0).extra == {}
-    assert LeftOut(f"{EXTRA_FILE}: gone", "fields of an image that is not there") in source.left_out
+    assert SkippedPath(f"{EXTRA_FILE}: gone", "fields of an image that is not there") in source.skipped
     restricted = kind(chunked, images=[first])
     assert restricted.image(0).extra == {}
-    assert restricted.left_out == []
+    assert restricted.skipped == []
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ def test_folders_of_classes_keep_their_files_and_are_labelled_by_sorted_name(
 ) -> None:
     files = make_classes(tmp_path / "data" / folder)
     summary = import_store([open_published(name, tmp_path / "data")], tmp_path / "s.lmdb")
-    assert [left.path for left in summary.left_out] == ["stray.png"]
+    assert [left.path for left in summary.skipped] == ["stray.png"]
     store = open_source(tmp_path / "s.lmdb")
     assert {store.image_name(n): store.read(n) for n in range(3)} == files
     assert labels_of(store) == [

@@ -115,9 +115,9 @@ CALLS: dict[str, Callable[[Source, int], object]] = {
     "read": lambda source, number: source.read(number),
     "view": lambda source, number: bytes(source.view(number)),
     "read_pixels": lambda source, number: source.read_pixels([number]),
-    "read_into": lambda source, number: source.read_into(number, np.empty((16, 16, 3), np.uint8)),
-    "read_all_into": lambda source, number: source.read_all_into([number], [np.empty((16, 16, 3), np.uint8)]),
-    "claimed_size": lambda source, number: source.claimed_size(number),
+    "decode_into": lambda source, number: source.decode_into(number, np.empty((16, 16, 3), np.uint8)),
+    "decode_many_into": lambda source, number: source.decode_many_into([number], [np.empty((16, 16, 3), np.uint8)]),
+    "claimed_size": lambda source, number: source.header_size(number),
     "locate": lambda source, number: source.locate(number),
     "image": lambda source, number: source.image(number),
     "first_patch": lambda source, number: source.first_patch(number),
@@ -248,7 +248,7 @@ class SourceContract(ABC):
             expected = source.read_pixels([index])[0]
             rows = np.full((3, *expected.shape), 77, np.uint8)
             out = rows[1]
-            assert source.read_into(index, out) is out
+            assert source.decode_into(index, out) is out
             assert np.array_equal(out, expected)
             assert (rows[[0, 2]] == 77).all()
 
@@ -260,7 +260,7 @@ class SourceContract(ABC):
             expected = source.read_pixels([index])[0]
             height, width = (max(1, side + more) for side, more in zip(expected.shape, grown, strict=False))
             rows = np.full((3, height, width, 3), 77, np.uint8)
-            given = source.read_into(index, rows[1])
+            given = source.decode_into(index, rows[1])
             assert np.array_equal(given, expected)
             assert not np.shares_memory(given, rows)
             assert (rows[[0, 2]] == 77).all()
@@ -271,11 +271,11 @@ class SourceContract(ABC):
         index = [patch.file for patch in raw].index("1.png")  # 5 x 9
         expected = source.read_pixels([index])[0]
         for shape in ((9, 5, 3), (15, 3, 3), (1, 45, 3)):
-            assert np.array_equal(source.read_into(index, np.empty(shape, np.uint8)), expected)
+            assert np.array_equal(source.decode_into(index, np.empty(shape, np.uint8)), expected)
         index = [patch.file for patch in raw].index("00000003.jpg")  # 16 x 16
         expected = source.read_pixels([index])[0]
         for shape in ((8, 32, 3), (32, 8, 3), (1, 256, 3)):
-            assert np.array_equal(source.read_into(index, np.empty(shape, np.uint8)), expected)
+            assert np.array_equal(source.decode_into(index, np.empty(shape, np.uint8)), expected)
 
     def test_patches_are_decoded_each_into_its_array_or_a_new_one(self, source: Source) -> None:
         expected = [source.read_pixels([index])[0] for index in range(len(source))]
@@ -284,7 +284,7 @@ class SourceContract(ABC):
                 outs = [np.full_like(expected[index], 77) for index in indices]
                 if other is not None:
                     outs[other] = np.full((100, 100, 3), 77, np.uint8)
-                given = source.read_all_into(indices, list(outs))
+                given = source.decode_many_into(indices, list(outs))
                 assert len(given) == len(indices)
                 for position, (pixels, out) in enumerate(zip(given, outs, strict=True)):
                     assert np.array_equal(pixels, expected[indices[position]])
@@ -294,18 +294,18 @@ class SourceContract(ABC):
         out = np.empty((16, 16, 3), np.uint8)
         for indices, outs in (([0], []), ([], [out]), ([0, 0], [out]), ([0], [out, out])):
             with pytest.raises(ValueError, match=r"shorter|longer"):
-                source.read_all_into(indices, outs)  # type: ignore[arg-type]
+                source.decode_many_into(indices, outs)  # type: ignore[arg-type]
 
     def test_the_size_that_a_patch_claims_is_that_of_its_pixels(self, source: Source) -> None:
         for index in range(len(source)):
-            assert tuple(source.claimed_size(index)) == source.read_pixels([index])[0].shape[:2]
+            assert tuple(source.header_size(index)) == source.read_pixels([index])[0].shape[:2]
 
     def test_threads_decode_into_their_own_arrays(self, source: Source) -> None:
         expected = source.read_pixels(range(len(source)))
 
         def read(index: int) -> bool:
             out = np.empty_like(expected[index])
-            return source.read_into(index, out) is out and np.array_equal(out, expected[index])
+            return source.decode_into(index, out) is out and np.array_equal(out, expected[index])
 
         with ThreadPoolExecutor(8) as pool:
             assert all(pool.map(read, list(range(len(source))) * 20))

@@ -47,7 +47,7 @@ def photos_with(tmp_path: Path, files: Mapping[str, bytes]) -> Path:
     return write(tmp_path / "photos", {"good.png": PHOTO, **files})
 
 
-def left_out(report: Path) -> dict[str, tuple[str, bool]]:
+def skipped(report: Path) -> dict[str, tuple[str, bool]]:
     """Return reason and badness by photo."""
     entries = json.loads(report.read_text())["skipped"]
     assert all(set(entry) == {"photo", "reason", "bad"} for entry in entries)
@@ -78,7 +78,7 @@ def test_bad_photos_are_left_out_with_their_reasons_and_the_rest_comes_out(
     assert result.status == 1
     assert "Traceback" not in result.err
     assert "Warning" not in result.err
-    found = left_out(report)
+    found = skipped(report)
     for name, (_, reason) in BAD_PHOTOS.items():
         stem, _, ending = name.partition(".")
         photo = f"sub/{stem}_{ending}.{ending}"
@@ -110,7 +110,7 @@ def test_bad_photos_are_bad_with_any_option(tmp_path: Path, name: str, options: 
     photos = photos_with(tmp_path, {name: content})
     result = call("extract", *SMALL, *options, "--report", tmp_path / "r.json", photos, tmp_path / "s.lmdb")
     assert result.status == 1
-    said, is_bad = left_out(tmp_path / "r.json")[name]
+    said, is_bad = skipped(tmp_path / "r.json")[name]
     assert is_bad
     assert re.search(reason, said, re.IGNORECASE)
     assert image_names(tmp_path / "s.lmdb")
@@ -121,7 +121,7 @@ def test_deep_greyscale_is_bad_and_not_just_grey(tmp_path: Path) -> None:
     photos = photos_with(tmp_path, {"deep.png": content})
     options = ("--greyscale", "convert", "--report", tmp_path / "r.json")
     assert call("extract", *SMALL, *options, photos, tmp_path / "s.lmdb").status == 1
-    assert left_out(tmp_path / "r.json")["deep.png"][1]
+    assert skipped(tmp_path / "r.json")["deep.png"][1]
 
 
 def test_a_photo_of_one_frame_of_an_animated_kind_is_taken(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_when_nothing_comes_out_there_is_no_store_but_a_report(
     result = call("extract", *SMALL, "--report", tmp_path / "r.json", photos, tmp_path / to)
     assert result.status == 1
     assert "Traceback" not in result.err
-    assert left_out(tmp_path / "r.json").keys() == files.keys()
+    assert skipped(tmp_path / "r.json").keys() == files.keys()
     for name in files:
         assert name in result.out + result.err
     assert read(tmp_path).keys() == {"r.json", *(f"photos/{name}" for name in files)}
@@ -170,7 +170,7 @@ def test_a_photo_smaller_than_every_crop_is_left_out_as_an_option_says(tmp_path:
     for number, options in enumerate([(), ("--min-size", "1")]):
         result = call("extract", *SMALL, *options, "--report", tmp_path / "r.json", photos, tmp_path / f"{number}.lmdb")
         assert (result.status, result.err) == (0, ""), result
-        reason, is_bad = left_out(tmp_path / "r.json")["small.png"]
+        reason, is_bad = skipped(tmp_path / "r.json")["small.png"]
         assert not is_bad
         assert re.search("shorter side|smaller|tile", reason)
         assert "small.png" in result.out
@@ -183,7 +183,7 @@ def test_a_photo_that_may_not_be_read_is_left_out(tmp_path: Path) -> None:
     drop = "import ctypes\nfor capability in (1, 2): ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)"
     result = run("extract", *SMALL, "--report", tmp_path / "r.json", photos, tmp_path / "s.lmdb", before=drop)
     assert result.status == 1
-    reason, is_bad = left_out(tmp_path / "r.json")["secret.png"]
+    reason, is_bad = skipped(tmp_path / "r.json")["secret.png"]
     assert is_bad
     assert "ermission" in reason
 
@@ -230,7 +230,7 @@ def test_a_photo_without_its_mask_is_bad(tmp_path: Path, name: str) -> None:
     options = ("--masks", masks, "--report", tmp_path / "r.json")
     result = call("extract", *SMALL, *options, photos, tmp_path / "s.lmdb")
     assert result.status == 1
-    said, is_bad = left_out(tmp_path / "r.json")["a.png"]
+    said, is_bad = skipped(tmp_path / "r.json")["a.png"]
     assert is_bad
     assert reason in said
     assert image_names(tmp_path / "s.lmdb") == ["good"]
@@ -242,7 +242,7 @@ def test_a_photo_that_is_masked_out_is_left_out_as_an_option_says(tmp_path: Path
     masks = write(tmp_path / "masks", {"good.png.png": _mask(), "a.png.png": black})
     result = call("extract", *SMALL, "--masks", masks, "--report", tmp_path / "r.json", photos, tmp_path / "s.lmdb")
     assert (result.status, result.err) == (0, "")
-    reason, is_bad = left_out(tmp_path / "r.json")["a.png"]
+    reason, is_bad = skipped(tmp_path / "r.json")["a.png"]
     assert "mask" in reason
     assert not is_bad
 
@@ -365,7 +365,7 @@ def test_a_bad_photo_does_not_hurt_the_store_that_is_appended_to(tmp_path: Path)
     write(photos, {"bad.jpg": PHOTO[:100], "new.png": encoded(scene(40, 40), "png")})
     result = call("extract", "--append", *SMALL, "--report", tmp_path / "r.json", photos, store)
     assert result.status == 1
-    assert left_out(tmp_path / "r.json").keys() == {"bad.jpg"}
+    assert skipped(tmp_path / "r.json").keys() == {"bad.jpg"}
     assert before.items() <= states(store).items()
     assert {key: content for key, content in patches(store).items() if key in had} == had
     assert image_names(store) == ["good", "new"]
