@@ -15,13 +15,13 @@ from xxhash import xxh3_128_hexdigest
 from dlas_store.atomic import check_free_space, write_json
 from dlas_store.errors import ConfigError, DamagedError, NotASourceError, StoreError, TargetExistsError
 from dlas_store.images.decode import Size
-from dlas_store.maintenance.reindex import LeftOutShard, select_published
+from dlas_store.maintenance.reindex import SkippedShard, select_published
 from dlas_store.processes import Progress, count_workers, progress_bar, run_in_order
 from dlas_store.sources.base import Layout
 from dlas_store.storage.commit import Commit, PlannedShard, SealedShard, plan_commit, read_shard, write_shard
 from dlas_store.storage.index import INDEX_FILE, Index
 from dlas_store.storage.records import Kind
-from dlas_store.storage.recovery import ShardRemains
+from dlas_store.storage.recovery import DamagedShard
 from dlas_store.storage.shard import Shard, ShardHeader, shard_file_name
 from dlas_store.storage.shard_writer import ShardWriter
 
@@ -87,12 +87,12 @@ class _Remnant(NamedTuple):
     number: int
     ids: range | None
 
-    def open(self) -> ShardRemains:
+    def open(self) -> DamagedShard:
         """Open the file."""
         if self.index_file is None:
-            return ShardRemains(self.path)
+            return DamagedShard(self.path)
         index = Index.open(self.index_file)
-        return ShardRemains(self.path, index=index, entry=index.shards[self.number])
+        return DamagedShard(self.path, index=index, entry=index.shards[self.number])
 
 
 class _Survey(NamedTuple):
@@ -214,7 +214,7 @@ def _without_index(
     store: Path, whole: Sequence[Shard], damaged: dict[str, str], summary: SalvageSummary
 ) -> Iterator[_Remnant]:
     """Yield the shards that were published, as far as can be told, and all whose trailer is damaged."""
-    skipped: list[LeftOutShard] = []
+    skipped: list[SkippedShard] = []
     once = {shard.header.shard_id: shard for shard in reversed(whole)}
     published = select_published(sorted(once.values(), key=lambda shard: shard.header.number), None, skipped)
     summary.notes += [f"{path.name}: {reason}" for path, reason in skipped]
@@ -281,7 +281,7 @@ def _survey_one(remnant: _Remnant, progress: Progress) -> _Survey:
     return survey
 
 
-def _name(remains: ShardRemains, image_id: int) -> str:
+def _name(remains: DamagedShard, image_id: int) -> str:
     try:
         return remains.image(image_id).name
     except DamagedError:
@@ -329,7 +329,7 @@ def _copy_one(job: _Job, progress: Progress) -> SealedShard:
     return write_shard(job.folder, job.header, fill)
 
 
-def _copy_image(remains: ShardRemains, image_id: int, writer: ShardWriter, progress: Progress) -> None:
+def _copy_image(remains: DamagedShard, image_id: int, writer: ShardWriter, progress: Progress) -> None:
     image = remains.image(image_id)
     assert image.patch_ids is not None
     assert image.heights is not None

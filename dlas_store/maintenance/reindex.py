@@ -18,7 +18,7 @@ from dlas_store.storage.index_writer import IndexWriter
 from dlas_store.storage.shard import Shard
 
 
-class LeftOutShard(NamedTuple):
+class SkippedShard(NamedTuple):
     """A shard that is not in the new index, and why."""
 
     path: Path
@@ -39,7 +39,7 @@ class ReindexSummary:
     shards: int = 0
     images: int = 0
     patches: int = 0
-    skipped: list[LeftOutShard] = field(default_factory=list)
+    skipped: list[SkippedShard] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the summary in JSON types."""
@@ -93,7 +93,7 @@ def _write_index(
         paths = [shard.path for shard in shards]
         with progress_bar(sum(shard.header.patches for shard in shards), "reading shards") as bar:
             for read in run_in_order(_read_shard, paths, workers=count_workers(workers, jobs=len(paths)), bar=bar):
-                if isinstance(read, LeftOutShard):
+                if isinstance(read, SkippedShard):
                     summary.skipped.append(read)
                     continue
                 writer.add(read.header, read.directory, size=read.size)
@@ -109,11 +109,11 @@ def _write_index(
             temporary.unlink()
 
 
-def _read_shard(path: Path, progress: Progress) -> SealedShard | LeftOutShard:
+def _read_shard(path: Path, progress: Progress) -> SealedShard | SkippedShard:
     try:
         shard = read_shard(path, check_values=False)
     except StoreError as error:
-        return LeftOutShard(path, str(error))
+        return SkippedShard(path, str(error))
     progress.advance(shard.header.patches, shard.header.payload_bytes)
     return shard
 
@@ -131,17 +131,17 @@ def _open_shards(store: Path, summary: ReindexSummary) -> list[Shard]:
         try:
             shard = Shard(path)
         except StoreError as error:
-            summary.skipped.append(LeftOutShard(path, str(error)))
+            summary.skipped.append(SkippedShard(path, str(error)))
             continue
         if path.name == shard.header.file_name:
             shards.append(shard)
         else:
             reason = f"is {shard.header.file_name} under another name"
-            summary.skipped.append(LeftOutShard(path, reason))
+            summary.skipped.append(SkippedShard(path, reason))
     return sorted(shards, key=lambda shard: shard.header.number)
 
 
-def select_published(shards: Sequence[Shard], old: Index | None, skipped: list[LeftOutShard]) -> list[Shard]:
+def select_published(shards: Sequence[Shard], old: Index | None, skipped: list[SkippedShard]) -> list[Shard]:
     """Return the shards of a store that were published, as far as can be told, and add the others to a list."""
     counts = Counter(shard.header.store_id for shard in shards)
     if old and old.store_id not in counts:
@@ -153,7 +153,7 @@ def select_published(shards: Sequence[Shard], old: Index | None, skipped: list[L
         if shard.header.store_id == store_id:
             commits[shard.header.commit, shard.header.commit_first].append(shard)
         else:
-            skipped.append(LeftOutShard(shard.path, "is a shard of another store"))
+            skipped.append(SkippedShard(shard.path, "is a shard of another store"))
     selected: dict[int, list[Shard]] = {}
     newest = max((commit for commit, _ in commits), default=0)
     # An append that was given up, and done again under higher numbers, comes first here; the published one stays.
@@ -163,10 +163,10 @@ def select_published(shards: Sequence[Shard], old: Index | None, skipped: list[L
         was_published = commit in range(newest) or commit == 0 or _is_published(members, published)
         if was_published or len(members) == members[0].header.commit_shards:
             selected, replaced = selected | {commit: members}, selected.get(commit, [])
-            skipped.extend(LeftOutShard(shard.path, "is of an append done again later") for shard in replaced)
+            skipped.extend(SkippedShard(shard.path, "is of an append done again later") for shard in replaced)
         else:
             skipped.extend(
-                LeftOutShard(
+                SkippedShard(
                     shard.path,
                     f"is of an append of which {len(members)} of {shard.header.commit_shards} "
                     "shards are here; run it again",

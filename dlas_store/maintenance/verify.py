@@ -25,7 +25,7 @@ from dlas_store.opening import opened
 from dlas_store.processes import Progress, count_workers, progress_bar, run_in_order
 from dlas_store.sources.base import CENTERS_FILE, REFERENCE_FILE, PickledSubset, Source
 from dlas_store.storage.index import INDEX_FILE
-from dlas_store.storage.shard import Shard, read_directory, shard_file_name
+from dlas_store.storage.shard import Shard, scan_shard, shard_file_name
 from dlas_store.storage.store import Store
 
 _IMAGES_A_JOB = 64
@@ -296,7 +296,7 @@ def _kind(error: StoreError) -> str:
 def _verify_structure(store: Store, shard: Shard) -> Iterator[Finding]:
     """Compare what a walk through the shard's tree finds with what the index says."""
     try:
-        directory = read_directory(shard)
+        directory = scan_shard(shard)
     except DamagedError as error:
         yield Finding(shard.path.name, "", "", "damaged", str(error))
         return

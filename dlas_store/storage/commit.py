@@ -17,7 +17,7 @@ from dlas_store.errors import BusyError, StoreError, TargetExistsError, write_er
 from dlas_store.sources.base import Layout
 from dlas_store.storage.index import INDEX_FILE, Index
 from dlas_store.storage.index_writer import IndexWriter
-from dlas_store.storage.shard import Directory, Shard, ShardHeader, read_directory, shard_file_name
+from dlas_store.storage.shard import Shard, ShardEntries, ShardHeader, scan_shard, shard_file_name
 from dlas_store.storage.shard_writer import ShardWriter
 
 
@@ -105,7 +105,7 @@ class SealedShard(NamedTuple):
     """What the index needs of a sealed shard; size in bytes."""
 
     header: ShardHeader
-    directory: Directory
+    directory: ShardEntries
     size: int
 
 
@@ -283,9 +283,9 @@ def write_shard(folder: Path, header: ShardHeader, fill: Callable[[ShardWriter],
 
 
 def read_shard(path: Path, *, check_values: bool) -> SealedShard:
-    """Return what the index needs of a shard, found by a walk through it; see read_directory."""
+    """Return what the index needs of a shard, found by a walk through it; see scan_shard."""
     shard = Shard(path)
-    return SealedShard(shard.header, read_directory(shard, check_values=check_values), len(shard.data))
+    return SealedShard(shard.header, scan_shard(shard, check_values=check_values), len(shard.data))
 
 
 def _next_shard_number(store: Path, base: Index) -> int:

@@ -14,7 +14,7 @@ from dlas_store.errors import DamagedError
 from dlas_store.sources.base import Layout
 from dlas_store.storage.records import Key, Kind
 from dlas_store.storage.sealed_file import RowType, SealedFile, Table, check_fields
-from dlas_store.storage.shard import IMAGE_ROW, PATCH_ROW, Directory, Shard, ShardHeader, read_directory, shifted
+from dlas_store.storage.shard import IMAGE_ROW, PATCH_ROW, Shard, ShardEntries, ShardHeader, scan_shard, shifted
 
 INDEX_FILE = "index.lmdb"
 
@@ -146,7 +146,7 @@ class Index:
     def of_shard(cls, shard: Shard) -> Index:
         """Return an index of a single shard, made by walking through it."""
         header = shard.header
-        directory = read_directory(shard)
+        directory = scan_shard(shard)
         order = np.argsort(directory.name_hashes, kind="stable")
         return cls(
             place=shard.path,
@@ -164,7 +164,7 @@ class Index:
         """The tables that lie in a file; none for an index of a single shard."""
         return [table for table in (self.images, self.patches, self.names) if isinstance(table, Table)]
 
-    def agrees_with(self, header: ShardHeader, directory: Directory) -> bool:
+    def agrees_with(self, header: ShardHeader, directory: ShardEntries) -> bool:
         """Return whether the rows of a shard are those that a walk through it gave."""
         entry = self.shards[header.number]
         first, end = entry.first_image, entry.first_image + entry.images

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from dlas_store.atomic import remove_file
 from dlas_store.sources.base import Layout
 from dlas_store.storage.index import NAME_ROW, ROW_TYPES, Index, ShardEntry, shard_entry
-from dlas_store.storage.lmdb_reader import walk
+from dlas_store.storage.lmdb_reader import iter_entries
 from dlas_store.storage.lmdb_writer import LmdbWriter
 from dlas_store.storage.sealed_file import Table, TableWriter, map_file, seal
-from dlas_store.storage.shard import Directory, ShardHeader, shifted
+from dlas_store.storage.shard import ShardEntries, ShardHeader, shifted
 
 _CHUNKS_A_BATCH = 4
 _ROWS_AT_ONCE = 1 << 12
@@ -46,7 +46,7 @@ class IndexWriter:
         self._buffered: list[tuple[bytes, bytes]] = []
         self._lmdb = LmdbWriter(path)
 
-    def add(self, header: ShardHeader, directory: Directory, *, size: int) -> None:
+    def add(self, header: ShardHeader, directory: ShardEntries, *, size: int) -> None:
         """Add a shard; its images and patches are numbered after those of earlier shards.
 
         Args:
@@ -128,6 +128,6 @@ def _chunk_key(name: str, number: int) -> bytes:
 def _chunk_offsets(path: Path) -> dict[str, bytes]:
     """Return, for each table, the offsets of its chunks in a finished LMDB file, as packed little-endian u64."""
     offsets: dict[str, list[int]] = {row_type.name: [] for row_type in ROW_TYPES}
-    for entry in walk(map_file(path)):
+    for entry in iter_entries(map_file(path)):
         offsets[entry.key.decode().partition("/")[0]].append(entry.offset)
     return {name: np.array(places, "<u8").tobytes() for name, places in offsets.items()}

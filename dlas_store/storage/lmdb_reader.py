@@ -98,7 +98,7 @@ def _read_meta_page(data: bytes | mmap.mmap, offset: int) -> Meta | None:
     return Meta(page_size, depth, entries, root, last_page, transaction)
 
 
-def walk(data: bytes | mmap.mmap) -> Iterator[Entry]:
+def iter_entries(data: bytes | mmap.mmap) -> Iterator[Entry]:
     """Yield the entries of the main tree in key order.
 
     Raises:
@@ -124,7 +124,7 @@ def walk(data: bytes | mmap.mmap) -> Iterator[Entry]:
         raise DamagedError(f"{count} keys in the tree, {meta.entries} in the LMDB header")
 
 
-def scan(data: bytes | mmap.mmap) -> Iterator[Entry]:
+def iter_intact_entries(data: bytes | mmap.mmap) -> Iterator[Entry]:
     """Yield the entries of every intact leaf page of a damaged or cut file, found page by page without the tree.
 
     Some of these pages may be stale copies from earlier transactions. So a key can come several times, keys come in any

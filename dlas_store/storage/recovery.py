@@ -12,7 +12,7 @@ import numpy as np
 from dlas_store.errors import DamagedError
 from dlas_store.sources.base import REFERENCE_FILE, Image
 from dlas_store.storage.index import Index, ShardEntry
-from dlas_store.storage.lmdb_reader import scan
+from dlas_store.storage.lmdb_reader import iter_intact_entries
 from dlas_store.storage.records import CHECKSUM, Kind, decode_image, pack_key, unpack_key
 from dlas_store.storage.sealed_file import map_file
 from dlas_store.storage.shard import read_payload
@@ -20,7 +20,7 @@ from dlas_store.storage.shard import read_payload
 _COLUMNS = 5  # image id, kind, patch id, offset, length
 
 
-class ShardRemains:
+class DamagedShard:
     """A shard's file read by the intact pages of its tree and by the rows of an index.
 
     Every value is checked against its key, so a wrong or stale offset is skipped. The object holds 40 bytes for each
@@ -42,7 +42,7 @@ class ShardRemains:
         places = array("Q")
         if index is not None and entry is not None:
             _add_index_places(places, index, entry)
-        for value in scan(self._data):
+        for value in iter_intact_entries(self._data):
             with suppress(DamagedError):
                 key = unpack_key(value.key)
                 if value.length >= CHECKSUM.size:

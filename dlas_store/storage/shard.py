@@ -20,7 +20,7 @@ from xxhash import xxh3_64_intdigest
 
 from dlas_store.errors import DamagedError, NotASourceError
 from dlas_store.sources.base import Image, Layout
-from dlas_store.storage.lmdb_reader import Entry, walk
+from dlas_store.storage.lmdb_reader import Entry, iter_entries
 from dlas_store.storage.records import CHECKSUM, Key, Kind, decode_image, unpack_key, value_checksum
 from dlas_store.storage.sealed_file import RowType, SealedFile, check_fields
 
@@ -116,7 +116,7 @@ class Shard:
             DamagedError: the tree is damaged, or a key is no key of a shard.
         """
         try:
-            for entry in walk(self.data):
+            for entry in iter_entries(self.data):
                 yield unpack_key(entry.key), _payload_of(entry)
         except DamagedError as error:
             raise DamagedError(f"{self.path}: {error}; restore the file from a copy") from error
@@ -206,7 +206,7 @@ PATCH_ROW = RowType(
 )
 
 
-class Directory(NamedTuple):
+class ShardEntries(NamedTuple):
     """The entries of a shard as rows of the index, with images and patches counted from the shard's first.
 
     Attributes:
@@ -231,7 +231,7 @@ def shifted(rows: NDArray[np.void], column: str, by: int) -> NDArray[np.void]:
     return rows
 
 
-def read_directory(shard: Shard, *, check_values: bool = False) -> Directory:
+def scan_shard(shard: Shard, *, check_values: bool = False) -> ShardEntries:
     """Return the index rows of all values, from a scan of the shard's tree.
 
     Args:
@@ -242,7 +242,7 @@ def read_directory(shard: Shard, *, check_values: bool = False) -> Directory:
         DamagedError: keys, metadata and counts disagree, or a checksum does not match.
     """
     entries: list[tuple[Key, Entry]] = []
-    builder = _DirectoryBuilder(shard)
+    builder = _EntriesBuilder(shard)
     bytes_read = 0
     for key, entry in shard.values():
         if check_values:
@@ -260,7 +260,7 @@ def read_directory(shard: Shard, *, check_values: bool = False) -> Directory:
     return builder.finish()
 
 
-class _DirectoryBuilder:
+class _EntriesBuilder:
     """Collects the rows of a shard, an image at a time."""
 
     def __init__(self, shard: Shard) -> None:
@@ -304,7 +304,7 @@ class _DirectoryBuilder:
         self._patches += rows.tobytes()
         self._hashes.append(name_hash(image.name))
 
-    def finish(self) -> Directory:
+    def finish(self) -> ShardEntries:
         """Return all rows."""
         header = self._shard.header
         images = np.frombuffer(self._images, IMAGE_ROW.dtype)
@@ -314,7 +314,7 @@ class _DirectoryBuilder:
                 f"{len(images)} images and {len(patches)} patches are not the {header.images} and {header.patches} it "
                 "was sealed with"
             )
-        return Directory(images, patches, np.array(self._hashes, np.uint64))
+        return ShardEntries(images, patches, np.array(self._hashes, np.uint64))
 
     @staticmethod
     def _entry(entries: Sequence[tuple[Key, Entry]], kind: Kind) -> Entry | None:

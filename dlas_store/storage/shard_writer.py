@@ -16,7 +16,7 @@ from dlas_store.sources.base import Image
 from dlas_store.storage.lmdb_writer import BATCH_BYTES, LmdbWriter
 from dlas_store.storage.records import Kind, PatchIds, encode_image, encode_value, pack_key
 from dlas_store.storage.sealed_file import seal
-from dlas_store.storage.shard import Directory, Shard, ShardHeader, read_directory
+from dlas_store.storage.shard import Shard, ShardEntries, ShardHeader, scan_shard
 
 _BYTES_A_VALUE = 256
 """Memory of a buffered value beside its payload: key, checksum and Python objects."""
@@ -102,14 +102,14 @@ class ShardWriter:
         self._patches += len(self._files)
         self._begin_image()
 
-    def seal(self) -> tuple[ShardHeader, Directory]:
+    def seal(self) -> tuple[ShardHeader, ShardEntries]:
         """Append the trailer, sync the shard, read it back and check every value."""
         self._flush()
         self._wait_for_write()
         self._lmdb.close()
         header = replace(self._header, images=self._images, patches=self._patches, payload_bytes=self._payload_bytes)
         seal(self._path, {"kind": "shard"} | asdict(header))
-        return header, read_directory(Shard(self._path), check_values=True)
+        return header, scan_shard(Shard(self._path), check_values=True)
 
     def _put(self, key: bytes, payload: bytes) -> None:
         self._buffered.append((key, encode_value(key, payload)))

@@ -11,7 +11,7 @@ import pytest
 from dlas_store.atomic import StagingDirectory
 from dlas_store.converters.importing import import_store
 from dlas_store.errors import BusyError, NotASourceError
-from dlas_store.maintenance.reindex import LeftOutShard, ReindexSummary, reindex
+from dlas_store.maintenance.reindex import ReindexSummary, SkippedShard, reindex
 from dlas_store.maintenance.verify import verify
 from dlas_store.storage.index import INDEX_FILE, Index
 from dlas_store.storage.shard import Shard
@@ -247,7 +247,7 @@ def test_a_shard_of_another_store_is_left_out_and_named(
     foreign = shards_of(other)[5]
     shutil.copy(foreign, store)
     damage(store / INDEX_FILE)
-    assert reindex(store).skipped == [LeftOutShard(store / foreign.name, "is a shard of another store")]
+    assert reindex(store).skipped == [SkippedShard(store / foreign.name, "is a shard of another store")]
     assert content(store) == content(pristine)
 
 

@@ -13,7 +13,7 @@ from dlas_store.errors import DamagedError
 from dlas_store.storage.index import INDEX_FILE, NAME_ROW, Index
 from dlas_store.storage.index_writer import IndexWriter
 from dlas_store.storage.sealed_file import BLOCK_BYTES, SealedFile, seal
-from dlas_store.storage.shard import IMAGE_ROW, PATCH_ROW, Directory, Shard, ShardHeader, name_hash, read_directory
+from dlas_store.storage.shard import IMAGE_ROW, PATCH_ROW, Shard, ShardEntries, ShardHeader, name_hash, scan_shard
 from tests.support.sample_data import Array
 from tests.support.small_stores import append, damage_table, flip, make_store, shards_of, small_folder
 
@@ -34,7 +34,7 @@ def header(number: int, *, images: int, patches: int, first_image: int) -> Shard
     )
 
 
-def directory(number: int, *, images: int, patches_an_image: int, hashes: Array | None = None) -> Directory:
+def directory(number: int, *, images: int, patches_an_image: int, hashes: Array | None = None) -> ShardEntries:
     """Return rows as a shard of that many images gives them."""
     image_rows = np.zeros(images, IMAGE_ROW.dtype)
     image_rows["metadata_offset"] = np.arange(images) * 1000 + 17
@@ -48,10 +48,10 @@ def directory(number: int, *, images: int, patches_an_image: int, hashes: Array 
     if hashes is None:
         names = (name_hash(f"{number}/{image}") for image in range(images))
         hashes = np.fromiter(names, np.uint64, images)
-    return Directory(image_rows, patch_rows, hashes)
+    return ShardEntries(image_rows, patch_rows, hashes)
 
 
-def write_index(path: Path, directories: list[Directory], *, base: Index | None = None) -> Index:
+def write_index(path: Path, directories: list[ShardEntries], *, base: Index | None = None) -> Index:
     """Write directories as shards with gaps between their numbers, and open the index."""
     writer = IndexWriter(path, store_id=b"s" * 16, layout="chunked", generation=7)
     if base is not None:
@@ -159,7 +159,7 @@ def test_an_index_agrees_with_its_shards_and_no_other_places(store: Path) -> Non
     index = Index.open(store / INDEX_FILE)
     for path in shards_of(store):
         shard = Shard(path)
-        walked = read_directory(shard)
+        walked = scan_shard(shard)
         assert index.agrees_with(shard.header, walked)
         for table, column in [(walked.images, "metadata_offset"), (walked.patches, "length")]:
             table[column][0] += 1

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlas_store.errors import DamagedError
-from dlas_store.storage.lmdb_reader import Entry, is_lmdb, read_meta, walk
+from dlas_store.storage.lmdb_reader import Entry, is_lmdb, iter_entries, read_meta
 
 PAGE = 4096
 Values = Mapping[bytes, bytes]
@@ -38,7 +38,7 @@ def engine_items(path: Path) -> list[tuple[bytes, bytes]]:
 
 
 def walked_items(data: bytes) -> list[tuple[bytes, bytes]]:
-    return [(entry.key, data[entry.offset : entry.offset + entry.length]) for entry in walk(data)]
+    return [(entry.key, data[entry.offset : entry.offset + entry.length]) for entry in iter_entries(data)]
 
 
 def keys(count: int, *, size: int = 8) -> list[bytes]:
@@ -144,7 +144,7 @@ def assert_bounded(data: bytearray, original: list[Entry]) -> None:
     """Check that reading the entries raises DamagedError or gives entries inside the file, in key order."""
     entries: list[Entry] = []
     try:
-        for entry in walk(data):  # type: ignore[arg-type]
+        for entry in iter_entries(data):  # type: ignore[arg-type]
             entries.append(entry)
             assert 0 < entry.offset <= entry.offset + entry.length <= len(data)
             assert len(entries) <= len(original) + 1
@@ -154,7 +154,7 @@ def assert_bounded(data: bytearray, original: list[Entry]) -> None:
 
 
 def flip_all(data: bytes, positions: Iterable[int]) -> None:
-    original = list(walk(data))
+    original = list(iter_entries(data))
     damaged = bytearray(data)
     for position in positions:
         for bit in range(8):
@@ -166,7 +166,7 @@ def flip_all(data: bytes, positions: Iterable[int]) -> None:
 def test_no_flipped_bit_in_a_leaf_or_header_does_harm(leaf_file: bytes) -> None:
     assert read_meta(leaf_file).depth == 1
     root = read_meta(leaf_file).root * PAGE
-    overflow = [entry.offset - 16 for entry in walk(leaf_file) if entry.length > PAGE]
+    overflow = [entry.offset - 16 for entry in iter_entries(leaf_file) if entry.length > PAGE]
     assert overflow
     headers = [start + byte for start in (0, PAGE) for byte in range(152)]
     headers += [start + byte for start in overflow for byte in range(16)]
@@ -184,7 +184,7 @@ def test_no_garbage_does_harm(branch_file: bytes, changes: list[tuple[float, int
     damaged = bytearray(branch_file)
     for place, byte in changes:
         damaged[int(place * len(damaged))] = byte
-    assert_bounded(damaged, list(walk(branch_file)))
+    assert_bounded(damaged, list(iter_entries(branch_file)))
 
 
 @pytest.mark.parametrize("file", ["leaf_file", "branch_file"])
@@ -194,7 +194,7 @@ def test_a_file_cut_anywhere_is_damaged(file: str, request: pytest.FixtureReques
     odd = [page + cut for page in pages for cut in (1, 15, 17, 151, 152, 2048, PAGE - 1)]
     for size in [*pages, *odd]:
         with pytest.raises(DamagedError):
-            list(walk(data[:size]))
+            list(iter_entries(data[:size]))
 
 
 def with_meta(data: bytes, offset: int, layout: str, value: int) -> bytes:
@@ -227,7 +227,7 @@ def with_meta(data: bytes, offset: int, layout: str, value: int) -> bytes:
 )
 def test_a_header_that_lies_is_named(branch_file: bytes, change: Callable[[bytes], bytes], message: str) -> None:
     with pytest.raises(DamagedError, match=message):
-        list(walk(change(branch_file)))
+        list(iter_entries(change(branch_file)))
 
 
 def test_a_branch_that_leads_to_itself_ends(branch_file: bytes) -> None:
@@ -238,7 +238,7 @@ def test_a_branch_that_leads_to_itself_ends(branch_file: bytes) -> None:
     for (pointer,) in struct.iter_unpack("<H", changed[start + 16 : start + lower]):
         struct.pack_into("<HHH", changed, start + pointer, root, 0, 0)
     with pytest.raises(DamagedError, match="circle"):
-        list(walk(bytes(changed)))
+        list(iter_entries(bytes(changed)))
 
 
 def test_the_newer_meta_page_counts_and_one_is_enough(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from dlas_store.sources.base import FIRST_UNNUMBERED_ID, Center, Image
 from dlas_store.storage.lmdb_writer import BATCH_BYTES
 from dlas_store.storage.records import Kind, pack_key
 from dlas_store.storage.sealed_file import SealedFile, seal
-from dlas_store.storage.shard import Directory, Shard, ShardHeader, name_hash, read_directory, read_image, read_payload
+from dlas_store.storage.shard import Shard, ShardEntries, ShardHeader, name_hash, read_image, read_payload, scan_shard
 from dlas_store.storage.shard_writer import ShardWriter
 from tests.support.small_stores import flip_in
 
@@ -39,7 +39,9 @@ def random_bytes(size: int, *, seed: int = 0) -> bytes:
     return np.random.default_rng(seed).bytes(size)
 
 
-def build(path: Path, images: Mapping[str, Files], *, references: Files | None = None) -> tuple[ShardHeader, Directory]:
+def build(
+    path: Path, images: Mapping[str, Files], *, references: Files | None = None
+) -> tuple[ShardHeader, ShardEntries]:
     with ShardWriter(path, HEADER) as writer:
         for name, files in images.items():
             for number, (file, data) in enumerate(files.items()):
@@ -59,7 +61,7 @@ def by_key(path: Path) -> dict[bytes, bytes]:
         return dict(transaction.cursor())
 
 
-def assert_holds(path: Path, directory: Directory, images: Mapping[str, Files], references: Files) -> None:
+def assert_holds(path: Path, directory: ShardEntries, images: Mapping[str, Files], references: Files) -> None:
     """Check that reads by slice and by key return the written images."""
     stored = by_key(path)
     data = Shard(path).data
@@ -121,7 +123,7 @@ def test_what_is_written_is_read_by_slice_and_by_key(name: str, references: File
     payload += sum(map(len, references.values()))
     assert header == replace(HEADER, images=len(images), patches=sum(map(len, images.values())), payload_bytes=payload)
     assert Shard(path).header == header
-    assert np.array_equal(read_directory(Shard(path), check_values=True).patches, directory.patches)
+    assert np.array_equal(scan_shard(Shard(path), check_values=True).patches, directory.patches)
 
 
 def test_patches_without_a_free_number_get_ids_from_2_to_the_63_up(tmp_path: Path) -> None:
@@ -185,15 +187,15 @@ def shard(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("part", [b"patch one of a", b"reference of a", random_bytes(9000)])
 def test_a_changed_payload_is_found_by_a_full_check_only(shard: Path, part: bytes) -> None:
     flip_in(shard, part)
-    read_directory(Shard(shard))
+    scan_shard(Shard(shard))
     with pytest.raises(DamagedError, match="checksum"):
-        read_directory(Shard(shard), check_values=True)
+        scan_shard(Shard(shard), check_values=True)
 
 
 def test_changed_metadata_is_found_by_every_walk(shard: Path) -> None:
     flip_in(shard, b"\xa5label\xa1a")
     with pytest.raises(DamagedError, match=r"shard: .*checksum"):
-        read_directory(Shard(shard))
+        scan_shard(Shard(shard))
 
 
 def test_payloads_in_each_others_place_are_found(shard: Path) -> None:
@@ -202,7 +204,7 @@ def test_payloads_in_each_others_place_are_found(shard: Path) -> None:
     data = shard.read_bytes().replace(values[one], b"-hold-").replace(values[other], values[one])
     shard.write_bytes(data.replace(b"-hold-", values[other]))
     with pytest.raises(DamagedError, match="checksum"):
-        read_directory(Shard(shard), check_values=True)
+        scan_shard(Shard(shard), check_values=True)
 
 
 def test_a_payload_is_refused_at_places_outside_the_file(shard: Path) -> None:
@@ -243,10 +245,10 @@ def rewritten(path: Path, change: Mapping[bytes, bytes | None]) -> None:
 )
 def test_values_that_do_not_agree_are_named(shard: Path, change: Mapping[bytes, bytes | None], message: str) -> None:
     rewritten(shard, {})
-    read_directory(Shard(shard), check_values=True)
+    scan_shard(Shard(shard), check_values=True)
     rewritten(shard, change)
     with pytest.raises(DamagedError, match=f"shard: .*{message}"):
-        read_directory(Shard(shard))
+        scan_shard(Shard(shard))
 
 
 @pytest.mark.parametrize("change", [{"number": None}, {"new": 1}])
