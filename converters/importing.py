@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest, xxh3_128_hexdigest
 
-from dlas_store.converters.sharding import balanced_size, cut
+from dlas_store.converters.sharding import split_by_size, target_shard_size
 from dlas_store.errors import ImportFailedError, NameNotFoundError
 from dlas_store.maintenance.verify import differences
 from dlas_store.sources.base import Listing, Source
@@ -71,7 +71,7 @@ class ImportPlan:
     shards: list[PlannedShard] = field(default_factory=list)
     disk_bytes: int = 0
     changed: list[str] = field(default_factory=list)
-    vanished: list[str] = field(default_factory=list)
+    missing_from_source: list[str] = field(default_factory=list)
 
     @property
     def patches(self) -> int:
@@ -132,15 +132,15 @@ def plan_import(
         patches.append(len(listing.files))
         sizes.append(listing.total_bytes)
         digests.append(xxh3_64_intdigest(repr((listing.name, listing.files, listing.sizes.tobytes())).encode()))
-    limit = shard_size or balanced_size(sum(sizes), parts=_SHARDS_AT_LEAST, low=MIN_SHARD_SIZE, high=MAX_SHARD_SIZE)
-    for start, end in cut(sizes, limit):
+    limit = shard_size or target_shard_size(sum(sizes), parts=_SHARDS_AT_LEAST, low=MIN_SHARD_SIZE, high=MAX_SHARD_SIZE)
+    for start, end in split_by_size(sizes, limit):
         fingerprint = xxh3_128_hexdigest(digests[start:end].tobytes() + options.encode())
         plan.shards.append(PlannedShard(end - start, sum(patches[start:end]), sum(sizes[start:end]), fingerprint))
     if len(sources) > 1:
         _check_unique(plan.names)
     if base:
         names = (base.image(number).name for number, seen in enumerate(seen_in_base) if not seen)
-        plan.vanished.extend(name for name in names if images is None or fnmatchcase(name, images))
+        plan.missing_from_source.extend(name for name in names if images is None or fnmatchcase(name, images))
     return plan
 
 
@@ -219,12 +219,12 @@ class ImportSummary:
     notes: list[str] = field(default_factory=list)
     note_count: int = 0
     changed: list[str] = field(default_factory=list)
-    vanished: list[str] = field(default_factory=list)
+    missing_from_source: list[str] = field(default_factory=list)
 
     @property
     def is_clean(self) -> bool:
         """Whether nothing was found that a user should look at."""
-        return not (self.findings or self.changed or self.vanished)
+        return not (self.findings or self.changed or self.missing_from_source)
 
     def count(self, built: BuiltShard) -> None:
         """Add a shard."""
@@ -296,7 +296,7 @@ def import_store(
             options=_options_of_shards(common_layout, opened, decode_all=decode_all),
             bar=bar,
         )
-    summary = ImportSummary(changed=plan.changed, vanished=plan.vanished)
+    summary = ImportSummary(changed=plan.changed, missing_from_source=plan.missing_from_source)
     for source in opened:
         if isinstance(source, FolderSource):
             summary.skipped += source.skipped

@@ -72,7 +72,7 @@ class SalvageSummary:
         }
 
 
-class _Remnant(NamedTuple):
+class _DamagedFile(NamedTuple):
     """A file that images are looked for in.
 
     Attributes:
@@ -95,7 +95,7 @@ class _Remnant(NamedTuple):
         return DamagedShard(self.path, index=index, entry=index.shards[self.number])
 
 
-class _Survey(NamedTuple):
+class _ScanResult(NamedTuple):
     """What is whole in a file: ids, names and numbers of patches of its images; and what is not."""
 
     ids: list[int]
@@ -108,7 +108,7 @@ class _Job(NamedTuple):
     folder: Path
     header: ShardHeader
     sealed: Path | None
-    remnant: _Remnant
+    remnant: _DamagedFile
     ids: list[int]
 
 
@@ -157,7 +157,7 @@ def salvage(
     return summary
 
 
-def _remnants(store: Path, summary: SalvageSummary) -> tuple[Layout, list[_Remnant]]:
+def _remnants(store: Path, summary: SalvageSummary) -> tuple[Layout, list[_DamagedFile]]:
     """Return the files to look in, and note what cannot be used."""
     whole: list[Shard] = []
     damaged: dict[str, str] = {}
@@ -192,7 +192,7 @@ def _usable_index(store: Path, shards: Sequence[Shard], summary: SalvageSummary)
 
 def _by_index(
     store: Path, index: Index, whole: Sequence[Shard], damaged: dict[str, str], summary: SalvageSummary
-) -> Iterator[_Remnant]:
+) -> Iterator[_DamagedFile]:
     """Yield the shards that an index names, wherever they lie, and those of their names whose trailer is damaged."""
     by_id = {shard.header.shard_id: shard for shard in reversed(whole)}
     for entry in index.shards.values():
@@ -200,7 +200,7 @@ def _by_index(
         shard = by_id.get(entry.shard_id)
         ids = range(entry.first_image_id, entry.first_image_id + entry.images)
         if shard is not None or name in damaged:
-            yield _Remnant(store / name if shard is None else shard.path, index.place, entry.number, ids)
+            yield _DamagedFile(store / name if shard is None else shard.path, index.place, entry.number, ids)
         else:
             found = "is another shard" if (store / name).exists() else "is missing"
             summary.lost.append(Lost(name, "", f"{found}: {entry.images:,} images, {entry.patches:,} patches"))
@@ -212,7 +212,7 @@ def _by_index(
 
 def _without_index(
     store: Path, whole: Sequence[Shard], damaged: dict[str, str], summary: SalvageSummary
-) -> Iterator[_Remnant]:
+) -> Iterator[_DamagedFile]:
     """Yield the shards that were published, as far as can be told, and all whose trailer is damaged."""
     skipped: list[SkippedShard] = []
     once = {shard.header.shard_id: shard for shard in reversed(whole)}
@@ -220,9 +220,11 @@ def _without_index(
     summary.notes += [f"{path.name}: {reason}" for path, reason in skipped]
     for shard in published:
         header = shard.header
-        yield _Remnant(shard.path, None, header.number, range(header.first_image, header.first_image + header.images))
+        yield _DamagedFile(
+            shard.path, None, header.number, range(header.first_image, header.first_image + header.images)
+        )
     for name in damaged:
-        yield _Remnant(store / name, None, -1, None)
+        yield _DamagedFile(store / name, None, -1, None)
     numbers = {shard.header.number for shard in published}
     commits = {(shard.header.commit_first, shard.header.commit_shards) for shard in published}
     for first, count in sorted(commits):
@@ -231,7 +233,7 @@ def _without_index(
         summary.lost += [Lost(name, "", "is missing, with all of its images") for name in names]
 
 
-def _survey(remnants: Sequence[_Remnant], workers: int | None, summary: SalvageSummary) -> list[_Survey]:
+def _survey(remnants: Sequence[_DamagedFile], workers: int | None, summary: SalvageSummary) -> list[_ScanResult]:
     """Find the images that are whole; of several of one name the first counts."""
     surveys = []
     taken: set[str] = set()
@@ -245,7 +247,7 @@ def _survey(remnants: Sequence[_Remnant], workers: int | None, summary: SalvageS
                 else:
                     summary.notes.append(f"image {survey.ids[position]} is left out, an earlier one is called {name!r}")
             surveys.append(
-                _Survey(
+                _ScanResult(
                     [survey.ids[position] for position in new],
                     [survey.names[position] for position in new],
                     [survey.patches[position] for position in new],
@@ -256,8 +258,8 @@ def _survey(remnants: Sequence[_Remnant], workers: int | None, summary: SalvageS
     return surveys
 
 
-def _survey_one(remnant: _Remnant, progress: Progress) -> _Survey:
-    survey = _Survey([], [], [], [])
+def _survey_one(remnant: _DamagedFile, progress: Progress) -> _ScanResult:
+    survey = _ScanResult([], [], [], [])
     shard = remnant.path.name
     try:
         remains = remnant.open()
@@ -291,7 +293,7 @@ def _name(remains: DamagedShard, image_id: int) -> str:
 def _copy(
     new: Path,
     layout: Layout,
-    chosen: Sequence[tuple[_Remnant, _Survey]],
+    chosen: Sequence[tuple[_DamagedFile, _ScanResult]],
     workers: int | None,
     summary: SalvageSummary,
 ) -> None:

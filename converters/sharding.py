@@ -17,14 +17,14 @@ MAX_IMAGES_A_GROUP = 1 << 13
 """So that what a worker holds of its group is bounded for tiny pictures as well, some MB."""
 
 
-def cut(sizes: Sequence[int], limit: int) -> Iterator[tuple[int, int]]:
+def split_by_size(sizes: Sequence[int], limit: int) -> Iterator[tuple[int, int]]:
     """Yield first image and end of each group: images in order, as many as fit, at most MAX_IMAGES_A_GROUP.
 
     Args:
         sizes: bytes of each image.
         limit: bytes that a group may hold; one larger image still gets a group of its own.
 
-    >>> list(cut([3, 3, 3, 9, 1], limit=6))
+    >>> list(split_by_size([3, 3, 3, 9, 1], limit=6))
     [(0, 2), (2, 3), (3, 4), (4, 5)]
     """
     start, filled = 0, 0
@@ -37,7 +37,7 @@ def cut(sizes: Sequence[int], limit: int) -> Iterator[tuple[int, int]]:
         yield start, len(sizes)
 
 
-def balanced_size(total: int, *, parts: int, low: int, high: int) -> int:
+def target_shard_size(total: int, *, parts: int, low: int, high: int) -> int:
     """Return a group size that gives several workers something to do, and does not depend on their number.
 
     Args:

@@ -22,7 +22,7 @@ from dlas_store.converters.extraction.tiles import cut_photo
 from dlas_store.converters.extraction.workers import (
     FolderJob,
     GroupReport,
-    Settling,
+    Publisher,
     ShardJob,
     build_images,
     build_shard,
@@ -241,7 +241,7 @@ def _into_folder(task: Task, options: ExtractOptions, summary: ExtractSummary) -
             FolderJob(staging.path, number, plan.root, plan.photos_of(number), options)
             for number in range(len(plan.groups))
         ]
-        with single_threaded(), progress_bar(plan.expected.tiles, "extracting") as bar, Settling() as settling:
+        with single_threaded(), progress_bar(plan.expected.tiles, "extracting") as bar, Publisher() as settling:
             for job, report in zip(jobs, run_in_order(build_images, jobs, workers=task.workers, bar=bar), strict=True):
                 summary.count(report)
                 settling.add(job, report)

@@ -110,7 +110,7 @@ def read_header(file: IO[bytes]) -> Header:
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of many pixels, which problem_of tells, and of damaged EXIF blocks
+            warnings.simplefilter("ignore")  # of many pixels, which rejection_of tells, and of damaged EXIF blocks
             with open_with_pillow(file, PHOTO_FORMATS) as picture:
                 return _header(file, picture)
     except PILLOW_ERRORS as error:
@@ -195,7 +195,7 @@ _GREYSCALE = frozenset({"1", "L", "LA", "La"})
 _COLOUR = frozenset({"RGB", "RGBA", "RGBa", "RGBX", "P", "PA", "YCbCr"})
 
 
-class Problem(NamedTuple):
+class Rejection(NamedTuple):
     """Why a photo gives no image.
 
     Attributes:
@@ -207,17 +207,17 @@ class Problem(NamedTuple):
     bad: bool
 
 
-NO_TILE = Problem("smaller than every crop size", bad=False)
-MASKED_OUT = Problem("every tile is masked out", bad=False)
-EXCLUDED = Problem("excluded by a term", bad=False)
+NO_TILE = Rejection("smaller than every crop size", bad=False)
+MASKED_OUT = Rejection("every tile is masked out", bad=False)
+EXCLUDED = Rejection("excluded by a term", bad=False)
 
 
-def problem_of(header: Header, options: ExtractOptions) -> Problem | None:
+def rejection_of(header: Header, options: ExtractOptions) -> Rejection | None:
     """Return why a photo cannot be taken, None where it can."""
     return _problem_of_pixels(header, options) or _problem_of_size(header, options)
 
 
-def why_no_tile(header: Header, options: ExtractOptions, wanted: list[int]) -> Problem:
+def why_no_tile(header: Header, options: ExtractOptions, wanted: list[int]) -> Rejection:
     """Return why a photo without fault gives no tile.
 
     Args:
@@ -231,7 +231,7 @@ def why_no_tile(header: Header, options: ExtractOptions, wanted: list[int]) -> P
     return MASKED_OUT if any(count_tiles(side, options, wanted)[0] for side in sides) else NO_TILE
 
 
-def _problem_of_pixels(header: Header, options: ExtractOptions) -> Problem | None:
+def _problem_of_pixels(header: Header, options: ExtractOptions) -> Rejection | None:
     grey = header.mode in _GREYSCALE
     if header.size.height * header.size.width > MAX_PIXELS:
         reason = f"more pixels than the limit of {MAX_PIXELS}"
@@ -247,11 +247,11 @@ def _problem_of_pixels(header: Header, options: ExtractOptions) -> Problem | Non
         reason = f"pixels of the kind {header.mode}, convert it to RGB first"
     else:
         skipped = grey and not options.convert_greyscale
-        return Problem("greyscale, taken with --greyscale convert", bad=False) if skipped else None
-    return Problem(reason, bad=True)
+        return Rejection("greyscale, taken with --greyscale convert", bad=False) if skipped else None
+    return Rejection(reason, bad=True)
 
 
-def _problem_of_size(header: Header, options: ExtractOptions) -> Problem | None:
+def _problem_of_size(header: Header, options: ExtractOptions) -> Rejection | None:
     if min(halved(header.size, options.halve_above)) >= options.min_size:
         return None
-    return Problem(f"its shorter side is below the least size of {options.min_size} pixels", bad=False)
+    return Rejection(f"its shorter side is below the least size of {options.min_size} pixels", bad=False)

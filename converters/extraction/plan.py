@@ -20,16 +20,16 @@ from dlas_store.converters.extraction.headers import (
     EXCLUDED,
     PHOTO_ENDINGS,
     Header,
-    Problem,
+    Rejection,
     open_photo,
     photo_squares,
-    problem_of,
     read_header,
+    rejection_of,
     why_no_tile,
 )
 from dlas_store.converters.extraction.options import ExtractOptions
 from dlas_store.converters.extraction.tiles import Mask, image_name, kept_tiles, read_mask
-from dlas_store.converters.sharding import balanced_size, cut
+from dlas_store.converters.sharding import split_by_size, target_shard_size
 from dlas_store.errors import ImageError, ImportFailedError, NameNotFoundError, NotASourceError
 from dlas_store.sources.walk import EXTRA_FILE, FolderWalk
 from dlas_store.storage.commit import PlannedShard
@@ -44,7 +44,7 @@ _BYTES_A_PIXEL = (0.015, 0.05, 0.08, 0.13, 0.19, 0.45)
 """JPEG bytes a pixel at those qualities, 4:2:0, of 256 x 256 tiles of the sample photos; for estimates."""
 
 
-class Expected(NamedTuple):
+class PhotoEstimate(NamedTuple):
     """What photos are expected to give: exactly, but for the bytes.
 
     Attributes:
@@ -62,7 +62,7 @@ class Expected(NamedTuple):
     tile_bytes: int = 0
 
 
-def expectation(header: Header, options: ExtractOptions, wanted: list[int], mask: Mask | None) -> Expected:
+def estimate_photo(header: Header, options: ExtractOptions, wanted: list[int], mask: Mask | None) -> PhotoEstimate:
     """Return what a photo will give.
 
     Args:
@@ -81,7 +81,7 @@ def expectation(header: Header, options: ExtractOptions, wanted: list[int], mask
         if count:
             counts.append((count, pixels + options.tile_dimension**2))
     tile_pixels = sum(pixels for _, pixels in counts)
-    return Expected(
+    return PhotoEstimate(
         photo_pixels=header.size.height * header.size.width,
         images=len(counts),
         tiles=sum(count for count, _ in counts),
@@ -126,7 +126,7 @@ class ExtractPlan:
 
     root: Path
     paths: list[str] = field(default_factory=list)
-    expected: Expected = field(default_factory=Expected)
+    expected: PhotoEstimate = field(default_factory=PhotoEstimate)
     groups: list[PlannedShard] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
@@ -172,7 +172,7 @@ def plan_extraction(
     """
     plan = ExtractPlan(root)
     suffixes = ("_left", "_right") if options.vertical_split else ("",)
-    expected: dict[str, array[int]] = {key: array("Q") for key in Expected._fields}
+    expected: dict[str, array[int]] = {key: array("Q") for key in PhotoEstimate._fields}
     states = array("Q")
     taken: tuple[str, str] = ("", "")  # name and path of the latest photo that is not left out
     for path in _named_photos(plan, max(map(len, suffixes)), options):
@@ -203,7 +203,7 @@ class _Seen(NamedTuple):
     """
 
     state: tuple[int, int, int]
-    expected: Expected
+    expected: PhotoEstimate
 
 
 class _Present(NamedTuple):
@@ -229,12 +229,12 @@ def _named_photos(plan: ExtractPlan, suffix_length: int, options: ExtractOptions
     yield from paths
 
 
-def _problem_of_name(path: str, suffix_length: int, options: ExtractOptions) -> Problem | None:
+def _problem_of_name(path: str, suffix_length: int, options: ExtractOptions) -> Rejection | None:
     name = image_name(path)
     if name in ("", ".", "..", EXTRA_FILE):
-        return Problem(f"its image would be called {name!r}, which no folder can be; rename it", bad=True)
+        return Rejection(f"its image would be called {name!r}, which no folder can be; rename it", bad=True)
     if len(name.encode()) + suffix_length > _NAME_BYTES:
-        return Problem("its image's name would be longer than file systems allow; rename it", bad=True)
+        return Rejection("its image's name would be longer than file systems allow; rename it", bad=True)
     return None if options.wanted_crops(path) else EXCLUDED
 
 
@@ -252,13 +252,13 @@ def _look(
             return _Present()
         with open_photo(plan.root / path) as file:
             header = read_header(file)
-        problem = problem_of(header, options)
+        problem = rejection_of(header, options)
         mask = None if problem else read_mask(path, options)
     except ImageError as error:
         plan.skipped.append(Skipped(path, str(error), bad=True))
         return None
     wanted = options.wanted_crops(path)
-    expected = Expected() if problem else expectation(header, options, wanted, mask)
+    expected = PhotoEstimate() if problem else estimate_photo(header, options, wanted, mask)
     if expected.tiles:
         return _Seen((state.st_size, state.st_mtime_ns % (1 << 64), mask.digest if mask else 0), expected)
     plan.skipped.append(Skipped(path, *(problem or why_no_tile(header, options, wanted))))
@@ -296,12 +296,12 @@ def _group(
     options: ExtractOptions,
     group_size: int | None,
 ) -> None:
-    plan.expected = Expected(**{key: sum(values) for key, values in expected.items()})
+    plan.expected = PhotoEstimate(**{key: sum(values) for key, values in expected.items()})
     sizes = expected["tile_bytes"]
-    limit = group_size or balanced_size(
+    limit = group_size or target_shard_size(
         plan.expected.tile_bytes, parts=_GROUPS_AT_LEAST, low=MIN_GROUP_SIZE, high=MAX_GROUP_SIZE
     )
-    for start, end in cut(sizes, limit):
+    for start, end in split_by_size(sizes, limit):
         content = repr((plan.paths[start:end], states[3 * start : 3 * end].tolist(), options.fingerprint))
         plan.groups.append(
             PlannedShard(

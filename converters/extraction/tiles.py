@@ -20,11 +20,11 @@ from xxhash import xxh3_64_intdigest
 
 from dlas_store.converters.extraction.geometry import Square, Tile, center, tiles_by_crop
 from dlas_store.converters.extraction.headers import (
-    Problem,
+    Rejection,
     header_of,
     photo_squares,
-    problem_of,
     read_photo,
+    rejection_of,
     why_no_tile,
 )
 from dlas_store.converters.extraction.options import ExtractOptions
@@ -229,7 +229,7 @@ class CutPhoto(NamedTuple):
     """What a photo gives: its images, or why there are none."""
 
     images: list[CutImage]
-    problem: Problem | None
+    problem: Rejection | None
 
 
 def cut_photo(root: Path, path: str, options: ExtractOptions, buffer: PixelBuffer | None = None) -> CutPhoto:
@@ -244,14 +244,14 @@ def cut_photo(root: Path, path: str, options: ExtractOptions, buffer: PixelBuffe
     try:
         data = read_photo(root / path)
         header = header_of(data)
-        problem = problem_of(header, options)
+        problem = rejection_of(header, options)
         if problem is not None:
             return CutPhoto([], problem)
         wanted = options.wanted_crops(path)
         mask = read_mask(path, options)
         photo = load_photo(data, header, options, wanted, buffer)
     except ImageError as error:
-        return CutPhoto([], Problem(str(error), bad=True))
+        return CutPhoto([], Rejection(str(error), bad=True))
     origin = {"path": path, "bytes": len(data), "height": header.size.height, "width": header.size.width}
     cut = [
         _cut_image(

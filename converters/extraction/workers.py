@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from dlas_store.atomic import CONTENT, sync_folder, write_file
-from dlas_store.converters.extraction.headers import Problem
+from dlas_store.converters.extraction.headers import Rejection
 from dlas_store.converters.extraction.options import ExtractOptions
 from dlas_store.converters.extraction.photos import PixelBuffer
 from dlas_store.converters.extraction.plan import Skipped
@@ -122,7 +122,7 @@ def build_shard(job: ShardJob, progress: Progress) -> BuiltShard:
     return BuiltShard(shard, _report(shard.header, {"skipped": skipped}))
 
 
-def _add_photo(writer: ShardWriter, path: str, job: ShardJob, progress: Progress) -> Problem | None:
+def _add_photo(writer: ShardWriter, path: str, job: ShardJob, progress: Progress) -> Rejection | None:
     """Add a photo's images, or return why there are none."""
     images, problem = cut_photo(job.root, path, job.options, _BUFFER)
     for cut in images:
@@ -195,7 +195,7 @@ def build_images(job: FolderJob, progress: Progress) -> GroupReport:
     return report
 
 
-class Settling:
+class Publisher:
     """Makes groups durable and moves their images into CONTENT, in a thread of its own.
 
     Syncing takes long, and as long for one group as for several: it settles what was built while it settled the ones
@@ -220,7 +220,7 @@ class Settling:
 
     def _go_on(self) -> None:
         self._wait()
-        self._settled = self._thread.submit(_settle, self._built)
+        self._settled = self._thread.submit(_publish_groups, self._built)
         self._built = []
 
     def _wait(self) -> None:
@@ -241,7 +241,7 @@ class Settling:
                 self._wait()
 
 
-def _settle(groups: list[tuple[FolderJob, GroupReport]]) -> None:
+def _publish_groups(groups: list[tuple[FolderJob, GroupReport]]) -> None:
     """Move the images of groups into CONTENT, durably."""
     if not groups:
         return

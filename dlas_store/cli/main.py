@@ -180,7 +180,7 @@ def _import(options: argparse.Namespace) -> int:
     print_lines("kept as it is", summary.notes, summary.note_count)
     print_lines("bad file left out", [f"{path}: {message}" for path, message in summary.findings])
     print_lines("changed since it was imported, not touched", summary.changed)
-    print_lines("in the store, but no longer in the source", summary.vanished)
+    print_lines("in the store, but no longer in the source", summary.missing_from_source)
     return 0 if summary.is_clean else 1
 
 

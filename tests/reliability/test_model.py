@@ -88,7 +88,7 @@ class StoreAgainstDict(RuleBasedStateMachine):
         summary = import_store(
             [self.source], self.store, layout="chunked", append=True, shard_size=shard_size, workers=1
         )
-        assert (summary.images, summary.changed, summary.vanished) == (len(added), [], [])
+        assert (summary.images, summary.changed, summary.missing_from_source) == (len(added), [], [])
         self.model |= added
 
     @rule(images=_images, shard_size=_shard_sizes, delay=st.integers(0, 30), goes_on=st.booleans())

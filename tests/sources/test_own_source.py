@@ -147,7 +147,7 @@ def test_images_of_it_are_appended_to_a_store(folder: Path, tmp_path: Path) -> N
     store = tmp_path / "store.lmdb"
     import_store([folder], store, images="[ab]", workers=1)
     summary = import_store([memory_source(folder)], store, append=True, compare_bytes=True, workers=1)
-    assert (summary.images, summary.changed, summary.vanished) == (1, [], [])
+    assert (summary.images, summary.changed, summary.missing_from_source) == (1, [], [])
     assert compare(store, folder).ok
 
 

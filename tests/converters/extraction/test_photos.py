@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dlas_store.converters.extraction.headers import header_of, open_photo, problem_of
+from dlas_store.converters.extraction.headers import header_of, open_photo, rejection_of
 from dlas_store.converters.extraction.options import ExtractOptions
 from dlas_store.converters.extraction.photos import PixelBuffer, load_photo, photo_squares, resized
 from dlas_store.errors import ImageError
@@ -69,7 +69,7 @@ def test_a_header_is_read_without_pixels(ending: str) -> None:
     data = encoded(scene(40, 56), ending)
     whole = header_of(data)
     assert (whole.size, whole.mode, whole.frames, whole.bits) == (Size(40, 56), "RGB", 1, 8)
-    assert problem_of(whole, PLAIN) is None
+    assert rejection_of(whole, PLAIN) is None
     if ending in ("jpg", "png", "ppm", "bmp"):  # the others say where they are cut off
         assert header_of(data[: len(data) * 3 // 4]) == whole
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dlas_store.converters.extraction.options import ExtractOptions
 from dlas_store.converters.extraction.plan import plan_extraction
-from dlas_store.converters.sharding import MAX_IMAGES_A_GROUP, balanced_size, cut
+from dlas_store.converters.sharding import MAX_IMAGES_A_GROUP, split_by_size, target_shard_size
 from dlas_store.errors import ImportFailedError, NotASourceError
 from tests.support.file_trees import write
 from tests.support.photo_files import encoded, flat
@@ -33,14 +33,14 @@ def test_photos_come_in_the_order_of_their_images_names(tmp_path: Path) -> None:
 
 @given(sizes=st.lists(st.integers(0, 50)), limit=st.integers(1, 120))
 def test_groups_take_images_in_order_and_hold_no_more_than_their_limit(sizes: list[int], limit: int) -> None:
-    groups = list(cut(sizes, limit))
+    groups = list(split_by_size(sizes, limit))
     assert [position for start, end in groups for position in range(start, end)] == list(range(len(sizes)))
     assert all(end - start == 1 or sum(sizes[start:end]) <= limit for start, end in groups)
     assert all(sum(sizes[start:end]) + sizes[end] > limit for start, end in groups[:-1])
 
 
 def test_a_group_holds_a_bounded_number_of_images() -> None:
-    assert list(cut([0] * (MAX_IMAGES_A_GROUP + 1), 1)) == [
+    assert list(split_by_size([0] * (MAX_IMAGES_A_GROUP + 1), 1)) == [
         (0, MAX_IMAGES_A_GROUP),
         (MAX_IMAGES_A_GROUP, MAX_IMAGES_A_GROUP + 1),
     ]
@@ -48,7 +48,7 @@ def test_a_group_holds_a_bounded_number_of_images() -> None:
 
 @pytest.mark.parametrize(("total", "size"), [(0, 10), (1000, 21), (10**6, 100)])
 def test_a_group_is_a_part_of_all_between_two_bounds(total: int, size: int) -> None:
-    assert balanced_size(total, parts=50, low=10, high=100) == size
+    assert target_shard_size(total, parts=50, low=10, high=100) == size
 
 
 def test_a_group_is_another_when_a_photo_or_an_option_is(tmp_path: Path) -> None:
