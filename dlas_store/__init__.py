@@ -2,6 +2,7 @@
 
 from dlas_store.errors import StoreError
 from dlas_store.opening import open_source
+from dlas_store.sources.base import Center, Image, Source
 
-__all__ = ["StoreError", "open_source"]
+__all__ = ["Center", "Image", "Source", "StoreError", "open_source"]
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""How files become visible: built beside their place, synced, renamed; a kill leaves the old or the new state."""
+"""Atomic publication of files and folders: staging beside the target, a lock, syncs, and a durable rename."""
 
 from __future__ import annotations
 

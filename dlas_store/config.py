@@ -1,9 +1,4 @@
-"""Options read from a mapping, each checked, with errors that name the option.
-
-Read a DL-Art-School YAML config.
-
-Checks of options that several datasets share.
-"""
+"""A DL-Art-School config: its YAML file, and options read from it, each checked and named in its error."""
 
 from __future__ import annotations
 
@@ -19,6 +14,8 @@ from typing import Any, Self
 import yaml
 
 from dlas_store.errors import ConfigError
+
+__all__ = ["ConfigOptions", "OptionWarning", "load_config", "load_mapping"]
 
 DATA_KEYS = ("paths", "path", "dataroot", "dataroot_GT", "dataroot_LQ")
 """Options of a dataset whose value is a path to its data, or a list of paths."""

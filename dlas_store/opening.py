@@ -10,6 +10,7 @@ from typing import get_args
 
 from dlas_store.errors import ConfigError, NotASourceError
 from dlas_store.images.decode import IMAGE_ENDINGS, MAX_PIXELS, Decoder
+from dlas_store.images.libjpeg import check_named
 from dlas_store.sources.base import CENTERS_FILE, REFERENCE_FILE, Layout, Source
 from dlas_store.sources.layouts import ChunkedFolder, PictureFolder
 from dlas_store.storage.index import INDEX_FILE
@@ -50,6 +51,7 @@ def open_source(
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: a user without home; ValueError: a null byte
         raise NotASourceError(f"{path!s}: cannot be opened ({getattr(error, 'strerror', error)})") from error
     if _is_store(place, is_folder=is_folder):
+        check_named()
         store = Store(place, decoder=decoder, max_pixels=max_pixels)
         if layout == "chunked" and store.layout == "pictures":
             store.close()

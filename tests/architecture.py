@@ -77,11 +77,18 @@ def module_name(path: Path) -> str:
     return ".".join([FOLDERS[folder], *parts]).removesuffix(".__init__")
 
 
-MODULES = {module_name(path): path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))}
-"""Name of each module of the library and the benchmarks -> its file."""
+MODULES = {
+    module_name(path): path
+    for folder in FOLDERS
+    for ending in ("py", "pyi")
+    for path in sorted((ROOT / folder).rglob(f"*.{ending}"))
+}
+"""Name of each module of the library and the benchmarks -> its file; of an extension in C, the file of its types."""
 
 SOURCE_MODULES = [
-    name for name, path in MODULES.items() if name.startswith("dlas_store") and path.name != "__init__.py"
+    name
+    for name, path in MODULES.items()
+    if name.startswith("dlas_store") and path.suffix == ".py" and path.name != "__init__.py"
 ]
 """Modules of ``dlas_store/`` and ``converters/`` without the ``__init__.py`` of packages."""
 
@@ -110,7 +117,7 @@ def imported_names(module: str) -> frozenset[str]:
 
 @cache
 def own_imports(module: str) -> frozenset[str]:
-    """Return the modules of ours that a module imports, an extension in C by its package."""
+    """Return the modules of ours that a module imports."""
     imported = set()
     for name in imported_names(module):
         parts = name.split(".")

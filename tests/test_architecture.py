@@ -7,14 +7,38 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-import dlas_store
 from tests import architecture
-from tests.architecture import MAY_IMPORT, MODULES, imported_names, own_imports, package_of
+from tests.architecture import MAY_IMPORT, MODULES, Measure, imported_names, own_imports, package_of
 from tests.support.sample_data import DATA, ROOT
+
+FACADES = {
+    "dlas_store": ["Center", "Image", "Source", "StoreError", "open_source"],
+    "dlas_store.config": ["ConfigOptions", "OptionWarning", "load_config", "load_mapping"],
+    "dlas_store.converters": ["export_store", "import_store", "salvage"],
+    "dlas_store.converters.extraction": ["ExtractOptions", "estimate", "extract"],
+    "dlas_store.datasets": [
+        "CombinedDataset", "DistIterSampler", "FullImageDataset", "ImageFolderDataset", "ItemDataset", "Loader",
+        "MultiFrameDataset", "MultiScaleDataset", "OptionWarning", "PairedFrameDataset", "PixelsDataset",
+        "SingleImageDataset", "Stylegan2Dataset", "TorchDataset", "TreeNode", "build_tree", "create_dataloader",
+        "create_dataset", "dlas_factories", "register_dataset", "take_over", "tree_leaves", "zero_pad",
+    ],
+    "dlas_store.loading": ["ItemDataset", "Loader", "ThreadsLoader", "WorkersLoader", "zero_pad"],
+    "dlas_store.maintenance": ["Finding", "VerifyReport", "info", "reindex", "verify"],
+    "dlas_store.sampling": [
+        "DistIterSampler", "EpochSampler", "Permutation", "SampleKey", "SampleRng", "StatefulSampler",
+    ],
+    "dlas_store.sources": [
+        "ChunkedFolder", "ClassFolders", "ConcatSource", "PictureFolder", "Source", "open_published",
+    ],
+    "dlas_store.storage": ["Index", "Shard", "Store"],
+    "dlas_store.transforms": ["Corruptions", "matlab_reduce", "random_resized_crop", "resize_area", "to_chw_float"],
+}  # fmt: skip
+"""Package -> the names that it exports to users."""
 
 EXTENSIONS = {
     "dlas_store._native.patch_reader": "dlas_store.images.libjpeg",
@@ -100,9 +124,12 @@ def test_the_readme_maps_every_module() -> None:
     assert sorted(rows) == sorted(f"{folder.relative_to(ROOT)}/" for folder in folders)
 
 
-def test_the_facade_is_sorted_and_whole() -> None:
-    assert dlas_store.__all__ == sorted(dlas_store.__all__)
-    assert all(hasattr(dlas_store, name) for name in dlas_store.__all__)
+@pytest.mark.parametrize("package", FACADES)
+def test_the_facade_is_sorted_and_whole(package: str) -> None:
+    facade = import_module(package)
+    assert facade.__all__ == FACADES[package]
+    assert facade.__all__ == sorted(facade.__all__)
+    assert all(hasattr(facade, name) for name in facade.__all__)
 
 
 @pytest.mark.parametrize("package", [name for name, path in MODULES.items() if path.name == "__init__.py"])
@@ -110,3 +137,18 @@ def test_a_package_says_what_it_is_for(package: str) -> None:
     docstring = ast.get_docstring(ast.parse(MODULES[package].read_bytes()))
     assert docstring
     assert docstring.split("\n")[0].endswith((".", ":"))
+
+
+@pytest.mark.parametrize("measure", architecture.source_measures(), ids=lambda measure: measure.name)
+def test_no_measure_is_above_its_limit(measure: Measure) -> None:
+    assert measure.value <= measure.limit
+
+
+def test_few_files_are_entered(tmp_path: Path) -> None:
+    program = (
+        "import pathlib, sys; from tests.architecture import traced_measures\n"
+        "print([m for m in traced_measures(pathlib.Path(sys.argv[1])) if m.value > m.limit])"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n", done.stdout

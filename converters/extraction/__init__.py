@@ -1,1 +1,6 @@
-"""From photos to patches: into a store, or into a chunked folder."""
+"""Photos to patches, in a store or in a chunked folder."""
+
+from dlas_store.converters.extraction.extracting import estimate, extract
+from dlas_store.converters.extraction.options import ExtractOptions
+
+__all__ = ["ExtractOptions", "estimate", "extract"]

@@ -1,4 +1,4 @@
-"""Where tiles lie in a photo: geometry alone, no pixels."""
+"""Geometry of tiles in a photo, without pixels."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What an extraction will do: which photos are taken, what their images are called, and how they are grouped.
+"""Plan of an extraction: the photos that are taken, the names of their images, and the groups that workers get.
 
-What a photo will give, as far as its header tells.
+A photo's header tells what it will give.
 """
 
 from __future__ import annotations

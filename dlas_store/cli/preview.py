@@ -128,7 +128,7 @@ def _draw_reference(source: Source, number: int, centers: Sequence[Center | None
     if encoded is None:
         empty = PillowImage.new("RGB", (REFERENCE_SIDE, REFERENCE_SIDE), EMPTY)
         middle = (REFERENCE_SIDE // 2, REFERENCE_SIDE // 2)
-        ImageDraw.SampleKey(empty).text(middle, "no reference", fill=FAINT, font_size=24, anchor="mm")
+        ImageDraw.Draw(empty).text(middle, "no reference", fill=FAINT, font_size=24, anchor="mm")
         return empty
     try:
         original = PillowImage.fromarray(decode(encoded))
@@ -137,12 +137,12 @@ def _draw_reference(source: Source, number: int, centers: Sequence[Center | None
     picture = fit(original, REFERENCE_SIDE, REFERENCE_SIDE)
     scale = picture.width / original.width
     pale = picture.copy()
-    draw = ImageDraw.SampleKey(pale)
+    draw = ImageDraw.Draw(pale)
     for center in centers:
         if center is not None:
             draw.rectangle(_square(center, scale), outline="white")
     picture = PillowImage.blend(picture, pale, 0.5)
-    draw = ImageDraw.SampleKey(picture)
+    draw = ImageDraw.Draw(picture)
     colored = [
         (center, square_color(order)) for order, center in enumerate(centers[position] for position in positions)
     ]

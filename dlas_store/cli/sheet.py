@@ -161,7 +161,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 def _draw_line(text: str, width: int, size: int, color: tuple[int, int, int]) -> Picture:
     picture = _blank(width, round(size * 1.3))
-    ImageDraw.SampleKey(picture).text((0, 0), text, fill=color, font=_font(size))
+    ImageDraw.Draw(picture).text((0, 0), text, fill=color, font=_font(size))
     return picture
 
 

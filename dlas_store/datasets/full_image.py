@@ -1,8 +1,6 @@
-"""Mode fullimage: whole pictures to validate on, tiles of them to train on.
+"""Mode fullimage: whole pictures to validate on, and tiles of them to train on.
 
-Samples: a picture with its reference, and the dict that a trainer takes for an HQ and an LQ sample.
-
-Tiles, the training samples of mode full image: a random square of a picture, resized, with blur and noise on LQ.
+A tile is a random square of a picture, resized, with blur and noise on LQ.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ from dlas_store.datasets.pictures import PictureDataset, Pictures, check_min_sid
 from dlas_store.errors import ImageError
 from dlas_store.sampling.rng import SampleRng
 from dlas_store.transforms.corruptions import motion_blur
-from dlas_store.transforms.crops import OFFSET_STDDEV, FlipRotate, Square, random_flip_rotate, random_square_crop
+from dlas_store.transforms.crops import Tile, random_tile
 from dlas_store.transforms.resize import Chw, matlab_reduce, resize, to_chw_float, to_tensor
 
 
@@ -93,24 +91,6 @@ class TileOptions:
     lq_noise: float
 
 
-class Tile(NamedTuple):
-    """Location of a tile in a picture.
-
-    Attributes:
-        turn: the flip and rotation that are applied to the picture first.
-        square: the square of the rotated picture that the reference shows.
-        part: the tile in that square.
-    """
-
-    turn: FlipRotate
-    square: Square
-    part: Square
-
-    def enlarged(self, factor: int) -> Tile:
-        """Return the same tile of the picture magnified by a factor."""
-        return Tile(self.turn, self.square.enlarged(factor), self.part.enlarged(factor))
-
-
 def read_tile_options(options: ConfigOptions, *, scale: int) -> TileOptions:
     """Read and check the options of tiles.
 
@@ -141,28 +121,12 @@ def read_tile_options(options: ConfigOptions, *, scale: int) -> TileOptions:
     return tile_options
 
 
-def draw_tile(generator: np.random.Generator, size: tuple[int, int], least: int, opt: TileOptions) -> Tile:
-    """Draw a tile's location.
-
-    Args:
-        generator: the item's random numbers.
-        size: height and width of the picture, neither below ``least``.
-        least: minimum side of the tile in pixels of that picture.
-        opt: the options of tiles.
-    """
-    turn = random_flip_rotate(generator, flip=opt.use_flip, rotate=opt.use_rot)
-    square = random_square_crop(generator, size[::-1] if turn.transposed else size)
-    growth = 0.0 if opt.fixed_size else min(abs(generator.normal(scale=opt.tile_scale_normal_stddev)), 1)
-    side = int(least + (square.side - least) * growth)
-    room = square.side - side
-    top, left = (
-        min(max(int(min(offset, 1) * room + room // 2), 0), room)
-        for offset in generator.normal(scale=OFFSET_STDDEV, size=2)
-    )
-    return Tile(turn, square, Square(top, left, side))
+def _random_tile(generator: np.random.Generator, size: tuple[int, int], least: int, opt: TileOptions) -> Tile:
+    stddev = None if opt.fixed_size else opt.tile_scale_normal_stddev
+    return random_tile(generator, size, least, flip=opt.use_flip, rotate=opt.use_rot, growth_stddev=stddev)
 
 
-def cut_tile(planes: Chw, path: str, tile: Tile, side: int) -> Sample:
+def crop_tile(planes: Chw, path: str, tile: Tile, side: int) -> Sample:
     """Crop a tile from a picture (3, H, W); tile, reference, mask and centre are resized to ``side`` pixels."""
     square = np.ascontiguousarray(tile.square.crop(tile.turn.apply(planes)))
     mask = np.zeros((1, *square.shape[1:]), np.float32)
@@ -296,18 +260,18 @@ class FullImageDataset(PictureDataset):
     ) -> tuple[Sample, Sample]:
         """Return a tile as HQ and LQ."""
         if lq_picture is None:
-            tile = draw_tile(generator, hq_picture.size, opt.min_tile_size, opt)
-            hq = cut_tile(hq_picture.planes, hq_picture.path, tile, opt.min_tile_size)
+            tile = _random_tile(generator, hq_picture.size, opt.min_tile_size, opt)
+            hq = crop_tile(hq_picture.planes, hq_picture.path, tile, opt.min_tile_size)
             lq = self._reduced(hq)
         else:
             # Drawn in LQ's pixels, the coarser ones, so that both pictures are cut along the same lines.
             factor, (height, width) = _common_size(hq_picture, lq_picture)
             hq_planes = hq_picture.planes[:, : height * factor, : width * factor]
             least = min(-(-opt.min_tile_size // factor), height, width)
-            tile = draw_tile(generator, (height, width), least, opt)
-            hq = cut_tile(hq_planes, hq_picture.path, tile.enlarged(factor), opt.min_tile_size)
+            tile = _random_tile(generator, (height, width), least, opt)
+            hq = crop_tile(hq_planes, hq_picture.path, tile.enlarged(factor), opt.min_tile_size)
             lq_planes = lq_picture.planes[:, :height, :width]
-            lq = cut_tile(lq_planes, lq_picture.path, tile, opt.min_tile_size // self._scale)
+            lq = crop_tile(lq_planes, lq_picture.path, tile, opt.min_tile_size // self._scale)
         hq, lq = self._to_multiple(hq, lq)
         lq = resize_sample(lq, opt.target_size // self._scale)
         return resize_sample(hq, opt.target_size), degrade(lq, opt, generator)

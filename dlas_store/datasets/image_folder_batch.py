@@ -232,7 +232,7 @@ def crop_and_flip(picture: Picture, path: str, opt: ImageFolderOptions, random: 
 
 
 class ImageFolderBatch:
-    """Pictures of mode imagefolder whose options are plain; see BatchBuilder, and ImageFolderDataset for the tensors."""
+    """Builds a batch of mode imagefolder where the options are plain; ImageFolderDataset describes the tensors."""
 
     def __init__(
         self,

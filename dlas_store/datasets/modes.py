@@ -37,7 +37,7 @@ for _mode, _cls in MODES.items():
     register_dataset(_mode, _cls)
 
 
-def take_over(
+def dlas_factories(
     dlas_create_dataset: Callable[..., Any], dlas_create_dataloader: Callable[..., Any]
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Return DL-Art-School's create_dataset and create_dataloader with the modes known here served from here.
@@ -63,3 +63,7 @@ def take_over(
         return create(dataset, dataset_opt, opt, sampler, collate_fn, shuffle)
 
     return dataset_by_mode, dataloader_by_mode
+
+
+take_over = dlas_factories
+"""The first name of dlas_factories, which DL-Art-School checkouts may use."""

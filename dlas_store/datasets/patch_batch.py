@@ -82,7 +82,7 @@ class PatchBatchBuilder:
             references: where references come from.
             memory: what patches are decoded into, where several are.
             seed: of the random numbers.
-            framed: whether tensors have a dimension for the frames.
+            has_frame_axis: whether tensors have a dimension for the frames.
             allocate: gives the memory of the tensors.
             replace: gives the item in place of one that cannot be read; None lets the error be raised.
         """

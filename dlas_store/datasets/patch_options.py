@@ -1,4 +1,4 @@
-"""What single image, multi frame and paired frame share: their options, and where a patch lies in its reference."""
+"""Options of the chunked modes, and the place of a patch in its reference."""
 
 from __future__ import annotations
 

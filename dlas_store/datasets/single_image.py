@@ -1,7 +1,4 @@
-"""What the datasets of patches of chunked sources have in common: their sources, and frames made of patches.
-
-Mode single_image_extensible: one patch an item.
-"""
+"""Mode single_image_extensible: one patch an item; and PatchDataset, the base of all chunked modes."""
 
 from __future__ import annotations
 
@@ -39,7 +36,7 @@ class PatchDataset(ItemDataset):
 
         Args:
             options: of the dataset.
-            framed: whether the tensors of an item have a dimension for its patches.
+            has_frame_axis: whether the tensors of an item have a dimension for its patches.
 
         Raises:
             ConfigError: an option is missing or of a wrong value.
@@ -53,7 +50,7 @@ class PatchDataset(ItemDataset):
         self._references: ReferenceCache[Reference] | None = None
         self._named_references: ReferenceCache[NamedReference] | None = None
         self._decoding_memory = ScratchPool()
-        self._framed = has_frame_axis
+        self._has_frame_axis = has_frame_axis
 
     def __len__(self) -> int:
         """Return the number of items in an epoch."""
@@ -117,7 +114,9 @@ class PatchDataset(ItemDataset):
         """Begin a batch of which a device makes HQ and LQ; see batch_builder, and DeviceTransform."""
         references = self._named_references = self._named_references or ReferenceCache(self.source, name_reference)
         frames = self._frames_of(draws)
-        return RawBatchBuilder(frames, self._patch_options, references, has_frame_axis=self._framed, allocate=allocate)
+        return RawBatchBuilder(
+            frames, self._patch_options, references, has_frame_axis=self._has_frame_axis, allocate=allocate
+        )
 
     def _frames_of(self, draws: Sequence[SampleKey]) -> Frames:
         patches = self.patches_of_all([draw.index for draw in draws])
@@ -136,7 +135,7 @@ class PatchDataset(ItemDataset):
             references,
             self._decoding_memory,
             seed=self._seed,
-            has_frame_axis=self._framed,
+            has_frame_axis=self._has_frame_axis,
             allocate=allocate,
             replace=replace,
         )

@@ -1,1 +1,7 @@
-"""Work on whole stores: verify, reindex, info."""
+"""Work on whole stores: verify them, rebuild their index, describe them."""
+
+from dlas_store.maintenance.info import info
+from dlas_store.maintenance.reindex import reindex
+from dlas_store.maintenance.verify import Finding, VerifyReport, verify
+
+__all__ = ["Finding", "VerifyReport", "info", "reindex", "verify"]

@@ -1,4 +1,4 @@
-"""What is in a store."""
+"""Description of a store: numbers of images and patches, bytes, and sizes in pixels."""
 
 from __future__ import annotations
 

@@ -1,1 +1,8 @@
-"""The contract Source, and the kinds of data that patches are read from."""
+"""Kinds of data that patches are read from, and the contract that they all keep: Source."""
+
+from dlas_store.sources.base import Source
+from dlas_store.sources.concat import ConcatSource
+from dlas_store.sources.layouts import ChunkedFolder, ClassFolders, PictureFolder
+from dlas_store.sources.published import open_published
+
+__all__ = ["ChunkedFolder", "ClassFolders", "ConcatSource", "PictureFolder", "Source", "open_published"]

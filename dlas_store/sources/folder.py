@@ -1,7 +1,4 @@
-"""What chunked folders and folders of pictures have in common as sources.
-
-Many names in little memory.
-"""
+"""FolderSource, the base of sources that read a folder: its list of images, and the files of each."""
 
 from __future__ import annotations
 

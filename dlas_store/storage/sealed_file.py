@@ -25,7 +25,7 @@ from xxhash import xxh3_64_intdigest
 
 from dlas_store.errors import DamagedError, FormatVersionError, NotASourceError, write_errors
 from dlas_store.sources.base import Layout
-from dlas_store.storage import lmdb_reader as lmdb_pages
+from dlas_store.storage import lmdb_reader
 
 FORMAT_VERSION = 1
 
@@ -94,7 +94,7 @@ def map_file(path: Path) -> mmap.mmap:
 def seal(path: Path, body: Mapping[str, Any]) -> int:
     """Append the trailer to a finished LMDB file, sync it, and return the file's size in bytes."""
     data = map_file(path)
-    lmdb_size = lmdb_pages.read_meta(data).file_size
+    lmdb_size = lmdb_reader.read_meta(data).file_size
     data.close()
     packed_body = msgpack.packb(dict(body), use_bin_type=True)
     footer = _FOOTER.pack(_MAGIC, FORMAT_VERSION, len(packed_body), lmdb_size)
@@ -127,7 +127,7 @@ def check_fields(path: Path, fields: Mapping[str, object]) -> None:
 def _read_trailer(path: Path, data: mmap.mmap) -> tuple[dict[str, Any], int]:
     start = len(data) - _FOOTER_SIZE
     if start < 0 or data[start : start + len(_MAGIC)] != _MAGIC:
-        if not lmdb_pages.is_lmdb(data):
+        if not lmdb_reader.is_lmdb(data):
             raise NotASourceError(f"{path}: is not a file of a dlas_store store")
         raise DamagedError(
             f"{path}: is an LMDB file without the trailer of a dlas_store store: cut short, or written by another "

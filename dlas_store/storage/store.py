@@ -22,7 +22,7 @@ from dlas_store.errors import (
     PatchIndexError,
 )
 from dlas_store.images.decode import MAX_PIXELS, Decoder
-from dlas_store.images.libjpeg import PatchReader, check_named, find_libjpeg
+from dlas_store.images.libjpeg import PatchReader, find_libjpeg
 from dlas_store.images.memory import BoundedCache, Pixels
 from dlas_store.sources.base import Image, Layout, Listing, Source, relative_path
 from dlas_store.storage.index import INDEX_FILE, ImageRow, Index, PatchRow, ShardEntry, shard_entry
@@ -266,7 +266,6 @@ class Store(Source):
         if PatchReader is None or self.decoder != "simplejpeg" or not isinstance(rows, Table):
             return None
         max_pixels = int(min(self.max_pixels, sys.maxsize))
-        check_named()
         return PatchReader(*rows.mapped, self._shards.entries, decode_jpeg, max_pixels, find_libjpeg)
 
     def _image_error(self, index: int, error: ImageError) -> ImageError:

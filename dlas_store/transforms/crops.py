@@ -20,9 +20,9 @@ class FlipRotate(NamedTuple):
     """A flip and rotation by quarter turns, as three swaps in this order.
 
     Attributes:
-        mirrored: swap left and right.
-        upside_down: swap top and bottom.
-        transposed: then swap rows and columns.
+        hflip: swap left and right.
+        vflip: swap top and bottom.
+        transpose: then swap rows and columns.
     """
 
     hflip: bool
@@ -54,6 +54,24 @@ class Square(NamedTuple):
         return planes[:, self.top : self.top + self.side, self.left : self.left + self.side]
 
 
+class Tile(NamedTuple):
+    """Location of a tile in a picture.
+
+    Attributes:
+        turn: the flip and rotation that are applied to the picture first.
+        square: the square of the rotated picture that the reference shows.
+        part: the tile in that square.
+    """
+
+    turn: FlipRotate
+    square: Square
+    part: Square
+
+    def enlarged(self, factor: int) -> Tile:
+        """Return the same tile of the picture magnified by a factor."""
+        return Tile(self.turn, self.square.enlarged(factor), self.part.enlarged(factor))
+
+
 def random_flip_rotate(generator: np.random.Generator, *, flip: bool, rotate: bool) -> FlipRotate:
     """Draw a flip and rotation as DL-Art-School does: each allowed swap has probability 1/2.
 
@@ -78,6 +96,38 @@ def random_square_crop(generator: np.random.Generator, size: tuple[int, int]) ->
     middle = abs(height - width) / 2
     start = int(middle + offset * middle)
     return Square(start, 0, width) if height > width else Square(0, start, height)
+
+
+def random_tile(
+    generator: np.random.Generator,
+    size: tuple[int, int],
+    least: int,
+    *,
+    flip: bool,
+    rotate: bool,
+    growth_stddev: float | None,
+) -> Tile:
+    """Draw a tile's location.
+
+    Args:
+        generator: the item's random numbers.
+        size: height and width of the picture, neither below ``least``.
+        least: minimum side of the tile in pixels of that picture.
+        flip: flip at random.
+        rotate: rotate by quarter turns at random.
+        growth_stddev: standard deviation of the normal by which tiles grow, where 1 is growth to the whole square; None
+            keeps the minimum side.
+    """
+    turn = random_flip_rotate(generator, flip=flip, rotate=rotate)
+    square = random_square_crop(generator, size[::-1] if turn.transpose else size)
+    growth = 0.0 if growth_stddev is None else min(abs(generator.normal(scale=growth_stddev)), 1)
+    side = int(least + (square.side - least) * growth)
+    room = square.side - side
+    top, left = (
+        min(max(int(min(offset, 1) * room + room // 2), 0), room)
+        for offset in generator.normal(scale=OFFSET_STDDEV, size=2)
+    )
+    return Tile(turn, square, Square(top, left, side))
 
 
 _TRIES = 10

@@ -6,6 +6,7 @@ import json
 import shutil
 import struct
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -87,7 +88,7 @@ class TestVerify:
     def test_images_of_one_shard_are_checked_by_several_processes(
         self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("dlas_store.maintenance.verify._IMAGES_A_PART", 1)
+        monkeypatch.setattr(import_module("dlas_store.maintenance.verify"), "_IMAGES_A_PART", 1)
         store = make_store(folder, tmp_path / "one.lmdb", shard_size=1 << 30)
         patch, reference = payload(store, "b/00000001.png"), payload(store, "c/ref.jpg")
         flip_in(shards_of(store)[0], patch)

@@ -7,6 +7,7 @@ import resource
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -73,4 +74,4 @@ def work_here(monkeypatch: Any, *modules: str) -> None:
         return run_in_order(function, jobs, workers=0)
 
     for module in modules:
-        monkeypatch.setattr(f"{module}.run_in_order", run_here)
+        monkeypatch.setattr(import_module(module), "run_in_order", run_here)
