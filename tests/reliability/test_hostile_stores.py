@@ -23,7 +23,7 @@ from dlas_store.maintenance.info import info
 from dlas_store.maintenance.reindex import reindex
 from dlas_store.maintenance.verify import verify
 from dlas_store.sources.base import Center, Image
-from dlas_store.storage import lmdb_reader as lmdb_pages
+from dlas_store.storage import lmdb_reader
 from dlas_store.storage import records as metadata
 from dlas_store.storage.index import INDEX_FILE, ROW_TYPES, Index
 from dlas_store.storage.records import encode_value, pack_key
@@ -275,8 +275,8 @@ def test_pages_of_any_bytes_are_an_error_or_entries(pristine: Path, runs: Runs) 
         for _ in range(draw.randrange(20)):
             changed[draw.choice((draw.randrange(len(changed)), draw.randrange(300)))] = draw.randrange(256)
         with suppress(StoreError):
-            list(lmdb_pages.walk(bytes(changed)))
-        list(lmdb_pages.scan(bytes(changed)))
+            list(lmdb_reader.iter_entries(bytes(changed)))
+        list(lmdb_reader.iter_intact_entries(bytes(changed)))
 
     each_in_child(walk_one, runs(small=300, full=100_000), memory=MEMORY)
 

@@ -24,7 +24,6 @@ PATIENCE_SECONDS = 120
 
 _LOADED_LATE = (
     "concurrent.futures.process",
-    "dlas_store.maintenance.verify",
     "dlas_store.converters.exporting",
     "dlas_store.converters.extraction.extracting",
     "dlas_store.converters.importing",
@@ -172,7 +171,7 @@ class Commands:
 
 
 def _serve(published: int, requests: IO[str], answers: IO[str]) -> None:
-    from dlas_store.cli.main import main as cli
+    from dlas_store.cli.main import main
 
     for name in _LOADED_LATE:
         importlib.import_module(name)
@@ -184,7 +183,7 @@ def _serve(published: int, requests: IO[str], answers: IO[str]) -> None:
         else:
             pid = os.fork()
             if pid == 0:
-                os._exit(_run_commands(cli.main, request, published))
+                os._exit(_run_commands(main, request, published))
             answer = {"pid": pid}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
