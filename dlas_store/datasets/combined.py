@@ -24,8 +24,8 @@ class CombinedDataset(ItemDataset):
     """Several datasets, the members, as one.
 
     Item i holds item ``i % len(member)`` of each member. The keys of a member are prefixed with its name and ``_``; the
-    member named ``default`` has no prefix. There are as many items as the longest member has. An item of a shorter
-    member that comes again in an epoch makes other random choices.
+    member named ``default`` has no prefix. There are as many items as the longest member has. If an item of
+    a shorter member comes again in an epoch, its random choices differ.
 
     Stores that several members read are open once. The dataset may be used from several threads, after a fork, and
     pickled, if its members may be.
@@ -37,7 +37,7 @@ class CombinedDataset(ItemDataset):
         Args:
             opt: options of the dataset. Each option that is a mapping is a member of that name: its ``mode`` and its
                 options. Members inherit ``scale`` and ``phase``, as in DL-Art-School. A member without ``seed`` gets
-                one that follows from the seed of this dataset and the member's name.
+                a seed that follows from this dataset's seed and the member's name.
 
         Raises:
             ConfigError: there is no member, or an option of a member is missing or has a wrong value.
@@ -46,7 +46,7 @@ class CombinedDataset(ItemDataset):
         options = ConfigOptions.of_dataset(opt, mode="combined")
         super().__init__(options)
         for key in _INHERITED:
-            options.has(key)  # Counts the option as known.
+            options.has(key)  # has() marks the option as known.
         member_options = {str(name): options.mapping(name) for name, value in opt.items() if isinstance(value, Mapping)}
         if not member_options:
             raise options.error("holds no dataset; each option that is a mapping is one")
@@ -85,7 +85,7 @@ class CombinedDataset(ItemDataset):
 
         Args:
             index: index of the item, 0 <= index < len(self).
-            random: names the repetition. Members make their choices with random numbers of their own.
+            random: the item's random numbers. Only their repetition is used; members have random numbers of their own.
 
         Raises:
             PatchIndexError: the index is out of that range.

@@ -23,10 +23,11 @@ from dlas_store.storage.store import Store
 
 
 class WeightedPatches:
-    """The patches of an epoch: the sources' patches one source after another, each source repeated by its weight.
+    """The patches of an epoch, source by source; each source is repeated by its weight.
 
-    Items of a dataset are numbered in this order. A repetition costs no memory. Datasets read patches from ``source``,
-    whose indices differ from the items': it holds each source once, including the patches that ``ignore_first`` skips.
+    Items of a dataset are numbered in this order. A repetition costs no memory. Datasets read patches from ``source``.
+    Its indices differ from the items' indices: ``source`` holds each source once, and also the patches that
+    ``ignore_first`` skips.
 
     Picklable, and usable after a fork and from several threads, as the sources are.
 
@@ -43,16 +44,17 @@ class WeightedPatches:
             ignore_first: number of patches to skip at the start of every image.
         """
         self._ignore_first = ignore_first
-        self._kept = [_kept_before(source, ignore_first) for source in sources] if ignore_first else []
-        kept_counts = (int(kept[-1]) for kept in self._kept)
-        self._lengths = list(kept_counts) if ignore_first else [len(source) for source in sources]
+        self._counts_before = [_counts_before(source, ignore_first) for source in sources] if ignore_first else []
+        unskipped_lengths = [int(counts[-1]) for counts in self._counts_before]
+        self._lengths = unskipped_lengths if ignore_first else [len(source) for source in sources]
         repeated = [length * weight for length, weight in zip(self._lengths, weights, strict=True)]
         self._ends = list(accumulate(repeated))
         used_sources = [source for source, count in zip(sources, repeated, strict=True) if count]
         self.source = concat(used_sources)
         self._sources = list(sources)
-        starts = dict(zip(members(self.source), accumulate(map(len, members(self.source)), initial=0), strict=False))
-        self._starts = [starts.get(source, 0) for source in sources]
+        joined_sources = members(self.source)
+        start_of = dict(zip(joined_sources, accumulate(map(len, joined_sources), initial=0), strict=False))
+        self._starts = [start_of.get(source, 0) for source in sources]
         self._period = self._find_period(used_sources, weights)
 
     def __len__(self) -> int:
@@ -70,10 +72,10 @@ class WeightedPatches:
         """
         entry, position = self._locate(index)
         if self._ignore_first:
-            kept = self._kept[entry]
-            number = int(np.searchsorted(kept, position, side="right")) - 1
+            counts = self._counts_before[entry]
+            number = int(np.searchsorted(counts, position, side="right")) - 1
             first = self._sources[entry].first_patch(number) + self._ignore_first
-            position += first - int(kept[number])
+            position += first - int(counts[number])
         return self._starts[entry] + position
 
     def patches_at(self, indices: Sequence[int]) -> list[int]:
@@ -250,12 +252,12 @@ def _store_key(path: Path, layout: Layout | None) -> _StoreKey | None:
     return _StoreKey(absolute, layout, status.st_dev, status.st_ino, status.st_mtime_ns)
 
 
-def _kept_before(source: Source, ignored: int) -> NDArray[np.int64]:
-    """Return the number of patches before each image, and of all, without each image's first ``ignored`` patches.
+def _counts_before(source: Source, ignored: int) -> NDArray[np.int64]:
+    """Return the number of patches before each image, and last the number of all, int64 (image_count + 1,).
 
-    The array is int64 (image_count + 1,).
+    The first ``ignored`` patches of each image do not count.
     """
     first_patches = map(source.first_patch, range(source.image_count + 1))
     firsts = np.fromiter(first_patches, np.int64, source.image_count + 1)
-    kept = np.maximum(np.diff(firsts) - ignored, 0)
-    return np.concatenate([np.zeros(1, np.int64), np.cumsum(kept)])
+    counts = np.maximum(np.diff(firsts) - ignored, 0)
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])

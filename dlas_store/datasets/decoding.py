@@ -1,4 +1,4 @@
-"""Decoding of a batch's items: a group of items in one call, and each item alone if the call meets a bad one."""
+"""Decoding of a batch's items: a group of items in one call, and each item alone if that call fails."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dlas_store.loading.buffers import BYTES_TOGETHER, ScratchPool
 from dlas_store.sources.base import Source
 
 OnBad = Callable[[int, StoreError], None]
-"""A function of an item that cannot be read and of its error, which raises the error or replaces the item."""
+"""A function called with an item that cannot be read and its error. It raises the error or replaces the item."""
 
 Group = tuple[Sequence[int], list[Pixels]]
 """Items, and their decoded patches item by item. A patch is in the array that was passed for it, or in a new array if

@@ -95,13 +95,13 @@ class RawBatchBuilder:
         """Return the batch; see BatchBuilder."""
         references = self._row_references
         pixels_of = {reference.image: reference.pixels for reference in references if reference is not None}
-        place_of = {image: place for place, image in enumerate(pixels_of)}
-        images = [NO_REFERENCE if reference is None else place_of[reference.image] for reference in references]
+        position_of = {image: position for position, image in enumerate(pixels_of)}
+        positions = [NO_REFERENCE if reference is None else position_of[reference.image] for reference in references]
         squares = np.fromiter(chain.from_iterable(self._squares), np.int64)
         return RawBatch(
             pixels=torch.from_numpy(self._pixels.reshape(-1, *self._pixels.shape[2:])),
             references=list(pixels_of.items()),
-            images=torch.from_numpy(np.array(images, np.int64)),
+            images=torch.from_numpy(np.array(positions, np.int64)),
             squares=torch.from_numpy(squares.reshape(-1, len(_NO_SQUARE))),
             paths=self._paths,
             shape=self._shape,
@@ -152,7 +152,7 @@ class DeviceTransform:
         self._bytes = 0
 
     def make(self, raw: RawBatch) -> dict[str, Any]:
-        """Return the batch of a raw batch, with tensors on the device."""
+        """Make HQ and LQ of a raw batch, and return the batch that a trainer takes, with tensors on the device."""
         options = self._options
         patch_size = (raw.pixels.shape[1], raw.pixels.shape[2])
         hq = self._to_hq(_to_unit(self._send(raw.pixels)))
@@ -182,12 +182,13 @@ class DeviceTransform:
             hq, lq = (torch.zeros(shape, device=self._device) for shape in shapes)
             return hq, lq
         references = [_to_unit(self._on_device(image, pixels)[None]) for image, pixels in raw.references]
-        distinct = torch.cat([self._to_hq(_resize_area(reference, patch_size)) for reference in references])
-        images = self._send(raw.images)
+        hq_references = torch.cat([self._to_hq(_resize_area(reference, patch_size)) for reference in references])
+        lq_references = _resize_area(hq_references, lq_size)
+        positions = self._send(raw.images)
         masks = self._to_hq(_masks(self._send(raw.squares), patch_size))
-        hq = torch.cat([distinct[images], masks], 1)
-        lq = torch.cat([_resize_area(distinct, lq_size)[images], _resize_area(masks, lq_size)], 1)
-        has_none = images == NO_REFERENCE
+        hq = torch.cat([hq_references[positions], masks], 1)
+        lq = torch.cat([lq_references[positions], _resize_area(masks, lq_size)], 1)
+        has_none = positions == NO_REFERENCE
         hq[has_none] = 0
         lq[has_none] = 0
         return hq, lq

@@ -138,7 +138,7 @@ def _find_clips(source: Source, num_frames: int, options: ConfigOptions) -> _Cli
     def clip_and_counter(number: int) -> tuple[str, str]:
         return names[number][:-COUNTER_LENGTH], names[number][-COUNTER_LENGTH:]
 
-    # An append puts new images behind all others, so the frames of a clip need not be neighbours.
+    # An append puts new images behind all earlier images, so the frames of a clip need not be neighbours.
     order = np.array(sorted(range(len(names)), key=clip_and_counter), np.int64)
     places = np.empty_like(order)
     places[order] = np.arange(len(order))

@@ -111,8 +111,8 @@ class PatchBatchBuilder:
         self._order = frames.argsort_on_disk()
         self._patch_size = self._likely_size()
         is_uncropped = options.hq_size == options.target_size
-        can_loop = is_uncropped and not options.corruptions.is_active
-        self._loops = loops_for(self._patch_size, self._images.hq[0], self._images.lq[0]) if can_loop else None
+        can_use_loops = is_uncropped and not options.corruptions.is_active
+        self._loops = loops_for(self._patch_size, self._images.hq[0], self._images.lq[0]) if can_use_loops else None
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -148,7 +148,7 @@ class PatchBatchBuilder:
 
     def _likely_size(self) -> tuple[int, int]:
         """Return the height and width of the first patch, which all other patches are likely to have."""
-        with suppress(StoreError):  # Raised, or handled by a replacement, when the patch is decoded.
+        with suppress(StoreError):  # The error is raised, or the item replaced, when the patch is decoded.
             return self._frames.source.header_size(self._frames.patches[0])
         return self._target
 
@@ -156,7 +156,7 @@ class PatchBatchBuilder:
         """Look up the patches of an item for the likely size. After an error the list is empty."""
         try:
             return [self._look_up(row, self._patch_size) for row in self._frames.rows_of([item])]
-        except StoreError:  # Raised, or handled by a replacement, when the item is written.
+        except StoreError:  # The error is raised, or the item replaced, when the item is written.
             return []
 
     def _look_up(self, row: int, size: tuple[int, int]) -> _PatchInfo:
@@ -232,7 +232,7 @@ class PatchBatchBuilder:
             self._images.gt_fullsize_ref[row] = self._images.lq_fullsize_ref[row] = 0
 
     def _replace_item(self, item: int, error: StoreError) -> None:
-        """Copy another item into the batch in place of one that cannot be read, or raise the error; an OnBad."""
+        """Copy another item into the batch in place of an item that cannot be read, or raise the error; an OnBad."""
         if self._replace is None:
             raise error
         replacement = self._replace(self._keys[item])

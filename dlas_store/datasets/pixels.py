@@ -68,7 +68,7 @@ class _PixelsBatchBuilder:
     """Builder of a batch of pictures of one size; see BatchBuilder.
 
     Pictures are decoded straight into their rows of the batch. A picture that does not fit its row is held back until
-    finish(): a replacement, or a picture of another size than the first one's header says.
+    finish(): a replacement, or a picture of another size than the first picture's header says.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class _PixelsBatchBuilder:
                 self._held_back[item] = pixels
 
     def _replace_item(self, item: int, error: StoreError) -> None:
-        """Take another item in place of one that cannot be read, or raise the error; an OnBad."""
+        """Take another item in place of an item that cannot be read, or raise the error; an OnBad."""
         if self._replace is None:
             raise error
         replacement = self._replace(self._keys[item])
@@ -134,6 +134,6 @@ class _PixelsBatchBuilder:
     def _first_size(self) -> tuple[int, int]:
         """Return the height and width of the first picture whose header can be read, 1 x 1 if there is none."""
         for patch in self._frames.patches:
-            with suppress(StoreError):  # Raised, or handled by a replacement, when the picture is decoded.
+            with suppress(StoreError):  # The error is raised, or the item replaced, when the picture is decoded.
                 return self._frames.source.header_size(patch)
         return 1, 1

@@ -143,7 +143,7 @@ def write_reference(
         lq: array that receives the reference at the size of LQ, float32 (4, h / s, w / s), contiguous.
     """
     _, height, width = hq.shape
-    if size == target:  # Then to crop the mask and to clamp its square give the same.
+    if size == target:  # Cropping the mask and clamping its square are then the same.
         size = target = (height, width)
     loops = loops_for(size, hq, lq)
     if loops is not None and target == (height, width):

@@ -48,7 +48,7 @@ class PatchDataset(ItemDataset):
         self._patch_options = read_patch_options(options)
         self._patches = open_sources(options, layout="chunked")
         self.source: Source = self._patches.source
-        # Each cache is made by the first batch that needs it. If two threads make one at the same time, one stays.
+        # Each cache is made by the first batch that needs it. If two threads make a cache at once, one cache stays.
         self._references: ReferenceCache[Reference] | None = None
         self._raw_references: ReferenceCache[RawReference] | None = None
         self._scratch = ScratchPool()
