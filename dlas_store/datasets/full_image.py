@@ -148,7 +148,9 @@ class FullImageDataset(PictureDataset):
             return hq, lq
         if not height or not width:
             sides = f"{lq.size[1]} x {lq.size[0]}"
-            raise ImageError(f"{lq.path}: LQ of {sides} pixels is smaller than force_multiple {self._multiple}")
+            raise ImageError(
+                f"{lq.path}: LQ of {sides} pixels is smaller than force_multiple {self._multiple}; remove the picture"
+            )
         return _cropped(hq, height * self._scale, width * self._scale), _cropped(lq, height, width)
 
 
@@ -355,7 +357,10 @@ def _common_size(hq: _Picture, lq: _Picture) -> tuple[int, tuple[int, int]]:
     factor = max(round(hq.size[0] / lq.size[0]), 1)
     if any(abs(hq_side - lq_side * factor) >= factor for hq_side, lq_side in zip(hq.size, lq.size, strict=True)):
         sizes = [f"{picture.size[1]} x {picture.size[0]}" for picture in (lq, hq)]
-        raise ImageError(f"{lq.path}: {sizes[0]} pixels, no whole part of the {sizes[1]} pixels of {hq.path}")
+        raise ImageError(
+            f"{lq.path}: {sizes[0]} pixels, no whole part of the {sizes[1]} pixels of {hq.path}; "
+            "dataroot_LQ must hold the pictures of HQ in the same order"
+        )
     height, width = (min(lq_side, hq_side // factor) for hq_side, lq_side in zip(hq.size, lq.size, strict=True))
     return factor, (height, width)
 
