@@ -38,8 +38,8 @@ class ImageFolderDataset(PictureDataset):
 
     An item is a dict; h and w are the sides of HQ, s is ``scale``:
 
-    * ``hq`` float32 (3, h, w) and ``lq`` float32 (3, h/s, w/s): RGB in [0, 1], or in the range of ``normalize`` and
-      ``rgb_n1_to_1``;
+    * ``hq`` float32 (3, h, w) and ``lq`` float32 (3, h/s, w/s): RGB in [0, 1], then mapped as ``normalize``
+      and ``rgb_n1_to_1`` say;
     * ``alt_hq`` and ``alt_lq``, likewise, with ``fetch_alt_image`` or ``fetch_alt_tiled_image``: HQ and LQ of a second
       picture, or of the item's own picture if there is no second one; ``has_alt`` bool: whether there is a second one;
     * ``corruption_entropy`` float32 (n,): the strengths of the fixed corruptions in [0, 1], first of ``lq``, then of
@@ -72,20 +72,20 @@ class ImageFolderDataset(PictureDataset):
         self._pictures = open_pictures(options)
         self._source = self._pictures.source
         sources = self._pictures.sources
-        self._labelled = PatchLabels(options.section("labeler"), sources) if options.has("labeler") else None
-        self._is_plain = self._opt.is_plain and self._labelled is None
+        self._labels = PatchLabels(options.section("labeler"), sources) if options.has("labeler") else None
+        self._is_plain = self._opt.is_plain and self._labels is None
         self._scratch = ScratchPool()
         self._siblings = {source: Siblings(source) for source in sources if self._opt.alternative == "tile"}
-        if self._opt.center_crop is not None and self._labelled is None and not self.skips_bad:
+        if self._opt.center_crop is not None and self._labels is None and not self.skips_bad:
             check_min_sides(options, sources, self._opt.center_crop, reason=CENTER_CROP)
         options.warn_of_unknown()
 
     def __len__(self) -> int:
         """Return the number of items in an epoch."""
-        if self._labelled is None:
+        if self._labels is None:
             return len(self._pictures)
-        weight = len(self._pictures) // len(self._labelled.source)
-        return len(self._labelled.patches) * weight
+        weight = len(self._pictures) // len(self._labels.source)
+        return len(self._labels.patches) * weight
 
     def make_item(self, index: int, random: SampleRng) -> dict[str, Any]:
         """Return an item.
@@ -117,10 +117,10 @@ class ImageFolderDataset(PictureDataset):
             lqs, strengths = self._make_lqs(hqs, random)
             item |= zip(("lq", "alt_lq"), map(self._to_tensor, lqs), strict=False)
             item["corruption_entropy"] = torch.tensor(strengths, dtype=torch.float32)
-        if self._labelled is not None:
+        if self._labels is not None:
             boxes = [box.resized(picture.size, self._opt.resized(picture.size)) for box in picture.boxes]
             item["labels"], item["labels_mask"] = draw_boxes(boxes, hqs[0].shape[1:])
-            item["label_strings"] = dict(self._labelled.names)
+            item["label_strings"] = dict(self._labels.names)
         return item | {key: constant.clone() for key, constant in self._opt.constants.items()}
 
     def _begin(self, keys: Sequence[SampleKey], allocate: Allocate, *, replace: MakeItem | None) -> BatchBuilder:
@@ -147,15 +147,15 @@ class ImageFolderDataset(PictureDataset):
         return item | {"has_alt": False}
 
     def _patch_at(self, index: int) -> int:
-        if self._labelled is None:
+        if self._labels is None:
             return self._pictures.patch_at(index)
-        return self._labelled.patches[index % len(self._labelled.patches)]
+        return self._labels.patches[index % len(self._labels.patches)]
 
     def _read(self, patch: int, path: str, random: SampleRng) -> Picture:
         """Return a picture with its boxes, cropped and flipped."""
         pixels = self._source.read_pixels([patch])[0]
         size = pixels.shape[0], pixels.shape[1]
-        boxes = [] if self._labelled is None else self._labelled.boxes_of(path_below(self._source, patch))
+        boxes = [] if self._labels is None else self._labels.boxes_of(path_below(self._source, patch))
         picture = Picture(pixels, [box.crop(0, 0, size) for box in boxes])
         return crop_and_flip(picture, path, self._opt, random)
 
