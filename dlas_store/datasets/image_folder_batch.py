@@ -1,4 +1,4 @@
-"""Mode imagefolder's options, its crop and flip of a picture, and its batches, written straight into their tensors."""
+"""Mode imagefolder: options, crop and flip of a picture, and a builder that writes batches into their tensors."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class ImageFolderOptions:
         jitter: maximum change of colours, 0 to 1; 0 does not change them.
         target_size: side to which HQ is resized; None does not resize.
         scale: HQ side over LQ side.
-        force_multiple: number by which the sides of LQ must divide.
+        force_multiple: divisor of the sides of LQ; HQ is cropped to fit.
         skip_lq: make no LQ.
         corruptions: the corruptions of LQ.
         corrupt_before_downsize: corrupt a copy of HQ that LQ is reduced from, in place of LQ.

@@ -81,7 +81,7 @@ class PatchLabels:
 
         Args:
             options: options of the labeler.
-            sources: sources of the dataset, of which there must be one.
+            sources: sources of the dataset; labels need exactly one source.
 
         Raises:
             ConfigError: an option is missing or has a wrong value; a file cannot be read, is ill-formed, or contradicts

@@ -93,8 +93,8 @@ class MultiScaleDataset(PictureDataset):
 
     An item is a dict; t is ``hq_tile_size``, s is ``scale``, K is (4^num_scales - 1) / 3:
 
-    * ``hq`` float32 (K, 3, t, t) and ``lq`` float32 (K, 3, t/s, t/s): RGB in [0, 1] (noise leaves that range); the
-      patches of both are the same, those of LQ cropped from a corrupted copy of the picture;
+    * ``hq`` float32 (K, 3, t, t) and ``lq`` float32 (K, 3, t/s, t/s): RGB in [0, 1] (noise leaves that range); both
+      hold the same patches, ``lq`` cropped from a corrupted copy of the picture;
     * ``GT_path`` str: the picture's path.
 
     The dataset may be used from several threads and after a fork, and be pickled.

@@ -1,7 +1,7 @@
 """Corruptions that degrade LQ beyond a downsized HQ: their options, order and strengths, and the effects themselves.
 
 An effect takes an image, float32 (3, H, W) RGB, and returns a new array of that kind, or the argument itself if nothing
-changes; it never writes to its argument. Values stay in [0, 1], except those of add_noise(). The amount of an effect is
+changes; it never writes to its argument. Values stay in [0, 1], except after add_noise(). The amount of an effect is
 an argument.
 """
 
@@ -196,7 +196,7 @@ _CORRUPTIONS: Mapping[str, _Corruption] = MappingProxyType(
         **dict.fromkeys(_PLACEHOLDERS, lambda image, _: image),
     }
 )
-"""Name of a corruption in a config -> what it does."""
+"""Name of a corruption in a config -> function that applies it to an image."""
 
 
 def quantize(image: Chw, step: int) -> Chw:

@@ -47,7 +47,7 @@ def to_tensor(chw: Chw) -> torch.Tensor:
 
 
 def write_chw(pixels: Pixels, *out: Chw) -> None:
-    """Write pixels to one or two CHW float arrays: the first averages areas of the pixels, the second of the first.
+    """Write the area averages of pixels to a CHW float array, and the averages of that array to a second one, if given.
 
     Args:
         pixels: uint8 (H, W, C).
