@@ -107,7 +107,7 @@ class Source(ABC):
     """A collection of images, each a group of encoded patches.
 
     Numbers: a patch has an index 0 <= index < len(source), an image a number 0 <= number < image_count. The patches of
-    image n are ``first_patch(n) <= index < first_patch(n + 1)``, sorted by file name (by code point). The source chooses
+    image n are ``first_patch(n) <= index < first_patch(n + 1)``, sorted by file name (by code point). A source chooses
     the order of its images. Any other number, also a negative one, raises PatchIndexError.
 
     Determinism: while a source is open, an index gives the same bytes, even if another process appends to a store.
