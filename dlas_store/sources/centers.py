@@ -42,8 +42,8 @@ _FAILURES = (
 )  # fmt: skip
 """Exceptions that zipfile, struct and the unpickler raise for malformed bytes."""
 
-# Pattern of the pickle that torch.save writes for {int: ((int, int), int)}: the opcodes of one dict, ints up to 32 bits,
-# pairs, and memo indices below 65,536.
+# Pattern of torch.save's pickle of {int: ((int, int), int)}: opcodes of one dict, of ints up to 32 bits and of pairs,
+# with memo indices below 65,536.
 _INT = rb"(?:K.|M..|J....)"
 _MEMO = rb"(?:q.|r..\0\0)?"
 _ITEM = _INT + _INT + _INT + rb"\x86" + _MEMO + _INT + rb"\x86" + _MEMO
@@ -251,9 +251,7 @@ def _is_plain(pickled: bytes) -> bool:
 
 
 def _load_plain(pickled: bytes) -> dict[int, tuple[tuple[int, int], int]]:
-    """Load a pickle for which _is_plain() is true.
-
-    A centers.pt of 130 entries took 0.12 ms, against 0.51 ms by InertUnpickler.
+    """Load a plain pickle by the unpickler in C: 0.12 ms for 130 entries, against 0.51 ms by InertUnpickler.
 
     Raises:
         RefusedError: the dict holds a key twice.

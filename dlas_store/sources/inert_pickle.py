@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple
 
 MAX_OPCODES = 1 << 22
-"""Limit of opcodes in a pickle, enough for 400,000 centres. One opcode allocates up to 100 bytes, so 400 MB at worst."""
+"""Limit of opcodes in a pickle, enough for 400,000 centres. An opcode may allocate some 100 bytes: at worst 400 MB."""
 
 STORAGE_CODES = frozenset("Bbhiqfd")
 """Struct codes of the types of number that a storage may hold."""
@@ -49,7 +49,7 @@ class PickleRules:
     key_types: frozenset[type]
 
 
-class Unfinished(ABC):
+class UnfinishedObject(ABC):
     """An object that a pickle creates first and gives its state afterwards."""
 
     @abstractmethod
@@ -127,9 +127,9 @@ class InertUnpickler(pickle._Unpickler):
         self.append(function(*arguments))
 
     def load_build(self) -> None:
-        """Set the state of an Unfinished object; the attributes of a dict are ignored."""
+        """Set the state of an UnfinishedObject; the attributes of a dict are ignored."""
         state, target = self.stack.pop(), self.stack[-1]
-        if isinstance(target, Unfinished):
+        if isinstance(target, UnfinishedObject):
             self.stack[-1] = target.with_state(state)
         elif not (isinstance(target, dict) and isinstance(state, dict)):  # torch sets attributes of state dicts
             raise RefusedError("it sets the state of something that has none")
@@ -193,7 +193,7 @@ SAFE_OPCODES: dict[int, Callable[[Any], None]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class DType(Unfinished):
+class DType(UnfinishedObject):
     """A type of number in numpy's pickles.
 
     Attributes:
