@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
 from dlas_store.errors import ClosedError, NameNotFoundError, PatchIndexError
-from dlas_store.images.decode import as_batch
+from dlas_store.images.decode import as_batch, to_rgb
 from dlas_store.images.memory import Pixels
 from dlas_store.sources.base import Image, Layout, Listing, Source
 
@@ -95,15 +95,15 @@ class ArrayPictures(Source):
 
     def decode_into(self, index: int, out: Pixels) -> Pixels:
         """Copy a picture into an array of its size; see Source.decode_into."""
-        pixels = _to_colour(self._pixels(index), alpha=False)
+        pixels = to_rgb(self._pixels(index), alpha=False)
         if pixels.shape != out.shape:
-            return pixels
+            return pixels.copy()
         out[...] = pixels
         return out
 
     def read_pixels(self, indices: Sequence[int], *, alpha: bool = False) -> Pixels | list[Pixels]:
         """Return the pixels of pictures; see Source.read_pixels."""
-        return as_batch([_to_colour(self._pixels(index), alpha=alpha) for index in indices])
+        return as_batch([to_rgb(self._pixels(index), alpha=alpha) for index in indices])  # copies: all have one size
 
     def locate(self, index: int) -> tuple[int, int]:
         """Return (image number, 0), because an image has one patch."""
@@ -181,9 +181,3 @@ class ArrayPictures(Source):
 def _file_name(number: int) -> str:
     # Six digits keep the publisher's order in an exported folder: no dataset has a million pictures.
     return f"{number:06d}.png"
-
-
-def _to_colour(pixels: NDArray[np.uint8], *, alpha: bool) -> Pixels:
-    if pixels.ndim == 2:
-        pixels = np.repeat(pixels[:, :, None], 3, axis=2)
-    return np.dstack([pixels, np.full(pixels.shape[:2], 255, np.uint8)]) if alpha else pixels.copy()

@@ -58,13 +58,13 @@ _FAILURES = (
 def open_published(name: str, root: Path, *, split: str | None = None) -> Source:
     """Open the files of a published dataset as pictures with ``label`` and ``label_name`` in Image.extra.
 
-    CIFAR-100 has ``coarse_label`` and ``coarse_label_name`` as well. The pictures are in the publisher's order, those in
-    class folders in the order of their paths.
+    CIFAR-100 has ``coarse_label`` and ``coarse_label_name`` as well. The pictures keep the publisher's order; pictures
+    in class folders are sorted by path.
 
     Args:
         name: one of NAMES.
-        root: folder of the publisher's files, or torchvision's folder, which contains that folder.
-        split: one of SPLITS. None means ``train``; for imagefolder None means pictures in ``root`` itself.
+        root: folder of the publisher's files, or the folder that contains it, as torchvision downloads it.
+        split: one of SPLITS. None means ``train``; for imagefolder, None means that ``root`` holds the class folders.
 
     Raises:
         ConfigError: the name or the split is unknown.
