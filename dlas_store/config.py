@@ -85,7 +85,7 @@ class ConfigOptions:
         self,
         opt: Mapping[str, Any],
         *,
-        where: str,
+        owner: str,
         known: Iterable[str] = (),
         labels: Mapping[str, str] | None = None,
     ) -> None:
@@ -93,14 +93,14 @@ class ConfigOptions:
 
         Args:
             opt: the options.
-            where: the owner of the options; messages start with it.
+            owner: name of the owner of the options, which begins each message.
             known: keys that other code reads.
             labels: key -> name of the option in messages, for options that have a second name.
 
         Raises:
             ConfigError: opt is no mapping.
         """
-        self._where = where
+        self._owner = owner
         self._opt = opt
         self._known = set(known)
         self._labels = {} if labels is None else labels
@@ -121,15 +121,15 @@ class ConfigOptions:
             ConfigError: opt is no mapping.
         """
         has_name = isinstance(opt, Mapping) and opt.get("name")
-        return cls(opt, where=f"{mode} '{opt['name']}'" if has_name else mode, known=LOADER_KEYS | PASSIVE_KEYS)
+        return cls(opt, owner=f"{mode} '{opt['name']}'" if has_name else mode, known=LOADER_KEYS | PASSIVE_KEYS)
 
     def section(self, key: str) -> Self:
         """Return the options of the dataset under a key; that dataset warns of its unknown options itself."""
-        return self.of_dataset(self.mapping(key), mode=f"{self._where}: {key}")
+        return self.of_dataset(self.mapping(key), mode=f"{self._owner}: {key}")
 
     def error(self, message: str) -> ConfigError:
         """Return an error whose message starts with the owner of the options."""
-        return ConfigError(f"{self._where}: {message}")
+        return ConfigError(f"{self._owner}: {message}")
 
     def has(self, key: str) -> bool:
         """Return whether an option has a value, and count the option as known."""
@@ -145,7 +145,7 @@ class ConfigOptions:
             allowed_values = f"an integer from {minimum or 0} to {maximum}"
         return int(
             self._get(
-                key, default, allowed_values, lambda value: _is_integer(value) and _reaches(value, minimum, maximum)
+                key, default, allowed_values, lambda value: _is_integer(value) and _is_in_range(value, minimum, maximum)
             )
         )
 
@@ -158,7 +158,7 @@ class ConfigOptions:
         )
         return float(
             self._get(
-                key, default, allowed_values, lambda value: _is_number(value) and _reaches(value, minimum, maximum)
+                key, default, allowed_values, lambda value: _is_number(value) and _is_in_range(value, minimum, maximum)
             )
         )
 
@@ -219,7 +219,7 @@ class ConfigOptions:
     def warn_of_unknown(self) -> None:
         """Warn of each key that nothing read, and suggest the nearest known key."""
         for key, hint in self.unknown():
-            message = f"{self._where}: option '{key}' is not known and has no effect{hint}"
+            message = f"{self._owner}: option '{key}' is not known and has no effect{hint}"
             warnings.warn(message, OptionWarning, stacklevel=3)
 
     def _get(self, key: str, default: Any, allowed_values: str, accepts: Callable[[Any], bool]) -> Any:
@@ -292,7 +292,7 @@ def _is_each(kind: Any, value: object) -> bool:
     return all(isinstance(item, kind) for item in _as_list(value))
 
 
-def _reaches(value: Any, minimum: float | None, maximum: float | None = None) -> bool:
+def _is_in_range(value: Any, minimum: float | None, maximum: float | None = None) -> bool:
     return (minimum is None or bool(value >= minimum)) and (maximum is None or bool(value <= maximum))
 
 
