@@ -1,4 +1,4 @@
-"""Chunked folders and folders of pictures as sources."""
+"""FolderSource: chunked folders and folders of pictures are listed in order, read, pickled and refused as promised."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ def make_tree(root: Path, *files: str) -> Path:
 
 
 def paths_of(source: FolderSource) -> list[str]:
-    names = [source.image(number) for number in range(source.image_count)]
+    images = [source.image(number) for number in range(source.image_count)]
     if source.layout == "pictures":
-        return [image.name for image in names]
-    return [f"{image.name}/{file}" for image in names for file in image.files]
+        return [image.name for image in images]
+    return [f"{image.name}/{file}" for image in images for file in image.files]
 
 
 @pytest.fixture
@@ -84,7 +84,9 @@ def test_pictures_come_by_path_at_any_depth(tmp_path: Path) -> None:
 @settings(max_examples=40, deadline=None)
 @given(
     st.sets(
-        st.lists(st.text("ab.-é~", min_size=1).filter(lambda n: n.strip(".")), min_size=1, max_size=3).map("/".join)
+        st.lists(st.text("ab.-é~", min_size=1).filter(lambda name: name.strip(".")), min_size=1, max_size=3).map(
+            "/".join
+        )
     )
 )
 def test_picture_order_is_that_of_sorted_paths_for_any_tree(
@@ -136,7 +138,7 @@ def test_what_is_no_patch_is_left_out_with_a_reason(tmp_path: Path) -> None:
 def test_a_chunked_folder_read_as_pictures_gives_its_patches() -> None:
     source = PictureFolder(CHUNKED)
     assert paths_of(source) == paths_of(ChunkedFolder(CHUNKED))
-    assert {Path(left.path).name for left in source.skipped} == {"ref.jpg", "centers.pt"}
+    assert {Path(skipped.path).name for skipped in source.skipped} == {"ref.jpg", "centers.pt"}
     assert (source.image(0).centers, source.read_reference(0)) == (None, None)
 
 
@@ -150,7 +152,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     source = PictureFolder(root)
     assert paths_of(source) == ["a/1.png", "a/parent/other/x/2.png", "link.png", "link/x/2.png"]
     circles = ["a/parent/other/x/up", "a/parent/root", "link/x/up"]
-    assert [left.path for left in source.skipped] == circles
+    assert [skipped.path for skipped in source.skipped] == circles
     assert ChunkedFolder(make_tree(tmp_path / "chunked", "z/1.png")).image_count == 1
 
 
@@ -252,7 +254,7 @@ def test_any_use_after_close_is_an_error(chunked: Path, kind: type[FolderSource]
     source.image(0)
     source.close()
     source.close()
-    others: list[Callable[[], object]] = [
+    more_calls: list[Callable[[], object]] = [
         lambda: len(source),
         lambda: source.image_count,
         lambda: source.find_image("a"),
@@ -260,7 +262,7 @@ def test_any_use_after_close_is_an_error(chunked: Path, kind: type[FolderSource]
         lambda: list(source.listings()),
         source.__enter__,
     ]
-    for call in [*others, *(lambda call=call: call(source, 0) for call in CALLS.values())]:
+    for call in [*more_calls, *(lambda call=call: call(source, 0) for call in CALLS.values())]:
         with pytest.raises(ClosedError):
             call()
 
@@ -283,28 +285,28 @@ def test_a_subset_lists_its_images_only_and_where_it_is_opened(
 ) -> None:
     source = kind(chunked, max_pixels=47)
     names = [source.image_name(1)]
-    listed: list[str] = []
+    listed_folders: list[str] = []
     entries = FolderWalk.entries
 
-    def noted(walk: FolderWalk, folder: str) -> tuple[list[str], list[str]]:
-        listed.append(folder)
+    def recording_entries(walk: FolderWalk, folder: str) -> tuple[list[str], list[str]]:
+        listed_folders.append(folder)
         return entries(walk, folder)
 
-    monkeypatch.setattr(FolderWalk, "entries", noted)
-    part = PickledSubset.of(source, names)
-    assert len(part.pickled) < 500
-    with part.open() as subset:
-        assert listed == []
+    monkeypatch.setattr(FolderWalk, "entries", recording_entries)
+    pickled_subset = PickledSubset.of(source, names)
+    assert len(pickled_subset.pickled) < 500
+    with pickled_subset.open() as subset:
+        assert listed_folders == []
         assert [image.name for image in map(subset.image, range(subset.image_count))] == names
-        assert listed == (names if kind is ChunkedFolder else [])
+        assert listed_folders == (names if kind is ChunkedFolder else [])
         assert subset.max_pixels == 47
 
 
 def test_a_subset_of_a_folder_that_is_gone_is_an_error_where_it_is_opened(chunked: Path) -> None:
-    part = PickledSubset.of(ChunkedFolder(chunked), ["a"])
+    subset = PickledSubset.of(ChunkedFolder(chunked), ["a"])
     chunked.rename(chunked.with_name("gone"))
     with pytest.raises(NotASourceError, match="not a folder"):
-        part.open()
+        subset.open()
 
 
 def test_threads_share_one_scan() -> None:
@@ -450,8 +452,8 @@ def test_names_cost_little_more_than_their_bytes() -> None:
         names = Names()
         for number in range(100_000):
             names.append(f"{number:08d}.jpg")
-        used = tracemalloc.get_traced_memory()[0]
+        traced_bytes = tracemalloc.get_traced_memory()[0]
     finally:
         tracemalloc.stop()
     assert names[99_999] == "00099999.jpg"
-    assert used < 100_000 * 28
+    assert traced_bytes < 100_000 * 28
