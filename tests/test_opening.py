@@ -15,15 +15,12 @@ from dlas_store import StoreError, open_source
 from dlas_store.errors import ConfigError, ImageError, NotASourceError
 from dlas_store.sources.base import Layout
 from dlas_store.sources.layouts import ChunkedFolder, PictureFolder
+from tests.support.file_trees import write
 from tests.support.sample_data import DATA, noise, png
 
 
 def make_tree(root: Path, *files: str) -> Path:
-    for file in files:
-        path = root / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(png(noise(4, 4)))
-    return root
+    return write(root, dict.fromkeys(files, png(noise(4, 4))))
 
 
 @pytest.fixture(scope="module")

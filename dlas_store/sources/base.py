@@ -113,8 +113,8 @@ class Source(ABC):
     Determinism: while a source is open, an index gives the same bytes, even if another process appends to a store.
 
     Threads: several threads may call every method at once. Fork: an open source works in a forked child. Pickle: a
-    pickled source is its path and options, and unpickling opens it; plain attributes pickle well, an open file needs
-    ``__reduce__``.
+    pickle holds the path and options, and unpickling opens the source. Python pickles plain attributes by itself; a
+    source with open files defines ``__reduce__``.
 
     Errors: unreadable data raises a StoreError that names the image and the file, and is never replaced. After
     ``close()`` every other call raises ClosedError: ``image_count`` and ``len`` do, and each method uses one of them.

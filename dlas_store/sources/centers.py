@@ -54,8 +54,8 @@ _PICKLE = re.compile(rb"\x80\x02}(?:q\0)?(?:\((?:" + _ITEM + rb")*+u|" + _ITEM +
 def read_centers(source: str | os.PathLike[str] | bytes) -> dict[int, Center]:
     """Read a centers.pt as torch.save writes it, zip or legacy.
 
-    Numbers may be Python ints, numpy numbers, tensors of one number or whole floats. No name in the file is imported or
-    run.
+    Numbers may be Python ints, numpy numbers, tensors of one number, or floats without a fraction. No name in the file
+    is imported or run.
 
     Args:
         source: path of the file, or its bytes.
