@@ -95,6 +95,7 @@ def decode(
 
     Raises:
         ImageError: the bytes are no picture, are damaged or truncated, or have more than max_pixels pixels.
+        ConfigError: the decoder is pyturbojpeg, which cannot be loaded.
     """
     assert not (alpha and bgr)
     if data.startswith(_JPEG_START):
