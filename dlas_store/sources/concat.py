@@ -23,7 +23,7 @@ class ConcatSource(Source):
       member that holds an image. Each member decodes by its own options.
     * ``layout`` is ``pictures`` if all members have that layout, else ``chunked``.
     * ``find_image`` and ``find`` ask the members in order and return the first match. If two members have an image of
-      one name, the later image is never found.
+      one name, ``find_image`` never returns the later image.
     * ``close`` closes all members.
 
     Attributes:

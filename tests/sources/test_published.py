@@ -1,4 +1,4 @@
-"""Published datasets keep their pictures and labels as sources and in stores, and no pickle of theirs is run."""
+"""Published datasets keep their pictures and labels as sources and in stores, and none of their pickles is run."""
 
 from __future__ import annotations
 

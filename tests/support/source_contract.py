@@ -142,7 +142,11 @@ class SourceContract(ABC):
     @classmethod
     @abstractmethod
     def make(cls, folder: Path, scratch: Path) -> Path:
-        """Make what the source opens from a folder and return its path; ``scratch`` is an empty folder for it."""
+        """Write the data of the source, such as a store of a folder, into the empty folder ``scratch``.
+
+        Returns:
+            The path of the data, for open(). A source of the folder itself returns the folder.
+        """
 
     @abstractmethod
     def open(self, path: Path) -> Source:
