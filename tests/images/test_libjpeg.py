@@ -65,7 +65,7 @@ def test_a_named_file_that_is_none_is_an_error(name: str, monkeypatch: pytest.Mo
         Libjpeg(name)
 
 
-OTHER = """
+OTHER_LIBRARY = """
 #include <stddef.h>
 struct errors { void (*exit)(void *); };
 void jpeg_CreateDecompress(struct errors **jpeg, int version, size_t size) { if (%d != version) (*jpeg)->exit(jpeg); }
@@ -88,7 +88,7 @@ def test_a_library_that_decodes_to_other_pixels_is_not_taken(
 ) -> None:
     """Of three libraries one reports success but writes nothing, one has another version, and one returns no rows."""
     source, library = tmp_path / "other.c", tmp_path / "libjpeg.so.0"
-    source.write_text(OTHER % (version, header))
+    source.write_text(OTHER_LIBRARY % (version, header))
     subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
     assert Libjpeg(library).decode(simplejpeg.encode_jpeg(noise(20, 75)), np.zeros((20, 75, 3), np.uint8)) is False
     monkeypatch.setenv(VARIABLE, str(library))
