@@ -238,7 +238,7 @@ _NAMES: dict[tuple[str, str], object] = {
 }
 
 _RULES = PickleRules(
-    what="a centers.pt",
+    kind="a centers.pt",
     names=_NAMES,
     opcodes=SAFE_OPCODES | {pickle.BINPERSID[0]: pickle._Unpickler.dispatch[pickle.BINPERSID[0]]},
     key_types=frozenset({int, float, str, _Tensor}),

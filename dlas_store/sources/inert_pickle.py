@@ -37,13 +37,13 @@ class PickleRules:
     """The allowed contents of one kind of pickle.
 
     Attributes:
-        what: name of the kind of file, for messages.
+        kind: name of the kind of file, for messages.
         names: allowed (module, name) -> the object that replaces it.
         opcodes: allowed opcode -> its implementation.
         key_types: allowed types of dict keys.
     """
 
-    what: str
+    kind: str
     names: Mapping[tuple[str, str], object]
     opcodes: Mapping[int, Callable[[Any], None]]
     key_types: frozenset[type]
@@ -78,8 +78,8 @@ class InertUnpickler(pickle._Unpickler):
 
     A byte string of Python 2 becomes a str with one character for each byte.
 
-    The base class is Python's own unpickler in Python, because the unpickler in C reserves memory for any memo index in
-    the file, runs every opcode, and cannot be stopped.
+    The base class is the standard library's unpickler in Python. Its unpickler in C would reserve memory for any memo
+    index in the file, would run every opcode, and could not be stopped.
 
     Raises:
         RefusedError: the pickle holds something that the rules do not allow.
@@ -107,7 +107,7 @@ class InertUnpickler(pickle._Unpickler):
         except KeyError:
             full_name = ascii(f"{module}.{name}"[:_NAME_IN_MESSAGE])
             raise RefusedError(
-                f"it names {full_name}, which {self._rules.what} never holds and which was not run"
+                f"it names {full_name}, which {self._rules.kind} never holds and which was not run"
             ) from None
 
     def persistent_load(self, pid: object) -> Storage:
@@ -160,7 +160,7 @@ class _Opcodes(dict[int, Callable[[Any], None]]):
 
     def __init__(self, rules: PickleRules) -> None:
         super().__init__(rules.opcodes)
-        self._what = rules.what
+        self._kind = rules.kind
         self._remaining_lookups = MAX_OPCODES
 
     def __getitem__(self, code: int) -> Callable[[Any], None]:
@@ -170,7 +170,7 @@ class _Opcodes(dict[int, Callable[[Any], None]]):
         return super().__getitem__(code)
 
     def __missing__(self, code: int) -> Callable[[Any], None]:
-        raise RefusedError(f"it uses opcode {code:#04x}, which {self._what} never holds")
+        raise RefusedError(f"it uses opcode {code:#04x}, which {self._kind} never holds")
 
 
 _PLAIN_OPCODES = (

@@ -333,7 +333,7 @@ _OPCODES: dict[int, Callable[[Any], None]] = {
     **{code[0]: _load_long_bytes for code in _LONG_OPCODES},
 }
 _BATCH_RULES = PickleRules(
-    what="a batch of CIFAR",
+    kind="a batch of CIFAR",
     names={
         ("numpy.core.multiarray", "_reconstruct"): _start_array,  # numpy 1, which wrote the published files
         ("numpy._core.multiarray", "_reconstruct"): _start_array,
