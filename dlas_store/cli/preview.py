@@ -27,7 +27,7 @@ from dlas_store.cli.sheet import (
 )
 from dlas_store.errors import ConfigError, ImageError
 from dlas_store.images.decode import decode
-from dlas_store.opening import opened
+from dlas_store.opening import open_if_path
 from dlas_store.sources.base import Center, Source
 
 REFERENCE_SIDE = 512
@@ -74,7 +74,7 @@ def preview(path: str | os.PathLike[str] | Source, images: Sequence[str], file: 
     check_target(file)
     if len(images) > MOST_IMAGES:
         raise ConfigError(f"preview shows at most {MOST_IMAGES} images at once, got {len(images)}")
-    with opened(path) as source:
+    with open_if_path(path) as source:
         few = FEW_IMAGES if source.layout == "chunked" else FEW_PICTURES
         numbers = [source.find_image(name) for name in images] or range(min(few, source.image_count))
         if source.layout == "chunked":

@@ -21,7 +21,7 @@ from dlas_store.errors import (
     PatchIndexError,
     StoreError,
 )
-from dlas_store.opening import opened
+from dlas_store.opening import open_if_path
 from dlas_store.processes import Progress, count_workers, progress_bar, run_in_order
 from dlas_store.sources.base import CENTERS_FILE, REFERENCE_FILE, PickledSubset, Source
 from dlas_store.storage.index import INDEX_FILE
@@ -97,7 +97,7 @@ def compare(path: Path, against: Path | str | Source, *, workers: int | None = N
     """
     report = VerifyReport()
     place = against.path if isinstance(against, Source) else against
-    with Store(path) as store, opened(against, store.layout) as source:
+    with Store(path) as store, open_if_path(against, store.layout) as source:
         source_names = list(map(source.image_name, range(source.image_count)))
         store_names = list(_readable_names(store, report))
         for name in sorted(set(store_names).difference(source_names)):
