@@ -1,4 +1,4 @@
-"""What verify, compare and info say of a store."""
+"""Reports of verify and compare about a store, and the summary of info."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class TestVerify:
     def test_images_of_one_shard_are_checked_by_several_processes(
         self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(import_module("dlas_store.maintenance.verify"), "_IMAGES_A_PART", 1)
+        monkeypatch.setattr(import_module("dlas_store.maintenance.verify"), "_IMAGES_PER_VERIFY_JOB", 1)
         store = make_store(folder, tmp_path / "one.lmdb", shard_size=1 << 30)
         patch, reference = payload(store, "b/00000001.png"), payload(store, "c/ref.jpg")
         flip_in(shards_of(store)[0], patch)
@@ -184,15 +184,13 @@ class TestVerify:
     def test_an_index_of_another_import_disagrees_with_the_shards(
         self, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from dlas_store.storage.commit import read_shard
-        from dlas_store.storage.index_writer import IndexWriter
-
         writer = IndexWriter(tmp_path / INDEX_FILE, store_id=self.store_id(store), layout="chunked", generation=0)
         for path in shards_of(store):
             sealed = read_shard(path, check_values=True)
             if path.name == "shard-00001.lmdb":
-                sealed.directory.patches["offset"][[0, 2]] = sealed.directory.patches["offset"][[2, 0]]
-            writer.add(sealed.header, sealed.directory, size=sealed.size)
+                offsets = sealed.entries.patches["offset"]
+                offsets[[0, 2]] = offsets[[2, 0]]
+            writer.add(sealed.header, sealed.entries, size=sealed.size)
         writer.finish()
         shutil.copy(tmp_path / INDEX_FILE, store)
         report = verify(store)
@@ -235,14 +233,12 @@ class TestVerify:
         ]
 
     def test_quick_finds_an_index_that_names_other_places(self, store: Path, folder: Path, tmp_path: Path) -> None:
-        directories = [read_shard(path, check_values=False) for path in shards_of(store)]
-        first = Index.open(store / INDEX_FILE)
-        writer = IndexWriter(tmp_path / "index", store_id=first.store_id, layout="chunked", generation=1)
-        rows = directories[1].directory.patches.copy()
-        rows["offset"][2] += 16
-        directories[1] = directories[1]._replace(directory=directories[1].directory._replace(patches=rows))
-        for header, directory, size in directories:
-            writer.add(header, directory, size=size)
+        sealed_shards = [read_shard(path, check_values=False) for path in shards_of(store)]
+        old_index = Index.open(store / INDEX_FILE)
+        writer = IndexWriter(tmp_path / "index", store_id=old_index.store_id, layout="chunked", generation=1)
+        sealed_shards[1].entries.patches["offset"][2] += 16
+        for header, entries, size in sealed_shards:
+            writer.add(header, entries, size=size)
         writer.finish()
         shutil.move(tmp_path / "index", store / INDEX_FILE)
         assert findings(verify(store, quick=True)) == [("shard-00001.lmdb", "", "", "index")]

@@ -21,7 +21,7 @@ from dlas_store.errors import DamagedError, FormatVersionError, NotASourceError,
 from dlas_store.storage.lmdb_writer import LmdbWriter
 from dlas_store.storage.sealed_file import (
     BLOCK_BYTES,
-    BLOCKS_A_CHUNK,
+    BLOCKS_PER_CHUNK,
     FORMAT_VERSION,
     RowType,
     SealedFile,
@@ -191,8 +191,8 @@ def test_a_map_outlives_the_file_name(sealed: Path) -> None:
 
 
 ROW = RowType("rows", np.dtype([("number", "<u8"), ("half", "<u4")]))
-A_BLOCK = ROW.rows_a_block
-A_CHUNK = A_BLOCK * BLOCKS_A_CHUNK
+ROWS_PER_BLOCK = ROW.rows_per_block
+ROWS_PER_CHUNK = ROWS_PER_BLOCK * BLOCKS_PER_CHUNK
 TABLE_ID = b"0123456789abcdef"
 
 
@@ -239,14 +239,14 @@ def check_all(table: Table) -> list[str]:
 COUNTS = [
     0,
     1,
-    A_BLOCK - 1,
-    A_BLOCK,
-    A_BLOCK + 1,
-    3 * A_BLOCK,
-    A_CHUNK - 1,
-    A_CHUNK,
-    A_CHUNK + 1,
-    2 * A_CHUNK + A_BLOCK,
+    ROWS_PER_BLOCK - 1,
+    ROWS_PER_BLOCK,
+    ROWS_PER_BLOCK + 1,
+    3 * ROWS_PER_BLOCK,
+    ROWS_PER_CHUNK - 1,
+    ROWS_PER_CHUNK,
+    ROWS_PER_CHUNK + 1,
+    2 * ROWS_PER_CHUNK + ROWS_PER_BLOCK,
 ]
 
 
@@ -255,25 +255,28 @@ COUNTS = [
 def test_rows_come_back(count: int, parts: list[int]) -> None:
     content = rows(count)
     chunks = cut(content, [part for part in parts if part < count])
-    assert [len(chunk) for chunk in chunks[:-1]] == [BLOCK_BYTES * BLOCKS_A_CHUNK] * (len(chunks) - 1)
+    assert [len(chunk) for chunk in chunks[:-1]] == [BLOCK_BYTES * BLOCKS_PER_CHUNK] * (len(chunks) - 1)
     table = open_table(*lay_out(chunks), count)
     assert len(table) == count
-    edges = {0, 1, A_BLOCK - 1, A_BLOCK, A_CHUNK - 1, A_CHUNK, count // 2, count - 1}
+    edges = {0, 1, ROWS_PER_BLOCK - 1, ROWS_PER_BLOCK, ROWS_PER_CHUNK - 1, ROWS_PER_CHUNK, count // 2, count - 1}
     for row in edges & set(range(count)):
         assert table[row] == content[row].item()
     assert np.array_equal(np.concatenate([rows(0), *table.arrays()]), content)
     assert check_all(table) == []
 
 
-@pytest.mark.parametrize(("start", "stop"), [(0, 1), (A_BLOCK - 1, A_BLOCK + 1), (5, 5), (A_CHUNK - 3, A_CHUNK + 3)])
+@pytest.mark.parametrize(
+    ("start", "stop"),
+    [(0, 1), (ROWS_PER_BLOCK - 1, ROWS_PER_BLOCK + 1), (5, 5), (ROWS_PER_CHUNK - 3, ROWS_PER_CHUNK + 3)],
+)
 def test_a_range_of_rows_comes_as_arrays(start: int, stop: int) -> None:
-    content = rows(A_CHUNK + 10)
+    content = rows(ROWS_PER_CHUNK + 10)
     table = open_table(*lay_out(cut(content, [])), len(content))
     assert np.array_equal(np.concatenate([rows(0), *table.arrays(start, stop)]), content[start:stop])
 
 
 def test_a_table_is_a_sequence_of_its_rows_and_nothing_more() -> None:
-    content = rows(A_BLOCK + 3)
+    content = rows(ROWS_PER_BLOCK + 3)
     table = open_table(*lay_out(cut(content, [])), len(content))
     assert list(table) == content.tolist()
     with pytest.raises(IndexError):
@@ -291,7 +294,7 @@ def test_the_bytes_of_a_block_never_change() -> None:
 
 @pytest.fixture(scope="module")
 def three_blocks() -> tuple[bytes, int]:
-    count = 2 * A_BLOCK + 7
+    count = 2 * ROWS_PER_BLOCK + 7
     (chunk,) = cut(rows(count), [])
     return chunk, count
 
@@ -303,7 +306,7 @@ def test_a_flipped_bit_anywhere_is_found(three_blocks: tuple[bytes, int]) -> Non
         place = offsets[0] + position
         data[place] ^= 1 << position % 8
         with pytest.raises(DamagedError, match=f"block {position // BLOCK_BYTES} of rows"):
-            open_table(data, offsets, count)[position // BLOCK_BYTES * A_BLOCK]
+            open_table(data, offsets, count)[position // BLOCK_BYTES * ROWS_PER_BLOCK]
         data[place] ^= 1 << position % 8
 
 
@@ -313,10 +316,10 @@ def test_damage_is_found_when_the_block_is_touched_and_each_time(three_blocks: t
     data[offsets[0] + BLOCK_BYTES] ^= 1
     table = open_table(data, offsets, count)
     assert table[0] == rows(1)[0].item()
-    assert table[2 * A_BLOCK] == rows(count)[2 * A_BLOCK].item()
+    assert table[2 * ROWS_PER_BLOCK] == rows(count)[2 * ROWS_PER_BLOCK].item()
     for _ in range(2):
         with pytest.raises(DamagedError, match=r"here/index\.lmdb: block 1 of rows.*dlas-store reindex"):
-            table[A_BLOCK + 1]
+            table[ROWS_PER_BLOCK + 1]
     with pytest.raises(DamagedError):
         list(table.arrays())
     assert len(check_all(table)) == 1
@@ -332,10 +335,10 @@ def swapped_chunks(chunks: list[bytes]) -> list[bytes]:
 
 
 @pytest.mark.parametrize(
-    ("swap", "damaged"), [(swapped_blocks, 2), (swapped_chunks, 2 * BLOCKS_A_CHUNK)], ids=["blocks", "chunks"]
+    ("swap", "damaged"), [(swapped_blocks, 2), (swapped_chunks, 2 * BLOCKS_PER_CHUNK)], ids=["blocks", "chunks"]
 )
 def test_a_block_in_the_place_of_another_is_found(swap: object, damaged: int) -> None:
-    count = 2 * A_CHUNK
+    count = 2 * ROWS_PER_CHUNK
     data, offsets = lay_out(swap(cut(rows(count), [])))  # type: ignore[operator]
     assert len(check_all(open_table(data, offsets, count))) == damaged
 
@@ -357,10 +360,10 @@ def test_a_block_of_another_table_is_found(three_blocks: tuple[bytes, int], othe
         ([], 1, "0 chunks do not hold the 1 rows"),
         ([0, 0], 1, "2 chunks do not hold the 1 rows"),
         ([0], 0, "1 chunks do not hold the 0 rows"),
-        ([0], A_CHUNK + 1, "1 chunks do not hold"),
-        ([1], A_BLOCK + 1, "beyond the end of the file"),
+        ([0], ROWS_PER_CHUNK + 1, "1 chunks do not hold"),
+        ([1], ROWS_PER_BLOCK + 1, "beyond the end of the file"),
         ([1 << 60], 1, "beyond the end of the file"),
-        ([0, 0], A_CHUNK + 1, "beyond the end of the file"),
+        ([0, 0], ROWS_PER_CHUNK + 1, "beyond the end of the file"),
     ],
 )
 def test_places_that_cannot_be_are_an_error_when_opened(offsets: list[int], count: int, message: str) -> None:
