@@ -53,9 +53,9 @@ class _OpenShard(NamedTuple):
 class Store(Source):
     """A store folder or a single shard, as a Source.
 
-    Opening maps the index and compares the size of each shard file with it. The first read of a shard maps the shard.
-    A store takes no lock and writes nothing, so read-only media are fine. An open store is a snapshot: an append by
-    another process does not change it. Shard files must not be truncated while they are mapped: the system ends a
+    Opening maps the index and compares the size of each shard file with the index. The first read of a shard maps the
+    shard. A store takes no lock and writes nothing, so read-only media are fine. An open store is a snapshot: an append
+    by another process does not change it. Shard files must not be truncated while they are mapped: the system ends a
     process that reads a lost page (SIGBUS).
     """
 
@@ -151,26 +151,26 @@ class Store(Source):
 
     def header_size(self, index: int) -> tuple[int, int]:
         """Return the height and width in a patch's image header; see Source.header_size."""
-        reader = self._reader  # another thread may close the store
+        reader = self._reader  # read once, because another thread may close the store
         size = None if reader is None else reader.claimed_size(index)
         return size or super().header_size(index)
 
     def decode_into(self, index: int, out: Pixels) -> Pixels:
         """Decode a patch; see Source.decode_into."""
-        reader = self._reader  # another thread may close the store
+        reader = self._reader  # read once, because another thread may close the store
         if reader is not None and reader.read_into(index, out):
             return out
         return super().decode_into(index, out)
 
     def decode_many_into(self, indices: list[int], outs: list[Pixels]) -> list[Pixels]:
         """Decode patches, each into its array; see Source.decode_many_into."""
-        reader = self._reader  # another thread may close the store
-        done = 0 if reader is None else reader.read_all_into(indices, outs)
-        if done == len(indices) == len(outs):
+        reader = self._reader  # read once, because another thread may close the store
+        decoded = 0 if reader is None else reader.read_all_into(indices, outs)
+        if decoded == len(indices) == len(outs):
             return outs
         # The reader stopped at a patch that it cannot decode. Asking it again for each later patch costs little.
-        remaining = zip(indices[done:], outs[done:], strict=True)
-        return [*outs[:done], *(self.decode_into(index, out) for index, out in remaining)]
+        remaining = zip(indices[decoded:], outs[decoded:], strict=True)
+        return [*outs[:decoded], *(self.decode_into(index, out) for index, out in remaining)]
 
     def locate(self, index: int) -> tuple[int, int]:
         """Return (image number, position of the patch in its image)."""
@@ -267,7 +267,7 @@ class Store(Source):
             raise DamagedError(f"{self._path}: was replaced by another store since it was opened; open it again")
 
     def _make_reader(self, index: Index) -> PatchReader | None:
-        """Return the C reader of sound patches; None if the extension, decoder or kind of index rules it out."""
+        """Return a C reader of undamaged patches, or None if extension, decoder or index do not allow one."""
         rows = index.patches
         if PatchReader is None or self.decoder != "simplejpeg" or not isinstance(rows, Table):
             return None

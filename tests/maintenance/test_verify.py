@@ -181,9 +181,7 @@ class TestVerify:
         shutil.copy(shards_of(other)[2], store)
         assert findings(verify(store)) == [("shard-00002.lmdb", "", "", "foreign")]
 
-    def test_an_index_of_another_import_disagrees_with_the_shards(
-        self, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_an_index_of_another_import_disagrees_with_the_shards(self, store: Path, tmp_path: Path) -> None:
         writer = IndexWriter(tmp_path / INDEX_FILE, store_id=self.store_id(store), layout="chunked", generation=0)
         for path in shards_of(store):
             sealed = read_shard(path, check_values=True)
@@ -210,7 +208,7 @@ class TestVerify:
         import_store([folder], store, shard_size=1, skip_bad=True, workers=1)
         assert verify(store).ok
         shards_of(store)[1].unlink()
-        with pytest.raises(DamagedError):  # so verify must not call it fine
+        with pytest.raises(DamagedError):  # so verify must report the loss
             Store(store)
         assert findings(verify(store)) == [("shard-00001.lmdb", "", "", "missing")]
 
@@ -226,8 +224,7 @@ class TestVerify:
             root = read_meta(data).root
         flip(shards_of(store)[0], root * 4096 + 12)
         shards_of(store)[2].write_bytes(shards_of(store)[2].read_bytes()[:-1])
-        found = findings(verify(store, quick=True))
-        assert [(shard, kind) for shard, _, _, kind in found] == [
+        assert [(shard, kind) for shard, _, _, kind in findings(verify(store, quick=True))] == [
             ("shard-00000.lmdb", "damaged"),
             ("shard-00002.lmdb", "damaged"),
         ]
@@ -255,19 +252,21 @@ class TestVerify:
         shard = shards_of(store)[0]
         for position in range(20):
             flip_in(shard, payload(folder, f"c/{position:08d}.png"))
-        found = [{finding.patch for finding in verify(store, sample=Sample(0.25, seed)).findings} for seed in (1, 1, 2)]
-        assert found[0] == found[1] != found[2]
-        assert 0 < len(found[0]) < 20
+        damaged = [
+            {finding.patch for finding in verify(store, sample=Sample(0.25, seed)).findings} for seed in (1, 1, 2)
+        ]
+        assert damaged[0] == damaged[1] != damaged[2]
+        assert 0 < len(damaged[0]) < 20
 
     def test_the_command_says_how_much_it_checked(self, store: Path) -> None:
         assert "18 values placed, none read, no finding" in run("verify", store, "--quick").out
-        whole = run("verify", store, "--sample", "100%", "--seed", "7")
-        assert "18 values checked (100% of patches and references, --seed 7), no finding" in whole.out
+        complete = run("verify", store, "--sample", "100%", "--seed", "7")
+        assert "18 values checked (100% of patches and references, --seed 7), no finding" in complete.out
         report = json.loads(run("verify", store, "--sample", "5%", "--json").out)
         assert report["sample"]["share"] == 0.05
         assert report["sample"]["seed"] >= 0
-        for wrong in (["--sample", "5"], ["--sample", "0%"], ["--sample", "101%"], ["--seed", "1"]):
-            assert run("verify", store, *wrong).status == 2
+        for wrong_options in (["--sample", "5"], ["--sample", "0%"], ["--sample", "101%"], ["--seed", "1"]):
+            assert run("verify", store, *wrong_options).status == 2
         assert run("verify", store, "--quick", "--sample", "5%").status == 2
 
     def test_several_findings_are_all_listed_in_order(self, store: Path) -> None:
@@ -432,22 +431,22 @@ class TestCompare:
 
 class TestInfo:
     def test_counts_and_sizes_are_those_of_the_files(self, folder: Path, pristine: Path) -> None:
-        found = info(pristine)
+        summary = info(pristine)
         files = [*folder.glob("*/*.png"), *folder.glob("*/ref.jpg")]
-        assert (found.images, found.patches, found.references, found.shards) == (3, 12, 3, 3)
-        assert found.bytes == sum(path.stat().st_size for path in files)
-        assert found.disk_bytes == sum(path.stat().st_size for path in pristine.iterdir())
-        assert found.sizes == {"8x8": 6, "40x40": 6}
-        assert (found.layout, found.format_version, found.generation) == ("chunked", 1, 0)
-        assert len(bytes.fromhex(found.store_id)) == 16
+        assert (summary.images, summary.patches, summary.references, summary.shards) == (3, 12, 3, 3)
+        assert summary.bytes == sum(path.stat().st_size for path in files)
+        assert summary.disk_bytes == sum(path.stat().st_size for path in pristine.iterdir())
+        assert summary.sizes == {"8x8": 6, "40x40": 6}
+        assert (summary.layout, summary.format_version, summary.generation) == ("chunked", 1, 0)
+        assert len(bytes.fromhex(summary.store_id)) == 16
 
     def test_widths_come_before_heights_and_the_frequent_first(self, tmp_path: Path) -> None:
         (tmp_path / "source").mkdir()
         for name, height, width in [("a", 3, 9), ("b", 5, 7), ("c", 5, 7)]:
             (tmp_path / "source" / f"{name}.png").write_bytes(png(noise(height, width)))
-        found = info(make_store(tmp_path / "source", tmp_path / "store.lmdb", shard_size=1 << 20))
-        assert list(found.sizes.items()) == [("7x5", 2), ("9x3", 1)]
-        assert (found.layout, found.references) == ("pictures", 0)
+        summary = info(make_store(tmp_path / "source", tmp_path / "store.lmdb", shard_size=1 << 20))
+        assert list(summary.sizes.items()) == [("7x5", 2), ("9x3", 1)]
+        assert (summary.layout, summary.references) == ("pictures", 0)
 
     def test_the_index_file_and_a_single_shard_can_be_given(self, pristine: Path) -> None:
         assert info(pristine / INDEX_FILE) == info(pristine)
@@ -460,8 +459,8 @@ class TestInfo:
     def test_an_append_is_counted(self, folder: Path, tmp_path: Path) -> None:
         store = make_store(folder, tmp_path / "store.lmdb", images="a")
         append(folder, store)
-        found = info(store)
-        assert (found.images, found.generation, found.shards) == (3, 1, 3)
+        summary = info(store)
+        assert (summary.images, summary.generation, summary.shards) == (3, 1, 3)
 
 
 def test_a_finding_says_where_before_what() -> None:
