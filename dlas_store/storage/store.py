@@ -271,7 +271,7 @@ class Store(Source):
         rows = index.patches
         if PatchReader is None or self.decoder != "simplejpeg" or not isinstance(rows, Table):
             return None
-        max_pixels = int(min(self.max_pixels, sys.maxsize))
+        max_pixels = int(min(self.max_pixels, sys.maxsize))  # it may be infinite, and C takes an integer
         return PatchReader(*rows.mapped, self._shards.entries, decode_jpeg, max_pixels, find_libjpeg)
 
     def _image_error(self, index: int, error: ImageError) -> ImageError:
