@@ -245,7 +245,7 @@ def _take_lock(path: Path) -> IO[bytes]:
                 raise BusyError(f"{path.parent}: another process is writing there; wait for it to end") from None
             time.sleep(0.05)
             continue
-        # The previous holder may have removed the lock file; then this lock is worth nothing, and another try follows.
+        # The previous holder may have removed the lock file. A lock on a removed file excludes nobody, so try again.
         if _is_file(path, file):
             return file
         file.close()
@@ -260,7 +260,7 @@ def _is_file(path: Path, file: IO[bytes]) -> bool:
 
 
 def _sync_folders_above(path: Path) -> None:
-    """Make a path durable: its name and those of the folders above it, which may all be new."""
+    """Sync all folders above a path, because any of them may be new; this makes the path durable."""
     sync_folder(path.parent)
     device = path.parent.stat().st_dev
     with suppress(PermissionError):  # this process did not create a folder that it may not open

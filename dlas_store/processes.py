@@ -99,7 +99,7 @@ def count_workers(workers: int | None, *, jobs: int | None = None) -> int:
     """Return the number of worker processes to start; 0 runs the jobs in this process.
 
     Args:
-        workers: requested number; None requests one a core.
+        workers: requested number; None requests one per core.
         jobs: number of jobs, if known; no more workers than jobs are started.
     """
     count = available_cores() if workers is None else workers
@@ -111,7 +111,7 @@ def run_in_order(
 ) -> Iterator[Result]:
     """Yield ``function(job, progress)`` for every job, in the order of the jobs.
 
-    At most two jobs a worker are running or wait to be yielded, so memory does not grow with the number of jobs. When
+    At most two jobs per worker are running or wait to be yielded, so memory does not grow with the number of jobs. When
     the iterator is closed, a job raises an error or Ctrl-C is pressed, each worker stops at its next
     ``progress.advance``. Workers also end when this process is killed.
 

@@ -227,7 +227,7 @@ class Commit:
         publish_file(self.folder / (INDEX_FILE + ".tmp"), self.folder / INDEX_FILE)
         if self._base is None:
             for file in self.folder.iterdir():
-                if file.suffix == ".json":
+                if file.suffix == ".json":  # the plan, and records of a converter for a rerun
                     remove_file(file)
             self._staging.publish()
             return
@@ -253,7 +253,7 @@ class Commit:
         self._staging.close()
 
     def _record_or_continue(self, plan: CommitPlan) -> CommitPlan:
-        """Record a plan and return it, with the ids of those shards that an interrupted run planned in the same way.
+        """Record a plan and return it, with the ids of the shards that an interrupted run planned in the same way.
 
         So a change of one source file costs its own shard only.
         """

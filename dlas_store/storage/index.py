@@ -90,9 +90,9 @@ class Index:
         layout: layout of the store.
         generation: number of times that the index was replaced.
         shards: shard number -> entry of the shard.
-        images: a row an image, with the fields of ImageRow.
-        patches: a row a patch, with the fields of PatchRow.
-        names: a row (hash of the name, image number) an image, sorted.
+        images: one row per image, with the fields of ImageRow.
+        patches: one row per patch, with the fields of PatchRow.
+        names: one row (hash of the name, image number) per image, sorted.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class Index:
                     data=file.data,
                     chunk_offsets=np.frombuffer(body["chunks"][row_type.name], "<u8").tolist(),
                     count=body["counts"][row_type.name],
-                    place=str(path),
+                    path=str(path),
                 )
                 for row_type in ROW_TYPES
             }

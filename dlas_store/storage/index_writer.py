@@ -1,4 +1,4 @@
-"""Writer of an index, whose memory does not grow with the number of patches."""
+"""Writer of an index, in memory that does not grow with the number of patches."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ROWS_PER_SLICE = 1 << 12
 class IndexWriter:
     """Writes an index under a temporary name, from the entries of its shards in order.
 
-    The writer keeps 8 bytes an image for the hash of its name, 16 more during finish(), and some MiB of rows.
+    The writer keeps 8 bytes per image for the hash of its name, 16 more during finish(), and some MiB of rows.
 
     Args:
         path: the temporary name.
@@ -53,7 +53,7 @@ class IndexWriter:
         self._lmdb = LmdbWriter(path)
 
     def add(self, header: ShardHeader, entries: ShardEntries, *, size: int) -> None:
-        """Add a shard, whose images and patches are numbered after those of earlier shards.
+        """Add a shard. Its images and patches are numbered after those of earlier shards.
 
         Args:
             header: the shard's header.

@@ -24,7 +24,7 @@ class DamagedShard:
     """A shard's file, read through the intact pages of its LMDB tree and the rows of an index.
 
     Tree and index give candidate offsets. A read checks each candidate against the value's key, so it skips a wrong or
-    stale offset. The object keeps 40 bytes a candidate.
+    stale offset. The object keeps 40 bytes per candidate.
 
     Args:
         path: path of the file, whose trailer and tree may be damaged.

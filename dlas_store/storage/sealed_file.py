@@ -76,7 +76,7 @@ class SealedFile:
 
 
 def map_file(path: Path) -> mmap.mmap:
-    """Map a whole file read-only.
+    """Map all bytes of a file read-only.
 
     Raises:
         NotASourceError: the file does not exist or may not be read.
@@ -159,8 +159,8 @@ class MappedRows(NamedTuple):
     Attributes:
         data: the mapped file.
         chunk_offsets: uint64 (chunks,), offset of each chunk in the file, in bytes.
-        checked: a byte for each block, non-zero once the block's checksum was found right. The table goes on updating
-            these bytes. Rows of a block whose byte is 0 must not be read.
+        checked: one byte per block, non-zero after the block's checksum was verified; the table keeps updating these
+            bytes. Rows of a block whose byte is 0 must not be read.
         rows: number of rows.
     """
 
@@ -179,7 +179,7 @@ class Table(Sequence[tuple[Any, ...]]):
         data: the mapped file.
         chunk_offsets: offset of each chunk in the file, in bytes.
         count: number of rows.
-        place: path of the file, for error messages.
+        path: path of the file, for error messages.
 
     Raises:
         DamagedError: the number of chunks does not fit the number of rows, or a chunk lies outside the file.
@@ -193,25 +193,25 @@ class Table(Sequence[tuple[Any, ...]]):
         data: mmap.mmap,
         chunk_offsets: Sequence[int],
         count: int,
-        place: str,
+        path: str,
     ) -> None:
         self._row_type = row_type
         self._table_id = table_id
         self._data = data
         self._chunk_offsets = chunk_offsets
         self._count = count
-        self._place = place
+        self._path = path
         self._rows_per_block = row_type.rows_per_block
         self._row_bytes = row_type.dtype.itemsize
         self._unpack = _row_struct(row_type.dtype).unpack_from
         blocks = -(-count // self._rows_per_block)
         chunk_ends = [offset + BLOCK_BYTES * BLOCKS_PER_CHUNK for offset in chunk_offsets]
         if len(chunk_ends) != -(-blocks // BLOCKS_PER_CHUNK):
-            raise DamagedError(f"{place}: {len(chunk_ends)} chunks do not hold the {count} rows of {row_type.name}")
+            raise DamagedError(f"{path}: {len(chunk_ends)} chunks do not hold the {count} rows of {row_type.name}")
         if chunk_ends:  # the last chunk may hold fewer blocks
             chunk_ends[-1] -= BLOCK_BYTES * (len(chunk_ends) * BLOCKS_PER_CHUNK - blocks)
         if any(end > len(data) for end in chunk_ends):
-            raise DamagedError(f"{place}: {row_type.name} reaches beyond the end of the file")
+            raise DamagedError(f"{path}: {row_type.name} reaches beyond the end of the file")
         self._checked = bytearray(blocks)
 
     def __len__(self) -> int:
@@ -245,7 +245,7 @@ class Table(Sequence[tuple[Any, ...]]):
         """
         stop = self._count if stop is None else stop
         while start < stop:
-            self[start]  # this read checks the block
+            self[start]  # reading a row checks its block
             block, row = divmod(start, self._rows_per_block)
             count = min(self._rows_per_block - row, stop - start)
             block_start = self._chunk_offsets[block // BLOCKS_PER_CHUNK] + block % BLOCKS_PER_CHUNK * BLOCK_BYTES
@@ -265,7 +265,7 @@ class Table(Sequence[tuple[Any, ...]]):
         stored = int.from_bytes(self._data[start + _ROW_BYTES_PER_BLOCK : start + BLOCK_BYTES], "little")
         if stored != xxh3_64_intdigest(content, _seed(self._row_type, self._table_id, block)):
             raise DamagedError(
-                f"{self._place}: block {block} of {self._row_type.name} is damaged; "
+                f"{self._path}: block {block} of {self._row_type.name} is damaged; "
                 "run dlas-store reindex, which rebuilds it from the shards"
             )
         self._checked[block] = 1

@@ -144,8 +144,8 @@ class ShardEntries(NamedTuple):
     """The entries of a shard as index rows. Image and patch numbers count from the shard's first image and patch.
 
     Attributes:
-        images: rows of IMAGE_ROW, one an image.
-        patches: rows of PATCH_ROW, one a patch, in item order.
+        images: rows of IMAGE_ROW, one per image.
+        patches: rows of PATCH_ROW, one per patch, in item order.
         name_hashes: uint64 (images,), name_hash() of each image's name.
     """
 
@@ -227,9 +227,7 @@ def name_hash(name: str) -> int:
 def has_shards(folder: Path) -> bool:
     """Return whether a folder holds a file with a shard's name."""
     try:
-        with os.scandir(
-            folder
-        ) as entries:  # glob would keep an object a file in memory, and a folder may hold millions
+        with os.scandir(folder) as entries:  # glob would keep an object per file, and a folder may hold millions
             return any(entry.name.startswith("shard-") and entry.name.endswith(".lmdb") for entry in entries)
     except OSError as error:
         raise NotASourceError(f"{folder}: cannot be listed ({error.strerror})") from error

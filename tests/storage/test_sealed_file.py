@@ -226,7 +226,7 @@ def lay_out(chunks: Sequence[bytes], *, gap: int = 13) -> tuple[mmap.mmap, list[
 def open_table(
     data: mmap.mmap, offsets: Sequence[int], count: int, *, row_type: RowType = ROW, table_id: bytes = TABLE_ID
 ) -> Table:
-    return Table(row_type, table_id=table_id, data=data, chunk_offsets=offsets, count=count, place="here/index.lmdb")
+    return Table(row_type, table_id=table_id, data=data, chunk_offsets=offsets, count=count, path="here/index.lmdb")
 
 
 def check_all(table: Table) -> list[str]:
