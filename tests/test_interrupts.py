@@ -34,7 +34,7 @@ def _nothing_stays() -> Iterator[None]:
 
 
 def _wait_for_signal(is_handled: Callable[[], bool] = lambda: False) -> None:
-    """Wait for the signal, which a library's thread that does not block it may pass on to this thread only later."""
+    """Wait for the signal: a library's thread, which does not block it, may receive it first and pass it on late."""
     deadline = time.monotonic() + 10
     while not is_handled() and time.monotonic() < deadline:
         time.sleep(0.001)

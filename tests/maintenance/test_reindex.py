@@ -42,11 +42,6 @@ def pristine(folder: Path) -> Path:
     return store
 
 
-@pytest.fixture
-def store(pristine: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(pristine, tmp_path / "store.lmdb"))
-
-
 def content(path: Path) -> dict[str, object]:
     with Store(path) as store:
         return content_of(store)

@@ -81,7 +81,9 @@ def test_an_index_gives_back_what_it_was_given(images: int, tmp_path: Path) -> N
         *shards[0].images["metadata_offset"],
         *shards[1].images["metadata_offset"],
     ]
-    assert [row[2] for row in image_rows] == list(range(0, 6 * images, 3))  # first patches, counted on
+    assert [row[2] for row in image_rows] == list(
+        range(0, 6 * images, 3)
+    )  # the second shard's patches continue the numbers of the first shard's
     assert [row[1] for row in patch_rows] == [*shards[0].patches["patch_id"], *shards[1].patches["patch_id"]]
     assert [row[3] for row in patch_rows] == [patch // 3 for patch in range(6 * images)]
     assert names == sorted(names)

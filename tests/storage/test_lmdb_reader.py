@@ -100,7 +100,7 @@ def test_a_deep_tree_is_deep(tmp_path: Path) -> None:
 
 
 def encode_one_leaf(page_size: int, values: Values) -> bytes:
-    """Return an LMDB file of one leaf page, with page sizes that the engine writes on other systems only."""
+    """Return an LMDB file of one leaf page. The engine writes most of these page sizes on other systems only."""
     pointers, nodes, upper = [], b"", page_size
     for key, value in sorted(values.items()):
         node = struct.pack("<HHHH", len(value), 0, 0, len(key)) + key + value

@@ -212,7 +212,7 @@ def encode_table(content: Array, splits: Sequence[int]) -> list[bytes]:
 
 
 def lay_out(chunks: Sequence[bytes], *, gap: int = 13) -> tuple[mmap.mmap, list[int]]:
-    """Return a map with the chunks and gaps between them, as in LMDB, and the offsets of the chunks."""
+    """Return a map of the chunks with gaps around them, as in LMDB, and the offsets of the chunks."""
     data = mmap.mmap(-1, sum(map(len, chunks)) + gap * (len(chunks) + 1))
     offsets = []
     offset = gap
