@@ -49,8 +49,8 @@ class StagingDirectory:
         with write_errors(self.path):
             self._lock = _take_lock(self.path / LOCK_FILE)
             try:
-                # An append moves shards from here into the store. After a power loss, such a shard without this folder
-                # would be lost to a rerun, which finds it by the plan in here.
+                # An append renames shards from this folder into the store, and a rerun finds them by the plan in this
+                # folder. So a power loss must not undo the creation of the folder after such a rename.
                 sync_folder(self.path.parent)
             except OSError:
                 self.close()

@@ -144,7 +144,9 @@ class Index:
         except DamagedError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DamagedError(f"{path}: the trailer lacks fields or has unknown ones ({error!r})") from error
+            raise DamagedError(
+                f"{path}: the trailer lacks fields or has unknown ones ({error!r}); restore it from a copy"
+            ) from error
         return cls(
             path=path,
             store_id=body["store_id"],
@@ -301,11 +303,13 @@ def _check_entries(path: Path, entries: Sequence[ShardEntry], counts: dict[str, 
     for entry in entries:
         check_fields(path, entry._asdict())
         if entry.images and entry.number in numbers:
-            raise DamagedError(f"{path}: names shard {entry.number} twice")
+            raise DamagedError(f"{path}: names shard {entry.number} twice; restore it from a copy")
         numbers.add(entry.number)
         if entry.first_image != images:
-            raise DamagedError(f"{path}: the shard table has a gap before image {entry.first_image}")
+            raise DamagedError(
+                f"{path}: the shard table has a gap before image {entry.first_image}; restore it from a copy"
+            )
         images += entry.images
     patches = sum(entry.patches for entry in entries)
     if (images, patches, images) != (counts["images"], counts["patches"], counts["names"]):
-        raise DamagedError(f"{path}: the shard table does not cover the other tables")
+        raise DamagedError(f"{path}: the shard table does not cover the other tables; restore it from a copy")

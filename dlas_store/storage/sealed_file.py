@@ -207,11 +207,14 @@ class Table(Sequence[tuple[Any, ...]]):
         blocks = -(-count // self._rows_per_block)
         chunk_ends = [offset + BLOCK_BYTES * BLOCKS_PER_CHUNK for offset in chunk_offsets]
         if len(chunk_ends) != -(-blocks // BLOCKS_PER_CHUNK):
-            raise DamagedError(f"{path}: {len(chunk_ends)} chunks do not hold the {count} rows of {row_type.name}")
+            raise DamagedError(
+                f"{path}: {len(chunk_ends)} chunks do not hold the {count} rows of {row_type.name}; "
+                "restore it from a copy"
+            )
         if chunk_ends:  # the last chunk may hold fewer blocks
             chunk_ends[-1] -= BLOCK_BYTES * (len(chunk_ends) * BLOCKS_PER_CHUNK - blocks)
         if any(end > len(data) for end in chunk_ends):
-            raise DamagedError(f"{path}: {row_type.name} reaches beyond the end of the file")
+            raise DamagedError(f"{path}: {row_type.name} reaches beyond the end of the file; restore it from a copy")
         self._checked = bytearray(blocks)
 
     def __len__(self) -> int:

@@ -101,7 +101,9 @@ class Shard:
         try:
             self.header = ShardHeader(**{key: value for key, value in file.body.items() if key != "kind"})
         except TypeError as error:
-            raise DamagedError(f"{path}: the trailer lacks fields or has unknown ones ({error})") from error
+            raise DamagedError(
+                f"{path}: the trailer lacks fields or has unknown ones ({error}); restore it from a copy"
+            ) from error
         check_fields(path, asdict(self.header))
 
     @cached_property
