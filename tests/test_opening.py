@@ -142,7 +142,7 @@ def make_text_folder(path: Path) -> Path:
         (make_folder, "empty", "the folder is empty"),
         (make_text_folder, "texts", "neither a store nor a chunked folder, and no pictures below it .*[.]jpg"),
         (lambda path: make_tree(path, "a/ref.jpg"), "references", "no sub folder holds patches"),
-        (make_folder, "empty.lmdb", "no store, it has no index.lmdb"),
+        (make_folder, "empty.lmdb", "is not a store: it has no index.lmdb"),
         (make_basicsr, "basicsr.lmdb", "is a BasicSR LMDB, not a store; run dlas-store import on the images"),
         (lambda path: make_basicsr(path) / "data.mdb", "basicsr.lmdb", "is a BasicSR LMDB"),
         (make_other_lmdb, "other.lmdb", "is another program's LMDB, not a store"),

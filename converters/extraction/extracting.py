@@ -233,7 +233,9 @@ def _into_store(task: Task, options: ExtractOptions, summary: ExtractSummary) ->
 def _into_folder(task: Task, options: ExtractOptions, summary: ExtractSummary) -> None:
     plan = task.plan
     with StagingDirectory(task.dst) as staging:
-        staging.record_or_check_plan({"groups": [group.fingerprint for group in plan.groups]}, what="photos or options")
+        staging.record_or_check_plan(
+            {"groups": [group.fingerprint for group in plan.groups]}, inputs="photos or options"
+        )
         content = staging.path / CONTENT
         with write_errors(content):
             content.mkdir(exist_ok=True)
