@@ -1,4 +1,4 @@
-"""Contact sheets: the contents of the PNG files that the commands preview and read --picture write."""
+"""Contact sheets: contents of the PNG files of the commands preview and read --picture."""
 
 from __future__ import annotations
 
@@ -14,7 +14,15 @@ import yaml
 from PIL import Image
 
 from dlas_store import open_source
-from dlas_store.cli.preview import FEW_IMAGES, FEW_PICTURES, MOST_IMAGES, PATCH_SIDE, preview, spread, square_color
+from dlas_store.cli.preview import (
+    DEFAULT_IMAGES,
+    DEFAULT_PICTURES,
+    MAX_IMAGES,
+    PATCH_SIDE,
+    preview,
+    spread,
+    square_color,
+)
 from dlas_store.cli.read import ITEMS, LABEL_WIDTH, draw_items
 from dlas_store.cli.sheet import EMPTY, MARGIN, below, fit, text_line, text_lines, write_png
 from dlas_store.converters.importing import import_store
@@ -36,7 +44,7 @@ def pixels_of(file: Path) -> Array:
 
 
 def places_of(part: Array, sheet: Array) -> list[tuple[int, int]]:
-    """Return row and column of every place where a sheet contains exactly the pixels of a part."""
+    """Return row and column of every place at which a sheet contains exactly the pixels of a part."""
     height, width = part.shape[:2]
     starts = (sheet[: sheet.shape[0] - height + 1, : sheet.shape[1] - width + 1] == part[0, 0]).all(-1)
     return [
@@ -51,7 +59,7 @@ def flat(height: int, width: int, color: tuple[int, int, int] = GREY) -> Array:
 
 
 def reference_of(sheet: Array, height: int, width: int, edge: tuple[int, int, int]) -> Array:
-    """Return the reference on a sheet of one image, given the colour of the reference's top left corner."""
+    """Return the reference on a sheet of one image; ``edge`` is the colour of the reference's top left corner."""
     rows = np.flatnonzero((sheet[:, MARGIN] == edge).all(-1))
     return sheet[rows[0] : rows[0] + height, MARGIN : MARGIN + width]
 
@@ -110,7 +118,7 @@ def test_shown_patches_are_evenly_chosen_and_framed(chunked_source_path: Path, t
 
 def test_folder_and_store_give_the_same_preview(tmp_path: Path) -> None:
     import_store([DATA / "chunked"], tmp_path / "s.lmdb")
-    assert preview(DATA / "chunked", [], tmp_path / "folder.png") == FEW_IMAGES
+    assert preview(DATA / "chunked", [], tmp_path / "folder.png") == DEFAULT_IMAGES
     preview(tmp_path / "s.lmdb", [], tmp_path / "store.png")
     assert (tmp_path / "folder.png").read_bytes() == (tmp_path / "store.png").read_bytes()
 
@@ -156,7 +164,7 @@ def test_pictures_are_thumbnails_in_a_grid(tmp_path: Path) -> None:
     assert list(zip(heights, widths, strict=True)) == [
         (192, 192), (192, 192), (64, 192), (192, 100), (180, 180), (192, 48), (192, 192),
     ]  # fmt: skip
-    assert preview(numbered_pictures(tmp_path / "many", 50), [], tmp_path / "many.png") == FEW_PICTURES
+    assert preview(numbered_pictures(tmp_path / "many", 50), [], tmp_path / "many.png") == DEFAULT_PICTURES
 
 
 def test_evenly_chosen_are_the_first_the_last_and_between() -> None:
@@ -183,7 +191,7 @@ def test_magnified_by_whole_numbers_and_reduced_by_averaging() -> None:
 @pytest.mark.parametrize("text", ["", "name", "two\nlines\udc80", "x" * 1000, "Ω☃" * 30])
 def test_any_text_stays_in_its_box(text: str) -> None:
     assert text_line(text, 100, size=12).size == (100, 16)
-    many = text_lines(text, 100, size=12, most=3)
+    many = text_lines(text, 100, size=12, max_lines=3)
     assert many.width == 100
     assert many.height in (16, 32, 48)
 
@@ -196,7 +204,7 @@ def test_paths_are_broken_after_slashes() -> None:
 
 
 def test_of_a_long_text_the_end_fills_the_lines_after_dots() -> None:
-    lines = text_lines("x" * 500, 110, most=3)
+    lines = text_lines("x" * 500, 110, max_lines=3)
     assert lines.crop((0, 0, 6, 16)) == text_line("...", 110).crop((0, 0, 6, 16))
     assert all(np.ptp(np.asarray(lines)[top : top + 16, 90:].astype(int)) > 0 for top in (0, 16, 32))
 
@@ -231,7 +239,7 @@ def test_images_that_are_not_there_or_too_many(tmp_path: Path) -> None:
     with pytest.raises(NameNotFoundError, match="no image 'cat'"):
         preview(DATA / "chunked", ["astronaut_left_0", "cat"], tmp_path / "p.png")
     with pytest.raises(ConfigError, match="at most 200"):
-        preview(DATA / "chunked", ["astronaut_left_0"] * (MOST_IMAGES + 1), tmp_path / "p.png")
+        preview(DATA / "chunked", ["astronaut_left_0"] * (MAX_IMAGES + 1), tmp_path / "p.png")
     assert not list(tmp_path.iterdir())
 
 
@@ -249,8 +257,8 @@ SINGLE = {
 }  # fmt: skip
 
 
-def to_pixels(planes: torch.Tensor) -> Array:
-    pixels = (planes.double().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+def to_pixels(chw: torch.Tensor) -> Array:
+    pixels = (chw.double().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     return pixels.repeat(3, axis=2) if pixels.shape[2] == 1 else pixels
 
 
@@ -292,8 +300,8 @@ def test_frames_stand_side_by_side_with_their_masks_below(tmp_path: Path) -> Non
     gap = sheet[:1, :1]
     column, line = gap.repeat(64, 0).repeat(2, 1), gap.repeat(2, 0).repeat(64 * 3 + 4, 1)
 
-    def row_of(planes: torch.Tensor) -> Array:
-        first, second, third = map(to_pixels, planes)
+    def row_of(frames: torch.Tensor) -> Array:
+        first, second, third = map(to_pixels, frames)
         return np.hstack([first, column, second, column, third])
 
     assert places_of(row_of(item["hq"]), sheet)
@@ -308,8 +316,8 @@ def test_every_dataset_of_the_phase_is_shown(tmp_path: Path) -> None:
         shown = draw_items(config(tmp_path, **dict.fromkeys(keys, SINGLE)), file)
         heights.append(len(pixels_of(file)))
         assert shown == ITEMS * sum(key.startswith("train") for key in keys)
-    one, two, other = heights
-    assert (two - one, other) == (one - MARGIN, one)
+    one, two, with_val = heights
+    assert (two - one, with_val) == (one - MARGIN, one)
     with pytest.raises(ConfigError, match="no dataset of phase 'test'"):
         draw_items(tmp_path / "c.yml", tmp_path / "p.png", phase="test")
 
@@ -324,7 +332,7 @@ def test_normalised_tensors_are_rescaled_to_their_range(tmp_path: Path) -> None:
 
 
 class Odd(torch.utils.data.Dataset[dict[str, Any]]):
-    """A dataset of values of every kind, and of tensors of several sizes."""
+    """A dataset with values of every kind, and tensors of several sizes."""
 
     def __init__(self, opt: Any) -> None: ...
 
