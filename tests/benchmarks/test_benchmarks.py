@@ -1,4 +1,4 @@
-"""Benchmarks run, and their reports agree with their measurements. No test asserts a speed."""
+"""Benchmarks: they run, and their reports agree with their measurements. No test asserts a speed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def checkout(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def own_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store that a user made of a chunked folder."""
+    """A store of the user's own, made of a chunked folder."""
     store = tmp_path_factory.mktemp("own") / "own.lmdb"
     import_store([DATA / "chunked"], store)
     return store
@@ -54,7 +54,7 @@ class Done(NamedTuple):
 
 
 def run(*arguments: str | Path, check: bool = True) -> Done:
-    """Run a benchmark in this process, which has done the slow imports; measured code runs in other processes."""
+    """Run a benchmark in this process, which has done the slow imports; measured code runs in child processes."""
     from benchmarks.__main__ import main
 
     out, err = io.StringIO(), io.StringIO()
@@ -92,7 +92,7 @@ def measure(
     assert report["versions"].keys() >= {"python", "dlas-store", "lmdb", "numpy", "simplejpeg", "torch"}
     assert report["comparisons"]
     for comparison in report["comparisons"]:
-        # The memory of reading is measured once.
+        # Only one run measures the memory of reading.
         check_comparison(comparison, 1 if comparison["title"].startswith("Memory") else rounds)
         assert all(name in done.stdout for name in comparison["results"])
     return report
@@ -110,10 +110,10 @@ def check_comparison(comparison: dict[str, Any], rounds_run: int) -> None:
 
 
 def test_read_measures_loaders_and_what_they_cost(tmp_path: Path) -> None:
-    from benchmarks import contender_peers as peer_contenders
+    from benchmarks import contender_peers
 
-    some = ("store, *s loader", "store, read*", "folder, DataLoader, Pillow")
-    report = measure(tmp_path, "read", *SMALL, "--only", *some)
+    patterns = ("store, *s loader", "store, read*", "folder, DataLoader, Pillow")
+    report = measure(tmp_path, "read", *SMALL, "--only", *patterns)
     loaders, alone, cpu, memory = report["comparisons"]
     assert list(loaders["results"]) == [
         LIMIT,
@@ -125,20 +125,20 @@ def test_read_measures_loaders_and_what_they_cost(tmp_path: Path) -> None:
     assert list(cpu["results"]) == list(memory["results"]) == list(loaders["results"])
     assert all(megabytes > 10 for result in memory["results"].values() for megabytes in result["rounds"])
     assert report["figures"]["items"] == 80
-    assert report["notes"] == peer_contenders.notes()
+    assert report["notes"] == contender_peers.notes()
     assert all("not installed" in note for note in report["notes"])
     assert "80 items of 80 images, patches of 64 x 64 pixels" in report["subject"]
 
 
 def test_every_contender_of_read_gives_every_patch_once(tmp_path: Path) -> None:
-    from benchmarks import data as mode_data
     from benchmarks.contenders import WITHOUT_LOADER, list_contenders, make
+    from benchmarks.data import write_mode_data
     from benchmarks.reading import Reading
 
     folder, store = tmp_path / "folder", tmp_path / "folder.lmdb"
-    mode_data.write_mode_data("pixels", folder, store, patches=20, images=4, size=64, quality=90)
+    write_mode_data("pixels", folder, store, patches=20, images=4, size=64, quality=90)
     reading = Reading.plan("pixels", store=store, folder=folder, patches=20, batch=8)
-    contenders = [each for each in list_contenders(reading, tmp_path) if each.own_data is None]
+    contenders = [contender for contender in list_contenders(reading, tmp_path) if contender.own_data is None]
     assert [contender.name for contender in contenders] == [
         LIMIT,
         "store, threads loader",
@@ -151,32 +151,32 @@ def test_every_contender_of_read_gives_every_patch_once(tmp_path: Path) -> None:
         "folder, DataLoader, Pillow",
     ]
     for contender in contenders:
-        opened = make(json.loads(json.dumps(contender.as_spec(reading))))()
-        items = {opened.check(), opened.run()}
+        workload = make(json.loads(json.dumps(contender.as_spec(reading))))()
+        items = {workload.check(), workload.run()}
         assert items == {reading.items * reading.epochs} or contender.name in WITHOUT_LOADER
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_every_mode_can_be_read_by_every_loader(tmp_path: Path, mode: str) -> None:
-    from benchmarks import contender_store as own_contenders
-    from benchmarks import data as mode_data
+    from benchmarks.contender_store import prepare_items, prepare_loader, prepare_raw
+    from benchmarks.data import write_mode_data
     from benchmarks.modes import MODES as KNOWN
     from benchmarks.reading import Reading
 
     folder, store = tmp_path / "folder", tmp_path / "folder.lmdb"
-    mode_data.write_mode_data(mode, folder, store, patches=16, images=4, size=64, quality=90)
+    write_mode_data(mode, folder, store, patches=16, images=4, size=64, quality=90)
     chunked = folder if KNOWN[mode].chunked else None
     reading = Reading.plan(mode, store=store, folder=chunked, patches=16, batch=8)
     assert reading == Reading(**json.loads(json.dumps(reading.as_spec())))
     openers = [
-        own_contenders.prepare_loader(reading, reading.data, loader="threads"),
-        own_contenders.prepare_items(reading, reading.data),
+        prepare_loader(reading, reading.data, loader="threads"),
+        prepare_items(reading, reading.data),
     ]
     if KNOWN[mode].raw:
-        openers.append(own_contenders.prepare_raw(reading, reading.data))
+        openers.append(prepare_raw(reading, reading.data))
     for opener in openers:
-        opened = opener()
-        assert opened.check() == opened.run() == 16
+        workload = opener()
+        assert workload.check() == workload.run() == 16
 
 
 def test_read_measures_items_with_references(tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_read_measures_data_of_the_user(tmp_path: Path, own_store: Path) -> None
         rounds=1,
     )
     assert report["options"]["store"] == str(own_store)
-    # The store has fewer patches, so a pass reads them several times.
+    # The store has fewer patches, so a run reads them several times.
     assert report["figures"]["items"] > 300
     assert report["figures"]["images"] == 4
 
@@ -236,10 +236,10 @@ def test_a_folder_that_is_not_the_stores_is_refused(own_store: Path) -> None:
 
 
 def test_a_contender_that_loses_a_patch_is_an_error() -> None:
-    from benchmarks.process import BatchPass
+    from benchmarks.process import BatchWorkload
 
-    def epoch(*batches: list[int]) -> BatchPass:
-        return BatchPass(
+    def epoch(*batches: list[int]) -> BatchWorkload:
+        return BatchWorkload(
             lambda: batches,
             epochs=2,
             count=len,
@@ -260,7 +260,7 @@ def test_a_contender_that_fails_ends_the_run_with_its_reason(tmp_path: Path) -> 
     spec = {"options": {"mode": "pixels", "paths": str(tmp_path / "none")}, "in_memory": False, "width": 1, "blocks": 1}
     spec |= {"steps": 1, "device": "cpu", "torch_threads": None}
     with (
-        ContenderProcess("mine", module="train_contenders", spec=spec) as process,
+        ContenderProcess("mine", module="contender_training", spec=spec) as process,
         pytest.raises(StoreError, match=r"^mine: .*none', which does not exist"),
     ):
         process.run()
@@ -280,39 +280,39 @@ def test_peak_memory_sees_what_was_freed_again() -> None:
     start = memory_bytes(os.getpid())
     with watch_memory(os.getpid()) as peak:
         child = subprocess.Popen(
-            [sys.executable, "-c", "held = b'1' * (64 << 20); print(); input()"],
+            [sys.executable, "-c", "block = b'1' * (64 << 20); print(); input()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
         assert child.stdout is not None
         child.stdout.readline()
-        while peak.value < start + (64 << 20):  # the next sample sees it; the test's timeout ends a miss
+        while peak.value < start + (64 << 20):  # until a sample sees the block; else the test's timeout ends the loop
             pass
         child.communicate(b"\n")
     assert memory_bytes(os.getpid()) < peak.value
 
 
 def test_files_leave_the_page_cache(tmp_path: Path) -> None:
-    from benchmarks import system as page_cache
+    from benchmarks.system import drop_from_page_cache, page_residency
 
     file = tmp_path / "file"
     file.write_bytes(bytes(100_000))
-    page_cache.drop([tmp_path])
-    with file.open("rb") as opened:
-        assert not any(page_cache.resident(opened.fileno()))
-        opened.read()
-        assert all(page_cache.resident(opened.fileno()))
+    drop_from_page_cache([tmp_path])
+    with file.open("rb") as stream:
+        assert not any(page_residency(stream.fileno()))
+        stream.read()
+        assert all(page_residency(stream.fileno()))
 
 
 def test_a_mapped_file_that_stays_in_the_page_cache_is_an_error(tmp_path: Path) -> None:
-    from benchmarks import system as page_cache
+    from benchmarks.system import drop_from_page_cache
     from dlas_store import StoreError
 
     np.save(tmp_path / "file.npy", np.zeros(100_000))
     mapped = np.load(tmp_path / "file.npy", mmap_mode="r")
     assert mapped.sum() == 0
     with pytest.raises(StoreError, match="stay in the page cache"):
-        page_cache.drop([tmp_path])
+        drop_from_page_cache([tmp_path])
 
 
 def test_a_chart_shows_ratios(tmp_path: Path) -> None:
@@ -321,7 +321,7 @@ def test_a_chart_shows_ratios(tmp_path: Path) -> None:
 
     from benchmarks.report import Comparison, write_chart
 
-    rounds = {"limit": [10, 12], "store": [9, 9], "an other one": [3, 4]}
+    rounds = {"limit": [10, 12], "store": [9, 9], "folder": [3, 4]}
     comparison = Comparison(title="Reading", unit="items/s", reference="limit", rounds=rounds)
     write_chart(tmp_path / "chart.png", comparison, subject="words " * 50, highlighted=["store"])
     with Image.open(tmp_path / "chart.png") as picture:
@@ -331,12 +331,12 @@ def test_a_chart_shows_ratios(tmp_path: Path) -> None:
 
 
 def test_a_chart_without_matplotlib_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    from benchmarks import report as chart
+    from benchmarks import report
     from dlas_store import StoreError
 
-    monkeypatch.setattr(chart, "find_spec", lambda _: None)
+    monkeypatch.setattr(report, "find_spec", lambda _: None)
     with pytest.raises(StoreError, match=r"pip install 'dlas-store\[plot\]'"):
-        chart.require_matplotlib()
+        report.require_matplotlib()
 
 
 def test_importing_loads_nothing_that_is_optional_or_slow() -> None:
