@@ -22,8 +22,8 @@ from dlas_store.processes import available_cores
 
 # Shares of the decode limit, measured as in web_dataset.py: get_safe_loader with 1, 2, 4 workers 0.23, 0.38, 0.39; take
 # in 1, 2, 4 threads 0.55, 0.81, 0.84, and 0.75 and 0.94 in two later runs with 4 threads. LanceDataset with
-# ShardedBatchSampler(randomize=True) 0.61, but this sampler shuffles whole batches of neighbouring rows, and decoding has
-# one thread. Blob columns were not tried.
+# ShardedBatchSampler(randomize=True) 0.61, but this sampler shuffles whole batches of neighbouring rows, and one thread
+# decodes. Blob columns were not tried.
 _COLUMN = "jpg"
 _THREADS_A_CORE = 2
 _BATCHES_AHEAD_A_THREAD = 2
