@@ -1,4 +1,4 @@
-"""Commands that are killed: the old or the new state is there, never half of one, and a rerun completes."""
+"""Killed commands: the target has its old or its new state, never a mixture, and a rerun completes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SHARD = ("--workers", WORKERS, "--shard-size", "1KiB")
 
 
 class Prepared(NamedTuple):
-    """A folder, and stores of a part and of all of it."""
+    """A folder, and stores of a part and of the whole of the folder."""
 
     source: Path
     part: Path
@@ -70,12 +70,12 @@ def _has_shards(store: Path, count: int) -> bool:
 
 
 def test_an_append_killed_while_shards_move_in_is_completed(tmp_path: Path, prepared: Prepared, runs: Runs) -> None:
-    old, had = patches(prepared.part), len(states(prepared.part))
+    old, shard_count = patches(prepared.part), len(states(prepared.part))
     for number in runs(small=2, full=50):
         store = shutil.copytree(prepared.part, tmp_path / f"{number}.lmdb")
         command = ("import", "--append", *SHARD, prepared.source, store)
         process = start(*command)
-        await_while_running(process, partial(_has_shards, store, had + 1 + number % 5))
+        await_while_running(process, partial(_has_shards, store, shard_count + 1 + number % 5))
         os.killpg(process.pid, signal.SIGKILL)
         end(process)
         assert patches(store) in (old, patches(prepared.whole))
@@ -154,6 +154,10 @@ def test_workers_do_not_outlive_a_killed_command(tmp_path: Path, prepared: Prepa
     kill_main_process("import", *SHARD, prepared.source, tmp_path / "s.lmdb", workers=int(WORKERS))
 
 
+def _shards(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {name: content for name, content in files.items() if name.startswith("shard-")}
+
+
 def test_a_rerun_with_other_options_is_refused_and_says_what_to_do(tmp_path: Path, prepared: Prepared) -> None:
     store = tmp_path / "s.lmdb"
     process = start("import", *SHARD, prepared.source, store)
@@ -163,23 +167,22 @@ def test_a_rerun_with_other_options_is_refused_and_says_what_to_do(tmp_path: Pat
     before = read(tmp_path / "s.lmdb.partial")
     message = error_line(run("import", "--shard-size", "2KiB", prepared.source, store))
     assert "s.lmdb.partial" in message
-    assert {
-        name: content for name, content in read(tmp_path / "s.lmdb.partial").items() if name.startswith("shard-")
-    } == {name: content for name, content in before.items() if name.startswith("shard-")}
+    after = read(tmp_path / "s.lmdb.partial")
+    assert _shards(after) == _shards(before)
     done("import", *SHARD, prepared.source, store)
     assert info(store)["images"] == 60
 
 
 def test_half_a_commit_is_left_out_and_named_by_reindex(tmp_path: Path, prepared: Prepared) -> None:
     store = shutil.copytree(prepared.part, tmp_path / "s.lmdb")
-    old, had = patches(store), set(states(store))
+    old, old_shards = patches(store), set(states(store))
     done("import", "--append", *SHARD, prepared.source, store)
-    *half, last = sorted(set(states(store)) - had)
+    *incomplete, last = sorted(set(states(store)) - old_shards)
     (store / last).unlink()
     (store / "index.lmdb").unlink()
     result = run("reindex", store)
     assert result.status == 1
-    for name in half:
+    for name in incomplete:
         assert name in result.out + result.err
     assert patches(store) == old
     done("import", "--append", *SHARD, prepared.source, store)

@@ -1,4 +1,4 @@
-"""Extractions that are killed, interrupted or out of room: old or new state, and a rerun gives the same."""
+"""Killed, interrupted and failed extractions: the target has its old or new state, and a rerun completes."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ from tests.support.photo_files import encoded, scene
 WORKERS = "2"
 OPTIONS = ("--crop-size", "64,128", "--step", "32,64", "--threshold", "8", "--workers", WORKERS)
 SHARD = (*OPTIONS, "--shard-size", "100KiB")
-"""One shard a photo, or two."""
+"""Options that give one or two shards a photo."""
 
 
 class Prepared(NamedTuple):
-    """Photos, and stores of a part and of all of them."""
+    """Photos, and stores of a part and of the whole of the photos."""
 
     photos: Path
     part: Path
@@ -58,14 +58,14 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     root = tmp_path_factory.mktemp("prepared")
     photos = write(root / "photos", {f"{n // 10}/{n:02d}.png": _photo(n) for n in range(20)})
     done("extract", *SHARD, photos, root / "whole.lmdb")
-    some = write(root / "some", {name: content for name, content in read(photos).items() if name.startswith("0/")})
-    done("extract", *SHARD, some, root / "part.lmdb")
+    part = write(root / "part", {name: content for name, content in read(photos).items() if name.startswith("0/")})
+    done("extract", *SHARD, part, root / "part.lmdb")
     return Prepared(photos, root / "part.lmdb", root / "whole.lmdb")
 
 
-def _is_the_same(store: Path, other: Path) -> bool:
-    """Return whether a store is sound, and another or a folder has its patches, references, centres and metadata."""
-    return verify(store).ok and compare(store, other).ok
+def _is_the_same(store: Path, copy: Path) -> bool:
+    """Return whether a store is sound and a second source has equal patches, references, centres and metadata."""
+    return verify(store).ok and compare(store, copy).ok
 
 
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
@@ -82,7 +82,7 @@ def test_a_rerun_goes_on_where_sealed_shards_end(
 
 
 def _killed_midway(store: Path, *options: str | Path) -> None:
-    """Kill an extraction to a new store when some of its shards are sealed."""
+    """Kill an extraction to a new store once some of the store's shards are sealed."""
     process = start("extract", *options, store)
     await_while_running(process, lambda: len(sealed_shards(store)) > 3)
     os.killpg(process.pid, signal.SIGKILL)
@@ -90,22 +90,24 @@ def _killed_midway(store: Path, *options: str | Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "other",
+    "changed_options",
     [("--quality", "50"), ("--only-resize",), ("--exclude", "1/1")],
     ids=" ".join,
 )
-def test_a_rerun_with_other_options_mixes_nothing(tmp_path: Path, prepared: Prepared, other: tuple[str, ...]) -> None:
+def test_a_rerun_with_other_options_mixes_nothing(
+    tmp_path: Path, prepared: Prepared, changed_options: tuple[str, ...]
+) -> None:
     store = tmp_path / "s.lmdb"
     _killed_midway(store, *SHARD, prepared.photos)
     before = sealed_states(store)
-    result = run("extract", *SHARD, *other, prepared.photos, store)
+    result = run("extract", *SHARD, *changed_options, prepared.photos, store)
     if result.status:
         assert "s.lmdb.partial" in error_line(result)
         assert sealed_states(store) == before
         done("extract", *SHARD, prepared.photos, store)
         assert _is_the_same(store, prepared.whole)
     else:
-        done("extract", *SHARD, *other, prepared.photos, tmp_path / "fresh.lmdb")
+        done("extract", *SHARD, *changed_options, prepared.photos, tmp_path / "fresh.lmdb")
         assert _is_the_same(store, tmp_path / "fresh.lmdb")
 
 
@@ -187,8 +189,8 @@ def test_workers_do_not_outlive_a_killed_command(tmp_path: Path, prepared: Prepa
 
 
 @contextmanager
-def _held(*arguments: str | Path, until: Callable[[], object]) -> Iterator[subprocess.Popen[str]]:
-    """Stop a command with all its processes in the middle, when something holds."""
+def _stopped(*arguments: str | Path, until: Callable[[], object]) -> Iterator[subprocess.Popen[str]]:
+    """Start a command, and stop all its processes with SIGSTOP once ``until`` returns something true."""
     process = start(*arguments)
     try:
         await_while_running(process, until)
@@ -208,7 +210,7 @@ def test_a_second_extraction_is_refused_and_the_first_is_not_disturbed(
 ) -> None:
     command = ("extract", *SHARD, prepared.photos, tmp_path / to)
     inside = "shard-*1.lmdb" if to == "s.lmdb" else "**/*.jpg"
-    with _held(*command, until=lambda: list(tmp_path.glob(f"{to}?*/{inside}"))) as first:
+    with _stopped(*command, until=lambda: list(tmp_path.glob(f"{to}?*/{inside}"))) as first:
         message = refused(*command)
         assert to in message
         assert re.search("another process|busy|locked", message)
@@ -219,15 +221,15 @@ def test_a_second_extraction_is_refused_and_the_first_is_not_disturbed(
 
 def test_a_second_append_is_refused_and_readers_go_on(tmp_path: Path, prepared: Prepared) -> None:
     store = shutil.copytree(prepared.part, tmp_path / "s.lmdb")
-    had, shard_count = patches(store), len(sealed_shards(store))
+    before, shard_count = patches(store), len(sealed_shards(store))
     command = ("extract", "--append", *SHARD, prepared.photos, store)
-    with _held(*command, until=lambda: len(sealed_shards(store)) > shard_count + 2) as first:
-        writers = [start(*writer) for writer in (command, ("reindex", store))]  # each waits for a while
+    with _stopped(*command, until=lambda: len(sealed_shards(store)) > shard_count + 2) as first:
+        writers = [start(*writer) for writer in (command, ("reindex", store))]  # each writer waits a while for the lock
         for writer in writers:
             message = error_line(end(writer))
             assert "s.lmdb" in message
             assert re.search("another process|busy|locked", message)
-        assert patches(store) == had
+        assert patches(store) == before
         assert findings(store) == []
     assert end(first).status == 0
     assert _is_the_same(store, prepared.whole)
@@ -238,7 +240,7 @@ def test_a_second_append_is_refused_and_readers_go_on(tmp_path: Path, prepared: 
 
 @pytest.mark.parametrize(
     "options",
-    ["size=40m,nr_inodes=20", "size=1600k"],  # out of files, which no check of free bytes foresees; out of bytes
+    ["size=40m,nr_inodes=20", "size=1600k"],  # no file is left, which no check of free bytes foresees; no byte is left
 )
 @pytest.mark.parametrize("to", ["s.lmdb", "folder"])
 def test_a_full_disk_is_an_error_and_a_rerun_goes_on(
@@ -270,12 +272,12 @@ def test_a_write_that_the_system_refuses_is_an_error_and_a_rerun_goes_on(tmp_pat
 def test_an_append_without_room_leaves_the_store_as_it_was(
     tmp_path: Path, prepared: Prepared, disk: Callable[[str], Path]
 ) -> None:
-    part = sum(len(state[2]) for state in states(prepared.part).values())
-    small = disk(f"size={part + (600 << 10)}")
+    old_bytes = sum(len(state[2]) for state in states(prepared.part).values())
+    small = disk(f"size={old_bytes + (600 << 10)}")
     store = shutil.copytree(prepared.part, small / "s.lmdb")
-    before, had = states(store), patches(store)
+    before, old = states(store), patches(store)
     refused("extract", "--append", *SHARD, prepared.photos, store)
-    assert patches(store) == had
+    assert patches(store) == old
     assert findings(store) == []
     assert info(store)["images"] == 10
     assert before.items() <= states(store).items()

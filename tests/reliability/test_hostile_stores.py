@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import msgpack
+import numpy as np
 import pytest
 from xxhash import xxh3_64_intdigest
 
@@ -23,10 +24,9 @@ from dlas_store.maintenance.info import info
 from dlas_store.maintenance.reindex import reindex
 from dlas_store.maintenance.verify import verify
 from dlas_store.sources.base import Center, Image
-from dlas_store.storage import lmdb_reader as lmdb_pages
-from dlas_store.storage import records as metadata
 from dlas_store.storage.index import INDEX_FILE, ROW_TYPES, Index
-from dlas_store.storage.records import encode_value, pack_key
+from dlas_store.storage.lmdb_reader import iter_entries, iter_intact_entries
+from dlas_store.storage.records import decode_image, encode_image, encode_value, pack_key
 from dlas_store.storage.sealed_file import BLOCK_BYTES, SealedFile
 from dlas_store.storage.shard import Shard
 from dlas_store.storage.store import Store
@@ -68,7 +68,7 @@ def packed(body: object) -> bytes:
 
 
 def sealed(pages: bytes, body: bytes) -> bytes:
-    """Return a sealed file: pages, then a trailer with a valid checksum."""
+    """Return the bytes of a sealed file: pages, and a trailer with a valid checksum."""
     footer = FOOTER.pack(b"dlasseal", 1, len(body), len(pages))
     return pages + body + footer + struct.pack("<Q", xxh3_64_intdigest(body, xxh3_64_intdigest(footer)))
 
@@ -108,7 +108,7 @@ def spoil(fields: dict[str, Any], draw: random.Random) -> None:
 
 
 def spoil_trailer(store: Path, draw: random.Random) -> None:
-    """Put wrong fields into the trailer of a file, or bytes that are no msgpack."""
+    """Put wrong fields, or bytes that are not msgpack, into the trailer of a file."""
     path = draw.choice([store / INDEX_FILE, *shards_of(store)])
     pages, body = parts(path)
     if draw.random() < 0.7:
@@ -132,9 +132,9 @@ def spoil_rows(store: Path, draw: random.Random) -> None:
         name = draw.choice(row_type.dtype.names or ())
         kind, offset = (row_type.dtype.fields or {})[name][:2]
         code = "<Q" if kind.itemsize == 8 else "<I"
-        (old,) = struct.unpack_from(code, data, row + offset)
-        new = draw.choice((0, 1, 2, old + 1, old - 1, 1 << 31, len(data), len(data) - 1, (1 << 64) - 1, 1 << 63))
-        struct.pack_into(code, data, row + offset, new % (1 << 8 * kind.itemsize))
+        (value,) = struct.unpack_from(code, data, row + offset)
+        value = draw.choice((0, 1, 2, value + 1, value - 1, 1 << 31, len(data), len(data) - 1, (1 << 64) - 1, 1 << 63))
+        struct.pack_into(code, data, row + offset, value % (1 << 8 * kind.itemsize))
     seed = xxh3_64_intdigest(b"%s:%s:0" % (body["table_id"], row_type.name.encode()))
     checksum = xxh3_64_intdigest(bytes(data[start : start + BLOCK_BYTES - 8]), seed)
     struct.pack_into("<Q", data, start + BLOCK_BYTES - 8, checksum)
@@ -142,7 +142,7 @@ def spoil_rows(store: Path, draw: random.Random) -> None:
 
 
 def spoil_pages(store: Path, draw: random.Random) -> None:
-    """Change bytes of a file's tree pages, which have no checksum."""
+    """Change bytes in the tree pages of a file, which have no checksum."""
     path = draw.choice([store / INDEX_FILE, *shards_of(store)])
     data = bytearray(path.read_bytes())
     pages, _ = parts(path)
@@ -179,7 +179,7 @@ def spoil_metadata(store: Path, draw: random.Random) -> None:
 
 
 def use(store: Path, number: int) -> None:
-    """Use every operation on a store; only a StoreError may be raised."""
+    """Use every operation on a store; the only error allowed is StoreError."""
     with suppress(StoreError), Store(store) as opened:
         for image in range(opened.image_count):
             for look in (opened.image, opened.read_reference, opened.first_patch, opened.patch_sizes):
@@ -208,8 +208,8 @@ def use(store: Path, number: int) -> None:
         with suppress(StoreError):
             salvage(store, new, workers=1)
             assert verify(new, workers=1).ok
-        for left in (new, new.with_name("new.lmdb.partial")):
-            shutil.rmtree(left, ignore_errors=True)
+        for folder in (new, new.with_name("new.lmdb.partial")):
+            shutil.rmtree(folder, ignore_errors=True)
     if number % 4 == 1:
         with suppress(StoreError):
             reindex(store, workers=1)
@@ -237,12 +237,12 @@ def test_records_of_any_bytes_are_an_error_or_an_image(runs: Runs) -> None:
         files=("1.jpg", "2.jpg"),
         centers={1: Center(1, 2, 3)},
         has_reference=True,
-        patch_ids=metadata.np.array([1, 2], "u8"),
-        heights=metadata.np.array([1, 2], "u4"),
-        widths=metadata.np.array([1, 2], "u4"),
+        patch_ids=np.array([1, 2], "u8"),
+        heights=np.array([1, 2], "u4"),
+        widths=np.array([1, 2], "u4"),
         extra={"deep": [[{"a": 1}]]},
     )
-    record = metadata.encode_image(image)
+    record = encode_image(image)
     bombs = [
         b"\x90",
         b"\x80",
@@ -261,7 +261,7 @@ def test_records_of_any_bytes_are_an_error_or_an_image(runs: Runs) -> None:
             at = draw.randrange(len(data) + 1)
             data = data[:at] + draw.choice((b"", b"\xdd" + struct.pack(">I", len(filling)))) + filling
         with suppress(StoreError):
-            metadata.decode_image(data)
+            decode_image(data)
 
     each_in_child(decode_one, runs(small=1500, full=1_000_000), memory=MEMORY)
 
@@ -275,8 +275,8 @@ def test_pages_of_any_bytes_are_an_error_or_entries(pristine: Path, runs: Runs) 
         for _ in range(draw.randrange(20)):
             changed[draw.choice((draw.randrange(len(changed)), draw.randrange(300)))] = draw.randrange(256)
         with suppress(StoreError):
-            list(lmdb_pages.walk(bytes(changed)))
-        list(lmdb_pages.scan(bytes(changed)))
+            list(iter_entries(bytes(changed)))
+        list(iter_intact_entries(bytes(changed)))
 
     each_in_child(walk_one, runs(small=300, full=100_000), memory=MEMORY)
 
@@ -287,7 +287,7 @@ CLAIMED = 65_500
 
 
 def claiming(kind: str, height: int, width: int) -> bytes:
-    """Return a small picture whose header claims another size."""
+    """Return a small picture whose header claims the given size."""
     data = bytearray(picture(kind, side=16))
     match kind:
         case "JPEG":
@@ -350,11 +350,11 @@ def test_an_index_that_names_a_shard_twice_or_leaves_a_gap_is_an_error(pristine:
             Index.open(tmp_path / INDEX_FILE)
 
 
-# Faults that were mended: each test's name says what went wrong
+# Mended faults: the name of each test says what went wrong
 
 
 def resealed(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Change the trailer of a file in place, and update its checksum."""
+    """Change the trailer of a file in place, and update the trailer's checksum."""
     pages, body = parts(path)
     change(body)
     path.write_bytes(sealed(pages, packed(body)))
@@ -405,7 +405,7 @@ def rewrite_row(store: Path, table: str, row: int, column: str, value: int) -> N
     """Set a number in the first block of a table, and update the block's checksum."""
     path = store / INDEX_FILE
     _, body = parts(path)
-    row_type = next(each for each in ROW_TYPES if each.name == table)
+    row_type = next(row_type for row_type in ROW_TYPES if row_type.name == table)
     (start,) = struct.unpack_from("<Q", body["chunks"][table])
     kind, offset = (row_type.dtype.fields or {})[column][:2]
     data = bytearray(path.read_bytes())

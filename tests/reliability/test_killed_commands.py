@@ -1,4 +1,4 @@
-"""Killed commands: at any moment nothing published is lost, the target opens, and a rerun completes."""
+"""Killed commands: after a kill at any moment no published data are lost, the target opens, and a rerun completes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_a_kill_at_any_moment_loses_nothing_published_and_a_rerun_completes(
     tasks: dict[str, Task],
     record_property: Callable[[str, object], None],
 ) -> None:
-    """A run kills one command one to three times, at least once while it works, and then completes it."""
+    """A run kills a command one to three times, at least once while the command works, and then completes it."""
     kills: Counter[str] = Counter()
     for number in runs(small=24, full=1000):
         name, draw = NAMES[number % len(NAMES)], random.Random(number)

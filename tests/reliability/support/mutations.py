@@ -1,4 +1,4 @@
-"""Mutations of bytes in the manner of fuzzers, from a seed."""
+"""Mutations of bytes from a seed, in the manner of fuzzers."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _EXTREMES = (
 def mutated(data: bytes, draw: random.Random, *, others: list[bytes] | None = None) -> bytes:
     """Return bytes with one to eight random changes.
 
-    A change flips a bit, writes a byte or an extreme number, cuts or repeats a part, inserts noise, or copies a part.
+    A change flips a bit, writes a byte or an extreme number, removes or repeats bytes, inserts noise, or copies a part.
 
     Args:
         data: the original bytes.
         draw: source of random numbers.
-        others: bytes that parts are copied from; None copies from ``data``.
+        others: files that parts are copied from; None copies from ``data``.
     """
     changed = bytearray(data)
     for _ in range(draw.randint(1, 8)):
