@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> Report:
         contenders = {
             LIMIT: partial(_limit_seconds, plan, extraction),
             STORE: partial(_command_seconds, folder, Path(scratch, "photos.lmdb"), extraction),
-            FOLDER: partial(_command_seconds, folder, Path(scratch, "cut"), extraction),
+            FOLDER: partial(_command_seconds, folder, Path(scratch, "tiles"), extraction),
         }
         rounds = run_rounds(contenders, rounds=options.rounds)
     expected = plan.expected

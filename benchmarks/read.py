@@ -47,7 +47,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--folder", type=Path, help="measure this chunked folder; with --store, the folder that the store was made of"
     )
-    parser.add_argument("--batch", type=positive, help="items a batch (default: 64 in mode pixels, 16 in the others)")
+    parser.add_argument(
+        "--batch", type=positive, help="items a batch (default: 64 in mode pixels, 16 in all other modes)"
+    )
     parser.add_argument(
         "--cold", action="store_true", help="read from the disk: drop the data from the page cache before each run"
     )

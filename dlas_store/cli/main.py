@@ -202,7 +202,7 @@ def _import(options: argparse.Namespace) -> int:
 
 
 def _sources(options: argparse.Namespace) -> list[Any]:
-    """Return the sources to import: each torch:NAME as an open source, all others as paths.
+    """Return the sources to import: torch:NAME as an open source, any other as a path.
 
     A folder of such a name is written ./torch:NAME.
     """

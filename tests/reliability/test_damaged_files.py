@@ -99,18 +99,18 @@ def is_sound(store: Path) -> bool:
 
 def place(store: Path, number: int, values: list[tuple[Path, int, int]]) -> tuple[Path, int, int]:
     """Return (file, byte, bit) to flip in a run: anywhere, near the end of a file, or at the start of a value."""
-    draw = random.Random(number)
-    file = draw.choice([store / INDEX_FILE, *shards_of(store)])
+    rng = random.Random(number)
+    file = rng.choice([store / INDEX_FILE, *shards_of(store)])
     size = file.stat().st_size
     match number % 3:
         case 0:
-            position = draw.randrange(size)
+            position = rng.randrange(size)
         case 1:
-            position = draw.randrange(max(0, size - 600), size)
+            position = rng.randrange(max(0, size - 600), size)
         case _:
-            file, start, length = draw.choice(values)
-            position = start + draw.randrange(length)
-    return file, position, draw.randrange(8)
+            file, start, length = rng.choice(values)
+            position = start + rng.randrange(length)
+    return file, position, rng.randrange(8)
 
 
 def test_no_flipped_bit_gives_a_wrong_byte_and_verify_finds_all_that_matter(
@@ -150,8 +150,8 @@ def test_no_flipped_bit_makes_a_single_shard_give_a_wrong_byte(
     size = shard.stat().st_size
 
     def flip_and_read(number: int) -> None:
-        draw = random.Random(number)
-        position, bit = draw.randrange(size), draw.randrange(8)
+        rng = random.Random(number)
+        position, bit = rng.randrange(size), rng.randrange(8)
         flip(shard, position, bit)
         try:
             with Store(shard) as opened:
@@ -167,21 +167,21 @@ def test_no_flipped_bit_makes_a_single_shard_give_a_wrong_byte(
 
 def truncate(store: Path, foreign_stores: list[Path], number: int) -> None:
     """Truncate a file: at each page in turn, or anywhere."""
-    draw = random.Random(number)
+    rng = random.Random(number)
     files = [store / INDEX_FILE, *shards_of(store)]
     pages = [(file, page * 4096) for file in files for page in range(file.stat().st_size // 4096 + 1)]
     file, size = pages[number // 4 % len(pages)]
     if number % 8 >= 4:
-        file = draw.choice(files)
-        size = draw.randrange(file.stat().st_size)
+        file = rng.choice(files)
+        size = rng.randrange(file.stat().st_size)
     with file.open("r+b") as opened:
         opened.truncate(size)
 
 
 def swap(store: Path, foreign_stores: list[Path], number: int) -> None:
     """Swap the names of two files of the store."""
-    draw = random.Random(number)
-    first, second = draw.sample([store / INDEX_FILE, *shards_of(store)], 2)
+    rng = random.Random(number)
+    first, second = rng.sample([store / INDEX_FILE, *shards_of(store)], 2)
     first.rename(store / "aside")
     second.rename(first)
     (store / "aside").rename(second)
@@ -189,31 +189,31 @@ def swap(store: Path, foreign_stores: list[Path], number: int) -> None:
 
 def replace(store: Path, foreign_stores: list[Path], number: int) -> None:
     """Replace a file by a file of a foreign store, or by another file of the same store."""
-    draw = random.Random(number)
-    file = draw.choice([store / INDEX_FILE, *shards_of(store)])
+    rng = random.Random(number)
+    file = rng.choice([store / INDEX_FILE, *shards_of(store)])
     sources = [path for folder in (store, *foreign_stores) for path in folder.glob("*.lmdb") if path.name != file.name]
     sources += [folder / file.name for folder in foreign_stores if (folder / file.name).exists()]
-    shutil.copy(draw.choice(sources), file)
+    shutil.copy(rng.choice(sources), file)
 
 
 def overwrite(store: Path, foreign_stores: list[Path], number: int) -> None:
     """Empty a file, or overwrite it or its end with zeros, noise or text, or append noise, or remove its start."""
-    draw = random.Random(number)
-    file = draw.choice([store / INDEX_FILE, *shards_of(store)])
+    rng = random.Random(number)
+    file = rng.choice([store / INDEX_FILE, *shards_of(store)])
     data = file.read_bytes()
     size = len(data)
-    start = draw.randrange(1, size - 40)
+    start = rng.randrange(1, size - 40)
     file.write_bytes(
-        draw.choice(
+        rng.choice(
             [
                 b"",
                 bytes(size),
-                draw.randbytes(size),
+                rng.randbytes(size),
                 b"text" * 100,
-                data + draw.randbytes(100),
+                data + rng.randbytes(100),
                 data[start:],
                 data[:start] + bytes(size - start),
-                data[:start] + draw.randbytes(size - start),
+                data[:start] + rng.randbytes(size - start),
             ]
         )
     )
@@ -240,10 +240,10 @@ def test_a_cut_emptied_swapped_or_foreign_file_is_an_error_of_ours(
 
 def flip_some(store: Path, foreign_stores: list[Path], number: int) -> None:
     """Flip one to five bits, in one file or in several."""
-    draw = random.Random(number)
-    for _ in range(draw.randint(1, 5)):
-        file = draw.choice([store / INDEX_FILE, *shards_of(store)])
-        flip(file, draw.randrange(file.stat().st_size), draw.randrange(8))
+    rng = random.Random(number)
+    for _ in range(rng.randint(1, 5)):
+        file = rng.choice([store / INDEX_FILE, *shards_of(store)])
+        flip(file, rng.randrange(file.stat().st_size), rng.randrange(8))
 
 
 def remove(store: Path, foreign_stores: list[Path], number: int) -> None:

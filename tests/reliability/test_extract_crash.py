@@ -42,11 +42,11 @@ SHARD = (*OPTIONS, "--shard-size", "100KiB")
 
 
 class Prepared(NamedTuple):
-    """Photos, and stores of a part and of the whole of the photos."""
+    """Photos, a store of a part of the photos, and a store of all photos."""
 
     photos: Path
-    part: Path
-    whole: Path
+    part_store: Path
+    full_store: Path
 
 
 def _photo(number: int) -> bytes:
@@ -57,10 +57,10 @@ def _photo(number: int) -> bytes:
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     root = tmp_path_factory.mktemp("prepared")
     photos = write(root / "photos", {f"{n // 10}/{n:02d}.png": _photo(n) for n in range(20)})
-    done("extract", *SHARD, photos, root / "whole.lmdb")
+    done("extract", *SHARD, photos, root / "full.lmdb")
     part = write(root / "part", {name: content for name, content in read(photos).items() if name.startswith("0/")})
     done("extract", *SHARD, part, root / "part.lmdb")
-    return Prepared(photos, root / "part.lmdb", root / "whole.lmdb")
+    return Prepared(photos, root / "part.lmdb", root / "full.lmdb")
 
 
 def _is_the_same(store: Path, copy: Path) -> bool:
@@ -75,10 +75,10 @@ def test_a_rerun_goes_on_where_sealed_shards_end(
 ) -> None:
     store = tmp_path / "s.lmdb"
     if is_append:
-        shutil.copytree(prepared.part, store)
+        shutil.copytree(prepared.part_store, store)
     command = ("extract", *(("--append",) if is_append else ()), *SHARD, prepared.photos, store)
     stop_and_rerun(*command, store=store, stop=stop, new_shards=3)
-    assert _is_the_same(store, prepared.whole)
+    assert _is_the_same(store, prepared.full_store)
 
 
 def _killed_midway(store: Path, *options: str | Path) -> None:
@@ -105,7 +105,7 @@ def test_a_rerun_with_other_options_mixes_nothing(
         assert "s.lmdb.partial" in error_line(result)
         assert sealed_states(store) == before
         done("extract", *SHARD, prepared.photos, store)
-        assert _is_the_same(store, prepared.whole)
+        assert _is_the_same(store, prepared.full_store)
     else:
         done("extract", *SHARD, *changed_options, prepared.photos, tmp_path / "fresh.lmdb")
         assert _is_the_same(store, tmp_path / "fresh.lmdb")
@@ -134,8 +134,8 @@ def test_a_rerun_with_other_workers_gives_the_same(tmp_path: Path, prepared: Pre
     store = tmp_path / "s.lmdb"
     _killed_midway(store, *SHARD, prepared.photos)
     done("extract", *SHARD, "--workers", "1", prepared.photos, store)
-    assert _is_the_same(store, prepared.whole)
-    assert shard_contents(store) == shard_contents(prepared.whole)
+    assert _is_the_same(store, prepared.full_store)
+    assert shard_contents(store) == shard_contents(prepared.full_store)
 
 
 def test_bad_photos_are_reported_by_the_rerun_too(tmp_path: Path, prepared: Prepared) -> None:
@@ -146,7 +146,7 @@ def test_bad_photos_are_reported_by_the_rerun_too(tmp_path: Path, prepared: Prep
     assert result.status == 1
     assert "0/000.jpg" in result.out
     assert "0/0000.png" in result.out
-    assert _is_the_same(store, prepared.whole)
+    assert _is_the_same(store, prepared.full_store)
 
 
 # Ctrl-C and killed workers
@@ -161,7 +161,7 @@ def test_ctrl_c_at_work_is_status_130_and_a_rerun_completes(tmp_path: Path, prep
     interrupt(process)
     assert not (tmp_path / to).exists()
     done(*command)
-    assert _is_the_same(prepared.whole, tmp_path / to)
+    assert _is_the_same(prepared.full_store, tmp_path / to)
     assert [path.name for path in tmp_path.iterdir()] == [to]
 
 
@@ -178,7 +178,7 @@ def test_a_killed_worker_is_a_clear_error_and_a_rerun_completes(tmp_path: Path, 
     kill_worker(*command, until=lambda: list(tmp_path.glob(f"{to}?*")))
     assert not (tmp_path / to).exists()
     done(*command)
-    assert _is_the_same(prepared.whole, tmp_path / to)
+    assert _is_the_same(prepared.full_store, tmp_path / to)
 
 
 def test_workers_do_not_outlive_a_killed_command(tmp_path: Path, prepared: Prepared) -> None:
@@ -216,11 +216,11 @@ def test_a_second_extraction_is_refused_and_the_first_is_not_disturbed(
         assert re.search("another process|busy|locked", message)
         assert not (tmp_path / to).exists()
     assert end(first).status == 0
-    assert _is_the_same(prepared.whole, tmp_path / to)
+    assert _is_the_same(prepared.full_store, tmp_path / to)
 
 
 def test_a_second_append_is_refused_and_readers_go_on(tmp_path: Path, prepared: Prepared) -> None:
-    store = shutil.copytree(prepared.part, tmp_path / "s.lmdb")
+    store = shutil.copytree(prepared.part_store, tmp_path / "s.lmdb")
     before, shard_count = patches(store), len(sealed_shards(store))
     command = ("extract", "--append", *SHARD, prepared.photos, store)
     with _stopped(*command, until=lambda: len(sealed_shards(store)) > shard_count + 2) as first:
@@ -232,7 +232,7 @@ def test_a_second_append_is_refused_and_readers_go_on(tmp_path: Path, prepared: 
         assert patches(store) == before
         assert findings(store) == []
     assert end(first).status == 0
-    assert _is_the_same(store, prepared.whole)
+    assert _is_the_same(store, prepared.full_store)
 
 
 # No room
@@ -240,7 +240,7 @@ def test_a_second_append_is_refused_and_readers_go_on(tmp_path: Path, prepared: 
 
 @pytest.mark.parametrize(
     "options",
-    ["size=40m,nr_inodes=20", "size=1600k"],  # no file is left, which no check of free bytes foresees; no byte is left
+    ["size=40m,nr_inodes=20", "size=1600k"],  # out of files, which no check of free bytes foresees; out of bytes
 )
 @pytest.mark.parametrize("to", ["s.lmdb", "folder"])
 def test_a_full_disk_is_an_error_and_a_rerun_goes_on(
@@ -256,7 +256,7 @@ def test_a_full_disk_is_an_error_and_a_rerun_goes_on(
     assert sealed or to == "folder" or "nr_inodes" not in options
     disk("size=60m,nr_inodes=50000")
     done(*command)
-    assert _is_the_same(prepared.whole, small / to)
+    assert _is_the_same(prepared.full_store, small / to)
     assert sealed.items() <= {path.name: path.stat().st_ino for path in small.glob("s.lmdb/shard-*.lmdb")}.items()
 
 
@@ -266,15 +266,15 @@ def test_a_write_that_the_system_refuses_is_an_error_and_a_rerun_goes_on(tmp_pat
     assert "s.lmdb" in error_line(run(*command, before=limit))
     assert not (tmp_path / "s.lmdb").exists()
     done(*command)
-    assert _is_the_same(tmp_path / "s.lmdb", prepared.whole)
+    assert _is_the_same(tmp_path / "s.lmdb", prepared.full_store)
 
 
 def test_an_append_without_room_leaves_the_store_as_it_was(
     tmp_path: Path, prepared: Prepared, disk: Callable[[str], Path]
 ) -> None:
-    old_bytes = sum(len(state[2]) for state in states(prepared.part).values())
+    old_bytes = sum(len(state[2]) for state in states(prepared.part_store).values())
     small = disk(f"size={old_bytes + (600 << 10)}")
-    store = shutil.copytree(prepared.part, small / "s.lmdb")
+    store = shutil.copytree(prepared.part_store, small / "s.lmdb")
     before, old = states(store), patches(store)
     refused("extract", "--append", *SHARD, prepared.photos, store)
     assert patches(store) == old
@@ -283,4 +283,4 @@ def test_an_append_without_room_leaves_the_store_as_it_was(
     assert before.items() <= states(store).items()
     disk("size=60m")
     done("extract", "--append", *SHARD, prepared.photos, store)
-    assert _is_the_same(store, prepared.whole)
+    assert _is_the_same(store, prepared.full_store)

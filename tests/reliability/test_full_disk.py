@@ -48,7 +48,7 @@ def test_without_room_nothing_old_is_lost_and_a_rerun_with_room_completes(
     statuses: Counter[str] = Counter()
     mounted = disk(ROOMY)
     for number in runs(small=8, full=7 * len(NAMES)):
-        task, draw = tasks[NAMES[number % len(NAMES)]], random.Random(number)
+        task, rng = tasks[NAMES[number % len(NAMES)]], random.Random(number)
         folder = mounted / "work"
         task.prepare(folder)
         old_sizes = _sizes(folder)
@@ -59,17 +59,17 @@ def test_without_room_nothing_old_is_lost_and_a_rerun_with_room_completes(
         command, limit = task.command(folder), None
         if how == "bytes":
             disk(
-                f"size={sum(old_sizes) + 8192 + draw.randrange(sum(new_sizes) - sum(old_sizes) + 4096)},nr_inodes=10000"
+                f"size={sum(old_sizes) + 8192 + rng.randrange(sum(new_sizes) - sum(old_sizes) + 4096)},nr_inodes=10000"
             )
         elif how == "files":
-            disk(f"size=64m,nr_inodes={len(old_sizes) + 3 + draw.randrange(max(1, len(new_sizes) - len(old_sizes)))}")
+            disk(f"size=64m,nr_inodes={len(old_sizes) + 3 + rng.randrange(max(1, len(new_sizes) - len(old_sizes)))}")
         elif how == "filled meanwhile":
             disk(f"size={2 * sum(new_sizes) + (1 << 20)},nr_inodes=10000")  # _fill takes the free space soon
         elif how == "file size":
-            limit = draw.randrange(1024, max(new_sizes))  # the limit also applies to the files of stdout and stderr
+            limit = rng.randrange(1024, max(new_sizes))  # the limit also applies to the files of stdout and stderr
         run = commands.start(command, largest_file=limit)
         if how == "filled meanwhile":
-            time.sleep(task.seconds * draw.random())
+            time.sleep(task.seconds * rng.random())
             _fill(mounted)
         ended = run.end()
         task.check(folder, ended)

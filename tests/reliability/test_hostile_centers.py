@@ -66,9 +66,9 @@ def test_nothing_is_run_and_memory_is_bounded_whatever_a_file_holds(
         if not number:
             assert all(map(watched.read, hostile))
             assert not any(map(watched.read, GOOD))
-        draw = random.Random(number)
-        data = mutated(draw.choice(seeds), draw, others=seeds)
-        watched.read(mutated(data, draw, others=seeds) if number % 2 else data)
+        rng = random.Random(number)
+        data = mutated(rng.choice(seeds), rng, donors=seeds)
+        watched.read(mutated(data, rng, donors=seeds) if number % 2 else data)
 
     each_in_child(read, runs(small=4000, full=1_000_000), memory=800 << 20)
     assert not (tmp_path / CANARY).exists()

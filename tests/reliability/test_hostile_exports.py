@@ -50,30 +50,30 @@ PARTS = (
 """Parts of names: invalid parts, parts with a special meaning somewhere, and parts that some file systems equate."""
 
 
-def name(draw: random.Random, layout: Layout) -> str:
+def name(rng: random.Random, layout: Layout) -> str:
     """Return a random name of an image in a hostile store."""
-    count = draw.choice((1, 1, 1, 2, 3, 4) if layout == "pictures" else (1, 1, 1, 1, 2))
-    parts = draw.choices(PARTS, k=count)
-    start = draw.choice(("", "", "", "", "/", "../", "../../", "//", "./", "../dst/", "/tmp/"))
+    count = rng.choice((1, 1, 1, 2, 3, 4) if layout == "pictures" else (1, 1, 1, 1, 2))
+    parts = rng.choices(PARTS, k=count)
+    start = rng.choice(("", "", "", "", "/", "../", "../../", "//", "./", "../dst/", "/tmp/"))
     return start + "/".join(parts)
 
 
-def images(draw: random.Random, layout: Layout) -> list[tuple[Image, dict[str, bytes]]]:
+def images(rng: random.Random, layout: Layout) -> list[tuple[Image, dict[str, bytes]]]:
     """Return random images, each with the bytes of its patches by file name."""
     pairs = []
-    for number in range(draw.randint(1, 12)):
-        count = 1 if layout == "pictures" else draw.randint(1, 4)
-        files = [draw.choice(("1.jpg", "2.jpg", "x.png", name(draw, "chunked"))) for _ in range(count)]
-        if layout == "chunked" and draw.random() < 0.8:
+    for number in range(rng.randint(1, 12)):
+        count = 1 if layout == "pictures" else rng.randint(1, 4)
+        files = [rng.choice(("1.jpg", "2.jpg", "x.png", name(rng, "chunked"))) for _ in range(count)]
+        if layout == "chunked" and rng.random() < 0.8:
             files = sorted(set(files))
         image = Image(
-            name=name(draw, layout) if draw.random() < 0.8 else f"plain {number}",
+            name=name(rng, layout) if rng.random() < 0.8 else f"plain {number}",
             files=tuple(files),
-            centers={1: Center(2, 3, 4)} if layout == "chunked" and draw.random() < 0.3 else None,
-            has_reference=layout == "chunked" and draw.random() < 0.5,
-            extra={"label": number} if draw.random() < 0.3 else {},
+            centers={1: Center(2, 3, 4)} if layout == "chunked" and rng.random() < 0.3 else None,
+            has_reference=layout == "chunked" and rng.random() < 0.5,
+            extra={"label": number} if rng.random() < 0.3 else {},
         )
-        pairs.append((image, {file: draw.randbytes(20) for file in files}))
+        pairs.append((image, {file: rng.randbytes(20) for file in files}))
     return pairs
 
 
@@ -115,8 +115,8 @@ def can_be_written(layout: Layout, image: Image) -> bool:
 @pytest.mark.parametrize("layout", ["chunked", "pictures"])
 def test_an_export_writes_below_its_folder_only_and_all_that_it_can(tmp_path: Path, layout: Layout, runs: Runs) -> None:
     for number in runs(small=30, full=1000):
-        draw = random.Random(number)
-        pairs = images(draw, layout)
+        rng = random.Random(number)
+        pairs = images(rng, layout)
         sandbox = tmp_path / str(number)
         store = write_store(sandbox / "deep" / "s.lmdb", layout, pairs)
         (sandbox / "deep" / "outside").write_bytes(b"as it was")

@@ -122,12 +122,12 @@ def test_records_of_any_bytes_are_an_error_or_an_image(runs: Runs) -> None:
     ]
 
     def decode_one(number: int) -> None:
-        draw = random.Random(number)
-        data = mutated(record, draw)
+        rng = random.Random(number)
+        data = mutated(record, rng)
         if number % 500 == 0:  # bytes that would unpack to a hundred times their size
-            filling = draw.choice(bombs) * draw.choice((1000, 1 << 20, 1 << 23))
-            at = draw.randrange(len(data) + 1)
-            data = data[:at] + draw.choice((b"", b"\xdd" + struct.pack(">I", len(filling)))) + filling
+            filling = rng.choice(bombs) * rng.choice((1000, 1 << 20, 1 << 23))
+            at = rng.randrange(len(data) + 1)
+            data = data[:at] + rng.choice((b"", b"\xdd" + struct.pack(">I", len(filling)))) + filling
         with suppress(StoreError):
             decode_image(data)
 
@@ -138,10 +138,10 @@ def test_pages_of_any_bytes_are_an_error_or_entries(pristine: Path, runs: Runs) 
     data = shards_of(pristine)[0].read_bytes()
 
     def walk_one(number: int) -> None:
-        draw = random.Random(number)
-        changed = bytearray(mutated(data, draw))
-        for _ in range(draw.randrange(20)):
-            changed[draw.choice((draw.randrange(len(changed)), draw.randrange(300)))] = draw.randrange(256)
+        rng = random.Random(number)
+        changed = bytearray(mutated(data, rng))
+        for _ in range(rng.randrange(20)):
+            changed[rng.choice((rng.randrange(len(changed)), rng.randrange(300)))] = rng.randrange(256)
         with suppress(StoreError):
             list(iter_entries(bytes(changed)))
         list(iter_intact_entries(bytes(changed)))
@@ -198,10 +198,10 @@ def test_a_picture_of_any_bytes_is_an_error_or_pixels(kind: str, runs: Runs) -> 
     good = picture(kind, side=16)
 
     def decode_one(number: int) -> None:
-        draw = random.Random(number)
-        data = mutated(good, draw)
+        rng = random.Random(number)
+        data = mutated(good, rng)
         if number % 10 == 0:
-            data = claiming(kind, draw.choice((0, 1, 16, 9000, 65_500)), draw.choice((0, 1, 16, 9000, 65_535)))
+            data = claiming(kind, rng.choice((0, 1, 16, 9000, 65_500)), rng.choice((0, 1, 16, 9000, 65_535)))
         for look in (image_size, check_picture, lambda data: decode(data, alpha=bool(number % 2))):
             with suppress(StoreError):
                 look(data)

@@ -182,13 +182,13 @@ def test_ctrl_c_in_the_middle_ends_all_processes_and_leaves_nothing_behind(
 ) -> None:
     cases = _cases(start_method, "threads", "workers")
     for run in runs(small=1, full=100):
-        chance = random.Random(run)
+        rng = random.Random(run)
         case = cases[run % len(cases)]
         reader = Reader(store, shared_memory, [case], "--long")
         try:
-            batches = chance.randrange(1, 12)
+            batches = rng.randrange(1, 12)
             assert list(islice(reader.lines(), batches)) == ["batch"] * batches
-            time.sleep(chance.random() / 50)
+            time.sleep(rng.random() / 50)
             reader.interrupt()
             errors = reader.end()
             assert "KeyboardInterrupt" in errors, f"{case}, run {run}: {errors}"

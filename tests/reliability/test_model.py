@@ -127,16 +127,16 @@ class StoreAgainstDict(RuleBasedStateMachine):
     def read(self, number: int) -> None:
         """Read from the open reader, which keeps its snapshot."""
         assert self.reader is not None
-        draw = random.Random(number)
+        rng = random.Random(number)
         names = list(self.seen)
         assert [self.reader.image_name(n) for n in range(self.reader.image_count)] == names
-        name = draw.choice(names)
+        name = rng.choice(names)
         image = self.reader.find_image(name)
         assert names[image] == name
         files = self.seen[name]
         patches = sorted(file for file in files if file.endswith(".ppm"))
         assert self.reader.read_reference(image) == files.get("ref.jpg")
-        file = draw.choice(patches)
+        file = rng.choice(patches)
         index = self.reader.find(name, file)
         assert self.reader.read(index) == files[file]
         assert self.reader.locate(index) == (image, patches.index(file))

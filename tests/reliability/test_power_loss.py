@@ -75,15 +75,15 @@ def test_nothing_published_is_lost_when_the_power_goes(
     past_number = -1
     counts = {"old": 0, "new": 0}
     for number in runs(small=2 * STATES_A_PAST, full=1250):
-        draw = random.Random(number)
+        rng = random.Random(number)
         if number // STATES_A_PAST != past_number:
             past_number = number // STATES_A_PAST
             kill = random.Random(past_number).randrange(1, calls) if past_number % 2 else None
             past = _recorded(task, tmp_path / f"past_{past_number}", commands, faults, killed_at=kill)
         # A third of the states come after the end of the command, when the whole result must be on the disk.
-        end = min(draw.randrange(len(past.disk) * 3 // 2), len(past.disk))
+        end = min(rng.randrange(len(past.disk) * 3 // 2), len(past.disk))
         state = tmp_path / str(number)
-        past.disk.write_after_power_loss(state, end, draw)
+        past.disk.write_after_power_loss(state, end, rng)
         content = task.content(state)
         assert content in ((task.new,) if end >= past.published else (task.old, task.new)), (number, end)
         counts["new" if content == task.new else "old"] += 1

@@ -60,15 +60,15 @@ def _read(path: Path, inherited: Store | None, shared: SharedState, seed: int) -
     A reader with an ``inherited`` store keeps this store. Without one, the reader opens the store again and again,
     reads for a while, and sometimes goes on with a pickled copy.
     """
-    draw = random.Random(seed)
+    rng = random.Random(seed)
     try:
         while not shared.stop.is_set():
             published = shared.images.value
             store = Store(path) if inherited is None else inherited
             images, patches = store.image_count, len(store)
             assert images >= published or inherited is not None
-            for _ in range(draw.choice((1, 20, 200))):
-                count = _check_image(store, draw.randrange(images))
+            for _ in range(rng.choice((1, 20, 200))):
+                count = _check_image(store, rng.randrange(images))
                 with shared.reads.get_lock():
                     shared.reads.value += count
                 assert (store.image_count, len(store)) == (images, patches)
@@ -76,7 +76,7 @@ def _read(path: Path, inherited: Store | None, shared: SharedState, seed: int) -
                     store.image(images)
                 if shared.stop.is_set():
                     break
-                if inherited is None and draw.random() < 0.1:
+                if inherited is None and rng.random() < 0.1:
                     store = pickle.loads(pickle.dumps(store))
                     images, patches = store.image_count, len(store)
                     assert images >= published

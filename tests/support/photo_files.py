@@ -133,22 +133,22 @@ def _bad_photos() -> dict[str, tuple[bytes, str]]:
     jpg, png = encoded(scene(64, 64), "jpg", quality=95), encoded(scene(64, 64), "png")
     rgb = Image.fromarray(scene(64, 64))
     unreadable = "not|no |cannot|read|unknown|damaged|decode"
-    cut = "truncat|cut|short|end|damaged|decode|incomplete|premature"
+    truncated = "truncat|cut|short|end|damaged|decode|incomplete|premature"
     return {
         "empty.jpg": (b"", "empty|zero|0 bytes"),
         "empty.png": (b"", "empty|zero|0 bytes"),
         "text.jpg": (b"this is no photo\n" * 9, unreadable),
         "zeros.png": (bytes(1000), unreadable),
-        "head.jpg": (jpg[:20], f"{cut}|{unreadable}"),
-        "cut.jpg": (jpg[: len(jpg) // 2], cut),
-        "cut_late.jpg": (jpg[:-200], cut),
-        "cut_progressive.jpg": (encoded(scene(64, 64), "jpg", progressive=True)[:-400], cut),
-        "cut.png": (png[: len(png) // 2], cut),
-        "cut_late.png": (png[:-200], cut),
-        "cut.webp": (encoded(scene(64, 64), "webp")[:-40], cut),
-        "cut.bmp": (encoded(scene(64, 64), "bmp")[:-40], cut),
-        "cut.ppm": (encoded(scene(64, 64), "ppm")[:-40], cut),
-        "cut.tiff": (encoded(scene(64, 64), "tiff")[:-400], f"{cut}|{unreadable}"),
+        "head.jpg": (jpg[:20], f"{truncated}|{unreadable}"),
+        "cut.jpg": (jpg[: len(jpg) // 2], truncated),
+        "cut_late.jpg": (jpg[:-200], truncated),
+        "cut_progressive.jpg": (encoded(scene(64, 64), "jpg", progressive=True)[:-400], truncated),
+        "cut.png": (png[: len(png) // 2], truncated),
+        "cut_late.png": (png[:-200], truncated),
+        "cut.webp": (encoded(scene(64, 64), "webp")[:-40], truncated),
+        "cut.bmp": (encoded(scene(64, 64), "bmp")[:-40], truncated),
+        "cut.ppm": (encoded(scene(64, 64), "ppm")[:-40], truncated),
+        "cut.tiff": (encoded(scene(64, 64), "tiff")[:-400], f"{truncated}|{unreadable}"),
         "cmyk.jpg": (encoded(rgb.convert("CMYK"), "jpg"), "CMYK"),
         "cmyk.tif": (encoded(rgb.convert("CMYK"), "tif"), "CMYK"),
         "deep.png": (_deep("png"), "16"),

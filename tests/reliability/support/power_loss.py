@@ -97,9 +97,9 @@ class Disk:
         """Write the folder after the first ``end`` calls, without any loss."""
         self._write(folder, end, None)
 
-    def write_after_power_loss(self, folder: Path, end: int, draw: random.Random) -> None:
+    def write_after_power_loss(self, folder: Path, end: int, rng: random.Random) -> None:
         """Write a random possible state of the folder after power loss behind the first ``end`` calls."""
-        self._write(folder, end, draw)
+        self._write(folder, end, rng)
 
     def write_what_was_synced(self, folder: Path, end: int) -> None:
         """Write the folder after power loss behind the first ``end`` calls, with the greatest possible loss."""
@@ -159,26 +159,26 @@ class Disk:
         return _Effect(record.ended, home, record, changes)
 
     def _write(
-        self, folder: Path, end: int, draw: random.Random | None, *, keep: Sequence[float] = (0, 0.5, 0.9, 1)
+        self, folder: Path, end: int, rng: random.Random | None, *, keep: Sequence[float] = (0, 0.5, 0.9, 1)
     ) -> None:
         names: _Names = {node: dict(entries) for node, entries in self._start.items()}
         contents: dict[_File, bytearray] = {}
         # Chances near 0 and 1, drawn separately for names and data, give states that fair coins would hardly ever give.
-        keep_names, keep_data = (1.0, 1.0) if draw is None else (draw.choice(keep) for _ in range(2))
+        keep_names, keep_data = (1.0, 1.0) if rng is None else (rng.choice(keep) for _ in range(2))
         for effect in self._effects[:end]:
             if effect is None:
                 continue
-            is_safe = draw is None or effect.covered < end
+            is_safe = rng is None or effect.covered < end
             if effect.names:
-                if is_safe or _is_kept(draw, keep_names):
+                if is_safe or _is_kept(rng, keep_names):
                     _rename(names, effect.names)
                 continue
             assert isinstance(effect.home, _File)
             content = contents.setdefault(effect.home, bytearray(effect.home.content))
             if is_safe:
                 _change(content, effect.record, None, 1)
-            elif effect.record.call == Call.WRITE or _is_kept(draw, keep_data):
-                _change(content, effect.record, draw, keep_data)
+            elif effect.record.call == Call.WRITE or _is_kept(rng, keep_data):
+                _change(content, effect.record, rng, keep_data)
         self._materialise(folder, self._top, names, contents)
 
     def _materialise(self, path: Path, node: _Folder, names: _Names, contents: dict[_File, bytearray]) -> None:
@@ -190,9 +190,9 @@ class Disk:
                 (path / name).write_bytes(contents.get(child, child.content))
 
 
-def _is_kept(draw: random.Random | None, chance: float) -> bool:
-    assert draw is not None
-    return draw.random() < chance
+def _is_kept(rng: random.Random | None, chance: float) -> bool:
+    assert rng is not None
+    return rng.random() < chance
 
 
 def _rename(names: _Names, changes: list[tuple[_Folder, str, _Node | None]]) -> None:
@@ -204,7 +204,7 @@ def _rename(names: _Names, changes: list[tuple[_Folder, str, _Node | None]]) -> 
             entries[name] = node
 
 
-def _change(content: bytearray, record: Record, draw: random.Random | None, keep: float) -> None:
+def _change(content: bytearray, record: Record, rng: random.Random | None, keep: float) -> None:
     """Apply a call to a file's bytes; with ``draw``, apply each block of a write only with the chance ``keep``."""
     end = record.offset + record.length
     if record.call == Call.TRUNCATE:
@@ -212,10 +212,10 @@ def _change(content: bytearray, record: Record, draw: random.Random | None, keep
     elif record.call == Call.ALLOCATE:
         _resize(content, max(len(content), end))
     else:
-        if draw is not None and draw.random() < 0.5:
+        if rng is not None and rng.random() < 0.5:
             _resize(content, max(len(content), end))  # the file grew, but the bytes did not reach the disk
         for start, stop in _blocks(record.offset, end):
-            if draw is None or draw.random() < keep:
+            if rng is None or rng.random() < keep:
                 _resize(content, max(len(content), stop))
                 content[start:stop] = record.data[start - record.offset : stop - record.offset]
 

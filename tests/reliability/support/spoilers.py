@@ -55,89 +55,89 @@ def places(fields: Any) -> Iterator[tuple[Any, Any]]:
         yield from places(value)
 
 
-def spoil(fields: dict[str, Any], draw: random.Random) -> None:
+def spoil(fields: dict[str, Any], rng: random.Random) -> None:
     """Change, remove or add one to three fields, at any depth."""
-    for _ in range(draw.randint(1, 3)):
-        inside, key = draw.choice(list(places(fields)))
-        match draw.randrange(6):
+    for _ in range(rng.randint(1, 3)):
+        inside, key = rng.choice(list(places(fields)))
+        match rng.randrange(6):
             case 0:
                 del inside[key]
             case 1 if isinstance(inside, dict):
-                inside["unknown"] = deepcopy(draw.choice(VALUES))
+                inside["unknown"] = deepcopy(rng.choice(VALUES))
             case 2 if isinstance(inside[key], int):
                 # Stay within the integers of msgpack.
-                inside[key] = max(-(1 << 63), min(inside[key] + draw.choice((-1, 1, 5, -1000, 1 << 20)), (1 << 64) - 1))
+                inside[key] = max(-(1 << 63), min(inside[key] + rng.choice((-1, 1, 5, -1000, 1 << 20)), (1 << 64) - 1))
             case 3 if isinstance(inside[key], bytes):
-                inside[key] = mutated(inside[key], draw)
+                inside[key] = mutated(inside[key], rng)
             case _:
-                inside[key] = deepcopy(draw.choice(VALUES))
+                inside[key] = deepcopy(rng.choice(VALUES))
         if not fields:
             return
 
 
-def spoil_trailer(store: Path, draw: random.Random) -> None:
+def spoil_trailer(store: Path, rng: random.Random) -> None:
     """Put wrong fields, or bytes that are not msgpack, into the trailer of a file."""
-    path = draw.choice([store / INDEX_FILE, *shards_of(store)])
+    path = rng.choice([store / INDEX_FILE, *shards_of(store)])
     pages, body = parts(path)
-    if draw.random() < 0.7:
-        spoil(body, draw)
+    if rng.random() < 0.7:
+        spoil(body, rng)
         data = packed(body)
     else:
-        data = mutated(packed(body), draw)
+        data = mutated(packed(body), rng)
     path.write_bytes(sealed(pages, data))
 
 
-def spoil_rows(store: Path, draw: random.Random) -> None:
+def spoil_rows(store: Path, rng: random.Random) -> None:
     """Change rows of a table of the index, and update the checksum of their block."""
     path = store / INDEX_FILE
     _, body = parts(path)
-    row_type = draw.choice(ROW_TYPES)
+    row_type = rng.choice(ROW_TYPES)
     (start,) = struct.unpack_from("<Q", body["chunks"][row_type.name])
     data = bytearray(path.read_bytes())
     size = row_type.dtype.itemsize
-    for _ in range(draw.randint(1, 3)):
-        row = start + size * draw.randrange(body["counts"][row_type.name])
-        name = draw.choice(row_type.dtype.names or ())
+    for _ in range(rng.randint(1, 3)):
+        row = start + size * rng.randrange(body["counts"][row_type.name])
+        name = rng.choice(row_type.dtype.names or ())
         kind, offset = (row_type.dtype.fields or {})[name][:2]
         code = "<Q" if kind.itemsize == 8 else "<I"
         (value,) = struct.unpack_from(code, data, row + offset)
-        value = draw.choice((0, 1, 2, value + 1, value - 1, 1 << 31, len(data), len(data) - 1, (1 << 64) - 1, 1 << 63))
+        value = rng.choice((0, 1, 2, value + 1, value - 1, 1 << 31, len(data), len(data) - 1, (1 << 64) - 1, 1 << 63))
         struct.pack_into(code, data, row + offset, value % (1 << 8 * kind.itemsize))
     _update_first_block(data, body, row_type.name)
     path.write_bytes(data)
 
 
-def spoil_pages(store: Path, draw: random.Random) -> None:
+def spoil_pages(store: Path, rng: random.Random) -> None:
     """Change bytes in the tree pages of a file, which have no checksum."""
-    path = draw.choice([store / INDEX_FILE, *shards_of(store)])
+    path = rng.choice([store / INDEX_FILE, *shards_of(store)])
     data = bytearray(path.read_bytes())
     pages, _ = parts(path)
     trees = [0, 4096] + [
         start for start in range(8192, len(pages), 4096) if struct.unpack_from("<H", data, start + 10)[0] in (1, 2)
     ]
-    for _ in range(draw.randint(1, 4)):
-        at = draw.choice(trees) + draw.choice((draw.randrange(4096), draw.randrange(160)))
-        data[at : at + 1] = bytes([draw.choice((0, 1, 2, 4, 16, 255, draw.randrange(256)))])
+    for _ in range(rng.randint(1, 4)):
+        at = rng.choice(trees) + rng.choice((rng.randrange(4096), rng.randrange(160)))
+        data[at : at + 1] = bytes([rng.choice((0, 1, 2, 4, 16, 255, rng.randrange(256)))])
     path.write_bytes(data)
 
 
-def spoil_metadata(store: Path, draw: random.Random) -> None:
+def spoil_metadata(store: Path, rng: random.Random) -> None:
     """Change the metadata record of an image in place, and update its checksum."""
-    path = draw.choice(shards_of(store))
+    path = rng.choice(shards_of(store))
     data = bytearray(path.read_bytes())
     records = [(key, entry) for key, entry in Shard(path).values() if key.kind == 0]
-    key, entry = draw.choice(records)
+    key, entry = rng.choice(records)
     record = bytes(data[entry.offset : entry.offset + entry.length])
-    if draw.random() < 0.5:
+    if rng.random() < 0.5:
         fields = msgpack.unpackb(record)
-        spoil(fields, draw)
+        spoil(fields, rng)
         changed = packed(fields)
     else:
-        changed = mutated(record, draw)
+        changed = mutated(record, rng)
     if len(changed) > len(record):
         changed = changed[: len(record)]
     changed = (
-        changed + b"\xc0" * (len(record) - len(changed)) if draw.random() < 0.3 else changed.ljust(len(record), b"\0")
+        changed + b"\xc0" * (len(record) - len(changed)) if rng.random() < 0.3 else changed.ljust(len(record), b"\0")
     )
     value = encode_value(pack_key(*key), changed)  # type: ignore[arg-type]
     data[entry.offset - 8 : entry.offset + entry.length] = value

@@ -111,10 +111,10 @@ def content_of_store(store: Path) -> Content:
 
 def image_files(number: int) -> Tree:
     """Return the files of image ``number``: patches of a few bytes to a few LMDB pages, a reference, a centers.pt."""
-    draw = random.Random(number)
-    count = draw.randrange(2, 7)
+    rng = random.Random(number)
+    count = rng.randrange(2, 7)
     patches = {
-        f"{patch:08d}.ppm": ppm(number * 100 + patch) + draw.randbytes(draw.choice((0, 50, 3000, 9000)))
+        f"{patch:08d}.ppm": ppm(number * 100 + patch) + rng.randbytes(rng.choice((0, 50, 3000, 9000)))
         for patch in range(count)
     }
     centers = write_centers({patch: Center(patch, number, 8) for patch in range(count)})
