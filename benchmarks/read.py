@@ -41,7 +41,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--images",
         type=positive,
         metavar="N",
-        help=f"number of images of synthetic patches (default: {_IMAGES}); each has a patch at least",
+        help=f"number of images of synthetic patches (default: {_IMAGES}); each has at least one patch",
     )
     parser.add_argument("--store", type=Path, help="measure this store instead of synthetic patches")
     parser.add_argument(
