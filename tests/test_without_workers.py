@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import cv2
 import pytest
@@ -176,10 +177,10 @@ def test_ctrl_c_ends_the_command_and_the_same_command_goes_on(
     store, checked = tmp_path / "new.lmdb", count()
     command = ["import", "--workers", "0", "--shard-size", "1", str(folder), str(store)]
 
-    def check(data: bytes, *, decode_all: bool) -> Size:
+    def check(data: bytes, **options: Any) -> Size:
         if next(checked) == 12:
             signal.raise_signal(signal.SIGINT)
-        return check_picture(data, decode_all=decode_all)
+        return check_picture(data, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(import_shards, "check_picture", check)

@@ -123,7 +123,7 @@ def test_jpegs_of_the_arrays_size_are_read_as_python_decodes_them(tmp_path: Path
         assert reads(reader_of(store), index, out), name
         assert np.array_equal(out, decode(data)), name
         out = blank()
-        assert store.read_into(index, out) is out
+        assert store.decode_into(index, out) is out
         assert np.array_equal(out, decode(data)), name
 
 
@@ -133,7 +133,7 @@ def test_all_else_is_left_to_python(tmp_path: Path) -> None:
         out = blank()
         assert not reads(reader_of(store), index, out), name
         assert not out.any()
-        assert np.array_equal(store.read_into(index, out), decode(data)), name
+        assert np.array_equal(store.decode_into(index, out), decode(data)), name
 
 
 def test_several_are_read_up_to_the_first_that_is_left_to_python(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_several_are_read_up_to_the_first_that_is_left_to_python(tmp_path: Path)
         assert done == (left[0] if left else len(indices))
         for index, out in zip(indices[:done], outs, strict=False):
             assert np.array_equal(out, decode(store.read(index)))
-        for index, pixels in zip(indices, store.read_all_into(indices, outs), strict=True):
+        for index, pixels in zip(indices, store.decode_many_into(indices, outs), strict=True):
             assert np.array_equal(pixels, decode(store.read(index)))
 
 
@@ -231,7 +231,7 @@ def test_claimed_sizes_are_those_of_what_can_be_read(tmp_path: Path) -> None:
     for index, (name, data) in enumerate((READ | LEFT).items()):
         size = reader_of(store).claimed_size(index)
         assert size == decode(data).shape[:2] if name in READ else size in (None, decode(data).shape[:2])
-        assert tuple(store.claimed_size(index)) == decode(data).shape[:2]
+        assert tuple(store.header_size(index)) == decode(data).shape[:2]
     numbers: list[Any] = [len(store), -1, 1 << 70, 0.0, "0", None]
     for number in numbers:
         assert reader_of(store).claimed_size(number) is None
@@ -263,7 +263,7 @@ def test_numbers_of_no_patch_are_left_to_python(tmp_path: Path) -> None:
     for number in numbers:
         assert reader_of(store).read_into(number, blank()) is False
         with pytest.raises((PatchIndexError, TypeError)):
-            store.read_into(number, blank())
+            store.decode_into(number, blank())
     assert reader_of(store).read_into(np.uint8(0), blank())  # type: ignore[arg-type]
     with pytest.raises(TypeError):
         reader_of(store).read_into(0)  # type: ignore[call-arg]
@@ -285,7 +285,7 @@ def test_shards_and_blocks_are_opened_and_checked_by_python_first(tmp_path: Path
     assert len(shards_of(store.path)) == 3
     for index in range(3):
         assert not reads(reader_of(store), index, blank())
-        expected = store.read_into(index, blank())
+        expected = store.decode_into(index, blank())
         out = blank()
         assert reads(reader_of(store), index, out)
         assert np.array_equal(out, expected)
@@ -331,11 +331,11 @@ def test_a_flipped_bit_is_left_to_python_which_says_so(tmp_path: Path) -> None:
             opened.read(0)
         assert not reads(reader_of(opened), 0, blank())
         assert reader_of(opened).claimed_size(0) is None
-        for read in (opened.claimed_size, lambda index, opened=opened: opened.read_all_into([index], [blank()])):
+        for read in (opened.header_size, lambda index, opened=opened: opened.decode_many_into([index], [blank()])):
             with pytest.raises(DamagedError, match="checksum"):
                 read(0)
         with pytest.raises(DamagedError, match="checksum"):
-            opened.read_into(0, blank())
+            opened.decode_into(0, blank())
         flip(shard, position, position % 8)
 
 
@@ -355,9 +355,9 @@ def test_a_picture_above_the_limit_is_left_to_python_which_refuses_it(tmp_path: 
         assert (reader_of(store).claimed_size(0) is not None) == is_read
         if not is_read:
             with pytest.raises(ImageError, match="limit"):
-                store.read_into(0, blank())
+                store.decode_into(0, blank())
             with pytest.raises(ImageError, match="limit"):
-                store.claimed_size(0)
+                store.header_size(0)
 
 
 @pytest.mark.parametrize(("limit", "is_read"), [(-1, False), (0, False), (float("inf"), True), (1 << 70, True)])
@@ -367,7 +367,7 @@ def test_any_limit_is_that_of_python(tmp_path: Path, limit: Any, is_read: bool) 
     assert reads(reader_of(store), 0, blank()) == is_read
     if not is_read:
         with pytest.raises(ImageError, match="limit"):
-            store.read_into(0, blank())
+            store.decode_into(0, blank())
 
 
 def test_a_shard_that_was_let_go_of_is_left_to_python(tmp_path: Path) -> None:
@@ -390,16 +390,16 @@ def test_pixels_are_the_same_where_it_was_not_compiled(tmp_path: Path, monkeypat
     without = Store(store.path)
     assert without._reader is None
     for index in range(len(store)):
-        assert np.array_equal(store.read_into(index, blank()), without.read_into(index, blank()))
+        assert np.array_equal(store.decode_into(index, blank()), without.decode_into(index, blank()))
 
 
 def test_a_closed_store_lets_go_of_its_files(tmp_path: Path) -> None:
     store = open_patches(tmp_path, {"one": READ["420"]})
-    assert store.read_into(0, blank()).any()
+    assert store.decode_into(0, blank()).any()
     assert str(store.path) in Path("/proc/self/maps").read_text()
     store.close()
     with pytest.raises(ClosedError):
-        store.read_into(0, blank())
+        store.decode_into(0, blank())
     assert str(store.path) not in Path("/proc/self/maps").read_text()
 
 
@@ -411,8 +411,8 @@ def test_threads_read_side_by_side(tmp_path: Path) -> None:
     def read() -> None:
         for turn in range(200):
             index = turn % len(expected)
-            wrong.extend([index] * (not np.array_equal(store.read_into(index, blank()), expected[index])))
-            everything = store.read_all_into(list(range(len(expected))), [blank() for _ in expected])
+            wrong.extend([index] * (not np.array_equal(store.decode_into(index, blank()), expected[index])))
+            everything = store.decode_many_into(list(range(len(expected))), [blank() for _ in expected])
             wrong.extend([index] * (not all(map(np.array_equal, everything, expected))))
 
     threads = [threading.Thread(target=read) for _ in range(8)]
@@ -699,10 +699,10 @@ def test_arguments_of_another_kind_are_an_error() -> None:
     others: list[Any] = [0, (), "libjpeg", Libjpeg]
     for wrong in others:
         with pytest.raises(TypeError, match="a Libjpeg or None"):
-            PatchReader(*good, lambda wrong=wrong: wrong).read_all_into([], [])
-    assert PatchReader(*good, lambda: None).read_all_into([], []) == 0
+            PatchReader(*good, lambda wrong=wrong: wrong).decode_many_into([], [])
+    assert PatchReader(*good, lambda: None).decode_many_into([], []) == 0
     with pytest.raises(ZeroDivisionError):
-        PatchReader(*good, lambda: 1 // 0).read_all_into([], [])  # type: ignore[arg-type, return-value]
+        PatchReader(*good, lambda: 1 // 0).decode_many_into([], [])  # type: ignore[arg-type, return-value]
     for at in (0, 1, 2, 3, 4, 6):
         with pytest.raises(TypeError):
             PatchReader(*good[:at], "text" if at > 2 else 1, *good[at + 1 :])

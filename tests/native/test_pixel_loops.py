@@ -33,7 +33,7 @@ def without_loops(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def call(function: Any, *args: Any, **options: Any) -> Any:
         with monkeypatch.context() as patch:
-            patch.setattr(planes, "_loops", None)
+            patch.setattr(planes, "pixel_loops", None)
             return function(*args, **options)
 
     return call
@@ -340,8 +340,8 @@ def test_the_package_installs_and_works_where_there_is_no_compiler(tmp_path: Pat
     # The finder of an editable installation is removed, since it would find the missing extension.
     code = (
         "import sys; sys.meta_path = [each for each in sys.meta_path if 'editable' not in repr(each).lower()]; "
-        "import numpy, dlas_store; from dlas_store.transforms.resize import _loops, to_chw_float; "
-        "print(_loops, dlas_store.__file__, to_chw_float(numpy.full((2, 2, 3), 255, numpy.uint8)).min())"
+        "import numpy, dlas_store; from dlas_store.transforms.resize import pixel_loops, to_chw_float; "
+        "print(pixel_loops, dlas_store.__file__, to_chw_float(numpy.full((2, 2, 3), 255, numpy.uint8)).min())"
     )
     run = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(target)}, capture_output=True, text=True,
