@@ -82,6 +82,6 @@ def _each(threads: int, work: Callable[[int], None], numbers: Iterable[int]) -> 
 
 def _make(dataset: Any, batch: Sequence[Any], memory: BufferPool) -> None:
     assert isinstance(dataset, ItemDataset)
-    work = dataset.batch_builder(batch, memory.of_batch())
+    work = dataset.batch_builder(batch, memory.batch_allocator())
     work.fill(0, len(work))
     work.finish()

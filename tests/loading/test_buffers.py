@@ -82,7 +82,7 @@ def assert_equal(batch: dict[str, Any], other: dict[str, torch.Tensor]) -> None:
 
 def test_memory_in_use_is_given_to_nobody_else() -> None:
     memory = BufferPool(2)
-    arrays = [memory.of_batch()(BIG, np.uint8) for _ in range(6)]
+    arrays = [memory.batch_allocator()(BIG, np.uint8) for _ in range(6)]
     assert len({array.ctypes.data for array in arrays}) == 6
     for number, array in enumerate(arrays):
         array[:] = number
@@ -91,12 +91,12 @@ def test_memory_in_use_is_given_to_nobody_else() -> None:
 
 def test_memory_that_nobody_uses_is_given_again() -> None:
     memory = BufferPool(4)
-    first = memory.of_batch()(BIG, np.uint8)
+    first = memory.batch_allocator()(BIG, np.uint8)
     place = first.ctypes.data
-    other = memory.of_batch()(BIG, np.uint8)
+    other = memory.batch_allocator()(BIG, np.uint8)
     assert other.ctypes.data != place
     del first
-    assert memory.of_batch()(BIG, np.uint8).ctypes.data == place
+    assert memory.batch_allocator()(BIG, np.uint8).ctypes.data == place
 
 
 HOLDERS: dict[str, Callable[[Array], object]] = {
@@ -120,11 +120,11 @@ HOLDERS: dict[str, Callable[[Array], object]] = {
 @pytest.mark.parametrize("kind", HOLDERS)
 def test_any_reference_keeps_memory(kind: str) -> None:
     memory = BufferPool(2)
-    array = memory.of_batch()(BIG, np.uint8)
+    array = memory.batch_allocator()(BIG, np.uint8)
     place = array.ctypes.data
     holder = HOLDERS[kind](array)
     del array
-    others = [memory.of_batch()(BIG, np.uint8) for _ in range(5)]
+    others = [memory.batch_allocator()(BIG, np.uint8) for _ in range(5)]
     assert place not in {other.ctypes.data for other in others}
     del holder
 
@@ -132,12 +132,12 @@ def test_any_reference_keeps_memory(kind: str) -> None:
 @pytest.mark.parametrize("kind", HOLDERS)
 def test_memory_is_free_once_the_reference_is_gone(kind: str) -> None:
     memory = BufferPool(4)
-    array = memory.of_batch()(BIG, np.uint8)
+    array = memory.batch_allocator()(BIG, np.uint8)
     place = array.ctypes.data
     holder = HOLDERS[kind](array)
     del array, holder
     gc.collect()
-    assert memory.of_batch()(BIG, np.uint8).ctypes.data == place
+    assert memory.batch_allocator()(BIG, np.uint8).ctypes.data == place
 
 
 def test_shapes_and_types_have_memory_of_their_own() -> None:
@@ -149,7 +149,7 @@ def test_shapes_and_types_have_memory_of_their_own() -> None:
         ((3, 5), np.int8),
     ):
         for _ in range(3):
-            array = memory.of_batch()(shape, dtype)
+            array = memory.batch_allocator()(shape, dtype)
             assert array.shape == shape
             assert array.dtype == dtype
             assert array.flags.c_contiguous
@@ -164,7 +164,7 @@ def test_threads_never_share_memory() -> None:
         start.wait()
         whole = True
         for step in range(400):
-            array = memory.of_batch()(BIG, np.uint8)
+            array = memory.batch_allocator()(BIG, np.uint8)
             array[:8] = array[-8:] = (4 * step + number) % 251
             time.sleep(0)
             whole &= set(array[:8].tolist() + array[-8:].tolist()) == {(4 * step + number) % 251}
@@ -181,14 +181,14 @@ def test_a_process_forked_beside_threads_that_allocate_can_allocate() -> None:
 
     def use() -> None:
         while going:
-            memory.of_batch()(BIG, np.uint8)
+            memory.batch_allocator()(BIG, np.uint8)
 
     threads = [threading.Thread(target=use) for _ in range(3)]
     for thread in threads:
         thread.start()
     try:
         for _ in range(20):
-            assert in_child(lambda: memory.of_batch()(BIG, np.uint8).fill(1), patience=10) == 0
+            assert in_child(lambda: memory.batch_allocator()(BIG, np.uint8).fill(1), patience=10) == 0
     finally:
         going = False
         for thread in threads:
@@ -281,11 +281,11 @@ def test_what_a_reader_changes_in_place_shows_in_no_later_batch(kind: str, store
 @pytest.mark.parametrize("threads", [1, 2])
 def test_memory_of_dropped_batches_is_used_again(threads: int, scale: int, store: Path) -> None:
     loader = loader_of(store, threads=threads, scale=scale)
-    memory = loader._memory  # type: ignore[attr-defined]
-    of_batch = memory.of_batch
+    memory = loader._buffers  # type: ignore[attr-defined]
+    batch_allocator = memory.of_batch
 
     def noted() -> Callable[..., Array]:
-        allocate = of_batch()
+        allocate = batch_allocator()
 
         def note(shape: tuple[int, ...], dtype: Any) -> Array:
             array: Array = allocate(shape, dtype)
@@ -296,7 +296,7 @@ def test_memory_of_dropped_batches_is_used_again(threads: int, scale: int, store
 
         return note
 
-    memory.of_batch = noted
+    memory.batch_allocator = noted
     given: list[weakref.ref[Array]] = []
     places: set[tuple[tuple[int, ...], int]] = set()
     for _ in range(4):

@@ -60,7 +60,7 @@ def announced(ahead: Readahead, dataset: Announced, batches: int) -> list[bool]:
 
 def test_without_page_faults_only_the_first_batches_are_announced(reads: list[int]) -> None:
     dataset = Announced()
-    first = readahead._FIRST_BATCHES
+    first = readahead._FIRST_READAHEAD_BATCHES
     assert announced(Readahead(dataset), dataset, 100) == [True] * first + [False] * (100 - first)
 
 
@@ -68,7 +68,7 @@ def test_after_a_page_fault_the_next_batches_are_announced(reads: list[int]) -> 
     dataset = Announced()
     ahead = Readahead(dataset)
     announced(ahead, dataset, 20)
-    kept = readahead._BATCHES
+    kept = readahead._READAHEAD_BATCHES
     for count in (1, 500):
         reads.append(reads[-1] + count)
         assert announced(ahead, dataset, kept + 10) == [True] * kept + [False] * 10
@@ -151,7 +151,7 @@ def test_announcing_never_changes_what_is_read(
     faulted = iter(range(10**6))
     monkeypatch.setattr(readahead, "_disk_reads", lambda: next(faulted) * faults)
     assert_same(list(create_dataloader(create_dataset(options), {**options, "loader": "threads"})), expected)
-    assert len(asked) == (16 if faults else min(16, readahead._FIRST_BATCHES))
+    assert len(asked) == (16 if faults else min(16, readahead._FIRST_READAHEAD_BATCHES))
 
 
 def test_the_system_counts_pages_that_were_waited_for() -> None:

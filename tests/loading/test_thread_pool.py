@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from dlas_store.loading import thread_pool as pass_threads
+from dlas_store.loading import thread_pool
 from dlas_store.loading.thread_pool import ForkSafeThreadPool, paused_for_fork
 from tests.support.small_stores import in_child
 
@@ -103,7 +103,7 @@ def test_standing_still_waits_for_jobs_and_lets_none_begin(pool: ForkSafeThreadP
         second.result(PATIENCE)
 
     forking = beside(stand)
-    while not pass_threads._gate.closed_by:
+    while not thread_pool._gate.forking_threads:
         pass
     assert order == []
     held.let_go.set()
@@ -117,7 +117,7 @@ def test_standing_still_waits_for_jobs_and_lets_none_begin(pool: ForkSafeThreadP
 def test_a_job_without_end_does_not_hold_up_a_fork_for_ever(
     pool: ForkSafeThreadPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pass_threads, "_PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(thread_pool, "_MAX_WAIT_SECONDS", 0.05)
     held = Held()
     job = pool.submit(held)
     held.begun.wait(PATIENCE)

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from dlas_store.datasets import DistIterSampler, create_dataloader
 from dlas_store.errors import ConfigError
+from dlas_store.loading.loader import plain_indices
 from dlas_store.sampling.rng import SampleKey
-from dlas_store.sampling.samplers import EpochSampler, plain_indices
+from dlas_store.sampling.samplers import EpochSampler
 
 
 def indices(draws: list[SampleKey]) -> list[int]:
@@ -282,11 +283,11 @@ def test_an_epoch_that_was_begun_keeps_its_place_whatever_comes_after_it() -> No
     sampler.load_state_dict({"seed": 3, "epoch": 2, "position": 6, "length": 20})
     epoch, keys = sampler.epoch, iter(sampler)
     assert sampler.epoch is epoch
-    assert (epoch.number, epoch.start, epoch.stop, epoch.count, epoch.handed_out) == (2, 6, 20, 14, 0)
-    assert len(list(keys)) == epoch.handed_out == 14
+    assert (epoch.number, epoch.start, epoch.stop, epoch.count, epoch.yielded) == (2, 6, 20, 14, 0)
+    assert len(list(keys)) == epoch.yielded == 14
     assert sampler.epoch.number == 3
     next(iter(sampler))
-    assert (sampler.epoch.number, sampler.epoch.handed_out, epoch.handed_out) == (3, 1, 14)
+    assert (sampler.epoch.number, sampler.epoch.yielded, epoch.yielded) == (3, 1, 14)
     assert sampler.state_after(epoch, 5) == {"seed": 3, "epoch": 2, "position": 11, "length": 20}
     assert sampler.state_after(epoch, 99)["position"] == 20
 
