@@ -1,1 +1,1 @@
-"""Extensions in C; each is optional, and the one module that imports it does the same in Python without it, slower."""
+"""Optional extensions in C. One module imports each extension; if it is missing, that module does the same in Python."""

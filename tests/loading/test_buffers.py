@@ -1,4 +1,4 @@
-"""Pools of memory: buffers of batches are reused once nothing refers to them; a scratch array has one user at a time."""
+"""Pools of memory: batch buffers are reused once nothing refers to them, and a scratch array has one user at a time."""
 
 from __future__ import annotations
 
