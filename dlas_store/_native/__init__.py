@@ -1,1 +1,1 @@
-"""Optional extensions in C. One module imports each extension; if it is missing, that module does the same in Python."""
+"""Optional extensions in C. One module imports each extension, and does the same work in Python without it."""

@@ -115,7 +115,7 @@ class StackingBuilder:
         return {key: self._collated(key, [item[key] for item in self._items]) for key in self._items[0]}
 
     def _copy(self, position: int, key: str, value: NDArray[Any]) -> bool:
-        """Copy a value into the batch, and return whether shape and type allow it: those of the first value copied."""
+        """Copy a value into the batch if it has shape and type of the first value; return whether it was copied."""
         with self._lock:
             array = self._arrays.get(key)
             if array is None:

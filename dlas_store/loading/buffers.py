@@ -20,13 +20,13 @@ from dlas_store.images.memory import Pixels
 from dlas_store.loading.batch import Allocate, new_array
 
 BYTES_TOGETHER = 1 << 20
-"""Patches of up to so many bytes are decoded together before they are written: the processor's caches hold them."""
+"""Largest size of the patches that are decoded before they are written, so that the processor's caches hold them."""
 
 _SMALL_BYTES = 1 << 16
-"""Below this size NumPy's own allocator is as fast as the pool."""
+"""Size below which NumPy's own allocator is as fast as the pool."""
 
 _MAX_LEARNED_BYTES = (32 << 20) - (1 << 16)
-"""Just below 32 MiB, up to which glibc adapts to the blocks that a process frees."""
+"""Size just below 32 MiB, the largest freed block that glibc adapts to."""
 
 _PROBE = [np.empty(0)]
 _FREE_REFERENCES = sys.getrefcount(_PROBE[0])

@@ -128,7 +128,9 @@ def create_dataloader(  # noqa: PLR0917 - DL-Art-School's signature
     else:
         for option in ("shuffle_window", "uneven_ranks"):
             if options.has(option):
-                raise options.error(f"{option} is given, but a sampler gives the order; leave one of them out")
+                raise options.error(
+                    f"{option} has no effect, because a sampler gives the order; remove {option} or the sampler"
+                )
         order = sampler
     batch_size //= ranks
     workers = options.integer("n_workers", 0, minimum=0)
@@ -137,7 +139,7 @@ def create_dataloader(  # noqa: PLR0917 - DL-Art-School's signature
     to_device = _to_device(options, dataset, collate_fn)
     if _loader_kind(options, dataset) == "threads":
         if start_method:
-            raise options.error("start_method is of worker processes; set loader to workers, or leave it out")
+            raise options.error("start_method is of worker processes; set loader to workers, or remove start_method")
         return ThreadsLoader(
             dataset,
             sampler=order,

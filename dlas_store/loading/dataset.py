@@ -20,13 +20,13 @@ _LOG = logging.getLogger(__name__)
 _NO_EPOCH = -1
 
 _COUNTERS = 64
-"""So many workers have separate counters of bad samples, because two processes must not add to the same number."""
+"""Number of workers with separate counters of bad samples, because two processes must not add to the same number."""
 
 
 class ItemDataset(Dataset[dict[str, Any]], ABC):
     """A dataset of dicts: ``make_item`` makes each from its index and its own random numbers.
 
-    An item is asked for by an int or a SampleKey. The repetition of an int is the epoch that set_epoch() set last,
+    An int or a SampleKey selects an item. The repetition of an int is the epoch that set_epoch() set last,
     also in workers that already run. Before any set_epoch() the repetition is a random number of PyTorch's global
     generator (in a worker, the worker's), so that items differ from epoch to epoch under any DataLoader and follow
     torch.manual_seed().
@@ -97,11 +97,11 @@ class ItemDataset(Dataset[dict[str, Any]], ABC):
         except StoreError:
             if not self.skips_bad:
                 raise
-        # Some patches cannot even be located. Made one by one, bad items are replaced.
+        # Some patches cannot even be located. A builder that makes items one by one replaces the bad ones.
         return StackingBuilder(self.__getitem__, keys, allocate)
 
     def device_transform(self, device: torch.device) -> BatchTransform | None:  # noqa: ARG002 - for overrides
-        """Return the transform that makes batches on a device from raw batches; None, the default, if there is none.
+        """Return the transform that makes batches on a device from raw batches; None, the default, means no transform.
 
         Raises:
             ConfigError: an option of the dataset excludes the transform.

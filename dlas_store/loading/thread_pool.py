@@ -24,7 +24,7 @@ class ForkSafeThreadPool(ThreadPoolExecutor):
     """A thread pool that paused_for_fork() pauses, so that worker processes can be forked beside it and right after it.
 
     A forked process has only the thread that forked it, but every lock in the state of that moment: a lock that another
-    thread held stays locked for ever. Python handles its own locks, but OpenCV does not handle its. A thread takes
+    thread held stays locked for ever. Python makes its own locks safe for forks, but OpenCV does not. A thread takes
     OpenCV's locks while it works, and once more when it ends: the memory that OpenCV keeps for each thread is freed
     after Python has joined the thread.
     """

@@ -40,13 +40,13 @@ _ADVISED_BATCHES = 4
 """How many further batches the kernel is told of, if the disk is slow."""
 
 _FIRST_ALONE_SECONDS = 0.05
-"""For so long only the first batch is made; after that the kernel is told of the next ones."""
+"""Time during which only the first batch is made; afterwards the kernel is told of the next batches."""
 
 _READAHEAD_BATCHES = 64
-"""After a page fault that read from the disk, so many batches are prefetched."""
+"""How many batches are prefetched after a page fault that read from the disk."""
 
 _FIRST_READAHEAD_BATCHES = 8
-"""At the start of an epoch, so many batches are prefetched without a page fault."""
+"""How many batches are prefetched at the start of an epoch, before any page fault."""
 
 
 class ThreadsLoader(Loader):

@@ -1,6 +1,6 @@
 """A loader that makes batches in worker processes, and the shared buffer pool in which workers send them.
 
-PyTorch's DataLoader runs the processes. It sees each batch as a single item.
+PyTorch's DataLoader runs the processes and sees each batch as a single item.
 """
 
 from __future__ import annotations

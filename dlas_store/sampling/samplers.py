@@ -16,13 +16,13 @@ from dlas_store.errors import ConfigError
 from dlas_store.sampling.rng import Indices, Permutation, SampleKey
 
 _KEYS_AT_ONCE = 512
-"""About so many keys are computed at once: few, because the first batch waits for them, yet enough that NumPy's cost of
-a call is 0.1 us a key."""
+"""Approximate number of keys computed at once: few, because the first batch waits for them, yet so many that NumPy's
+calls cost 0.1 us a key."""
 
 
 @dataclass
 class Epoch:
-    """One rank's progress through an epoch, or through the part of an epoch that a loaded state left.
+    """One rank's progress through an epoch, or through the remainder of an epoch that resumes.
 
     A StatefulSampler makes the Epoch, and a loader holds it while it reads the epoch. A loader makes the Epoch itself,
     without positions, if its sampler keeps no state.
@@ -109,7 +109,7 @@ class StatefulSampler(Sampler[SampleKey], ABC):
 
     @property
     def epoch(self) -> Epoch:
-        """The epoch that the state describes: the planned epoch, or else the one that began last."""
+        """The epoch that the state describes: the next epoch if it is planned, otherwise the epoch that began last."""
         epoch = self._next or self._last_begun
         assert epoch is not None
         return epoch
