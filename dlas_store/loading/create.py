@@ -90,11 +90,11 @@ def create_dataloader(  # noqa: PLR0917 - DL-Art-School's signature
 
     Options that are read from ``dataset_opt``, with their defaults in parentheses:
         phase: train, or any other word (train).
-        batch_size: items of a batch, of all processes together.
+        batch_size: items of a batch, of all processes together (required in phase train, otherwise 1).
         drop_last: drop an incomplete last batch (true in phase train, otherwise false).
         loader: threads (for the datasets of this library) or workers (for any other dataset).
         n_workers: number of processes of a workers loader (0: this process makes the batches), or of threads of a
-            threads loader (0: one a core).
+            threads loader, at most one a core (0: one a core).
         n_threads: number of threads of this process (n_workers), or of each worker process (1).
         start_method: of the worker processes (the system's).
         device: a device on which HQ and LQ are made (none).
