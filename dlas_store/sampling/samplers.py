@@ -366,12 +366,7 @@ class DistIterSampler(StatefulSampler):
 
 
 def integer_of_state(state: Mapping[str, Any], key: str, maximum: int | None = None) -> int:
-    """Return an integer of a state, 0 or more.
-
-    Args:
-        state: of a sampler or loader.
-        key: name of the integer.
-        maximum: largest allowed value; None sets no limit.
+    """Return the integer that a state holds for a key: 0 or more, at most ``maximum`` unless that is None.
 
     Raises:
         ConfigError: the value is missing, no integer, or out of range.

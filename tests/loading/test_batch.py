@@ -450,7 +450,7 @@ def test_memory_of_an_item_is_that_of_the_item_before(loader: str, workers: int)
     done = subprocess.run(
         [sys.executable, "-c", FAULTS, loader, str(workers)], check=True, capture_output=True, text=True
     )
-    assert int(done.stdout) < 200  # of 60 arrays of 192 pages and more
+    assert int(done.stdout) < 200  # new memory for 60 arrays would cost 192 faults or more an array
 
 
 # Bad samples

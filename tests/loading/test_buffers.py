@@ -301,9 +301,8 @@ def test_memory_of_dropped_batches_is_used_again(threads: int, scale: int, store
             del batch
     shapes = {shape for shape, _ in addresses}
     assert shapes == {(BATCH, 1, 3, 32, 32), (BATCH, 1, 4, 32, 32)}
-    arrays = len(shapes) * (
-        2 if scale == 1 else 1
-    )  # at scale 1 LQ is as large as HQ; at scale 2 it is too small to be kept
+    # LQ is as large as HQ at scale 1. At scale 2 LQ is too small to be kept.
+    arrays = len(shapes) * (2 if scale == 1 else 1)
     assert len(lent) == 48 * arrays
     assert len(addresses) <= arrays * (PREFETCH_BATCHES + 2)
     assert all(array() is not None for array in lent)  # so the pool dropped no array

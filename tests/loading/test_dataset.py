@@ -196,9 +196,8 @@ def test_on_error_is_one_of_two() -> None:
 def test_skipping_gives_the_next_sample_that_can_be_read(caplog: pytest.LogCaptureFixture) -> None:
     dataset = Rolls({"bad": [2, 3, 11], "on_error": "skip", "seed": 1})
     assert [dataset[SampleKey(index, 0)]["index"] for index in range(12)] == [0, 1, 4, 4, 4, 5, 6, 7, 8, 9, 10, 0]
-    assert (
-        dataset[SampleKey(2, 6)]["roll"] == dataset[SampleKey(4, 6)]["roll"]
-    )  # the replacement has its own random numbers
+    # A replacement has its own random numbers, not those of the bad sample.
+    assert dataset[SampleKey(2, 6)]["roll"] == dataset[SampleKey(4, 6)]["roll"]
     messages = [record.getMessage() for record in caplog.records]
     assert messages == [
         "skipped a bad sample of image0: item 2 is damaged",

@@ -251,9 +251,8 @@ def test_a_pass_that_is_broken_off_leaves_its_state_and_the_next_epoch_follows()
     assert [key.repetition for key in sampler] == [1] * 20
     list(islice(sampler, 7))
     sampler.set_epoch(2)
-    assert [key.repetition for key in sampler] == [
-        2
-    ] * 20  # an epoch that was interrupted can be repeated from its start
+    # An interrupted epoch can be repeated from its start.
+    assert [key.repetition for key in sampler] == [2] * 20
 
 
 def test_set_epoch_keeps_a_loaded_position_of_that_epoch_only() -> None:
@@ -374,9 +373,8 @@ def test_an_enlarged_epoch_resumes_with_other_replicas(
     length: int, ratio: int, replicas: tuple[int, int], data: st.DataObject
 ) -> None:
     order = list(DistIterSampler(length, replicas=1, rank=0, ratio=ratio, seed=2))
-    before, after = (
-        min(number, length) for number in replicas
-    )  # up to the length, keys do not depend on the number of replicas
+    # Keys do not depend on the number of replicas, up to as many replicas as items.
+    before, after = (min(number, length) for number in replicas)
     first = DistIterSampler(length, replicas=before, rank=before - 1, ratio=ratio, seed=2)
     yielded = data.draw(st.integers(0, len(first)))
     assert list(islice(first, yielded)) == (order[before - 1 :: before])[:yielded] or yielded == len(first)
