@@ -82,6 +82,6 @@ def _for_each(threads: int, work: Callable[[int], None], numbers: Iterable[int])
 
 def _make_batch(dataset: Any, batch: Sequence[Any], pool: BufferPool) -> None:
     assert isinstance(dataset, ItemDataset)
-    builder = dataset.batch_builder(batch, pool.of_batch())
+    builder = dataset.batch_builder(batch, pool.batch_allocator())
     builder.fill(0, len(builder))
     builder.finish()
