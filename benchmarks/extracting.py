@@ -25,7 +25,7 @@ from benchmarks.options import add_scratch_option, at_least_one
 from benchmarks.report import Comparison, Report, run_rounds
 from dlas_store.converters.extraction.options import ExtractOptions
 from dlas_store.converters.extraction.plan import ExtractPlan, plan_extraction
-from dlas_store.converters.extraction.tiles import cut_photo
+from dlas_store.converters.extraction.tiles import tile_photo
 from dlas_store.errors import ConfigError
 from dlas_store.processes import available_cores
 
@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> Report:
             FOLDER: partial(_command_seconds, folder, Path(scratch, "cut"), extraction),
         }
         rounds = run_rounds(contenders, rounds=options.rounds)
-    expected = plan.expected
+    expected = plan.estimate
     steps = " and ".join(map(str, options.step))
     comparison = Comparison(title="Cutting photos up", unit="s", reference=LIMIT, rounds=rounds)
     return Report(
@@ -134,8 +134,8 @@ def _time_photo(root: Path, options: ExtractOptions, path: str) -> float:
 
 def _tiles(root: Path, options: ExtractOptions, path: str) -> Sequence[NDArray[np.uint8]]:
     """Return the pixels of a photo's tiles, some of which overlap."""
-    images = cut_photo(root, path, options).images
-    return [np.ascontiguousarray(pixels) for cut in images for pixels in cut.pixels()]
+    images = tile_photo(root, path, options).images
+    return [np.ascontiguousarray(pixels) for image in images for pixels in image.pixels()]
 
 
 def _command_seconds(folder: Path, dst: Path, options: ExtractOptions) -> float:

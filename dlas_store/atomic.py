@@ -85,8 +85,8 @@ class StagingDirectory:
             write_file(path, json.dumps(plan).encode())
         elif json.loads(path.read_bytes()) != plan:
             raise StoreError(
-                f"{self.path}: an interrupted run was of other {what}; run it again with the same, or remove that "
-                "folder to start over"
+                f"{self.path}: an interrupted run was started with different {what}; run it again with the same, or "
+                "remove that folder to start over"
             )
 
     def publish(self, content: Path | None = None) -> None:

@@ -593,4 +593,4 @@ static PyModuleDef_Slot module_slots[] = {
 };
 
 DEFINE_MODULE(_jpeg_crop, "dlas_store.converters.extraction._jpeg_crop",
-              "Crops of a JPEG without decoding, for tile_encoding.py.", NULL, module_slots)
+              "Crops of a JPEG without decoding, for photos.py.", NULL, module_slots)

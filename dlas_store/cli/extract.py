@@ -11,7 +11,7 @@ from dlas_store.cli.text import WORKERS_HELP, byte_size, megabytes, natural, one
 from dlas_store.errors import ConfigError, ImportFailedError, WriteError
 
 if TYPE_CHECKING:
-    from dlas_store.converters.extraction.plan import Skipped
+    from dlas_store.converters.extraction.plan import SkippedPhoto
 
 _REASONS_SHOWN = 50
 _BAD_SHOWN = 20
@@ -131,14 +131,14 @@ def _estimate(flags: argparse.Namespace, options: Any, workers: int | None) -> i
 
 def _merge(flags: argparse.Namespace) -> dict[str, Any]:
     """Return the options of the config file, those overridden for which a flag was given."""
-    from dlas_store.converters.extraction.options import GIVEN_OTHERWISE
+    from dlas_store.converters.extraction.options import PATH_OPTIONS
 
     given: dict[str, Any] = {}
     if flags.config is not None:
         from dlas_store.config import load_mapping
 
         given = load_mapping(flags.config)
-    set_aside = [key for key in GIVEN_OTHERWISE if given.get(key) is not None]
+    set_aside = [key for key in PATH_OPTIONS if given.get(key) is not None]
     if set_aside:
         print(f"{flags.config}: not used, PHOTOS and DST say it: {', '.join(set_aside)}")
     for flag, key in _VALUES.items():
@@ -150,7 +150,7 @@ def _merge(flags: argparse.Namespace) -> dict[str, Any]:
     return given
 
 
-def _print_rest(skipped: Sequence[Skipped], present: int, changed: Sequence[str]) -> None:
+def _print_rest(skipped: Sequence[SkippedPhoto], present: int, changed: Sequence[str]) -> None:
     by_reason: dict[tuple[bool, str], list[str]] = {}
     for photo, reason, bad in skipped:
         by_reason.setdefault((bad, reason), []).append(photo)
@@ -164,8 +164,8 @@ def _print_rest(skipped: Sequence[Skipped], present: int, changed: Sequence[str]
     print_lines("changed since it was extracted, not touched", changed)
 
 
-def _status(skipped: Iterable[Skipped]) -> int:
-    return 1 if any(photo.bad for photo in skipped) else 0
+def _status(skipped: Iterable[SkippedPhoto]) -> int:
+    return 1 if any(photo.is_error for photo in skipped) else 0
 
 
 def _number(text: str) -> Any:

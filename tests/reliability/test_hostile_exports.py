@@ -154,7 +154,7 @@ def image(name: str, *files: str) -> Image:
 
 
 def reasons(names: ExportNames, *made: Image) -> list[bool]:
-    return [names.why_refused(each) is not None for each in made]
+    return [names.refusal(each) is not None for each in made]
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_on_windows_its_own_devices_drives_and_signs_are_no_names(bad: str) -> N
 
 
 def test_the_file_system_is_asked_what_it_takes_for_the_same(tmp_path: Path) -> None:
-    found = Folding.of(tmp_path)
+    found = Folding.probe(tmp_path)
     (tmp_path / "a").touch()
     assert found.case == (tmp_path / "A").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["a"]

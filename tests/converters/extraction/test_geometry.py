@@ -81,6 +81,6 @@ def test_a_wrong_option_is_an_error_that_names_it_and_its_flag(options: dict[str
 def test_terms_of_flags_are_of_one_size_or_of_all() -> None:
     options = ExtractOptions.read({"crop_sz": [256, 512]}, exclude=["night", "512:dawn", "C:/x"])
     assert options.exclusions == (("night", "C:/x"), ("night", "dawn", "C:/x"))
-    assert [options.wanted_crops(path) for path in ("a.jpg", "dawn/a.jpg", "night/a.jpg")] == [[0, 1], [0], []]
+    assert [options.crop_indices(path) for path in ("a.jpg", "dawn/a.jpg", "night/a.jpg")] == [[0, 1], [0], []]
     with pytest.raises(ConfigError, match="one of the crop sizes"):
         ExtractOptions.read({"crop_sz": [256, 512]}, exclude=["128:night"])

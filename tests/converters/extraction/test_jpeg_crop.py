@@ -14,8 +14,8 @@ from PIL import Image
 from dlas_store.converters.extraction import photos as tile_encoding
 from dlas_store.converters.extraction._jpeg_crop import JpegBlocks
 from dlas_store.converters.extraction.options import ExtractOptions, Subsampling
-from dlas_store.converters.extraction.photos import JpegEncoder, Place, TilesOfPicture
-from dlas_store.converters.extraction.tiles import EncodedTile, cut_photo
+from dlas_store.converters.extraction.photos import JpegEncoder, Place, TileEncoder
+from dlas_store.converters.extraction.tiles import EncodedTile, tile_photo
 from tests.support.photo_files import flat, scene
 from tests.support.sample_data import Array, noise
 
@@ -136,7 +136,7 @@ def places_every(step: int, until: int) -> list[Place]:
 def test_tiles_are_what_they_are_if_encoded_alone(size: int, step: int, subsampling: Subsampling) -> None:
     encoder, picture = JpegEncoder(95, subsampling), noise(120, 120)
     places = [*places_every(step, 120 - size), Place(120 - size, 120 - size), Place(120 - size, 0)]
-    tiles = TilesOfPicture(picture, places, size, encoder)
+    tiles = TileEncoder(picture, places, size, encoder)
     for place in [*places, *reversed(places)]:
         assert tiles.encode(place) == encoder.encode(place.square(picture, size))
 
@@ -152,13 +152,13 @@ def test_what_tiles_share_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(tile_encoding.cv2, "imencode", counted)
     picture = scene(160, 160)
     of_all = [*places_every(16, 96), Place(91, 91)]
-    tiles = TilesOfPicture(picture, of_all, 64, JpegEncoder(95, "4:2:0"))
+    tiles = TileEncoder(picture, of_all, 64, JpegEncoder(95, "4:2:0"))
     for place in of_all:
         tiles.encode(place)
     assert encoded == [(160, 160), (64, 64)]
     encoded.clear()
     beside = places_every(64, 64)
-    tiles = TilesOfPicture(picture, beside, 64, JpegEncoder(95, "4:2:0"))
+    tiles = TileEncoder(picture, beside, 64, JpegEncoder(95, "4:2:0"))
     for place in beside:
         tiles.encode(place)
     assert encoded == [(64, 64)] * 4
@@ -175,7 +175,7 @@ def test_tiles_of_many_grids_do_not_each_need_the_whole_picture(step: int, monke
 
     picture, encoder, places = noise(200, 200), JpegEncoder(95, "4:4:4"), places_every(step, 72)
     monkeypatch.setattr(tile_encoding.cv2, "imencode", counted)
-    tiles = TilesOfPicture(picture, places, 128, encoder)
+    tiles = TileEncoder(picture, places, 128, encoder)
     made = [tiles.encode(place) for place in places]
     shared = [shape for shape in encoded if shape != (128, 128)]
     assert shared
@@ -198,7 +198,7 @@ def test_tiles_are_the_same_where_none_can_be_cut_out(how: str, monkeypatch: pyt
                 ending, pixels, [*options, cv2.IMWRITE_JPEG_PROGRESSIVE, int(len(pixels) > 64)]
             ),
         )
-    tiles = TilesOfPicture(picture, places, 64, encoder)
+    tiles = TileEncoder(picture, places, 64, encoder)
     assert [tiles.encode(place) for place in places] == expected
 
 
@@ -217,7 +217,7 @@ def test_photos_are_cut_into_the_same_tiles_without_it(
     (tmp_path / "photo.jpg").write_bytes(saved(scene(300, 310)))
 
     def tiles() -> list[EncodedTile]:
-        (cut,) = cut_photo(tmp_path, "photo.jpg", ExtractOptions.read(options)).images
+        (cut,) = tile_photo(tmp_path, "photo.jpg", ExtractOptions.read(options)).images
         encoder = JpegEncoder(options.get("compression_level", 95), options.get("subsampling", "4:2:0"))
         found = list(cut.encoded())
         assert [tile.data for tile in found] == [encoder.encode(pixels) for pixels in cut.pixels()]

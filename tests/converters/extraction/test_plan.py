@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dlas_store.converters.extraction.options import ExtractOptions
 from dlas_store.converters.extraction.plan import plan_extraction
-from dlas_store.converters.sharding import MAX_IMAGES_A_GROUP, split_by_size, target_shard_size
+from dlas_store.converters.sharding import MAX_IMAGES_PER_SHARD, split_by_size, target_shard_size
 from dlas_store.errors import ImportFailedError, NotASourceError
 from tests.support.file_trees import write
 from tests.support.photo_files import encoded, flat
@@ -28,7 +28,7 @@ def test_photos_come_in_the_order_of_their_images_names(tmp_path: Path) -> None:
     photos = write(tmp_path, dict.fromkeys(["a/z.png", "a.png", "a-b/c.PNG", "a_b.png", "notes.txt"], PNG))
     plan = plan_extraction(photos, options())
     assert plan.paths == ["a.png", "a-b/c.PNG", "a/z.png", "a_b.png"]
-    assert (plan.expected.images, plan.expected.tiles, plan.skipped) == (4, 36, [])
+    assert (plan.estimate.images, plan.estimate.tiles, plan.skipped) == (4, 36, [])
 
 
 @given(sizes=st.lists(st.integers(0, 50)), limit=st.integers(1, 120))
@@ -40,15 +40,15 @@ def test_groups_take_images_in_order_and_hold_no_more_than_their_limit(sizes: li
 
 
 def test_a_group_holds_a_bounded_number_of_images() -> None:
-    assert list(split_by_size([0] * (MAX_IMAGES_A_GROUP + 1), 1)) == [
-        (0, MAX_IMAGES_A_GROUP),
-        (MAX_IMAGES_A_GROUP, MAX_IMAGES_A_GROUP + 1),
+    assert list(split_by_size([0] * (MAX_IMAGES_PER_SHARD + 1), 1)) == [
+        (0, MAX_IMAGES_PER_SHARD),
+        (MAX_IMAGES_PER_SHARD, MAX_IMAGES_PER_SHARD + 1),
     ]
 
 
 @pytest.mark.parametrize(("total", "size"), [(0, 10), (1000, 21), (10**6, 100)])
 def test_a_group_is_a_part_of_all_between_two_bounds(total: int, size: int) -> None:
-    assert target_shard_size(total, parts=50, low=10, high=100) == size
+    assert target_shard_size(total, min_shards=50, min_size=10, max_size=100) == size
 
 
 def test_a_group_is_another_when_a_photo_or_an_option_is(tmp_path: Path) -> None:
