@@ -104,7 +104,7 @@ def export_store(
         numbers = _matching_images(source, images)
         check_free_space(staging.path, sum(entry.payload_bytes for entry in source.index.shards.values()))
         plan = {"store_id": source.index.store_id.hex(), "images": images, "count": source.image_count}
-        staging.record_or_check_plan(plan, what="stores or images")
+        staging.record_or_check_plan(plan, inputs="stores or images")
         content = staging.path / CONTENT
         with write_errors(content):
             content.mkdir(exist_ok=True)

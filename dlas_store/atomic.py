@@ -70,23 +70,23 @@ class StagingDirectory:
             if (is_published or _has_no_content)(staging.path):
                 staging.remove()
 
-    def record_or_check_plan(self, plan: Mapping[str, Any], *, what: str) -> None:
-        """Record what is to be written, or find that an interrupted run recorded the same.
+    def record_or_check_plan(self, plan: Mapping[str, Any], *, inputs: str) -> None:
+        """Record a plan, or check that an interrupted run recorded the same plan.
 
         Args:
-            plan: JSON types only.
-            what: what a rerun must have in common with it, for the message.
+            plan: the plan, in JSON types only.
+            inputs: plural noun for the inputs that a rerun must not change, for the error message.
 
         Raises:
-            StoreError: the interrupted run was of something else.
+            StoreError: the interrupted run recorded another plan.
         """
         path = self.path / PLAN_FILE
         if not path.exists():
             write_file(path, json.dumps(plan).encode())
         elif json.loads(path.read_bytes()) != plan:
             raise StoreError(
-                f"{self.path}: an interrupted run was started with different {what}; run it again with the same, or "
-                "remove that folder to start over"
+                f"{self.path}: an interrupted run was started with different {inputs}; run it again with the same "
+                f"{inputs}, or remove that folder to start over"
             )
 
     def publish(self, content: Path | None = None) -> None:

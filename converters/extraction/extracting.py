@@ -286,7 +286,9 @@ def _extract_to_folder(task: _Task, options: ExtractOptions, summary: ExtractSum
     """Write the images of all groups, and publish the folder."""
     plan = task.plan
     with StagingDirectory(task.dst) as staging:
-        staging.record_or_check_plan({"groups": [group.fingerprint for group in plan.groups]}, what="photos or options")
+        staging.record_or_check_plan(
+            {"groups": [group.fingerprint for group in plan.groups]}, inputs="photos or options"
+        )
         content = staging.path / CONTENT
         with write_errors(content):
             content.mkdir(exist_ok=True)
