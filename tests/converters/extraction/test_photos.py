@@ -1,7 +1,4 @@
-"""Photos' headers, and photos as they are cut up: upright, and in the same places when decoded reduced.
-
-Area averages are OpenCV's.
-"""
+"""Headers and pixels of photos: rotation, reduced decoding, and area averages that agree with OpenCV's."""
 
 from __future__ import annotations
 
@@ -67,11 +64,11 @@ def test_a_broken_exif_block_counts_as_upright(block: bytes) -> None:
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_a_header_is_read_without_pixels(ending: str) -> None:
     data = encoded(scene(40, 56), ending)
-    whole = parse_header(data)
-    assert (whole.size, whole.mode, whole.frames, whole.bits) == (Size(40, 56), "RGB", 1, 8)
-    assert rejection_of(whole, PLAIN) is None
-    if ending in ("jpg", "png", "ppm", "bmp"):  # the others say where they are cut off
-        assert parse_header(data[: len(data) * 3 // 4]) == whole
+    header = parse_header(data)
+    assert (header.size, header.mode, header.frames, header.bits) == (Size(40, 56), "RGB", 1, 8)
+    assert rejection_of(header, PLAIN) is None
+    if ending in ("jpg", "png", "ppm", "bmp"):  # decoders of the other formats refuse truncated files
+        assert parse_header(data[: len(data) * 3 // 4]) == header
 
 
 def test_stores_and_folders_do_not_read_tiff() -> None:
@@ -100,9 +97,9 @@ def test_places_in_a_photo_decoded_reduced_are_those_of_the_whole(size: Size, or
     assert not exact.is_reduced
     (square,) = photo_squares(header, ExtractOptions.read(opt)).values()
     for row, col in ((0, 0), (0, square.side - 256), (square.side - 256, 0), (37, 51)):
-        one, two = (photo.region(square.top + row, square.left + col, 256) for photo in (exact, fast))
-        # A reduced pixel is the mean of those that it stands for; half of one beside its place would differ more.
-        means = [pixels.mean((0, 1)) for pixels in (one, two)]
+        regions = [photo.region(square.top + row, square.left + col, 256) for photo in (exact, fast)]
+        # A reduced pixel is the mean of the pixels that it covers; a shift by half of it would differ more.
+        means = [pixels.mean((0, 1)) for pixels in regions]
         assert np.abs(means[0] - means[1]).max() < 2.5
 
 
@@ -128,11 +125,12 @@ def test_what_decoders_of_the_tests_say_is_what_is_cut_up() -> None:
     seed=st.integers(0, 9),
 )
 def test_resized_gives_what_opencv_gives(height: int, width: int, rows: int, cols: int, seed: int) -> None:
-    whole = noise(height + 3, width + 5, seed=seed)
-    for pixels in (whole[1 : 1 + height, 2 : 2 + width], np.ascontiguousarray(whole[:height, :width])):
+    picture = noise(height + 3, width + 5, seed=seed)
+    for pixels in (picture[1 : 1 + height, 2 : 2 + width], np.ascontiguousarray(picture[:height, :width])):
         expected = cv2.resize(pixels, (cols, rows), interpolation=cv2.INTER_AREA)
         difference = np.abs(resize_area(pixels, Size(rows, cols)).astype(int) - expected)
-        assert difference.max() <= 1  # floats summed in another order, where the average is half way
+        # Floats are summed in another order, which may round an average of x.5 differently.
+        assert difference.max() <= 1
         assert (difference > 0).sum() <= 2 + 0.01 * difference.size
 
 
