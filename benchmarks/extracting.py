@@ -26,7 +26,7 @@ from benchmarks.report import Comparison, Report, run_rounds
 from dlas_store.cli.text import positive
 from dlas_store.converters.extraction.options import ExtractOptions
 from dlas_store.converters.extraction.plan import ExtractPlan, plan_extraction
-from dlas_store.converters.extraction.tiles import cut_photo
+from dlas_store.converters.extraction.tiles import tile_photo
 from dlas_store.errors import ConfigError
 from dlas_store.processes import available_cores
 
@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> Report:
             FOLDER: partial(_command_seconds, folder, Path(scratch, "tiles"), extraction),
         }
         rounds = run_rounds(contenders, rounds=options.rounds)
-    expected = plan.expected
+    expected = plan.estimate
     steps = " and ".join(map(str, options.step))
     comparison = Comparison(title="Cutting photos up", unit="s", reference=LIMIT, rounds=rounds)
     return Report(
@@ -137,7 +137,7 @@ def _time_photo(root: Path, options: ExtractOptions, path: str) -> float:
 
 def _tiles(root: Path, options: ExtractOptions, path: str) -> Sequence[NDArray[np.uint8]]:
     """Return the pixels of a photo's tiles; neighbouring tiles may overlap."""
-    images = cut_photo(root, path, options).images
+    images = tile_photo(root, path, options).images
     return [np.ascontiguousarray(pixels) for image in images for pixels in image.pixels()]
 
 

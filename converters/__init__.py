@@ -1,4 +1,4 @@
-"""Foreign layouts to stores and back; installed as ``dlas_store.converters``."""
+"""Converters between stores and folders of other layouts; installed as ``dlas_store.converters``."""
 
 from dlas_store.converters.exporting import export_store
 from dlas_store.converters.importing import import_store

@@ -1,11 +1,11 @@
-"""The part of an import that runs in worker processes: read, check, write one shard."""
+"""Worker of an import: read, check and write the images of one shard."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from dlas_store.converters.sharding import load_report, save_report
 from dlas_store.errors import CentersError, DamagedError, ImageError, ImportFailedError
@@ -24,7 +24,7 @@ from dlas_store.storage.commit import SealedShard, read_shard, write_shard
 from dlas_store.storage.shard import ShardHeader
 from dlas_store.storage.shard_writer import ShardWriter
 
-_NOTES_KEPT = 100
+_MAX_WARNINGS = 100
 
 
 class ShardJob(NamedTuple):
@@ -34,15 +34,15 @@ class ShardJob(NamedTuple):
         folder: the commit's folder.
         header: the shard's header.
         sealed: the shard that an earlier run sealed, if any.
-        parts: where its images come from.
-        skip_bad: leave bad files out and report them; else they stop the import.
+        subsets: the images of the shard, by source.
+        skip_bad: skip bad files and report them; otherwise they stop the import.
         decode_all: decode every picture to check it.
     """
 
     folder: Path
     header: ShardHeader
     sealed: Path | None
-    parts: list[PickledSubset]
+    subsets: list[PickledSubset]
     skip_bad: bool
     decode_all: bool
 
@@ -56,35 +56,46 @@ class Finding(NamedTuple):
 
 @dataclass
 class ShardReport:
-    """What importing a shard came to.
+    """Result of importing a shard.
 
     Attributes:
-        findings: the files that are bad.
-        notes: what is odd but kept as it is: one line an image, the first 100.
-        note_count: how many there were.
+        findings: the bad files.
+        warnings: oddities that were imported unchanged: one line per image, the first 100.
+        warning_count: number of all warnings.
     """
 
     findings: list[Finding] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    note_count: int = 0
+    warnings: list[str] = field(default_factory=list)
+    warning_count: int = 0
 
-    def note(self, message: str) -> None:
-        """Count something odd."""
-        self.note_count += 1
-        if len(self.notes) < _NOTES_KEPT:
-            self.notes.append(message)
+    def warn(self, message: str) -> None:
+        """Count a warning, and keep its text if it is one of the first 100."""
+        self.warning_count += 1
+        if len(self.warnings) < _MAX_WARNINGS:
+            self.warnings.append(message)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report in JSON types, with the keys of the file beside the shard."""
+        return {"findings": self.findings, "notes": self.warnings, "note_count": self.warning_count}
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Self:
+        """Return the report that as_dict was called on."""
+        findings = [Finding(*finding) for finding in fields["findings"]]
+        return cls(findings, fields["notes"], fields["note_count"])
 
 
 class BuiltShard(NamedTuple):
-    """A worker's answer; without a shard where bad files stopped it."""
+    """Result of a job; ``shard`` is None if bad files stopped the import."""
 
     shard: SealedShard | None
     report: ShardReport
 
 
 def build_shard(job: ShardJob, progress: Progress) -> BuiltShard:
-    """Build a shard, or read the one that an earlier run sealed."""
-    report = _as_report(load_report(job.folder, job.header))
+    """Build a shard, or read the shard that an earlier run sealed."""
+    fields = load_report(job.folder, job.header)
+    report = ShardReport() if fields is None else ShardReport.from_dict(fields)
     if job.sealed is not None and (job.skip_bad or not report.findings):
         shard = read_shard(job.sealed, check_values=True)
         progress.advance(shard.header.patches, shard.header.payload_bytes)
@@ -92,12 +103,12 @@ def build_shard(job: ShardJob, progress: Progress) -> BuiltShard:
     report = ShardReport()
 
     def fill(writer: ShardWriter) -> None:
-        # To the end of the shard, so that all its bad files are found at once.
+        # Bad files stop the import only at the end of the shard, so that all of its bad files are reported at once.
         for source, number in _images(job):
             _copy_image(source, number, writer, job, report, progress=progress)
         if report.findings and not job.skip_bad:
             raise ImportFailedError("bad files")
-        save_report(job.folder, job.header, asdict(report))
+        save_report(job.folder, job.header, report.as_dict())
 
     try:
         return BuiltShard(write_shard(job.folder, job.header, fill), report)
@@ -105,23 +116,18 @@ def build_shard(job: ShardJob, progress: Progress) -> BuiltShard:
         return BuiltShard(None, report)
 
 
-def _as_report(fields: dict[str, Any] | None) -> ShardReport:
-    if fields is None:
-        return ShardReport()
-    return ShardReport(**fields | {"findings": [Finding(*finding) for finding in fields["findings"]]})
-
-
 def _images(job: ShardJob) -> Iterator[tuple[Source, int]]:
-    for part in job.parts:
-        with part.open() as source:
-            for name in part.names:
+    """Yield source and number of each image."""
+    for subset in job.subsets:
+        with subset.open() as source:
+            for name in subset.names:
                 yield source, source.find_image(name)
 
 
 def _copy_image(
     source: Source, number: int, writer: ShardWriter, job: ShardJob, report: ShardReport, *, progress: Progress
 ) -> None:
-    """Add an image to the shard, less what is bad; holds one file at a time."""
+    """Add an image to the shard without its bad files; holds one file at a time."""
     findings: list[Finding] = []
     image = _read_image(source, number, findings)
     first = source.first_patch(number)
@@ -136,11 +142,12 @@ def _copy_image(
             progress.advance(1, len(data))
     reference = _read_reference(source, number, findings, job)
     report.findings.extend(findings)
-    _note_centers(image, report)
+    _check_centers(image, report)
     writer.end_image(image, reference)
 
 
 def _read_image(source: Source, number: int, findings: list[Finding]) -> Image:
+    """Return an image; without centers if its centers.pt is bad."""
     try:
         return source.image(number)
     except CentersError as error:
@@ -150,6 +157,7 @@ def _read_image(source: Source, number: int, findings: list[Finding]) -> Image:
 
 
 def _read_reference(source: Source, number: int, findings: list[Finding], job: ShardJob) -> bytes | None:
+    """Return an image's reference, None if it has none or a bad one."""
     try:
         reference = source.read_reference(number)
         if reference is not None:
@@ -169,14 +177,15 @@ def _finding(source: Source, image: str, file: str, error: Exception) -> Finding
     return Finding(str(path), str(error).removeprefix(f"{path}: "))
 
 
-def _note_centers(image: Image, report: ShardReport) -> None:
+def _check_centers(image: Image, report: ShardReport) -> None:
+    """Warn if an image's centers do not match its patches."""
     if image.centers is None:
         return
     numbers = {file_number(file) for file in image.files}
     without_patch = len(image.centers.keys() - numbers)
     without_center = len(numbers - image.centers.keys())
     if without_patch or without_center:
-        report.note(
-            f"{image.name}: {CENTERS_FILE} names {without_patch} patches that are not there and lacks "
-            f"{without_center} that are; kept as it is"
+        report.warn(
+            f"{image.name}: {CENTERS_FILE} names {without_patch} missing patches and lacks {without_center} existing "
+            "ones; imported unchanged"
         )

@@ -1,4 +1,4 @@
-"""Salvage: copy every image of a damaged store that is whole into a new one, and list the rest."""
+"""Salvage: copy every undamaged image of a damaged store into a new store, and list the lost images."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from dlas_store.storage.shard import Shard, ShardHeader, shard_file_name
 from dlas_store.storage.shard_writer import ShardWriter
 
 
-class Lost(NamedTuple):
-    """An image that was not copied, or all of a shard, and why.
+class LostImage(NamedTuple):
+    """An image that was not copied, or all images of a shard, and the reason.
 
     Attributes:
         shard: file name of the shard.
-        image: the image's name; "" for a shard, and where the name is lost as well.
-        reason: what is wrong.
+        image: the image's name; "" for a whole shard, or if the name cannot be read either.
+        reason: description of the damage.
     """
 
     shard: str
@@ -42,44 +42,89 @@ class Lost(NamedTuple):
 
 @dataclass(kw_only=True)
 class SalvageSummary:
-    """What salvaging a store came to.
+    """Result of a salvage.
 
     Attributes:
         images: number of images that were copied.
         patches: number of their patches.
         payload_bytes: bytes of patches and references.
-        seconds: how long it took.
-        lost: what was not copied.
-        notes: what was of no use but holds no image, such as a damaged index.
+        seconds: duration.
+        lost: images and shards that were not copied.
+        warnings: damage that lost no image, such as that of the index, and shards that were not used.
     """
 
     images: int = 0
     patches: int = 0
     payload_bytes: int = 0
     seconds: float = 0.0
-    lost: list[Lost] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    lost: list[LostImage] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the summary in JSON types, as the report file has it."""
+        """Return the summary in JSON types, with the keys of the report file."""
         return {
             "images": self.images,
             "patches": self.patches,
             "bytes": self.payload_bytes,
             "seconds": self.seconds,
-            "lost": [lost._asdict() for lost in self.lost],
-            "notes": self.notes,
+            "lost": [image._asdict() for image in self.lost],
+            "notes": self.warnings,
         }
 
 
+def salvage(
+    store: Path | str, new: Path | str, *, workers: int | None = None, report: Path | None = None
+) -> SalvageSummary:
+    """Copy every image whose values are all undamaged into a new store, and list the lost images.
+
+    The index is used if it can be read and belongs to the shards. Other images are found in the shards themselves, from
+    all pages that are undamaged. Every value is read twice. The new store gets its name when it is complete. Until then
+    it grows in ``NAME.partial``; the same call resumes an interrupted salvage there.
+
+    Args:
+        store: the damaged store's folder; it is not written.
+        new: the store to write, ``NAME.lmdb``.
+        workers: number of processes; None starts one per core, 0 works in this process.
+        report: a JSON file that is written once the images were checked, also if the salvage then fails.
+
+    Raises:
+        ConfigError: the new store's name does not end in .lmdb.
+        TargetExistsError: the new store exists.
+        NotASourceError: the folder has no shards, or they hold no undamaged image.
+        BusyError: another process writes the new store.
+        WriteError: the disk is full, or refused a write.
+    """
+    started = time.monotonic()
+    store, new = Path(store).expanduser(), Path(new).expanduser()
+    if new.suffix != ".lmdb":
+        raise ConfigError(f"{new}: a store's name ends in .lmdb; use {new.with_name(new.name + '.lmdb')}")
+    if os.path.lexists(new):
+        raise TargetExistsError(f"{new}: exists; choose another name, or move it away")
+    if not store.is_dir():
+        raise NotASourceError(f"{store}: is no folder of shards")
+    summary = SalvageSummary()
+    try:
+        layout, damaged_files = _find_files(store, summary)
+        results = _scan(damaged_files, workers, summary)
+        scanned = [(file, result) for file, result in zip(damaged_files, results, strict=True) if result.ids]
+        if not scanned:
+            raise NotASourceError(f"{store}: holds no image that is whole; nothing was written")
+        _copy(new, layout, scanned, workers, summary)
+    finally:
+        summary.seconds = time.monotonic() - started
+        if report is not None:
+            write_json(report, summary.as_dict())
+    return summary
+
+
 class _DamagedFile(NamedTuple):
-    """A file that images are looked for in.
+    """A shard file that is searched for images; it may be undamaged.
 
     Attributes:
         path: the file.
-        index_file: of the index that has an entry for it, None without one.
-        number: of that entry.
-        ids: those of its images, as the entry or its trailer says; None where neither can be read.
+        index_file: the index that has an entry for the shard, None without one.
+        number: the shard's number in that entry.
+        ids: ids of the shard's images, from the entry or the file's trailer; None if neither can be read.
     """
 
     path: Path
@@ -96,133 +141,113 @@ class _DamagedFile(NamedTuple):
 
 
 class _ScanResult(NamedTuple):
-    """What is whole in a file: ids, names and numbers of patches of its images; and what is not."""
+    """Undamaged images of a file (ids, names, and numbers of patches, in parallel lists), and its lost images."""
 
     ids: list[int]
     names: list[str]
     patches: list[int]
-    lost: list[Lost]
+    lost: list[LostImage]
 
 
 class _Job(NamedTuple):
+    """All that a worker needs to copy the undamaged images of a file into a new shard.
+
+    Attributes:
+        folder: the commit's folder.
+        header: the new shard's header.
+        sealed: the new shard if an earlier run sealed it.
+        damaged_file: the file to copy from.
+        ids: ids of the images to copy.
+    """
+
     folder: Path
     header: ShardHeader
     sealed: Path | None
-    remnant: _DamagedFile
+    damaged_file: _DamagedFile
     ids: list[int]
 
 
-def salvage(
-    store: Path | str, new: Path | str, *, workers: int | None = None, report: Path | None = None
-) -> SalvageSummary:
-    """Copy every image of which all values verify into a new store; what is lost is listed.
-
-    The index is used where it can be read and is that of the shards. What it does not tell is found in the shards
-    themselves, by all of their pages that are whole. Every value is read twice. The new store appears under its name
-    when it is whole; until then it grows in ``NAME.partial``, from where the same call goes on.
-
-    Args:
-        store: the damaged store's folder; nothing is written there.
-        new: the store to write, ``NAME.lmdb``.
-        workers: number of processes; None takes one a core, 0 works in this process.
-        report: a JSON file to write once the images were checked, whatever comes of them.
-
-    Raises:
-        ConfigError: a name that does not end in .lmdb.
-        TargetExistsError: the new store exists.
-        NotASourceError: no folder with shards, or no image in them that is whole.
-        BusyError: another process writes the new store.
-        WriteError: no room.
-    """
-    started = time.monotonic()
-    store, new = Path(store).expanduser(), Path(new).expanduser()
-    if new.suffix != ".lmdb":
-        raise ConfigError(f"{new}: a store's name ends in .lmdb; use {new.with_name(new.name + '.lmdb')}")
-    if os.path.lexists(new):
-        raise TargetExistsError(f"{new}: exists; choose another name, or move it away")
-    if not store.is_dir():
-        raise NotASourceError(f"{store}: is no folder of shards")
-    summary = SalvageSummary()
-    try:
-        layout, remnants = _remnants(store, summary)
-        surveys = _survey(remnants, workers, summary)
-        chosen = [(remnant, survey) for remnant, survey in zip(remnants, surveys, strict=True) if survey.ids]
-        if not chosen:
-            raise NotASourceError(f"{store}: holds no image that is whole; nothing was written")
-        _copy(new, layout, chosen, workers, summary)
-    finally:
-        summary.seconds = time.monotonic() - started
-        if report is not None:
-            write_json(report, summary.as_dict())
-    return summary
-
-
-def _remnants(store: Path, summary: SalvageSummary) -> tuple[Layout, list[_DamagedFile]]:
-    """Return the files to look in, and note what cannot be used."""
-    whole: list[Shard] = []
+def _find_files(store: Path, summary: SalvageSummary) -> tuple[Layout, list[_DamagedFile]]:
+    """Return the files to search, and add a warning about each that cannot be used."""
+    shards: list[Shard] = []
     damaged: dict[str, str] = {}
     for path in sorted(store.glob("shard-*.lmdb")):
         try:
-            whole.append(Shard(path))
+            shards.append(Shard(path))
         except StoreError as error:
             damaged[path.name] = str(error)
-    index = _usable_index(store, whole, summary)
-    if index is None and not whole:
+    index = _usable_index(store, shards, summary)
+    if index is None and not shards:
         reasons = "; ".join(damaged.values())
         raise NotASourceError(f"{store}: neither its index nor any shard can be opened ({reasons or 'there is none'})")
     if index is None:
-        return whole[0].header.layout, list(_without_index(store, whole, damaged, summary))
-    return index.layout, list(_by_index(store, index, whole, damaged, summary))
+        return shards[0].header.layout, list(_files_without_index(store, shards, damaged, summary))
+    return index.layout, list(_files_of_index(store, index, shards, damaged, summary))
 
 
 def _usable_index(store: Path, shards: Sequence[Shard], summary: SalvageSummary) -> Index | None:
+    """Return the store's index, None if it cannot be read or belongs to another store."""
     try:
         index = Index.open(store / INDEX_FILE)
     except StoreError as error:
-        summary.notes.append(f"the index is not used: {error}")
+        summary.warnings.append(f"the index is not used: {error}")
         return None
     counts = Counter(shard.header.store_id for shard in shards)
     if shards and counts[index.store_id] < max(counts.values()):
-        summary.notes.append(f"the index is not used: {index.path}: is that of another store")
+        summary.warnings.append(f"the index is not used: {index.path}: is that of another store")
         return None
     for table in index.tables:
-        summary.notes += table.damaged_blocks()
+        summary.warnings += table.damaged_blocks()
     return index
 
 
-def _by_index(
-    store: Path, index: Index, whole: Sequence[Shard], damaged: dict[str, str], summary: SalvageSummary
+def _files_of_index(
+    store: Path, index: Index, shards: Sequence[Shard], damaged: dict[str, str], summary: SalvageSummary
 ) -> Iterator[_DamagedFile]:
-    """Yield the shards that an index names, wherever they lie, and those of their names whose trailer is damaged."""
-    by_id = {shard.header.shard_id: shard for shard in reversed(whole)}
+    """Yield the files of the shards that an index names.
+
+    Args:
+        store: the store's folder.
+        index: its index.
+        shards: shards with an intact trailer, which identifies them under any file name.
+        damaged: file names of shards with a damaged trailer, with reasons; the file name identifies them.
+        summary: gets the missing shards and the shards that the index does not name.
+    """
+    shard_of_id = {shard.header.shard_id: shard for shard in reversed(shards)}
     for entry in index.shards.values():
         name = shard_file_name(entry.number)
-        shard = by_id.get(entry.shard_id)
+        shard = shard_of_id.get(entry.shard_id)
         ids = range(entry.first_image_id, entry.first_image_id + entry.images)
         if shard is not None or name in damaged:
             yield _DamagedFile(store / name if shard is None else shard.path, index.path, entry.number, ids)
         else:
-            found = "is another shard" if (store / name).exists() else "is missing"
-            summary.lost.append(Lost(name, "", f"{found}: {entry.images:,} images, {entry.patches:,} patches"))
-    named = {entry.shard_id for entry in index.shards.values()}
-    for shard in whole:
-        if shard.header.shard_id not in named:
-            summary.notes.append(f"{shard.path.name}: is not a shard that the index names")
+            problem = "is another shard" if (store / name).exists() else "is missing"
+            summary.lost.append(LostImage(name, "", f"{problem}: {entry.images:,} images, {entry.patches:,} patches"))
+    named_ids = {entry.shard_id for entry in index.shards.values()}
+    for shard in shards:
+        if shard.header.shard_id not in named_ids:
+            summary.warnings.append(f"{shard.path.name}: is not a shard that the index names")
 
 
-def _without_index(
-    store: Path, whole: Sequence[Shard], damaged: dict[str, str], summary: SalvageSummary
+def _files_without_index(
+    store: Path, shards: Sequence[Shard], damaged: dict[str, str], summary: SalvageSummary
 ) -> Iterator[_DamagedFile]:
-    """Yield the shards that were published, as far as can be told, and all whose trailer is damaged."""
+    """Yield the files of the shards that were published, as far as the trailers tell, and all with a damaged trailer.
+
+    Args:
+        store: the store's folder.
+        shards: shards with an intact trailer.
+        damaged: file names of shards with a damaged trailer, with reasons.
+        summary: gets the missing shards and the shards that were never published.
+    """
     skipped: list[SkippedShard] = []
-    once = {shard.header.shard_id: shard for shard in reversed(whole)}
-    published = select_published(sorted(once.values(), key=lambda shard: shard.header.number), None, skipped)
-    summary.notes += [f"{path.name}: {reason}" for path, reason in skipped]
+    unique = {shard.header.shard_id: shard for shard in reversed(shards)}
+    published = select_published(sorted(unique.values(), key=lambda shard: shard.header.number), None, skipped)
+    summary.warnings += [f"{path.name}: {reason}" for path, reason in skipped]
     for shard in published:
         header = shard.header
-        yield _DamagedFile(
-            shard.path, None, header.number, range(header.first_image, header.first_image + header.images)
-        )
+        ids = range(header.first_image, header.first_image + header.images)
+        yield _DamagedFile(shard.path, None, header.number, ids)
     for name in damaged:
         yield _DamagedFile(store / name, None, -1, None)
     numbers = {shard.header.number for shard in published}
@@ -230,62 +255,66 @@ def _without_index(
     for first, count in sorted(commits):
         missing = [number for number in range(first, first + count) if number not in numbers]
         names = [name for name in map(shard_file_name, missing) if name not in damaged]
-        summary.lost += [Lost(name, "", "is missing, with all of its images") for name in names]
+        summary.lost += [LostImage(name, "", "is missing, with all of its images") for name in names]
 
 
-def _survey(remnants: Sequence[_DamagedFile], workers: int | None, summary: SalvageSummary) -> list[_ScanResult]:
-    """Find the images that are whole; of several of one name the first counts."""
-    surveys = []
-    taken: set[str] = set()
+def _scan(files: Sequence[_DamagedFile], workers: int | None, summary: SalvageSummary) -> list[_ScanResult]:
+    """Find the undamaged images of each file; of several images of one name the first counts."""
+    results = []
+    names: set[str] = set()
     with progress_bar(None, "checking") as bar:
-        for survey in run_in_order(_survey_one, remnants, workers=count_workers(workers, jobs=len(remnants)), bar=bar):
-            new = []
-            for position, name in enumerate(survey.names):
-                if name not in taken:
-                    new.append(position)
-                    taken.add(name)
+        for result in run_in_order(_scan_file, files, workers=count_workers(workers, jobs=len(files)), bar=bar):
+            new_positions = []
+            for position, name in enumerate(result.names):
+                if name not in names:
+                    new_positions.append(position)
+                    names.add(name)
                 else:
-                    summary.notes.append(f"image {survey.ids[position]} is left out, an earlier one is called {name!r}")
-            surveys.append(
+                    summary.warnings.append(
+                        f"image {result.ids[position]} is skipped: an earlier image is also called {name!r}"
+                    )
+            results.append(
                 _ScanResult(
-                    [survey.ids[position] for position in new],
-                    [survey.names[position] for position in new],
-                    [survey.patches[position] for position in new],
-                    survey.lost,
+                    [result.ids[position] for position in new_positions],
+                    [result.names[position] for position in new_positions],
+                    [result.patches[position] for position in new_positions],
+                    result.lost,
                 )
             )
-            summary.lost += survey.lost
-    return surveys
+            summary.lost += result.lost
+    return results
 
 
-def _survey_one(remnant: _DamagedFile, progress: Progress) -> _ScanResult:
-    survey = _ScanResult([], [], [], [])
-    shard = remnant.path.name
+def _scan_file(file: _DamagedFile, progress: Progress) -> _ScanResult:
+    """Check all values of all images of a file."""
+    result = _ScanResult([], [], [], [])
+    shard_name = file.path.name
     try:
-        remains = remnant.open()
+        shard = file.open()
     except StoreError as error:
-        survey.lost.append(Lost(shard, "", str(error)))
-        return survey
-    found = remains.image_ids()
-    if not found:
-        survey.lost.append(Lost(shard, "", "nothing in it can be read"))
-        return survey
-    for image_id in found if remnant.ids is None else remnant.ids:
+        result.lost.append(LostImage(shard_name, "", str(error)))
+        return result
+    readable_ids = shard.image_ids()
+    if not readable_ids:
+        result.lost.append(LostImage(shard_name, "", "nothing in it can be read"))
+        return result
+    for image_id in readable_ids if file.ids is None else file.ids:
         try:
-            image = remains.check(image_id)
+            image = shard.check(image_id)
         except DamagedError as error:
-            survey.lost.append(Lost(shard, _name(remains, image_id), f"image {image_id}: {error}"))
+            result.lost.append(LostImage(shard_name, _image_name(shard, image_id), f"image {image_id}: {error}"))
             continue
-        survey.ids.append(image_id)
-        survey.names.append(image.name)
-        survey.patches.append(len(image.files))
+        result.ids.append(image_id)
+        result.names.append(image.name)
+        result.patches.append(len(image.files))
         progress.advance(len(image.files), 0)
-    return survey
+    return result
 
 
-def _name(remains: DamagedShard, image_id: int) -> str:
+def _image_name(shard: DamagedShard, image_id: int) -> str:
+    """Return an image's name, "" if it cannot be read."""
     try:
-        return remains.image(image_id).name
+        return shard.image(image_id).name
     except DamagedError:
         return ""
 
@@ -293,25 +322,26 @@ def _name(remains: DamagedShard, image_id: int) -> str:
 def _copy(
     new: Path,
     layout: Layout,
-    chosen: Sequence[tuple[_DamagedFile, _ScanResult]],
+    scanned: Sequence[tuple[_DamagedFile, _ScanResult]],
     workers: int | None,
     summary: SalvageSummary,
 ) -> None:
+    """Copy the undamaged images of each file into a shard of the new store, and publish it."""
     planned = []
-    for remnant, survey in chosen:
-        size = remnant.path.stat().st_size
-        fingerprint = xxh3_128_hexdigest(repr((remnant.path.name, size, survey.ids, survey.names)).encode())
-        planned.append(PlannedShard(len(survey.ids), sum(survey.patches), size, fingerprint))
+    for file, result in scanned:
+        size = file.path.stat().st_size
+        fingerprint = xxh3_128_hexdigest(repr((file.path.name, size, result.ids, result.names)).encode())
+        planned.append(PlannedShard(len(result.ids), sum(result.patches), size, fingerprint))
     with Commit(new, plan_commit(new, layout, planned, base=None), base=None) as commit:
         jobs = [
-            _Job(commit.folder, header, commit.find_shard(header), remnant, survey.ids)
-            for header, (remnant, survey) in zip(commit.plan.headers(), chosen, strict=True)
+            _Job(commit.folder, header, commit.find_shard(header), file, result.ids)
+            for header, (file, result) in zip(commit.plan.headers(), scanned, strict=True)
         ]
         check_free_space(
-            commit.folder, sum(plan.payload_bytes for plan, job in zip(planned, jobs, strict=True) if not job.sealed)
+            commit.folder, sum(shard.payload_bytes for shard, job in zip(planned, jobs, strict=True) if not job.sealed)
         )
-        with progress_bar(sum(plan.patches for plan in planned), "copying") as bar:
-            for shard in run_in_order(_copy_one, jobs, workers=count_workers(workers, jobs=len(jobs)), bar=bar):
+        with progress_bar(sum(shard.patches for shard in planned), "copying") as bar:
+            for shard in run_in_order(_copy_shard, jobs, workers=count_workers(workers, jobs=len(jobs)), bar=bar):
                 commit.add(shard)
                 summary.images += shard.header.images
                 summary.patches += shard.header.patches
@@ -319,26 +349,27 @@ def _copy(
         commit.publish()
 
 
-def _copy_one(job: _Job, progress: Progress) -> SealedShard:
+def _copy_shard(job: _Job, progress: Progress) -> SealedShard:
+    """Write the new shard of a job, or read the shard that an earlier run sealed."""
     if job.sealed is not None:
         return read_shard(job.sealed, check_values=True)
-    remains = job.remnant.open()
+    shard = job.damaged_file.open()
 
     def fill(writer: ShardWriter) -> None:
         for image_id in job.ids:
-            _copy_image(remains, image_id, writer, progress)
+            _copy_image(shard, image_id, writer, progress)
 
     return write_shard(job.folder, job.header, fill)
 
 
-def _copy_image(remains: DamagedShard, image_id: int, writer: ShardWriter, progress: Progress) -> None:
-    image = remains.image(image_id)
+def _copy_image(shard: DamagedShard, image_id: int, writer: ShardWriter, progress: Progress) -> None:
+    image = shard.image(image_id)
     assert image.patch_ids is not None
     assert image.heights is not None
     assert image.widths is not None
     sizes = map(Size, image.heights.tolist(), image.widths.tolist())
     for file, patch_id, size in zip(image.files, image.patch_ids.tolist(), sizes, strict=True):
-        data = remains.read(image_id, Kind.PATCH, patch_id)
+        data = shard.read(image_id, Kind.PATCH, patch_id)
         writer.add_patch(file, data, size)
         progress.advance(1, len(data))
-    writer.end_image(image, remains.read(image_id, Kind.REFERENCE) if image.has_reference else None)
+    writer.end_image(image, shard.read(image_id, Kind.REFERENCE) if image.has_reference else None)

@@ -1,8 +1,8 @@
 /* Crops a JPEG along its blocks without decoding: only the first coefficient of each block, DC, is coded anew, because it
  * is stored as the difference from the block before. The bits of all other coefficients are copied.
  *
- * Accepts the JPEGs that libjpeg writes by default: one baseline scan of three components, without restart markers, with
- * general Huffman codes rather than codes optimized for one picture. */
+ * The input must be a JPEG as libjpeg writes it by default: one baseline scan of three components, without restart markers,
+ * with general Huffman codes rather than codes optimized for one picture. */
 
 #include "../../dlas_store/_native/extension.h"
 
@@ -110,8 +110,8 @@ static int build_codes(HuffmanTable *huffman)
             huffman->lengths[value] = (uint8_t)length;
             huffman->codes[value] = (uint16_t)code;
             if (length <= LOOKUP_BITS)
-                for (unsigned rest = 0; rest < 1u << (LOOKUP_BITS - length); rest++)
-                    huffman->lookup[code << (LOOKUP_BITS - length) | rest] = (uint16_t)(length << 8 | value);
+                for (unsigned suffix = 0; suffix < 1u << (LOOKUP_BITS - length); suffix++)
+                    huffman->lookup[code << (LOOKUP_BITS - length) | suffix] = (uint16_t)(length << 8 | value);
         }
     huffman->is_defined = 1;
     return 1;
@@ -282,12 +282,12 @@ static inline size_t skip_ac_coefficients(const JpegBlocks *self, unsigned table
 
     for (unsigned k = 1; k < BLOCK_COEFFICIENTS;) {
         uint64_t bits;
-        unsigned left = READ_BITS, match, size;
+        unsigned remaining = READ_BITS, match, size;
 
         if (at > end)
             return 0;
         bits = read_bits(self->scan, at);
-        while (left >= LOOKUP_BITS) {
+        while (remaining >= LOOKUP_BITS) {
             const RunEntry *run = &self->runs[table][bits >> (64 - LOOKUP_BITS)];
 
             /* The next block begins behind the last coefficient. */
@@ -298,9 +298,9 @@ static inline size_t skip_ac_coefficients(const JpegBlocks *self, unsigned table
                 return at > end ? 0 : at;
             k += run->coefficients;
             bits <<= run->bits;
-            left -= run->bits;
+            remaining -= run->bits;
         }
-        if (left < READ_BITS)
+        if (remaining < READ_BITS)
             continue;
         match = find_code(&self->ac[table], bits);
         size = match & 0x0F;
@@ -407,13 +407,13 @@ static inline void put_block(BitWriter *writer, const JpegBlocks *self, const Bl
     const unsigned size = magnitude ? 32 - (unsigned)__builtin_clz(magnitude) : 0;
     const unsigned value = (unsigned)(difference - (difference < 0)) & ((1u << size) - 1);
     size_t at = block->start;
-    unsigned left = block->bits;
+    unsigned remaining = block->bits;
 
     put_bits(writer, (uint64_t)dc->codes[size] << size | value, dc->lengths[size] + size);
-    for (; left > READ_BITS; left -= READ_BITS, at += READ_BITS)
+    for (; remaining > READ_BITS; remaining -= READ_BITS, at += READ_BITS)
         put_bits(writer, read_bits(self->scan, at) >> (64 - READ_BITS), READ_BITS);
-    if (left)
-        put_bits(writer, read_bits(self->scan, at) >> (64 - left), left);
+    if (remaining)
+        put_bits(writer, read_bits(self->scan, at) >> (64 - remaining), remaining);
 }
 
 /* Writes the scan of a crop, given in MCUs; returns its end. */
@@ -521,14 +521,14 @@ static PyObject *create(PyTypeObject *type, PyObject *args, PyObject *keywords)
 }
 
 PyDoc_STRVAR(crop_doc, "crop($self, top, left, height, width, /)\n--\n\n"
-             "Return a part of the picture as a JPEG.\n\n"
+             "Return a rectangle of the picture as a JPEG.\n\n"
              "All arguments are in pixels and multiples of an MCU's sides: 8 or 16 pixels, by the chroma subsampling.");
 
 static PyObject *crop(JpegBlocks *self, PyObject *args)
 {
     Py_ssize_t top, left, height, width;
-    const Py_ssize_t high = (Py_ssize_t)self->mcu_height, wide = (Py_ssize_t)self->mcu_width;
-    size_t part[4];
+    const Py_ssize_t mcu_height = (Py_ssize_t)self->mcu_height, mcu_width = (Py_ssize_t)self->mcu_width;
+    size_t mcus[4];
     uint8_t *out, *end;
     PyObject *result;
 
@@ -536,15 +536,16 @@ static PyObject *crop(JpegBlocks *self, PyObject *args)
         return NULL;
     if (top < 0 || left < 0 || height < 1 || width < 1 || height > (Py_ssize_t)self->height ||
         width > (Py_ssize_t)self->width || top > (Py_ssize_t)self->height - height ||
-        left > (Py_ssize_t)self->width - width || top % high || height % high || left % wide || width % wide)
+        left > (Py_ssize_t)self->width - width || top % mcu_height || height % mcu_height || left % mcu_width ||
+        width % mcu_width)
         return PyErr_Format(PyExc_ValueError,
                             "%zd x %zd pixels from (%zd, %zd) on are not whole units of %zd x %zd in %zu x %zu",
-                            width, height, left, top, wide, high, self->width, self->height);
-    part[0] = (size_t)(top / high);
-    part[1] = (size_t)(left / wide);
-    part[2] = (size_t)(height / high);
-    part[3] = (size_t)(width / wide);
-    out = PyMem_Malloc(max_crop_bytes(self, part[0], part[1], part[2], part[3]));
+                            width, height, left, top, mcu_width, mcu_height, self->width, self->height);
+    mcus[0] = (size_t)(top / mcu_height);
+    mcus[1] = (size_t)(left / mcu_width);
+    mcus[2] = (size_t)(height / mcu_height);
+    mcus[3] = (size_t)(width / mcu_width);
+    out = PyMem_Malloc(max_crop_bytes(self, mcus[0], mcus[1], mcus[2], mcus[3]));
     if (out == NULL)
         return PyErr_NoMemory();
     memcpy(out, self->header, self->header_size);
@@ -552,7 +553,7 @@ static PyObject *crop(JpegBlocks *self, PyObject *args)
     out[self->size_offset + 1] = (uint8_t)height;
     out[self->size_offset + 2] = (uint8_t)(width >> 8);
     out[self->size_offset + 3] = (uint8_t)width;
-    end = write_scan(self, part[0], part[1], part[2], part[3], out + self->header_size);
+    end = write_scan(self, mcus[0], mcus[1], mcus[2], mcus[3], out + self->header_size);
     result = PyBytes_FromStringAndSize((char *)out, end - out);
     PyMem_Free(out);
     return result;
@@ -564,7 +565,7 @@ static PyMethodDef methods[] = {
 };
 
 PyDoc_STRVAR(type_doc, "JpegBlocks(jpeg, /)\n--\n\n"
-             "The blocks of a JPEG, from which parts are cropped without loss.\n\n"
+             "Blocks of a JPEG, from which rectangles are cropped without loss.\n\n"
              "Raises ValueError if the JPEG is damaged, or not one baseline scan of three components.");
 
 static PyType_Slot slots[] = {
@@ -593,4 +594,4 @@ static PyModuleDef_Slot module_slots[] = {
 };
 
 DEFINE_MODULE(_jpeg_crop, "dlas_store.converters.extraction._jpeg_crop",
-              "Crops of a JPEG without decoding, for tile_encoding.py.", NULL, module_slots)
+              "Crops of a JPEG without decoding, for photos.py.", NULL, module_slots)

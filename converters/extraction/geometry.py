@@ -11,7 +11,7 @@ from dlas_store.sources.base import Center
 
 
 class Square(NamedTuple):
-    """The part of a photo that is cut up, in pixels of the photo after rotation and halving."""
+    """A square of a photo that is split into tiles, in pixels of the photo after rotation and halving."""
 
     top: int
     left: int
@@ -22,10 +22,10 @@ class Tile(NamedTuple):
     """One tile of a square.
 
     Attributes:
-        row: of its first row, in pixels of the square.
-        col: of its first column.
-        crop: its side there.
-        size: its side once it is brought to size.
+        row: first row of the crop, in pixels of the square.
+        col: first column of the crop.
+        crop: side of the crop, in pixels of the square.
+        size: side of the tile after the crop was resized.
     """
 
     row: int
@@ -34,19 +34,20 @@ class Tile(NamedTuple):
     size: int
 
 
-def halved(size: Size, limit: int) -> Size:
-    """Return the size at which a photo is cut up: half, where its longer side is above the limit.
+def halved_size(size: Size, limit: int) -> Size:
+    """Return half the size if its longer side is above the limit, else the size itself.
 
-    >>> halved(Size(4001, 5501), 5500), halved(Size(4001, 5500), 5500)
+    >>> halved_size(Size(4001, 5501), 5500), halved_size(Size(4001, 5500), 5500)
     (Size(height=2000, width=2750), Size(height=4001, width=5500))
     """
     return Size(size.height // 2, size.width // 2) if max(size) > limit else size
 
 
 def squares(size: Size, *, vertical_split: bool) -> dict[str, Square]:
-    """Return what is cut up of a photo, by what is added to the photo's name.
+    """Return the squares of a photo, by the suffix that the photo's name gets.
 
-    That is its centre; in a split that of each half, by the half's own shorter side, with columns towards the seam.
+    A photo has one square, at its centre. A vertical split has one square per half: the side is the half's own shorter
+    side, the rows are centred, and the columns touch the seam.
 
     >>> squares(Size(4, 10), vertical_split=False)
     {'': Square(top=0, left=3, side=4)}
@@ -66,59 +67,59 @@ def squares(size: Size, *, vertical_split: bool) -> dict[str, Square]:
 
 
 def starts(side: int, crop: int, step: int, threshold: int) -> list[int]:
-    """Return where the tiles of a row or column start.
+    """Return the first pixel of each crop in a row or column.
 
     Args:
-        side: of the square.
-        crop: side of a tile.
-        step: from one to the next.
-        threshold: where more pixels than this are left over at the end, one more tile ends there.
+        side: side of the square.
+        crop: side of a crop.
+        step: distance from one crop to the next.
+        threshold: if more pixels than this remain at the end, a last crop ends there.
 
     >>> starts(1000, 256, 300, 127), starts(1000, 256, 300, 128), starts(100, 256, 300, 1)
     ([0, 300, 600, 744], [0, 300, 600, 744], [])
     """
-    found = list(range(0, side - crop + 1, step))
-    if found and side - (found[-1] + crop) > threshold:
-        found.append(side - crop)
-    return found
+    firsts = list(range(0, side - crop + 1, step))
+    if firsts and side - (firsts[-1] + crop) > threshold:
+        firsts.append(side - crop)
+    return firsts
 
 
-def tiles_by_crop(side: int, options: ExtractOptions, wanted: list[int]) -> Iterator[list[Tile]]:
-    """Yield the tiles of each wanted crop size, row by row.
+def tiles_by_crop(side: int, options: ExtractOptions, crop_indices: list[int]) -> Iterator[list[Tile]]:
+    """Yield the tiles of each crop size, row by row.
 
     Args:
-        side: of the square.
-        options: crop sizes and what goes with them; with only_resize the square is the one tile.
-        wanted: positions of the crop sizes to cut.
+        side: side of the square.
+        options: options of the extraction; with only_resize the square is the one tile.
+        crop_indices: indices of the crop sizes to use.
     """
     if options.only_resize:
-        yield [Tile(0, 0, side, options.tile_dimension)] if wanted and side else []
+        yield [Tile(0, 0, side, options.tile_dimension)] if crop_indices and side else []
         return
-    for at in wanted:
-        crop = options.crop_sizes[at]
-        places = starts(side, crop, options.steps[at], options.threshold)
-        yield [Tile(row, col, crop, options.tile_sizes[at]) for row in places for col in places]
+    for index in crop_indices:
+        crop = options.crop_sizes[index]
+        firsts = starts(side, crop, options.steps[index], options.threshold)
+        yield [Tile(row, col, crop, options.tile_sizes[index]) for row in firsts for col in firsts]
 
 
-def count_tiles(side: int, options: ExtractOptions, wanted: list[int]) -> tuple[int, int]:
-    """Return how many tiles a square gives, and the pixels of all of them once they are brought to size."""
+def count_tiles(side: int, options: ExtractOptions, crop_indices: list[int]) -> tuple[int, int]:
+    """Return the number of a square's tiles, and the number of their pixels after resizing; see tiles_by_crop."""
     if options.only_resize:
-        count = int(bool(wanted) and side > 0)
+        count = int(bool(crop_indices) and side > 0)
         return count, count * options.tile_dimension**2
     count = pixels = 0
-    for at in wanted:
-        of_size = len(starts(side, options.crop_sizes[at], options.steps[at], options.threshold)) ** 2
-        count += of_size
-        pixels += of_size * options.tile_sizes[at] ** 2
+    for index in crop_indices:
+        crop_count = len(starts(side, options.crop_sizes[index], options.steps[index], options.threshold)) ** 2
+        count += crop_count
+        pixels += crop_count * options.tile_sizes[index] ** 2
     return count, pixels
 
 
 def center(tile: Tile, side: int, tile_dimension: int) -> Center:
-    """Return where a tile lies in the reference, in the reference's pixels.
+    """Return a tile's centre and width in pixels of the reference.
 
     Args:
         tile: the tile.
-        side: of the square.
+        side: side of the square.
         tile_dimension: side of the reference.
     """
     scale = side / tile_dimension

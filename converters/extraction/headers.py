@@ -1,7 +1,4 @@
-"""Photos' files: which they are, and what their headers say, without decoding pixels.
-
-Why a photo gives no image, as far as its header tells.
-"""
+"""Headers of photos, read without decoding pixels, and the reasons to reject a photo by its header."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from typing import IO, NamedTuple, cast
 from PIL import Image as PillowImage
 from PIL import ImageFile, TiffImagePlugin
 
-from dlas_store.converters.extraction.geometry import Square, count_tiles, halved, squares
+from dlas_store.converters.extraction.geometry import Square, count_tiles, halved_size, squares
 from dlas_store.converters.extraction.options import ExtractOptions
 from dlas_store.errors import ImageError
 from dlas_store.images.decode import (
@@ -30,34 +27,37 @@ from dlas_store.images.decode import (
 )
 
 PHOTO_ENDINGS = tuple(IMAGE_ENDINGS | {".tif", ".tiff"})
-"""How the names of photos end, in any case."""
+"""Endings of photos' file names, in lower case; the ending of a file may have any case."""
 
 PHOTO_FORMATS = (*PICTURE_FORMATS, "TIFF")
 
 MAX_FILE_BYTES = 1 << 30
-"""Larger files are refused: a worker holds the whole of one in memory."""
+"""Larger files are rejected, because a worker holds a whole file in memory."""
 
 UPRIGHT = 1
-"""The EXIF orientation of a photo whose rows and columns are stored as they are seen."""
+"""EXIF orientation of a photo whose rows and columns are stored as they are seen."""
 
-_LYING = range(5, 9)
-"""Orientations in which stored rows are seen as columns."""
+_TRANSPOSED = range(5, 9)
+"""EXIF orientations in which stored rows are seen as columns."""
 
 _BITS_PER_SAMPLE, _SAMPLE_FORMAT = 258, 339  # TIFF tags
-_FLOATING = 3
+_FLOAT_FORMAT = 3
+
+_GREYSCALE = frozenset({"1", "L", "LA", "La"})
+_COLOUR = frozenset({"RGB", "RGBA", "RGBa", "RGBX", "P", "PA", "YCbCr"})
 
 
 class Header(NamedTuple):
-    """What is known of a photo without decoding it.
+    """Header of a photo.
 
     Attributes:
-        kind: its format, in Pillow's names.
-        size: its pixels as stored.
-        orientation: how it was held, as EXIF has it, 1 to 8; 1 is upright.
-        mode: its pixels' kind, in Pillow's names.
-        frames: how many pictures it holds; 2 stands for any number above.
-        bits: of a channel.
-        floating: whether its values are floating point numbers.
+        kind: Pillow's name of the file format.
+        size: size in pixels, as stored.
+        orientation: EXIF orientation, 1 to 8; 1 is upright.
+        mode: Pillow's name of the pixel format.
+        frames: number of pictures in the file; 2 means two or more.
+        bits: bits per channel.
+        is_float: whether the pixels are floating point numbers.
     """
 
     kind: str
@@ -66,14 +66,31 @@ class Header(NamedTuple):
     mode: str
     frames: int
     bits: int
-    floating: bool
+    is_float: bool
+
+
+class Rejection(NamedTuple):
+    """Reason why a photo gives no image.
+
+    Attributes:
+        reason: text that is equal for all photos with the same problem.
+        is_error: whether the photo is bad; otherwise the options exclude it.
+    """
+
+    reason: str
+    is_error: bool
+
+
+NO_TILE = Rejection("smaller than every crop size", is_error=False)
+MASKED_OUT = Rejection("every tile is masked out", is_error=False)
+EXCLUDED = Rejection("excluded by a term", is_error=False)
 
 
 def open_photo(path: Path | str) -> IO[bytes]:
     """Open a photo's file.
 
     Raises:
-        ImageError: it cannot be opened, is empty, or too large to be read.
+        ImageError: the file cannot be opened, is empty, or is larger than MAX_FILE_BYTES.
     """
     try:
         file = open(path, "rb")  # noqa: PTH123, SIM115 - Path objects are slow; the caller closes it
@@ -90,7 +107,7 @@ def read_photo(path: Path | str) -> bytes:
     """Return the bytes of a photo's file.
 
     Raises:
-        ImageError: as open_photo, or it cannot be read.
+        ImageError: the file cannot be opened or read, is empty, or is larger than MAX_FILE_BYTES.
     """
     with open_photo(path) as file:
         try:
@@ -103,14 +120,15 @@ def read_header(file: IO[bytes]) -> Header:
     """Read a photo's header; decodes no pixels.
 
     Args:
-        file: the photo's, at its start.
+        file: the photo's file, at its start.
 
     Raises:
-        ImageError: no photo, or a damaged one.
+        ImageError: the file is no photo, or is damaged.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of many pixels, which rejection_of tells, and of damaged EXIF blocks
+            # Pillow warns of many pixels, which rejection_of reports, and of damaged EXIF blocks.
+            warnings.simplefilter("ignore")
             with open_with_pillow(file, PHOTO_FORMATS) as picture:
                 return _header(file, picture)
     except PILLOW_ERRORS as error:
@@ -119,36 +137,68 @@ def read_header(file: IO[bytes]) -> Header:
         raise ImageError(f"damaged picture ({error})") from error
 
 
-def header_of(data: bytes) -> Header:
+def parse_header(data: bytes) -> Header:
     """Read the header of a photo in memory; see read_header."""
     return read_header(io.BytesIO(data))
 
 
+def upright_size(header: Header, options: ExtractOptions) -> Size:
+    """Return the size of a photo after it was rotated upright."""
+    height, width = header.size
+    is_transposed = header.orientation in _TRANSPOSED and not options.ignore_exif
+    return Size(width, height) if is_transposed else header.size
+
+
+def photo_squares(header: Header, options: ExtractOptions) -> Mapping[str, Square]:
+    """Return the squares of a photo, in pixels of the upright and halved photo; see squares."""
+    size = halved_size(upright_size(header, options), options.halve_above)
+    return squares(size, vertical_split=options.vertical_split)
+
+
+def rejection_of(header: Header, options: ExtractOptions) -> Rejection | None:
+    """Return why a photo is rejected by its header, None if it is accepted."""
+    return _pixel_rejection(header, options) or _size_rejection(header, options)
+
+
+def rejection_without_tiles(header: Header, options: ExtractOptions, crop_indices: list[int]) -> Rejection:
+    """Return why an accepted photo gives no tile.
+
+    Args:
+        header: header of the photo.
+        options: options of the extraction.
+        crop_indices: indices of the crop sizes that the photo is split into.
+    """
+    if not crop_indices:
+        return EXCLUDED
+    sides = [square.side for square in photo_squares(header, options).values()]
+    return MASKED_OUT if any(count_tiles(side, options, crop_indices)[0] for side in sides) else NO_TILE
+
+
 def _header(file: IO[bytes], picture: PillowImage.Image) -> Header:
-    kind = "JPEG" if picture.format == "MPO" else str(picture.format)  # a JPEG with more pictures behind its end
-    size, bits, floating = Size(picture.height, picture.width), 8, picture.mode == "F"
+    kind = "JPEG" if picture.format == "MPO" else str(picture.format)  # MPO: a JPEG followed by more pictures
+    size, bits, is_float = Size(picture.height, picture.width), 8, picture.mode == "F"
     frames = 2 if kind != "JPEG" and getattr(picture, "is_animated", False) else 1
     exif: bytes | None = picture.info.get("exif")
     if kind == "TIFF":
         tags = cast(TiffImagePlugin.TiffImageFile, picture).tag_v2
-        size = Size(tags[257], tags[256])  # Pillow's own is that of the picture turned upright
+        size = Size(tags[257], tags[256])  # Pillow's size is that of the upright picture
         bits = max(tags.get(_BITS_PER_SAMPLE, (1,)))
-        floating |= _FLOATING in tags.get(_SAMPLE_FORMAT, ())
-        return Header(kind, size, _tiff_orientation(picture), picture.mode, frames, bits, floating)
+        is_float |= _FLOAT_FORMAT in tags.get(_SAMPLE_FORMAT, ())
+        return Header(kind, size, _tiff_orientation(picture), picture.mode, frames, bits, is_float)
     if kind == "PNG":
         file.seek(24)
         bits = file.read(1)[0]
         exif = _png_exif(file)
     elif kind == "PPM":
-        decoding = cast(ImageFile.ImageFile, picture).tile[0].args
-        bits = 16 if isinstance(decoding, tuple) and len(decoding) == 2 and int(decoding[1]) > 255 else 8
+        args = cast(ImageFile.ImageFile, picture).tile[0].args  # the decoder's: format, and maximum value if not 255
+        bits = 16 if isinstance(args, tuple) and len(args) == 2 and int(args[1]) > 255 else 8
     if picture.mode.startswith("I"):
         bits = max(bits, 16)
-    return Header(kind, size, _exif_orientation(exif), picture.mode, frames, bits, floating)
+    return Header(kind, size, _exif_orientation(exif), picture.mode, frames, bits, is_float)
 
 
 def _png_exif(file: IO[bytes]) -> bytes | None:
-    """Return the EXIF block of a PNG, which may follow the pixels; Pillow would decode them on the way there."""
+    """Return the EXIF block of a PNG; the block may follow the pixels, which Pillow would decode to reach it."""
     file.seek(8)
     while len(head := file.read(8)) == 8:
         length, kind = struct.unpack(">I4s", head)
@@ -180,78 +230,28 @@ def _valid_orientation(value: object) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else UPRIGHT
 
 
-def oriented(header: Header, options: ExtractOptions) -> Size:
-    """Return the size of a photo once it is upright."""
-    height, width = header.size
-    return Size(width, height) if header.orientation in _LYING and not options.ignore_exif else header.size
-
-
-def photo_squares(header: Header, options: ExtractOptions) -> Mapping[str, Square]:
-    """Return what is cut up of a photo, in pixels of it upright and halved; see squares."""
-    return squares(halved(oriented(header, options), options.halve_above), vertical_split=options.vertical_split)
-
-
-_GREYSCALE = frozenset({"1", "L", "LA", "La"})
-_COLOUR = frozenset({"RGB", "RGBA", "RGBa", "RGBX", "P", "PA", "YCbCr"})
-
-
-class Rejection(NamedTuple):
-    """Why a photo gives no image.
-
-    Attributes:
-        reason: in words that are the same for all photos of the kind.
-        bad: whether the photo is to blame, and not the options.
-    """
-
-    reason: str
-    bad: bool
-
-
-NO_TILE = Rejection("smaller than every crop size", bad=False)
-MASKED_OUT = Rejection("every tile is masked out", bad=False)
-EXCLUDED = Rejection("excluded by a term", bad=False)
-
-
-def rejection_of(header: Header, options: ExtractOptions) -> Rejection | None:
-    """Return why a photo cannot be taken, None where it can."""
-    return _problem_of_pixels(header, options) or _problem_of_size(header, options)
-
-
-def why_no_tile(header: Header, options: ExtractOptions, wanted: list[int]) -> Rejection:
-    """Return why a photo without fault gives no tile.
-
-    Args:
-        header: the photo's.
-        options: of the extraction.
-        wanted: positions of the crop sizes that it is cut to.
-    """
-    if not wanted:
-        return EXCLUDED
-    sides = [square.side for square in photo_squares(header, options).values()]
-    return MASKED_OUT if any(count_tiles(side, options, wanted)[0] for side in sides) else NO_TILE
-
-
-def _problem_of_pixels(header: Header, options: ExtractOptions) -> Rejection | None:
-    grey = header.mode in _GREYSCALE
+def _pixel_rejection(header: Header, options: ExtractOptions) -> Rejection | None:
+    is_grey = header.mode in _GREYSCALE
     if header.size.height * header.size.width > MAX_PIXELS:
         reason = f"more pixels than the limit of {MAX_PIXELS}"
     elif header.frames > 1:
         reason = "animated, or of several pages"
     elif header.mode == "CMYK":
         reason = "CMYK, convert it to RGB first"
-    elif header.floating:
+    elif header.is_float:
         reason = "floating point numbers for pixels, convert it to 8 bits first"
     elif header.bits > 8:
         reason = "16 bits a channel, convert it to 8 bits first"
-    elif not grey and header.mode not in _COLOUR:
+    elif not is_grey and header.mode not in _COLOUR:
         reason = f"pixels of the kind {header.mode}, convert it to RGB first"
+    elif is_grey and not options.convert_greyscale:
+        return Rejection("greyscale, taken with --greyscale convert", is_error=False)
     else:
-        skipped = grey and not options.convert_greyscale
-        return Rejection("greyscale, taken with --greyscale convert", bad=False) if skipped else None
-    return Rejection(reason, bad=True)
-
-
-def _problem_of_size(header: Header, options: ExtractOptions) -> Rejection | None:
-    if min(halved(header.size, options.halve_above)) >= options.min_size:
         return None
-    return Rejection(f"its shorter side is below the least size of {options.min_size} pixels", bad=False)
+    return Rejection(reason, is_error=True)
+
+
+def _size_rejection(header: Header, options: ExtractOptions) -> Rejection | None:
+    if min(halved_size(header.size, options.halve_above)) >= options.min_size:
+        return None
+    return Rejection(f"its shorter side is below the minimum of {options.min_size} pixels", is_error=False)

@@ -1,4 +1,4 @@
-"""The options of an extraction, by the names that DL-Art-School gives them, checked."""
+"""Options of an extraction: read by DL-Art-School's names, and checked."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ FLAGS = {
     "fast_decode": "--fast-decode",
     "n_thread": "--workers",
 }
-"""The original's name of an option -> its flag."""
+"""DL-Art-School's name of an option -> its flag."""
 
-GIVEN_OTHERWISE = ("input_folder", "save_folder", "dest")
-"""Options of the original that give way to the command's PHOTOS and DST."""
+PATH_OPTIONS = ("input_folder", "save_folder", "dest")
+"""DL-Art-School's options that the command ignores, because its arguments PHOTOS and DST replace them."""
 
 MAX_TILE_SIDE = 65_500
-"""What libjpeg can encode."""
+"""Maximum side in pixels that libjpeg can encode."""
 
 _CROP_SIZES = [256, 512]
 _WHERE = "extract"
@@ -44,25 +44,27 @@ _WHERE = "extract"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExtractOptions:
-    """How photos are cut up; a rerun must have the same, since all of them change what comes out.
+    """Options of an extraction; a rerun must have the same, because every option changes the patches.
 
     Attributes:
-        crop_sizes: sides of the squares that are cut out, in pixels of the photo (halved, where it is).
-        steps: distance from one square to the next, for each crop size, in the same pixels.
-        threshold: how many pixels must be left over at the end of a row or column for one more square there.
-        tile_sizes: side in pixels that each crop size is area-averaged to.
-        tile_dimension: side in pixels of the reference, and of what only_resize makes.
-        only_resize: do not cut up: the photo's square becomes one patch.
+        crop_sizes: sides of the crops, in pixels of the photo (after halving, if it is halved).
+        steps: distance from one crop to the next, for each crop size, in the same pixels.
+        threshold: if more pixels than this remain at the end of a row or column, a last crop ends there.
+        tile_sizes: for each crop size, side in pixels of the tiles; crops are resized to it by area averaging.
+        tile_dimension: side in pixels of the reference, and of the tile of only_resize.
+        only_resize: make one tile of each square, without crops.
         vertical_split: each photo is a stereo pair, side by side, and becomes two images.
-        masks: folder of masks that say which tiles are kept; None keeps all.
-        exclusions: for each crop size, terms; a photo with one in its path below the folder is not cut to that size.
-        halve_above: a longer side above this many pixels halves the photo.
-        min_size: least pixels of a photo's shorter side, after halving and before a split.
-        quality: of the JPEGs, 1 to 100.
-        subsampling: of their colour.
-        convert_greyscale: take greyscale photos, whose tiles become RGB; else they are left out.
-        ignore_exif: leave photos as they are stored, however they were held.
-        fast_decode: let JPEGs be decoded at 1/2, 1/4 or 1/8 where that is enough; changes pixels a little.
+        masks: folder of masks that choose the tiles to keep; None keeps all tiles.
+        exclusions: for each crop size, terms; a photo with a term in its path below the folder gets no crops of that
+            size.
+        halve_above: photos whose longer side is above this many pixels are halved.
+        min_size: minimum pixels of a photo's shorter side, after halving and before a split.
+        quality: quality of the JPEGs, 1 to 100.
+        subsampling: chroma subsampling of the JPEGs.
+        convert_greyscale: accept greyscale photos, whose tiles become RGB; otherwise they are skipped.
+        ignore_exif: do not rotate photos as EXIF says.
+        fast_decode: decode JPEGs at 1/2, 1/4 or 1/8 of their size where the tiles need no more; changes pixels a
+            little.
     """
 
     crop_sizes: tuple[int, ...] = (256, 512)
@@ -84,19 +86,19 @@ class ExtractOptions:
 
     @classmethod
     def read(cls, opt: Mapping[str, Any], *, exclude: Sequence[str] | None = None) -> Self:
-        """Take options by the original's names.
+        """Read options by DL-Art-School's names.
 
         Args:
-            opt: the options; null values count as not given. GIVEN_OTHERWISE and ``n_thread`` are not looked at.
-            exclude: ``TERM`` or ``SIZE:TERM`` each, in place of the option ``exclusions``.
+            opt: the options; null values count as absent. PATH_OPTIONS and ``n_thread`` are ignored.
+            exclude: terms that replace the option ``exclusions``, each ``TERM`` or ``SIZE:TERM``.
 
         Raises:
-            ConfigError: an option that is unknown or cannot be; says which, what it may be, and what it is.
+            ConfigError: an option is unknown or invalid; the message says which, what it may be, and what it is.
         """
         reader = ConfigOptions(
             opt,
             owner=_WHERE,
-            known=(*GIVEN_OTHERWISE, "n_thread"),
+            known=(*PATH_OPTIONS, "n_thread"),
             labels={key: f"{key} ({flag})" for key, flag in FLAGS.items()},
         )
         crops = reader.integers("crop_sz", _CROP_SIZES, minimum=1)
@@ -131,28 +133,28 @@ class ExtractOptions:
             ignore_exif=reader.flag("ignore_exif", default=False),
             fast_decode=reader.flag("fast_decode", default=False),
         )
-        reader.has("exclusions")  # flags may have taken its place
+        reader.has("exclusions")  # marks the option as known if exclude replaced it
         for key, _ in reader.unknown():
-            near = difflib.get_close_matches(key, [*FLAGS, "use_masking", *GIVEN_OTHERWISE], 1, cutoff=0)
+            near = difflib.get_close_matches(key, [*FLAGS, "use_masking", *PATH_OPTIONS], 1, cutoff=0)
             raise reader.error(f"unknown option '{key}'; the nearest known one is '{near[0]}'")
         return options
 
     @property
     def fingerprint(self) -> str:
-        """What a rerun must have in common, as text."""
+        """All options as text; a rerun must have the same text."""
         return repr(sorted(asdict(self).items()))
 
-    def wanted_crops(self, path: str) -> list[int]:
-        """Return the positions of the crop sizes that a photo is cut to; with only_resize it matters whether any is.
+    def crop_indices(self, path: str) -> list[int]:
+        """Return the indices of the crop sizes that a photo is split into; only_resize needs at least one.
 
         Args:
-            path: the photo's, below the folder.
+            path: the photo's path below the folder.
         """
-        return [at for at, terms in enumerate(self.exclusions) if not any(term in path for term in terms)]
+        return [index for index, terms in enumerate(self.exclusions) if not any(term in path for term in terms)]
 
 
 def _pairs(reader: ConfigOptions, key: str, crops: Sequence[int], values: Sequence[Any]) -> list[tuple[int, Any]]:
-    """Return each crop size with its value of another option."""
+    """Return each crop size with its value of an option that has one value per crop size."""
     if len(values) != len(crops):
         raise reader.error(
             f"{key} ({FLAGS[key]}) must be of the length of crop_sz, {len(crops)} for {list(crops)}, got "
@@ -190,25 +192,25 @@ def _read_exclusions(
 
 
 def _parse_terms(reader: ConfigOptions, terms: Sequence[str], crops: Sequence[int]) -> tuple[tuple[str, ...], ...]:
-    """Return the terms of --exclude for each crop size; ``256:night`` is of one, ``night`` of all."""
-    found: dict[int, list[str]] = {crop: [] for crop in crops}
+    """Return the terms of --exclude for each crop size; ``256:night`` applies to one size, ``night`` to all."""
+    terms_of: dict[int, list[str]] = {crop: [] for crop in crops}
     for text in terms:
         size, colon, term = text.partition(":")
-        of_one = bool(colon) and size.isascii() and size.isdigit()
-        if of_one and int(size) not in found:
+        has_size = bool(colon) and size.isascii() and size.isdigit()
+        if has_size and int(size) not in terms_of:
             raise reader.error(f"exclusions (--exclude) must name one of the crop sizes {list(crops)}, got {text!r}")
-        if not (term if of_one else text):
+        if not (term if has_size else text):
             raise reader.error(f"exclusions (--exclude) must be a term that paths may have in them, got {text!r}")
-        for crop in {int(size)} if of_one else set(crops):
-            found[crop].append(term if of_one else text)
-    return tuple(tuple(found[crop]) for crop in crops)
+        for crop in {int(size)} if has_size else set(crops):
+            terms_of[crop].append(term if has_size else text)
+    return tuple(tuple(terms_of[crop]) for crop in crops)
 
 
 def workers_of(opt: Mapping[str, Any]) -> int | None:
-    """Return the number of worker processes that options name, None where they do not.
+    """Return the number of worker processes in the options, None if they have none.
 
     Raises:
-        ConfigError: it is no whole number from 0.
+        ConfigError: the number is not a whole number from 0.
     """
     reader = ConfigOptions(opt, owner=_WHERE, labels={"n_thread": f"n_thread ({FLAGS['n_thread']})"})
     return reader.integer("n_thread", minimum=0) if reader.has("n_thread") else None

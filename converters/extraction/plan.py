@@ -1,7 +1,4 @@
-"""Plan of an extraction: the photos that are taken, the names of their images, and the groups that workers get.
-
-A photo's header tells what it will give.
-"""
+"""Plan of an extraction: the accepted photos, the names of their images, and their division into groups."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from xxhash import xxh3_128_hexdigest
@@ -25,7 +22,7 @@ from dlas_store.converters.extraction.headers import (
     photo_squares,
     read_header,
     rejection_of,
-    why_no_tile,
+    rejection_without_tiles,
 )
 from dlas_store.converters.extraction.options import ExtractOptions
 from dlas_store.converters.extraction.tiles import Mask, image_name, kept_tiles, read_mask
@@ -38,21 +35,28 @@ from dlas_store.storage.store import Store
 if TYPE_CHECKING:
     from dlas_store.processes import ProgressBar
 
+MIN_GROUP_SIZE = 1 << 20
+MAX_GROUP_SIZE = 256 << 20
+
+_MIN_GROUPS = 64
+_NAMES_IN_MESSAGE = 20
+_MAX_NAME_BYTES = 255
+"""Limit of file systems; suffixes that the image's name gets count, too."""
 
 _QUALITIES = (1, 50, 75, 90, 95, 100)
-_BYTES_A_PIXEL = (0.015, 0.05, 0.08, 0.13, 0.19, 0.45)
-"""JPEG bytes a pixel at those qualities, 4:2:0, of 256 x 256 tiles of the sample photos; for estimates."""
+_BYTES_PER_PIXEL = (0.015, 0.05, 0.08, 0.13, 0.19, 0.45)
+"""JPEG bytes per pixel at those qualities, 4:2:0, of 256 x 256 tiles of the sample photos; for estimates."""
 
 
 class PhotoEstimate(NamedTuple):
-    """What photos are expected to give: exactly, but for the bytes.
+    """Expected output of one or more photos; exact, except for the bytes.
 
     Attributes:
-        photo_pixels: of the photos as stored.
+        photo_pixels: pixels of the photos as stored.
         images: number of images.
         tiles: number of tiles.
-        tile_pixels: of all tiles and references.
-        tile_bytes: of those, once they are encoded; an estimate.
+        tile_pixels: pixels of all tiles and references.
+        tile_bytes: estimated bytes of the encoded tiles and references.
     """
 
     photo_pixels: int = 0
@@ -62,80 +66,48 @@ class PhotoEstimate(NamedTuple):
     tile_bytes: int = 0
 
 
-def estimate_photo(header: Header, options: ExtractOptions, wanted: list[int], mask: Mask | None) -> PhotoEstimate:
-    """Return what a photo will give.
-
-    Args:
-        header: the photo's.
-        options: of the extraction.
-        wanted: positions of the crop sizes that it is cut to.
-        mask: the photo's, if there is one.
-    """
-    counts = []
-    for square in photo_squares(header, options).values():
-        if mask is None:
-            count, pixels = count_tiles(square.side, options, wanted)
-        else:
-            kept = [tile for tiles in kept_tiles(square.side, options, wanted, mask) for tile in tiles]
-            count, pixels = len(kept), sum(tile.size**2 for tile in kept)
-        if count:
-            counts.append((count, pixels + options.tile_dimension**2))
-    tile_pixels = sum(pixels for _, pixels in counts)
-    return PhotoEstimate(
-        photo_pixels=header.size.height * header.size.width,
-        images=len(counts),
-        tiles=sum(count for count, _ in counts),
-        tile_pixels=tile_pixels,
-        tile_bytes=int(tile_pixels * np.interp(options.quality, _QUALITIES, _BYTES_A_PIXEL)),
-    )
-
-
-MIN_GROUP_SIZE = 1 << 20
-MAX_GROUP_SIZE = 256 << 20
-_GROUPS_AT_LEAST = 64
-_NAME_BYTES = 255
-"""What file systems allow, less than that where the image's name gets a suffix."""
-_NAMES_IN_MESSAGE = 20
-
-
-class Skipped(NamedTuple):
-    """A photo that gave no image; ``photo`` is its path below the folder."""
+class SkippedPhoto(NamedTuple):
+    """A photo that gave no image; ``photo`` is its path below the folder, the rest as in Rejection."""
 
     photo: str
     reason: str
-    bad: bool
+    is_error: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the photo in JSON types, with the keys of the report file."""
+        return {"photo": self.photo, "reason": self.reason, "bad": self.is_error}
 
 
 @dataclass
 class ExtractPlan:
-    """The photos to cut up, in order of their images' names, and in groups.
+    """Photos to extract, in order of their images' names, and their division into groups.
 
-    Making one holds a path and a few numbers a photo, and nothing a tile.
+    Planning holds a path and a few numbers per photo, and nothing per tile.
 
     Attributes:
         root: folder of the photos.
-        paths: of the photos, below it.
-        expected: what all of them will give.
-        groups: what each group will give; they take the photos in order.
-        ends: for each group, the position after its last photo.
-        skipped: photos that are left out, from what their names and headers say.
+        paths: paths of the photos below the folder.
+        estimate: expected output of all photos.
+        groups: expected output of each group; groups take the photos in order.
+        ends: position after the last photo of each group.
+        skipped: photos that are skipped because of their names, headers or masks.
         present: number of photos that the store has.
-        changed: paths of those of them whose file has another size now.
-        collisions: pairs of photos that come to one name.
+        changed: paths of photos that the store has, but whose file has another size now.
+        collisions: pairs of photos whose images would have the same name.
     """
 
     root: Path
     paths: list[str] = field(default_factory=list)
-    expected: PhotoEstimate = field(default_factory=PhotoEstimate)
+    estimate: PhotoEstimate = field(default_factory=PhotoEstimate)
     groups: list[PlannedShard] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)
-    skipped: list[Skipped] = field(default_factory=list)
+    skipped: list[SkippedPhoto] = field(default_factory=list)
     present: int = 0
     changed: list[str] = field(default_factory=list)
     collisions: list[tuple[str, str]] = field(default_factory=list)
 
     def check_names(self) -> None:
-        """Raise ImportFailedError where photos come to one name."""
+        """Raise ImportFailedError if images of several photos would have the same name."""
         if not self.collisions:
             return
         shown = "; ".join(f"{first} and {second}" for first, second in self.collisions[:_NAMES_IN_MESSAGE])
@@ -145,7 +117,7 @@ class ExtractPlan:
             "--exclude"
         )
 
-    def photos_of(self, group: int) -> list[str]:
+    def photos_of_group(self, group: int) -> list[str]:
         """Return the paths of a group's photos."""
         return self.paths[self.ends[group - 1] if group else 0 : self.ends[group]]
 
@@ -158,122 +130,162 @@ def plan_extraction(
     group_size: int | None = None,
     bar: ProgressBar | None = None,
 ) -> ExtractPlan:
-    """List the photos below a folder, read their headers, and plan.
+    """List the photos below a folder, read their headers, and plan the extraction.
 
     Args:
         root: folder of the photos.
-        options: of the extraction.
-        base: the store that is appended to; photos it has are left alone.
-        group_size: bytes that a group of photos may give; None takes a 64th of all, from 1 to 256 MiB.
-        bar: where progress is shown, in photos.
+        options: options of the extraction.
+        base: the store that is appended to, None for a new store; photos that it has are not extracted again.
+        group_size: estimated bytes that a group of photos may give; None takes a 64th of all, from 1 to 256 MiB.
+        bar: progress bar that counts photos.
 
     Raises:
         NotASourceError: the folder cannot be listed, has names that are not UTF-8, or holds no photo.
     """
     plan = ExtractPlan(root)
     suffixes = ("_left", "_right") if options.vertical_split else ("",)
-    expected: dict[str, array[int]] = {key: array("Q") for key in PhotoEstimate._fields}
+    estimates: dict[str, array[int]] = {key: array("Q") for key in PhotoEstimate._fields}
     states = array("Q")
-    taken: tuple[str, str] = ("", "")  # name and path of the latest photo that is not left out
-    for path in _named_photos(plan, max(map(len, suffixes)), options):
+    last_name = last_path = ""  # of the last photo that is not skipped
+    for path in _list_photos(plan, max(map(len, suffixes)), options):
         if bar is not None:
             bar.update()
         name = image_name(path)
-        found = _look(plan, path, options, _find(base, [name + suffix for suffix in suffixes]), base)
-        if found is None:
+        photo = _inspect(plan, path, options, _find_image(base, [name + suffix for suffix in suffixes]), base)
+        if photo is None:
             continue
-        if taken[0] == name:
-            plan.collisions.append((taken[1], path))
-        taken = name, path
-        if isinstance(found, _Seen):
+        if last_name == name:
+            plan.collisions.append((last_path, path))
+        last_name, last_path = name, path
+        if isinstance(photo, _NewPhoto):
             plan.paths.append(path)
-            states.extend(found.state)
-            for key, value in found.expected._asdict().items():
-                expected[key].append(value)
-    _group(plan, expected, states, options, group_size)
+            states.extend(photo.state)
+            for key, value in photo.estimate._asdict().items():
+                estimates[key].append(value)
+    _group_photos(plan, estimates, states, options, group_size)
     return plan
 
 
-class _Seen(NamedTuple):
-    """A photo that is taken.
+def estimate_photo(
+    header: Header, options: ExtractOptions, crop_indices: list[int], mask: Mask | None
+) -> PhotoEstimate:
+    """Return the expected output of a photo.
+
+    Args:
+        header: header of the photo.
+        options: options of the extraction.
+        crop_indices: indices of the crop sizes that the photo is split into.
+        mask: the photo's mask, None if the options name no masks.
+    """
+    counts = []
+    for square in photo_squares(header, options).values():
+        if mask is None:
+            count, pixels = count_tiles(square.side, options, crop_indices)
+        else:
+            kept = [tile for tiles in kept_tiles(square.side, options, crop_indices, mask) for tile in tiles]
+            count, pixels = len(kept), sum(tile.size**2 for tile in kept)
+        if count:
+            counts.append((count, pixels + options.tile_dimension**2))
+    tile_pixels = sum(pixels for _, pixels in counts)
+    return PhotoEstimate(
+        photo_pixels=header.size.height * header.size.width,
+        images=len(counts),
+        tiles=sum(count for count, _ in counts),
+        tile_pixels=tile_pixels,
+        tile_bytes=int(tile_pixels * np.interp(options.quality, _QUALITIES, _BYTES_PER_PIXEL)),
+    )
+
+
+class _NewPhoto(NamedTuple):
+    """A photo to extract.
 
     Attributes:
-        state: bytes of its file, when that was changed in ns, digest of its mask.
-        expected: what it will give.
+        state: bytes of the file, its time of change in ns, and the digest of its mask.
+        estimate: expected output.
     """
 
     state: tuple[int, int, int]
-    expected: PhotoEstimate
+    estimate: PhotoEstimate
 
 
-class _Present(NamedTuple):
+class _PresentPhoto(NamedTuple):
     """A photo that the store has."""
 
 
-def _named_photos(plan: ExtractPlan, suffix_length: int, options: ExtractOptions) -> Iterator[str]:
-    """Yield the photos whose names and paths do not leave them out, in order of their images' names."""
+def _list_photos(plan: ExtractPlan, suffix_length: int, options: ExtractOptions) -> Iterator[str]:
+    """Yield the paths of the photos in order of their images' names; skips photos by their paths and names."""
     walk = FolderWalk(plan.root)
     paths: list[str] = []
     for path in walk.files():
         if not path.lower().endswith(PHOTO_ENDINGS):
             continue
-        if problem := _problem_of_name(path, suffix_length, options):
-            plan.skipped.append(Skipped(path, *problem))
+        if rejection := _name_rejection(path, suffix_length, options):
+            plan.skipped.append(SkippedPhoto(path, *rejection))
         else:
             paths.append(path)
     walk.finish()
-    plan.skipped += [Skipped(path, reason, bad=path.lower().endswith(PHOTO_ENDINGS)) for path, reason in walk.skipped]
+    plan.skipped += [
+        SkippedPhoto(path, reason, is_error=path.lower().endswith(PHOTO_ENDINGS)) for path, reason in walk.skipped
+    ]
     if not paths and not plan.skipped:
         raise NotASourceError(f"{plan.root}: holds no photo ({', '.join(sorted(PHOTO_ENDINGS))})")
     paths.sort(key=lambda path: (image_name(path), path))
     yield from paths
 
 
-def _problem_of_name(path: str, suffix_length: int, options: ExtractOptions) -> Rejection | None:
+def _name_rejection(path: str, suffix_length: int, options: ExtractOptions) -> Rejection | None:
     name = image_name(path)
     if name in ("", ".", "..", EXTRA_FILE):
-        return Rejection(f"its image would be called {name!r}, which no folder can be; rename it", bad=True)
-    if len(name.encode()) + suffix_length > _NAME_BYTES:
-        return Rejection("its image's name would be longer than file systems allow; rename it", bad=True)
-    return None if options.wanted_crops(path) else EXCLUDED
+        return Rejection(f"its image would be called {name!r}, which no folder can be; rename it", is_error=True)
+    if len(name.encode()) + suffix_length > _MAX_NAME_BYTES:
+        return Rejection("its image's name would be longer than file systems allow; rename it", is_error=True)
+    return None if options.crop_indices(path) else EXCLUDED
 
 
-def _look(
+def _inspect(
     plan: ExtractPlan, path: str, options: ExtractOptions, number: int | None, base: Store | None
-) -> _Seen | _Present | None:
-    """Return what is known of a photo that is taken or present; note in the plan why others are left out."""
+) -> _NewPhoto | _PresentPhoto | None:
+    """Return a photo that is new or present, None if it is skipped; adds skipped and present photos to the plan.
+
+    Args:
+        plan: the plan.
+        path: the photo's path below the folder.
+        options: options of the extraction.
+        number: number of the photo's image in the base, None if the base does not have it.
+        base: the store that is appended to, if any.
+    """
     try:
-        state = _state(plan.root / path)
+        state = _stat(plan.root / path)
         if number is not None:
             assert base is not None
             plan.present += 1
-            if _size_then(base.image(number).extra) not in (None, state.st_size):
+            if _extracted_bytes(base.image(number).extra) not in (None, state.st_size):
                 plan.changed.append(path)
-            return _Present()
+            return _PresentPhoto()
         with open_photo(plan.root / path) as file:
             header = read_header(file)
-        problem = rejection_of(header, options)
-        mask = None if problem else read_mask(path, options)
+        rejection = rejection_of(header, options)
+        mask = None if rejection else read_mask(path, options)
     except ImageError as error:
-        plan.skipped.append(Skipped(path, str(error), bad=True))
+        plan.skipped.append(SkippedPhoto(path, str(error), is_error=True))
         return None
-    wanted = options.wanted_crops(path)
-    expected = PhotoEstimate() if problem else estimate_photo(header, options, wanted, mask)
-    if expected.tiles:
-        return _Seen((state.st_size, state.st_mtime_ns % (1 << 64), mask.digest if mask else 0), expected)
-    plan.skipped.append(Skipped(path, *(problem or why_no_tile(header, options, wanted))))
+    crop_indices = options.crop_indices(path)
+    estimate = PhotoEstimate() if rejection else estimate_photo(header, options, crop_indices, mask)
+    if estimate.tiles:
+        return _NewPhoto((state.st_size, state.st_mtime_ns % (1 << 64), mask.digest if mask else 0), estimate)
+    plan.skipped.append(SkippedPhoto(path, *(rejection or rejection_without_tiles(header, options, crop_indices))))
     return None
 
 
-def _state(path: Path) -> os.stat_result:
+def _stat(path: Path) -> os.stat_result:
     try:
         return path.stat()
     except OSError as error:
         raise ImageError(f"cannot be read ({error.strerror})") from error
 
 
-def _find(base: Store | None, names: list[str]) -> int | None:
-    """Return the number of the first of some images that a store has."""
+def _find_image(base: Store | None, names: list[str]) -> int | None:
+    """Return the number of the first of some images that a store has, None if it has none of them."""
     for name in names if base else ():
         assert base is not None
         try:
@@ -283,30 +295,39 @@ def _find(base: Store | None, names: list[str]) -> int | None:
     return None
 
 
-def _size_then(extra: Mapping[str, object]) -> object:
-    """Return the bytes that a photo had when it was extracted, None where that is not known."""
+def _extracted_bytes(extra: Mapping[str, object]) -> object:
+    """Return the size of a photo's file when it was extracted, None if it is not known."""
     photo = extra.get("photo")
     return photo.get("bytes") if isinstance(photo, Mapping) else None
 
 
-def _group(
+def _group_photos(
     plan: ExtractPlan,
-    expected: Mapping[str, array[int]],
+    estimates: Mapping[str, array[int]],
     states: array[int],
     options: ExtractOptions,
     group_size: int | None,
 ) -> None:
-    plan.expected = PhotoEstimate(**{key: sum(values) for key, values in expected.items()})
-    sizes = expected["tile_bytes"]
+    """Add to a plan its total and its groups.
+
+    Args:
+        plan: the plan, with the paths of all photos.
+        estimates: values of each field of PhotoEstimate, one per photo.
+        states: three numbers per photo; see _NewPhoto.
+        options: options of the extraction.
+        group_size: as in plan_extraction.
+    """
+    plan.estimate = PhotoEstimate(**{key: sum(values) for key, values in estimates.items()})
+    sizes = estimates["tile_bytes"]
     limit = group_size or target_shard_size(
-        plan.expected.tile_bytes, parts=_GROUPS_AT_LEAST, low=MIN_GROUP_SIZE, high=MAX_GROUP_SIZE
+        plan.estimate.tile_bytes, min_shards=_MIN_GROUPS, min_size=MIN_GROUP_SIZE, max_size=MAX_GROUP_SIZE
     )
     for start, end in split_by_size(sizes, limit):
         content = repr((plan.paths[start:end], states[3 * start : 3 * end].tolist(), options.fingerprint))
         plan.groups.append(
             PlannedShard(
-                images=sum(expected["images"][start:end]),
-                patches=sum(expected["tiles"][start:end]),
+                images=sum(estimates["images"][start:end]),
+                patches=sum(estimates["tiles"][start:end]),
                 payload_bytes=sum(sizes[start:end]),
                 fingerprint=xxh3_128_hexdigest(content.encode()),
             )

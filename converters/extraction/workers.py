@@ -1,15 +1,11 @@
-"""Groups of photos as folders of images: written by worker processes, settled by the one that has started them.
-
-What a group of photos came to, in a form that lasts until a rerun.
-
-The part of an extraction into a store that runs in worker processes: one group of photos, one shard.
-"""
+"""Workers of an extraction: each writes the images of one group of photos, into a shard or into a folder."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,22 +16,55 @@ from dlas_store.atomic import CONTENT, sync_folder, write_file
 from dlas_store.converters.extraction.headers import Rejection
 from dlas_store.converters.extraction.options import ExtractOptions
 from dlas_store.converters.extraction.photos import PixelBuffer
-from dlas_store.converters.extraction.plan import Skipped
-from dlas_store.converters.extraction.tiles import CutImage, cut_photo
+from dlas_store.converters.extraction.plan import SkippedPhoto
+from dlas_store.converters.extraction.tiles import TiledImage, tile_photo
 from dlas_store.converters.sharding import load_report, remove_report, save_report
 from dlas_store.errors import write_errors
 from dlas_store.processes import Progress
-from dlas_store.sources.base import CENTERS_FILE, REFERENCE_FILE, Image
+from dlas_store.sources.base import CENTERS_FILE, REFERENCE_FILE
 from dlas_store.sources.centers import write_centers
 from dlas_store.sources.walk import extra_line
 from dlas_store.storage.commit import SealedShard, read_shard, write_shard
 from dlas_store.storage.shard import ShardHeader
 from dlas_store.storage.shard_writer import ShardWriter
 
+_BUFFER = PixelBuffer()
+"""Buffer of this process, which works on one photo at a time."""
+
+
+class PhotoGroup(NamedTuple):
+    """Photos that one worker splits into tiles.
+
+    Attributes:
+        root: folder of the photos.
+        paths: paths of the group's photos below the folder.
+        options: options of the extraction.
+    """
+
+    root: Path
+    paths: list[str]
+    options: ExtractOptions
+
+    def write_images(self, write_image: Callable[[TiledImage], None]) -> list[SkippedPhoto]:
+        """Write the images of all photos, and return the photos that gave none; holds the pixels of one photo."""
+        skipped = []
+        for path in self.paths:
+            rejection = self._write_images_of(path, write_image)
+            if rejection is not None:
+                skipped.append(SkippedPhoto(path, *rejection))
+        return skipped
+
+    def _write_images_of(self, path: str, write_image: Callable[[TiledImage], None]) -> Rejection | None:
+        """Write the images of one photo; its pixels are freed when the function returns."""
+        images, rejection = tile_photo(self.root, path, self.options, _BUFFER)
+        for image in images:
+            write_image(image)
+        return rejection
+
 
 @dataclass(slots=True)
 class GroupReport:
-    """What a worker made of a group of photos.
+    """Result of a group of photos.
 
     Attributes:
         images: number of images.
@@ -47,13 +76,7 @@ class GroupReport:
     images: int = 0
     patches: int = 0
     payload_bytes: int = 0
-    skipped: list[Skipped] = field(default_factory=list)
-
-    def count(self, patches: int, payload_bytes: int) -> None:
-        """Add an image."""
-        self.images += 1
-        self.patches += patches
-        self.payload_bytes += payload_bytes
+    skipped: list[SkippedPhoto] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report in JSON types."""
@@ -62,11 +85,7 @@ class GroupReport:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Self:
         """Return the report that as_dict was called on."""
-        return cls(**fields | {"skipped": [Skipped(*skipped) for skipped in fields["skipped"]]})
-
-
-_BUFFER = PixelBuffer()
-"""This process's, which works on one photo at a time."""
+        return cls(**fields | {"skipped": [SkippedPhoto(*photo) for photo in fields["skipped"]]})
 
 
 class ShardJob(NamedTuple):
@@ -76,108 +95,95 @@ class ShardJob(NamedTuple):
         folder: the commit's folder.
         header: the shard's header.
         sealed: the shard that an earlier run sealed, if any.
-        root: folder of the photos.
-        photos: paths of the group's, below it.
-        options: of the extraction.
+        group: the photos of the shard.
     """
 
     folder: Path
     header: ShardHeader
     sealed: Path | None
-    root: Path
-    photos: list[str]
-    options: ExtractOptions
+    group: PhotoGroup
 
 
 class BuiltShard(NamedTuple):
-    """A worker's answer."""
+    """Result of a job that builds a shard."""
 
     shard: SealedShard
     report: GroupReport
 
 
 def build_shard(job: ShardJob, progress: Progress) -> BuiltShard:
-    """Build a shard, or read the one that an earlier run sealed; holds the pixels of one photo.
+    """Build a shard, or read the shard that an earlier run sealed; holds the pixels of one photo.
 
     Raises:
-        WriteError: the disk refused it.
+        WriteError: the disk refused a write.
         StoppedError: the run stops.
     """
     if job.sealed is not None:
         shard = read_shard(job.sealed, check_values=True)
         progress.advance(shard.header.patches, shard.header.payload_bytes)
-        return BuiltShard(shard, _report(shard.header, load_report(job.folder, job.header)))
-    skipped: list[Skipped] = []
+        fields = load_report(job.folder, job.header) or {"skipped": []}
+        return _built_shard(shard, [SkippedPhoto(*photo) for photo in fields["skipped"]])
+    skipped: list[SkippedPhoto] = []
 
     def fill(writer: ShardWriter) -> None:
-        for path in job.photos:
-            problem = _add_photo(writer, path, job, progress)
-            skipped.extend([] if problem is None else [Skipped(path, *problem)])
-        # Before the shard is sealed. Most have nothing to report, and need not wait for the disk once more.
+        skipped.extend(job.group.write_images(lambda image: _add_image(writer, image, progress)))
+        # The report comes before the shard is sealed. Most shards skip no photo and need not wait for a second sync.
         remove_report(job.folder, job.header)
         if skipped:
             save_report(job.folder, job.header, {"skipped": skipped})
 
-    shard = write_shard(job.folder, job.header, fill)
-    return BuiltShard(shard, _report(shard.header, {"skipped": skipped}))
+    return _built_shard(write_shard(job.folder, job.header, fill), skipped)
 
 
-def _add_photo(writer: ShardWriter, path: str, job: ShardJob, progress: Progress) -> Rejection | None:
-    """Add a photo's images, or return why there are none."""
-    images, problem = cut_photo(job.root, path, job.options, _BUFFER)
-    for cut in images:
-        for tile in cut.encoded():
-            writer.add_patch(*tile)
-            progress.advance(1, len(tile.data))
-        writer.end_image(cut.image, cut.reference())
-    return problem
+def _add_image(writer: ShardWriter, image: TiledImage, progress: Progress) -> None:
+    """Add an image to a shard."""
+    for tile in image.encoded():
+        writer.add_patch(*tile)
+        progress.advance(1, len(tile.data))
+    writer.end_image(image.image, image.reference())
 
 
-def _report(header: ShardHeader, kept: dict[str, Any] | None) -> GroupReport:
-    counts = {"images": header.images, "patches": header.patches, "payload_bytes": header.payload_bytes}
-    return GroupReport.from_dict({"skipped": []} | (kept or {}) | counts)
+def _built_shard(shard: SealedShard, skipped: list[SkippedPhoto]) -> BuiltShard:
+    header = shard.header
+    return BuiltShard(shard, GroupReport(header.images, header.patches, header.payload_bytes, skipped))
 
 
 class FolderJob(NamedTuple):
-    """All that a worker needs to write the images of a group.
+    """All that a worker needs to write the images of a group into a folder.
 
     Attributes:
-        staging: the folder in which the new one grows; its images go into its CONTENT.
-        number: the group's.
-        root: folder of the photos.
-        photos: paths of the group's, below it.
-        options: of the extraction.
+        staging: the staging directory of the folder; the images go into its CONTENT.
+        number: number of the group.
+        group: the photos.
     """
 
     staging: Path
     number: int
-    root: Path
-    photos: list[str]
-    options: ExtractOptions
+    group: PhotoGroup
 
     @property
     def building(self) -> Path:
-        """The folder in which the group's images are written before they have their names."""
+        """Folder in which the group's images are written before they are renamed into CONTENT."""
         return self.staging / f"building-{self.number}"
 
     @property
     def extra_file(self) -> Path:
-        """Where the group's lines of metadata.jsonl are kept."""
+        """File with the group's lines of metadata.jsonl."""
         return self.staging / f"extra-{self.number}.jsonl"
 
     @property
     def done_file(self) -> Path:
-        """What says that the group's images have their names, and what they came to."""
+        """File with the group's report; it exists once the group's images are in CONTENT."""
         return self.staging / f"done-{self.number}.json"
 
 
 def build_images(job: FolderJob, progress: Progress) -> GroupReport:
     """Write the images of a group beside CONTENT; holds the pixels of one photo.
 
-    A group that an earlier run settled is left as it is, any other begun anew.
+    A group that an earlier run published is not built again; any other group is built from the start.
 
     Raises:
-        WriteError: the disk refused it.
+        WriteError: the disk refused a write.
         StoppedError: the run stops.
     """
     if job.done_file.exists():
@@ -189,43 +195,63 @@ def build_images(job: FolderJob, progress: Progress) -> GroupReport:
         shutil.rmtree(job.building, ignore_errors=True)
         job.building.mkdir()
         with job.extra_file.open("w", encoding="utf-8", newline="") as lines:
-            for path in job.photos:
-                for image in _write_photo(path, job, report, progress):
-                    lines.write(extra_line(image.name, image.extra))
+
+            def write_image(image: TiledImage) -> None:
+                _write_image(job.building / image.image.name, image, report, progress)
+                lines.write(extra_line(image.image.name, image.image.extra))
+
+            report.skipped = job.group.write_images(write_image)
     return report
 
 
-class Publisher:
-    """Makes groups durable and moves their images into CONTENT, in a thread of its own.
+def _write_image(folder: Path, image: TiledImage, report: GroupReport, progress: Progress) -> None:
+    """Write an image into a new folder, and count it in the report."""
+    folder.mkdir()
+    payload_bytes = 0
+    for tile in image.encoded():
+        (folder / tile.file).write_bytes(tile.data)
+        payload_bytes += len(tile.data)
+        progress.advance(1, len(tile.data))
+    reference = image.reference()
+    (folder / REFERENCE_FILE).write_bytes(reference)
+    assert image.image.centers is not None
+    (folder / CENTERS_FILE).write_bytes(write_centers(image.image.centers))
+    report.images += 1
+    report.patches += len(image.tiles)
+    report.payload_bytes += payload_bytes + len(reference)
 
-    Syncing takes long, and as long for one group as for several: it settles what was built while it settled the ones
-    before, and no worker waits for it.
+
+class Publisher:
+    """Thread that makes groups durable and moves their images into CONTENT; no worker waits for it.
+
+    A sync takes as long for one group as for several. The thread therefore publishes together all groups that were
+    built while it published the groups before.
     """
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1)
         self._built: list[tuple[FolderJob, GroupReport]] = []
-        self._settled: Future[None] | None = None
+        self._publishing: Future[None] | None = None
 
     def add(self, job: FolderJob, report: GroupReport) -> None:
-        """Take a group that was built, or was settled already.
+        """Add a group that was built, or that an earlier run published.
 
         Raises:
-            WriteError: the disk refused those before.
+            WriteError: the disk refused to publish an earlier group.
         """
         if not job.done_file.exists():
             self._built.append((job, report))
-        if self._settled is None or self._settled.done():
-            self._go_on()
+        if self._publishing is None or self._publishing.done():
+            self._publish_built()
 
-    def _go_on(self) -> None:
+    def _publish_built(self) -> None:
         self._wait()
-        self._settled = self._thread.submit(_publish_groups, self._built)
+        self._publishing = self._thread.submit(_publish_groups, self._built)
         self._built = []
 
     def _wait(self) -> None:
-        if self._settled is not None:
-            self._settled.result()
+        if self._publishing is not None:
+            self._publishing.result()
 
     def __enter__(self) -> Self:
         """Return self."""
@@ -234,10 +260,10 @@ class Publisher:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Settle all groups; after an error only those of which it has begun."""
+        """Publish the remaining groups; after an error only finish the groups that are being published."""
         with self._thread:
             if error is None:
-                self._go_on()
+                self._publish_built()
                 self._wait()
 
 
@@ -247,7 +273,7 @@ def _publish_groups(groups: list[tuple[FolderJob, GroupReport]]) -> None:
         return
     content = groups[0][0].staging / CONTENT
     with write_errors(content):
-        os.sync()  # before anything has its name; once for all files, each by itself would take far longer
+        os.sync()  # before the first rename; one sync for all files, because one per file would take far longer
         for job, _ in groups:
             for image in job.building.iterdir():
                 shutil.rmtree(content / image.name, ignore_errors=True)  # of a run that was killed while renaming
@@ -256,27 +282,3 @@ def _publish_groups(groups: list[tuple[FolderJob, GroupReport]]) -> None:
         sync_folder(content)
     for job, report in groups:
         write_file(job.done_file, json.dumps(report.as_dict()).encode())
-
-
-def _write_photo(path: str, job: FolderJob, report: GroupReport, progress: Progress) -> list[Image]:
-    """Write a photo's images into a folder each, and return them."""
-    images, problem = cut_photo(job.root, path, job.options, _BUFFER)
-    if problem is not None:
-        report.skipped.append(Skipped(path, *problem))
-    for cut in images:
-        _write_image(job.building / cut.image.name, cut, report, progress)
-    return [cut.image for cut in images]
-
-
-def _write_image(folder: Path, cut: CutImage, report: GroupReport, progress: Progress) -> None:
-    folder.mkdir()
-    payload_bytes = 0
-    for tile in cut.encoded():
-        (folder / tile.file).write_bytes(tile.data)
-        payload_bytes += len(tile.data)
-        progress.advance(1, len(tile.data))
-    reference = cut.reference()
-    (folder / REFERENCE_FILE).write_bytes(reference)
-    assert cut.image.centers is not None
-    (folder / CENTERS_FILE).write_bytes(write_centers(cut.image.centers))
-    report.count(len(cut.tiles), payload_bytes + len(reference))

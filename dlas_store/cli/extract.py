@@ -11,7 +11,7 @@ from dlas_store.cli.text import WORKERS_HELP, byte_size, megabytes, natural, one
 from dlas_store.errors import ConfigError, ImportFailedError, WriteError
 
 if TYPE_CHECKING:
-    from dlas_store.converters.extraction.plan import Skipped
+    from dlas_store.converters.extraction.plan import SkippedPhoto
 
 _MAX_REASONS = 50
 _MAX_BAD_PHOTOS = 20
@@ -133,14 +133,14 @@ def _estimate(flags: argparse.Namespace, options: Any, workers: int | None) -> i
 
 def _merge(flags: argparse.Namespace) -> dict[str, Any]:
     """Return the config file's options, overridden by the flags."""
-    from dlas_store.converters.extraction.options import GIVEN_OTHERWISE
+    from dlas_store.converters.extraction.options import PATH_OPTIONS
 
     merged: dict[str, Any] = {}
     if flags.config is not None:
         from dlas_store.config import load_mapping
 
         merged = load_mapping(flags.config)
-    unused = [key for key in GIVEN_OTHERWISE if merged.get(key) is not None]
+    unused = [key for key in PATH_OPTIONS if merged.get(key) is not None]
     if unused:
         print(f"{flags.config}: not used, PHOTOS and DST take their place: {', '.join(unused)}")
     for flag, key in _OPTION_OF_FLAG.items():
@@ -152,7 +152,7 @@ def _merge(flags: argparse.Namespace) -> dict[str, Any]:
     return merged
 
 
-def _print_not_extracted(skipped: Sequence[Skipped], present: int, changed: Sequence[str]) -> None:
+def _print_not_extracted(skipped: Sequence[SkippedPhoto], present: int, changed: Sequence[str]) -> None:
     by_reason: dict[tuple[bool, str], list[str]] = {}
     for photo, reason, bad in skipped:
         by_reason.setdefault((bad, reason), []).append(photo)
@@ -166,8 +166,8 @@ def _print_not_extracted(skipped: Sequence[Skipped], present: int, changed: Sequ
     print_lines("changed since it was extracted, not touched", changed)
 
 
-def _status(skipped: Iterable[Skipped]) -> int:
-    return 1 if any(photo.bad for photo in skipped) else 0
+def _status(skipped: Iterable[SkippedPhoto]) -> int:
+    return 1 if any(photo.is_error for photo in skipped) else 0
 
 
 def _number(text: str) -> Any:

@@ -194,7 +194,7 @@ def _import(options: argparse.Namespace) -> int:
     for reason, count in Counter(skipped.reason for skipped in summary.skipped).items():
         paths = [skipped.path for skipped in summary.skipped if skipped.reason == reason]
         print(f"left out, {reason}: {count:,} ({shorten(paths)})")
-    print_lines("kept as it is", summary.notes, summary.note_count)
+    print_lines("kept as it is", summary.warnings, summary.warning_count)
     print_lines("bad file left out", [f"{path}: {message}" for path, message in summary.findings])
     print_lines("changed since it was imported, not touched", summary.changed)
     print_lines("in the store, but no longer in the source", summary.missing_from_source)
@@ -295,7 +295,7 @@ def _salvage(options: argparse.Namespace) -> int:
         f"{options.new}: salvaged {summary.images:,} images, {summary.patches:,} patches, "
         f"{megabytes(summary.payload_bytes)} in {summary.seconds:.1f} s"
     )
-    print_lines("note", summary.notes)
+    print_lines("note", summary.warnings)
     print_lines("lost", [f"{lost.shard} {lost.image}: {lost.reason}".replace(" :", ":") for lost in summary.lost])
     return 1 if summary.lost else 0
 

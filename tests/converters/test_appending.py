@@ -1,4 +1,4 @@
-"""Appending: new images come in new shards, and nothing that a store has is touched."""
+"""Append: new images go into new shards, and the files of the store stay untouched."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def store(tmp_path: Path, source: Path) -> Path:
-    """A store of that folder in two shards."""
+    """A store of the folder, in two shards."""
     store = tmp_path / "s.lmdb"
     done("import", "--shard-size", "170", source, store)
     assert info(store)["shards"] == 2
@@ -44,20 +44,20 @@ def store(tmp_path: Path, source: Path) -> Path:
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_new_images_come_in_new_shards(source: Path, store: Path, workers: str) -> None:
-    before, facts = states(store), info(store)
+    old_states, old_info = states(store), info(store)
     numbered_images(source, 3, 5, first=10)
     assert "3 images" in done("import", "--append", "--shard-size", "170", "--workers", workers, source, store)
     assert info(store)["shards"] == 4
-    assert info(store)["store_id"] == facts["store_id"]
-    assert before.items() <= states(store).items()
+    assert info(store)["store_id"] == old_info["store_id"]
+    assert old_states.items() <= states(store).items()
     assert is_whole(store, source)
 
 
 def test_appended_images_come_after_those_that_were_there(source: Path, store: Path) -> None:
-    before = list(patches(store).items())
+    old_patches = list(patches(store).items())
     write(source, {"aaa/1.ppm": ppm(1)})
     done("import", "--append", source, store)
-    assert list(patches(store).items()) == [*before, (("aaa", "1.ppm"), ppm(1))]
+    assert list(patches(store).items()) == [*old_patches, (("aaa", "1.ppm"), ppm(1))]
 
 
 def test_many_appends_add_up(tmp_path: Path, source: Path, store: Path) -> None:
@@ -69,30 +69,30 @@ def test_many_appends_add_up(tmp_path: Path, source: Path, store: Path) -> None:
 
 
 def test_an_append_of_nothing_new_changes_nothing(source: Path, store: Path) -> None:
-    before = read(store)
+    old_files = read(store)
     assert "0 images" in done("import", "--append", source, store)
-    assert read(store) == before
+    assert read(store) == old_files
 
 
 def test_an_open_reader_keeps_its_snapshot(source: Path, store: Path) -> None:
-    want = list(patches(store).values())
+    expected = list(patches(store).values())
     with open_source(store) as reader:
         numbered_images(source, 2, 5, first=10)
         done("import", "--append", source, store)
-        assert len(reader) == len(want)
-        assert [reader.read(index) for index in range(len(reader))] == want
-    assert len(patches(store)) == len(want) + 10
+        assert len(reader) == len(expected)
+        assert [reader.read(index) for index in range(len(reader))] == expected
+    assert len(patches(store)) == len(expected) + 10
 
 
 @pytest.mark.parametrize("options", [(), ("--checksum",)])
 def test_vanished_images_are_reported_and_kept(source: Path, store: Path, options: tuple[str, ...]) -> None:
-    before = read(store)
+    old_files = read(store)
     shutil.rmtree(source / "image_00001")
     result = run("import", "--append", *options, source, store)
     assert result.status == 1
     assert "image_00001" in result.out + result.err
     assert "image_00002" not in result.out + result.err
-    assert read(store) == before
+    assert read(store) == old_files
 
 
 CHANGES: dict[str, Callable[[Path], object]] = {
@@ -107,15 +107,15 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_changed_images_are_reported_and_new_ones_come_in(source: Path, store: Path, change: str) -> None:
-    before, had = states(store), patches(store)
+    old_states, old_patches = states(store), patches(store)
     CHANGES[change](source / "image_00001")
     write(source, {"zzz/1.ppm": ppm(1)})
     result = run("import", "--append", source, store)
     assert result.status == 1
     assert "image_00001" in result.out + result.err
     assert "image_00002" not in result.out + result.err
-    assert before.items() <= states(store).items()
-    assert patches(store) == {**had, ("zzz", "1.ppm"): ppm(1)}
+    assert old_states.items() <= states(store).items()
+    assert patches(store) == {**old_patches, ("zzz", "1.ppm"): ppm(1)}
 
 
 CONTENTS: dict[str, Callable[[Path], object]] = {
@@ -133,12 +133,12 @@ def test_checksum_finds_changes_that_keep_names_and_sizes(
     store = tmp_path / "t.lmdb"
     done("import", source, store)
     CONTENTS[change](source / "image_00001")
-    before = read(store)
+    old_files = read(store)
     result = run("import", "--append", "--checksum", source, store)
     assert result.status == 1
     assert "image_00001" in result.out + result.err
     assert "image_00002" not in result.out + result.err
-    assert read(store) == before
+    assert read(store) == old_files
 
 
 def test_without_checksum_names_and_sizes_decide(source: Path, store: Path) -> None:
@@ -178,32 +178,32 @@ def test_pictures_are_appended(tmp_path: Path) -> None:
 
 def test_a_source_of_another_layout_is_refused(tmp_path: Path, store: Path) -> None:
     photos = numbered_pictures(tmp_path / "photos", 5)
-    before = read(store)
+    old_files = read(store)
     message = refused("import", "--append", photos, store)
     assert "chunked" in message
     assert "pictures" in message
-    assert read(store) == before
+    assert read(store) == old_files
 
 
 def test_a_store_is_not_appended_to_itself(store: Path) -> None:
-    before = read(store)
+    old_files = read(store)
     result = run("import", "--append", store, store)
     if result.status:
         error_line(result)
-    assert read(store) == before
+    assert read(store) == old_files
 
 
 def test_a_bad_patch_leaves_the_store_as_it_was(source: Path, store: Path) -> None:
-    before = patches(store)
+    old_patches = patches(store)
     write(source, {"new_0/1.jpg": JPEG, "new_0/2.jpg": JPEG[:50]})
     assert "new_0/2.jpg" in refused("import", "--append", source, store)
-    assert patches(store) == before
+    assert patches(store) == old_patches
     assert findings(store) == []
 
 
 @pytest.mark.parametrize("remedy", ["mend", "remove", "skip"])
 def test_after_a_bad_patch_each_remedy_of_the_message_works(source: Path, store: Path, remedy: str) -> None:
-    before = states(store)
+    old_states = states(store)
     write(source, {"new_0/1.jpg": JPEG, "new_0/2.jpg": JPEG[:50]})
     bad = source / "new_0" / "2.jpg"
     refused("import", "--append", source, store)
@@ -218,7 +218,7 @@ def test_after_a_bad_patch_each_remedy_of_the_message_works(source: Path, store:
             assert run("import", "--append", "--on-error", "skip", source, store).status == 1
             bad.unlink()
     assert is_whole(store, source)
-    assert before.items() <= states(store).items()
+    assert old_states.items() <= states(store).items()
 
 
 def test_there_must_be_a_store_to_append_to(tmp_path: Path, source: Path) -> None:
@@ -239,11 +239,11 @@ def test_a_missing_shard_is_named_before_anything_is_appended(source: Path, stor
 def test_reindex_gives_what_was_appended_too(source: Path, store: Path) -> None:
     numbered_images(source, 3, 5, first=10)
     done("import", "--append", "--shard-size", "170", source, store)
-    want, facts = list(patches(store).items()), info(store)
+    expected, old_info = list(patches(store).items()), info(store)
     (store / "index.lmdb").unlink()
     done("reindex", store)
-    assert list(patches(store).items()) == want
-    assert info(store)["store_id"] == facts["store_id"]
+    assert list(patches(store).items()) == expected
+    assert info(store)["store_id"] == old_info["store_id"]
     assert is_whole(store, source)
     write(source, {"zzz/1.ppm": ppm(1)})
     done("import", "--append", source, store)

@@ -1,4 +1,4 @@
-"""Exporting: the folder comes back, file by file, and verification proves it."""
+"""Export: the exported folder equals the imported one, file by file, and verify confirms it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.sample_data import DATA
 
 JPEG = picture("JPEG")
 
-# The identity
+# Identity
 
 
 @pytest.mark.parametrize("name", ["chunked", "chunked_video", "chunked_stereo"])
@@ -30,7 +30,7 @@ def test_real_data_comes_back(tmp_path: Path, name: str, workers: str) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "s.lmdb"]
 
 
-# What is written beside the patches
+# Files beside the patches
 
 
 def test_centers_are_written_as_torch_saves_plain_numbers(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_images_picks_by_pattern(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
-# What is refused
+# Refusals
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "empty_folder", "dangling_link"])
@@ -86,18 +86,18 @@ def test_what_is_there_already_is_not_touched(tmp_path: Path, kind: str) -> None
             target.mkdir()
         case _:
             target.symlink_to("nowhere")
-    before, names = read(tmp_path), sorted(tmp_path.iterdir())
+    old_files, old_paths = read(tmp_path), sorted(tmp_path.iterdir())
     assert "back" in refused("export", tmp_path / "s.lmdb", target)
-    assert read(tmp_path) == before
-    assert sorted(tmp_path.iterdir()) == names
+    assert read(tmp_path) == old_files
+    assert sorted(tmp_path.iterdir()) == old_paths
     assert target.is_symlink() == (kind == "dangling_link")
 
 
 def _flip(path: Path, content: bytes) -> None:
-    """Flip a bit in the middle of some bytes that a file holds."""
-    whole = bytearray(path.read_bytes())
-    whole[whole.index(content) + len(content) // 2] ^= 4
-    path.write_bytes(whole)
+    """Flip a bit in a file, in the middle of a part of its content."""
+    data = bytearray(path.read_bytes())
+    data[data.index(content) + len(content) // 2] ^= 4
+    path.write_bytes(data)
 
 
 def test_a_damaged_value_is_named_and_no_folder_appears(tmp_path: Path) -> None:
@@ -108,8 +108,8 @@ def test_a_damaged_value_is_named_and_no_folder_appears(tmp_path: Path) -> None:
     assert image in message
     assert file in message
     assert not (tmp_path / "back").exists()
-    (found,) = findings(tmp_path / "s.lmdb")
-    assert (found["shard"], found["image"], found["patch"]) == ("shard-00000.lmdb", image, file)
+    (finding,) = findings(tmp_path / "s.lmdb")
+    assert (finding["shard"], finding["image"], finding["patch"]) == ("shard-00000.lmdb", image, file)
 
 
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk that holds few files, until it is mounted anew."""
+    """A disk with room for few files; a remount can give it more."""
     if os.geteuid() != 0:
         pytest.skip("only root mounts a small disk")
     point = tmp_path / "disk"
@@ -145,7 +145,7 @@ def test_a_full_disk_is_an_error_and_a_rerun_goes_on(tmp_path: Path, small_disk:
     assert parted(small_disk / "back") == parted(source)
 
 
-# verify --against finds every kind of difference
+# Differences that verify --against finds
 
 
 def _change_centers(image: Path) -> None:
@@ -170,7 +170,7 @@ DIFFERENCES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.fixture(scope="module")
 def imported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A folder, and a store of it."""
+    """A folder, and its store."""
     root = tmp_path_factory.mktemp("imported")
     source = numbered_images(root / "data", 4, 5)
     shutil.rmtree(source / "image_00001")
@@ -186,13 +186,13 @@ def test_verify_against_finds_each_difference(tmp_path: Path, imported: tuple[Pa
     source, store = shutil.copytree(imported[0], tmp_path / "data"), imported[1]
     change, word = DIFFERENCES[name]
     change(source / "image_00002")
-    found = findings(store, "--against", source)
-    assert found
-    want = "image_00001" if name == "image_more" else "image_00002"
-    for finding in found:
-        assert want in finding["image"] + finding["message"]
+    differences = findings(store, "--against", source)
+    assert differences
+    changed_image = "image_00001" if name == "image_more" else "image_00002"
+    for finding in differences:
+        assert changed_image in finding["image"] + finding["message"]
         assert finding.keys() == {"shard", "image", "patch", "kind", "message"}
-    assert any(word in finding["patch"] + finding["message"] for finding in found)
+    assert any(word in finding["patch"] + finding["message"] for finding in differences)
 
 
 def test_verify_says_in_text_what_differs(tmp_path: Path, imported: tuple[Path, Path]) -> None:

@@ -1,7 +1,8 @@
-"""Importing: what gets into a store, into which shards, and what is refused."""
+"""Import: the content of the store, its division into shards, refusals, full disks, and memory."""
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import shutil
@@ -40,12 +41,12 @@ JPEG = picture("JPEG")
 PNG = picture("PNG")
 
 
-def files_in(summary: str, reason: str) -> str:
-    """Return the lines of a summary that give a reason."""
+def lines_with(summary: str, reason: str) -> str:
+    """Return the lines of a summary that contain a reason."""
     return "\n".join(line for line in summary.splitlines() if reason in line)
 
 
-# What is imported
+# Imported content
 
 
 @pytest.mark.parametrize("name", ["chunked", "chunked_video", "chunked_stereo"])
@@ -167,7 +168,7 @@ def test_the_summary_counts_what_came_in_and_what_was_left_out(tmp_path: Path) -
     assert "3 patches" in summary
     assert "MB" in summary
     for name in ("cache.pth", "readme.md", "cat_0/notes.txt", "hollow", "only_ref"):
-        assert name in files_in(summary, "left out"), summary
+        assert name in lines_with(summary, "left out"), summary
     assert info(tmp_path / "s.lmdb")["bytes"] == 4 * len(JPEG)
 
 
@@ -180,7 +181,7 @@ def test_links_are_followed_but_circles_are_not(tmp_path: Path) -> None:
     (source / "cat_0" / "up").symlink_to("..")
     for layout in ("chunked", "pictures"):
         summary = done("import", "--layout", layout, source, tmp_path / f"{layout}.lmdb")
-        assert "loop" in files_in(summary, "left out")
+        assert "loop" in lines_with(summary, "left out")
         assert info(tmp_path / f"{layout}.lmdb")["patches"] == 3
         assert is_whole(tmp_path / f"{layout}.lmdb", source)
 
@@ -210,12 +211,12 @@ def test_an_index_file_and_a_single_shard_are_sources(tmp_path: Path) -> None:
 def test_sources_are_merged_in_the_order_given(tmp_path: Path) -> None:
     done("import", DATA / "chunked", tmp_path / "a.lmdb")
     done("import", DATA / "chunked_stereo", tmp_path / "a.lmdb", DATA / "chunked_video", tmp_path / "merged.lmdb")
-    want = [
+    expected = [
         *patches(DATA / "chunked_stereo").items(),
         *patches(tmp_path / "a.lmdb").items(),
         *patches(DATA / "chunked_video").items(),
     ]
-    assert list(patches(tmp_path / "merged.lmdb").items()) == want
+    assert list(patches(tmp_path / "merged.lmdb").items()) == expected
     assert findings(tmp_path / "merged.lmdb") == []
 
 
@@ -259,7 +260,7 @@ def test_an_open_source_is_imported_with_the_limit_of_pixels_that_it_has(
         assert not (tmp_path / "s.lmdb").exists()
         summary = import_store([opened], tmp_path / "s.lmdb", skip_bad=True, workers=workers)
         assert len(summary.findings) == 1
-        assert len(opened) == 2  # it stays open
+        assert len(opened) == 2  # the source stays open
     assert patches(tmp_path / "s.lmdb") == {("b", "1.ppm"): ppm(1)}
 
 
@@ -282,7 +283,8 @@ def test_an_open_source_is_imported_with_the_decoder_that_it_has(
     def refuse(data: bytes, colorspace: str) -> None:
         raise ImageError(f"{len(data)} bytes for pyturbojpeg")
 
-    monkeypatch.setattr("dlas_store.images.decode.decode_turbojpeg", refuse)
+    # The package's name "decode" is the function, so that the module has to be looked up.
+    monkeypatch.setattr(importlib.import_module("dlas_store.images.decode"), "_decode_turbojpeg", refuse)
     source = write(tmp_path / "data", {"a/1.jpg": JPEG, "a/ref.jpg": ppm(7)})
     if is_store:
         import_store([source], tmp_path / "data.lmdb", decode_all=True)
@@ -297,15 +299,15 @@ def test_a_damaged_value_of_a_store_is_not_copied(tmp_path: Path) -> None:
     done("import", DATA / "chunked", tmp_path / "s.lmdb")
     shard = tmp_path / "s.lmdb" / "shard-00000.lmdb"
     content = bytearray(shard.read_bytes())
-    middle = content.index(next(iter(patches(DATA / "chunked").values()))) + 1000
-    content[middle] ^= 1
+    position = content.index(next(iter(patches(DATA / "chunked").values()))) + 1000
+    content[position] ^= 1
     shard.write_bytes(content)
     message = refused("import", tmp_path / "s.lmdb", tmp_path / "copy.lmdb")
     assert "astronaut_left_0" in message
     assert not (tmp_path / "copy.lmdb").exists()
 
 
-# What is refused
+# Refusals
 
 
 def _basicsr(path: Path) -> None:
@@ -343,12 +345,12 @@ BAD_SOURCES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
 def test_what_is_no_source_is_an_error_that_names_it_and_says_why(tmp_path: Path, name: str) -> None:
     make, words = BAD_SOURCES[name]
     make(tmp_path / name)
-    before = read(tmp_path)
+    old_files = read(tmp_path)
     message = refused("import", tmp_path / name, tmp_path / "s.lmdb")
     assert name in message
     for word in words:
         assert word.lower() in message.lower()
-    assert read(tmp_path) == before
+    assert read(tmp_path) == old_files
     assert not (tmp_path / "s.lmdb").exists()
 
 
@@ -368,9 +370,9 @@ def test_names_that_are_not_utf8_are_an_error_that_lists_them(tmp_path: Path) ->
 def test_a_store_that_exists_is_not_touched(tmp_path: Path) -> None:
     store = tmp_path / "s.lmdb"
     done("import", "--images", "a*", DATA / "chunked", store)
-    before = read(store)
+    old_files = read(store)
     assert "--append" in refused("import", DATA / "chunked", store)
-    assert read(store) == before
+    assert read(store) == old_files
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "empty_folder", "dangling_link"])
@@ -417,7 +419,7 @@ def test_a_store_inside_its_own_source_is_not_taken_for_a_picture(tmp_path: Path
 
 
 def test_a_format_version_from_the_future_is_an_error_that_says_so(tmp_path: Path) -> None:
-    newer = (
+    newer_program = (
         "import sys\n"
         "import dlas_store.storage.sealed_file as sealed_file\n"
         "sealed_file.FORMAT_VERSION += 1\n"
@@ -425,14 +427,16 @@ def test_a_format_version_from_the_future_is_an_error_that_says_so(tmp_path: Pat
         "sys.exit(main(sys.argv[1:]))\n"
     )
     store = tmp_path / "s.lmdb"
-    subprocess.run([sys.executable, "-c", newer, "import", DATA / "chunked", store], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-c", newer_program, "import", DATA / "chunked", store], check=True, capture_output=True
+    )
     for command in (("info", store), ("import", store, tmp_path / "t.lmdb"), ("export", store, tmp_path / "folder")):
         message = refused(*command)
         assert "version 2" in message
         assert "s.lmdb" in message
-    before = read(store)
+    old_files = read(store)
     assert "version 2" in refused("import", "--append", DATA / "chunked_video", store)
-    assert read(store) == before
+    assert read(store) == old_files
 
 
 # Bad pictures
@@ -453,7 +457,7 @@ BAD_PICTURES: dict[str, bytes] = {
 
 
 def _with_bad_pictures(root: Path) -> Path:
-    """Write a chunked folder in which an image is sound, one has bad patches too, and one has nothing else."""
+    """Write a chunked folder of three images: one is sound, one has good and bad patches, one has only bad patches."""
     bad = {f"some_1/{name}": content for name, content in BAD_PICTURES.items()}
     good = {"good_0/1.jpg": JPEG, "good_0/ref.jpg": JPEG, "some_1/1.jpg": JPEG}
     return write(root, {**good, **bad, "none_2/1.jpg": b""})
@@ -487,22 +491,22 @@ def test_bad_patches_are_left_out_and_reported_with_skip(tmp_path: Path, workers
 @pytest.mark.parametrize("remedy", ["mend", "remove", "skip"])
 def test_after_bad_patches_each_remedy_of_the_message_works(tmp_path: Path, remedy: str) -> None:
     source = numbered_images(tmp_path / "data", 5, 5)
-    bad = source / "image_00003" / "00000002.ppm"
-    sound = bad.read_bytes()
-    bad.write_bytes(b"broken")
+    bad_file = source / "image_00003" / "00000002.ppm"
+    sound_content = bad_file.read_bytes()
+    bad_file.write_bytes(b"broken")
     command = ("import", "--shard-size", "64", source, tmp_path / "s.lmdb")
     refused(*command)
     match remedy:
         case "mend":
-            bad.write_bytes(sound)
+            bad_file.write_bytes(sound_content)
             done(*command)
         case "remove":
-            bad.unlink()
+            bad_file.unlink()
             done(*command)
         case _:
             result = run(*command, "--on-error", "skip")
             assert (result.status, "image_00003/00000002.ppm" in result.out + result.err) == (1, True), result
-            bad.unlink()
+            bad_file.unlink()
     assert is_whole(tmp_path / "s.lmdb", source)
 
 
@@ -521,8 +525,8 @@ def test_a_file_that_may_not_be_read_is_an_error_that_names_it(tmp_path: Path, n
     source = write(tmp_path / "data", files)
     (source / name).chmod(0)
     # Root reads everything; a process that runs without CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH does not.
-    drop = "import ctypes\nfor capability in (1, 2): ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)"
-    message = error_line(run("import", source, tmp_path / "s.lmdb", before=drop))
+    drop_capabilities = "import ctypes\nfor capability in (1, 2): ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)"
+    message = error_line(run("import", source, tmp_path / "s.lmdb", before=drop_capabilities))
     assert name in message
     assert "Permission denied" in message
     assert not (tmp_path / "s.lmdb").exists()
@@ -533,18 +537,18 @@ def test_what_is_no_file_is_not_waited_for_but_named(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = write(tmp_path / "data", {"cat_0/1.jpg": JPEG, "cat_0/ref.jpg": JPEG})
-    odd = source / "cat_0" / "2.jpg"
+    path = source / "cat_0" / "2.jpg"
     match kind:
         case "fifo":
-            os.mkfifo(odd)
+            os.mkfifo(path)
         case "socket":
-            monkeypatch.chdir(odd.parent)  # a socket's path must be short
+            monkeypatch.chdir(path.parent)  # a socket's path must be short
             with socket.socket(socket.AF_UNIX) as server:
-                server.bind(odd.name)
+                server.bind(path.name)
         case "folder":
-            odd.mkdir()
+            path.mkdir()
         case _:
-            odd.symlink_to("nowhere")
+            path.symlink_to("nowhere")
     result = run("import", source, tmp_path / "s.lmdb")
     assert "cat_0/2.jpg" in result.out + result.err, result
     assert "Traceback" not in result.err
@@ -553,9 +557,9 @@ def test_what_is_no_file_is_not_waited_for_but_named(
 
 
 def test_only_decode_finds_a_picture_whose_inside_is_broken(tmp_path: Path) -> None:
-    broken = bytearray(PNG)
-    broken[broken.index(b"IDAT") + 12] ^= 0xFF
-    source = write(tmp_path / "photos", {"a.png": PNG, "b.png": bytes(broken)})
+    damaged = bytearray(PNG)
+    damaged[damaged.index(b"IDAT") + 12] ^= 0xFF
+    source = write(tmp_path / "photos", {"a.png": PNG, "b.png": bytes(damaged)})
     done("import", source, tmp_path / "s.lmdb")
     assert is_whole(tmp_path / "s.lmdb", source)
     message = refused("import", "--decode", source, tmp_path / "decoded.lmdb")
@@ -585,7 +589,7 @@ def test_centers_of_every_kind_of_number_are_taken(tmp_path: Path, name: str, is
     assert repr(centers) == "{'cat_0/centers.pt': {1: ((2, 3), 4)}}"
 
 
-# A sample of the hostile files: test_centers.py reads them all.
+# Every 20th hostile file; test_centers.py reads them all.
 @pytest.mark.parametrize("name", sorted(HOSTILE)[::20])
 @pytest.mark.parametrize("option", ["stop", "skip"])
 def test_hostile_centers_are_refused_never_executed(tmp_path: Path, name: str, option: str) -> None:
@@ -623,11 +627,11 @@ def test_centers_that_do_not_match_the_patches_are_kept_and_reported(tmp_path: P
     assert parted(tmp_path / "back")[1] == {"cat_0/centers.pt": centers}
 
 
-# No room
+# Full disks
 
 
 def _noise_pictures(root: Path, count: int, size: int) -> Path:
-    """Write pictures of ``size`` bytes each."""
+    """Write pictures of ``size`` bytes each, with random pixels."""
     side = size // 3
     head = b"P6 %d 1 255\n" % side
     return write(root, {f"{number:04d}.ppm": head + os.urandom(3 * side) for number in range(count)})
@@ -650,7 +654,7 @@ def test_a_disk_that_fills_up_meanwhile_is_an_error_and_a_rerun_goes_on(
     tmp_path: Path, disk: Callable[[str], Path], workers: str
 ) -> None:
     source = numbered_pictures(tmp_path / "photos", 600)
-    small = disk("size=40m,nr_inodes=20")  # runs out of files, which no check of free bytes foresees
+    small = disk("size=40m,nr_inodes=20")  # runs out of inodes, which no check of free bytes foresees
     command = ("import", "--shard-size", "128", "--workers", workers, source, small / "s.lmdb")
     message = refused(*command)
     assert "No space left" in message
@@ -679,7 +683,7 @@ def test_an_append_without_room_leaves_the_store_as_it_was(tmp_path: Path, disk:
     first = _noise_pictures(tmp_path / "photos", 4, 100_000)
     small = disk("size=2m")
     done("import", first, small / "s.lmdb")
-    before = states(small / "s.lmdb")
+    old_states = states(small / "s.lmdb")
     more = write(
         tmp_path / "photos",
         {f"new/{name}": content for name, content in read(_noise_pictures(tmp_path / "n", 40, 100_000)).items()},
@@ -687,7 +691,7 @@ def test_an_append_without_room_leaves_the_store_as_it_was(tmp_path: Path, disk:
     refused("import", "--append", more, small / "s.lmdb")
     assert info(small / "s.lmdb")["images"] == 4
     assert findings(small / "s.lmdb") == []
-    assert before.items() <= states(small / "s.lmdb").items()
+    assert old_states.items() <= states(small / "s.lmdb").items()
     disk("size=30m")
     done("import", "--append", more, small / "s.lmdb")
     assert is_whole(small / "s.lmdb", more)
@@ -703,7 +707,7 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 
 
 def _peak_bytes(*arguments: str | Path) -> int:
-    """Return the peak of the largest process of a command."""
+    """Return the peak memory of a command's largest process, in bytes."""
     ended = subprocess.run([sys.executable, "-c", _PEAK, *arguments], capture_output=True, text=True, check=True)
     return int(ended.stdout) * 1024
 
@@ -713,7 +717,7 @@ _ALLOCATOR_SLACK = 2 << 20
 
 @pytest.mark.parametrize(
     ("shard_size", "few_pictures", "many_pictures"),
-    # What a worker holds of its shard is part of its fixed amount, so that both must fill a shard, of 8192 at most.
+    # A worker's memory for its shard is part of the constant; both imports therefore fill a shard, of 8192 at most.
     [("16KiB", 2_000, 20_000), ("1GiB", 9_000, 69_000)],
 )
 def test_memory_grows_by_at_most_200_bytes_an_image(
@@ -722,9 +726,9 @@ def test_memory_grows_by_at_most_200_bytes_an_image(
     few = numbered_pictures(tmp_path / "few", few_pictures)
     many = numbered_pictures(tmp_path / "many", many_pictures)
     options = ("--workers", "1", "--shard-size", shard_size)
-    less = _peak_bytes("import", *options, few, tmp_path / "few.lmdb")
-    more = _peak_bytes("import", *options, many, tmp_path / "many.lmdb")
-    assert (more - less - _ALLOCATOR_SLACK) / (many_pictures - few_pictures) <= 200
+    few_peak = _peak_bytes("import", *options, few, tmp_path / "few.lmdb")
+    many_peak = _peak_bytes("import", *options, many, tmp_path / "many.lmdb")
+    assert (many_peak - few_peak - _ALLOCATOR_SLACK) / (many_pictures - few_pictures) <= 200
 
 
 def test_a_shard_holds_at_most_8192_images_however_small(tmp_path: Path) -> None:
@@ -736,6 +740,6 @@ def test_memory_does_not_grow_with_patches(tmp_path: Path) -> None:
     few = numbered_images(tmp_path / "few", 100, 10)
     many = numbered_images(tmp_path / "many", 100, 200)
     options = ("--workers", "1", "--shard-size", "16KiB")
-    less = _peak_bytes("import", *options, few, tmp_path / "few.lmdb")
-    more = _peak_bytes("import", *options, many, tmp_path / "many.lmdb")
-    assert more - less <= _ALLOCATOR_SLACK
+    few_peak = _peak_bytes("import", *options, few, tmp_path / "few.lmdb")
+    many_peak = _peak_bytes("import", *options, many, tmp_path / "many.lmdb")
+    assert many_peak - few_peak <= _ALLOCATOR_SLACK

@@ -1,4 +1,4 @@
-"""Salvaging: every image that is whole is copied, the rest is listed, whatever was damaged."""
+"""Salvage: undamaged images are copied and lost images are listed, whatever was damaged."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NAMES = "abcdef"
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards of two images each."""
+    """A store whose three shards hold two images each."""
     folder = tmp_path_factory.mktemp("salvage")
     size = sum(path.stat().st_size for path in small_folder(folder / "source", *NAMES).rglob("a/*.*g"))
     return make_store(folder / "source", folder / "store.lmdb", shard_size=2 * size + 2000)
@@ -55,22 +55,22 @@ def store(pristine: Path, tmp_path: Path) -> Path:
 
 
 def images_in(store: Path, content: dict[str, object]) -> str:
-    """Return the images of a store, in order, after checking that it is sound and all it holds is as it was."""
+    """Return the names of a store's images, in order, as one string, after checks of the store and its content."""
     assert verify(store, workers=1).findings == []
     with Store(store) as opened:
-        held = content_of(opened)
-    order = held.pop("order")
-    assert held.items() <= content.items()
+        values = content_of(opened)
+    order = values.pop("order")
+    assert values.items() <= content.items()
     assert isinstance(order, list)
     return "".join(order)
 
 
 def salvaged(store: Path, content: dict[str, object]) -> tuple[str, list[tuple[str, str]]]:
-    """Salvage a store; return the images that were copied, and shard and name of what was lost."""
+    """Salvage a store; return the names of the copied images, and shard and name of each lost image."""
     new, report = store.with_name("new.lmdb"), store.with_name("report.json")
-    before = state_of(store)
+    old_state = state_of(store)
     summary = salvage(store, new, workers=1, report=report)
-    assert state_of(store) == before
+    assert state_of(store) == old_state
     assert json.loads(report.read_bytes())["lost"] == [lost._asdict() for lost in summary.lost]
     images = images_in(new, content)
     assert len(images) == summary.images
@@ -78,18 +78,18 @@ def salvaged(store: Path, content: dict[str, object]) -> tuple[str, list[tuple[s
 
 
 def test_the_command_says_what_was_copied_and_lost(store: Path, content: dict[str, object]) -> None:
-    part = content["c/00000001.png"]
-    assert isinstance(part, bytes)
-    flip_in(shards_of(store)[1], part)
+    value_bytes = content["c/00000001.png"]
+    assert isinstance(value_bytes, bytes)
+    flip_in(shards_of(store)[1], value_bytes)
     remove_index(store)
     result = run("salvage", store, store.with_name("new.lmdb"), "--report", store.with_name("report.json"))
     assert (result.status, result.err) == (1, "")
     assert "new.lmdb: salvaged 5 images, 20 patches, " in result.out
     assert "lost: shard-00001.lmdb c: image 2: 00000001.png is damaged" in result.out
     assert "note: the index is not used: " in result.out
-    found = json.loads(store.with_name("report.json").read_bytes())
-    assert (found["images"], found["patches"]) == (5, 20)
-    assert found["lost"] == [{"shard": "shard-00001.lmdb", "image": "c", "reason": "image 2: 00000001.png is damaged"}]
+    report = json.loads(store.with_name("report.json").read_bytes())
+    assert (report["images"], report["patches"]) == (5, 20)
+    assert report["lost"] == [{"shard": "shard-00001.lmdb", "image": "c", "reason": "image 2: 00000001.png is damaged"}]
 
 
 def remove_index(store: Path) -> None:
@@ -129,7 +129,7 @@ INDEXES = [
     damage_patch_rows,
     damage_image_rows,
 ]
-"""What may be wrong with an index."""
+"""Functions that damage an index, each in another way, and one that does not."""
 
 
 @pytest.mark.parametrize("damage_index", INDEXES)
@@ -153,9 +153,9 @@ def test_nothing_is_lost_with_the_index_of_another_store(
 def test_an_image_with_a_damaged_value_is_listed_and_the_rest_copied(
     store: Path, content: dict[str, object], value: str, damage_index: Callable[[Path], None]
 ) -> None:
-    part = content[value]
-    assert isinstance(part, bytes)
-    flip_in(shards_of(store)[1], part)
+    value_bytes = content[value]
+    assert isinstance(value_bytes, bytes)
+    flip_in(shards_of(store)[1], value_bytes)
     damage_index(store)
     assert salvaged(store, content) == ("abdef", [("shard-00001.lmdb", "c")])
     lost = json.loads((store.parent / "report.json").read_bytes())["lost"]
@@ -227,9 +227,9 @@ def test_a_shard_without_its_trailer_loses_nothing(
 
 def test_of_a_shard_that_was_cut_what_is_left_is_copied(store: Path, content: dict[str, object]) -> None:
     shard = shards_of(store)[1]
-    part = content["d/00000003.png"]
-    assert isinstance(part, bytes)
-    shard.write_bytes(shard.read_bytes()[: shard.read_bytes().index(part) + 100])
+    value_bytes = content["d/00000003.png"]
+    assert isinstance(value_bytes, bytes)
+    shard.write_bytes(shard.read_bytes()[: shard.read_bytes().index(value_bytes) + 100])
     images, lost = salvaged(store, content)
     assert "c" in images
     assert set(images) | {name for _, name in lost} | {"d"} == set(NAMES)
@@ -264,11 +264,11 @@ def test_pictures_are_salvaged_as_pictures(tmp_path: Path) -> None:
 def test_a_store_with_nothing_whole_is_an_error_and_nothing_is_written(store: Path) -> None:
     for shard in shards_of(store):
         shard.write_bytes(b"")
-    before = sorted(store.parent.iterdir())
+    old_paths = sorted(store.parent.iterdir())
     assert "no image that is whole" in refused("salvage", store, store.with_name("new.lmdb"))
     remove_index(store)
     assert "neither its index nor any shard" in refused("salvage", store, store.with_name("new.lmdb"))
-    assert sorted(store.parent.iterdir()) == before
+    assert sorted(store.parent.iterdir()) == old_paths
 
 
 def test_what_cannot_be_the_new_store_is_refused(store: Path) -> None:

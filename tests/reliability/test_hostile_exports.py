@@ -154,7 +154,7 @@ def image(name: str, *files: str) -> Image:
 
 
 def are_refused(names: ExportNames, *images: Image) -> list[bool]:
-    return [names.why_refused(image) is not None for image in images]
+    return [names.refusal(image) is not None for image in images]
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_on_windows_its_own_devices_drives_and_signs_are_no_names(bad: str) -> N
 
 
 def test_the_file_system_is_asked_what_it_takes_for_the_same(tmp_path: Path) -> None:
-    folding = Folding.of(tmp_path)
+    folding = Folding.probe(tmp_path)
     (tmp_path / "a").touch()
     assert folding.case == (tmp_path / "A").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["a"]

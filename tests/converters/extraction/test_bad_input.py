@@ -1,4 +1,4 @@
-"""Extracting from bad photos and with bad options: a clear reason, the rest comes out, nothing half made stays."""
+"""Extraction with bad photos and bad options: clear reasons, images of the good photos, no partial output."""
 
 from __future__ import annotations
 
@@ -38,22 +38,22 @@ def call(*arguments: str | Path) -> Result:
 
 
 def refusal(*arguments: str | Path) -> str:
-    """Run a command that must fail with one line, which is returned."""
+    """Run a command that must fail, and return its one line of error."""
     return error_line(call(*arguments))
 
 
 def photos_with(tmp_path: Path, files: Mapping[str, bytes]) -> Path:
-    """Write photos, one of which is good."""
+    """Write photos, and a good photo beside them."""
     return write(tmp_path / "photos", {"good.png": PHOTO, **files})
 
 
 def skipped(report: Path) -> dict[str, tuple[str, bool]]:
-    """Return reason and badness by photo."""
+    """Return, for each photo that a report lists as skipped, the reason and whether the photo is bad."""
     entries = json.loads(report.read_text())["skipped"]
     assert all(set(entry) == {"photo", "reason", "bad"} for entry in entries)
-    found = {entry["photo"]: (entry["reason"], entry["bad"]) for entry in entries}
-    assert len(found) == len(entries)
-    return found
+    reasons = {entry["photo"]: (entry["reason"], entry["bad"]) for entry in entries}
+    assert len(reasons) == len(entries)
+    return reasons
 
 
 def image_names(path: Path) -> list[str]:
@@ -71,24 +71,24 @@ def test_bad_photos_are_left_out_with_their_reasons_and_the_rest_comes_out(
 ) -> None:
     photos = photos_with(tmp_path, {f"sub/{name}": content for name, (content, _) in BAD_PHOTOS.items()})
     report = tmp_path / "r.json"
-    # Names that differ by the ending only would be one image's.
+    # Photos whose names differ only in their ending would give the same image name.
     for path in sorted((photos / "sub").iterdir()):
         path.rename(path.with_name(f"{path.stem}_{path.suffix[1:]}{path.suffix}"))
     result = run("extract", *SMALL, "--workers", workers, "--report", report, photos, tmp_path / to)
     assert result.status == 1
     assert "Traceback" not in result.err
     assert "Warning" not in result.err
-    found = skipped(report)
+    reasons = skipped(report)
     for name, (_, reason) in BAD_PHOTOS.items():
         stem, _, ending = name.partition(".")
         photo = f"sub/{stem}_{ending}.{ending}"
-        assert photo in found, found
-        said, is_bad = found[photo]
-        assert is_bad, (photo, said)
-        assert re.search(reason, said, re.IGNORECASE), (photo, said)
-        assert "\n" not in said
-        assert said in result.out
-    assert len(found) == len(BAD_PHOTOS)
+        assert photo in reasons, reasons
+        actual_reason, is_bad = reasons[photo]
+        assert is_bad, (photo, actual_reason)
+        assert re.search(reason, actual_reason, re.IGNORECASE), (photo, actual_reason)
+        assert "\n" not in actual_reason
+        assert actual_reason in result.out
+    assert len(reasons) == len(BAD_PHOTOS)
     assert image_names(tmp_path / to) == ["good"]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["photos", "r.json", to])
 
@@ -110,9 +110,9 @@ def test_bad_photos_are_bad_with_any_option(tmp_path: Path, name: str, options: 
     photos = photos_with(tmp_path, {name: content})
     result = call("extract", *SMALL, *options, "--report", tmp_path / "r.json", photos, tmp_path / "s.lmdb")
     assert result.status == 1
-    said, is_bad = skipped(tmp_path / "r.json")[name]
+    actual_reason, is_bad = skipped(tmp_path / "r.json")[name]
     assert is_bad
-    assert re.search(reason, said, re.IGNORECASE)
+    assert re.search(reason, actual_reason, re.IGNORECASE)
     assert image_names(tmp_path / "s.lmdb")
 
 
@@ -180,8 +180,10 @@ def test_a_photo_that_may_not_be_read_is_left_out(tmp_path: Path) -> None:
     photos = photos_with(tmp_path, {"secret.png": PHOTO})
     (photos / "secret.png").chmod(0)
     # Root reads everything; a process that runs without CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH does not.
-    drop = "import ctypes\nfor capability in (1, 2): ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)"
-    result = run("extract", *SMALL, "--report", tmp_path / "r.json", photos, tmp_path / "s.lmdb", before=drop)
+    drop_capabilities = "import ctypes\nfor capability in (1, 2): ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)"
+    result = run(
+        "extract", *SMALL, "--report", tmp_path / "r.json", photos, tmp_path / "s.lmdb", before=drop_capabilities
+    )
     assert result.status == 1
     reason, is_bad = skipped(tmp_path / "r.json")["secret.png"]
     assert is_bad
@@ -191,14 +193,14 @@ def test_a_photo_that_may_not_be_read_is_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["fifo", "folder", "dangling_link"])
 def test_what_is_no_file_is_not_waited_for(tmp_path: Path, kind: str) -> None:
     photos = photos_with(tmp_path, {})
-    odd = photos / "odd.jpg"
+    path = photos / "odd.jpg"
     match kind:
         case "fifo":
-            os.mkfifo(odd)
+            os.mkfifo(path)
         case "folder":
-            odd.mkdir()
+            path.mkdir()
         case _:
-            odd.symlink_to("nowhere")
+            path.symlink_to("nowhere")
     result = call("extract", *SMALL, photos, tmp_path / "s.lmdb")
     assert "Traceback" not in result.err
     assert image_names(tmp_path / "s.lmdb") == ["good"]
@@ -230,9 +232,9 @@ def test_a_photo_without_its_mask_is_bad(tmp_path: Path, name: str) -> None:
     options = ("--masks", masks, "--report", tmp_path / "r.json")
     result = call("extract", *SMALL, *options, photos, tmp_path / "s.lmdb")
     assert result.status == 1
-    said, is_bad = skipped(tmp_path / "r.json")["a.png"]
+    actual_reason, is_bad = skipped(tmp_path / "r.json")["a.png"]
     assert is_bad
-    assert reason in said
+    assert reason in actual_reason
     assert image_names(tmp_path / "s.lmdb") == ["good"]
 
 
@@ -259,17 +261,17 @@ def test_a_folder_of_masks_that_is_missing_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("one", "other"), [("a/b.png", "a__b.png"), ("x.png", "x.jpg"), ("x.png", "x.PNG"), ("a/b__c.png", "a__b/c.bmp")]
+    ("first", "second"), [("a/b.png", "a__b.png"), ("x.png", "x.jpg"), ("x.png", "x.PNG"), ("a/b__c.png", "a__b/c.bmp")]
 )
 @pytest.mark.parametrize("to", ["s.lmdb", "folder"])
-def test_two_photos_of_one_name_are_an_error_that_lists_both(tmp_path: Path, one: str, other: str, to: str) -> None:
-    photos = photos_with(tmp_path, {one: PHOTO, other: PHOTO})
-    before = read(tmp_path)
+def test_two_photos_of_one_name_are_an_error_that_lists_both(tmp_path: Path, first: str, second: str, to: str) -> None:
+    photos = photos_with(tmp_path, {first: PHOTO, second: PHOTO})
+    old_files = read(tmp_path)
     message = refusal("extract", *SMALL, photos, tmp_path / to)
-    assert one in message
-    assert other in message
+    assert first in message
+    assert second in message
     assert "good" not in message
-    assert read(tmp_path) == before
+    assert read(tmp_path) == old_files
     assert not (tmp_path / to).exists()
 
 
@@ -289,15 +291,15 @@ def test_a_name_that_is_not_utf8_is_named_and_nothing_breaks(tmp_path: Path) -> 
     assert "Traceback" not in result.err
 
 
-# Where the photos are, and where they go
+# Paths of the photos and of the target
 
 
-def _nothing(path: Path) -> None:
-    """Leave a path without anything."""
+def _create_nothing(path: Path) -> None:
+    """Create nothing at a path."""
 
 
 BAD_FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "missing": (_nothing, "No such|missing|not exist|folder"),
+    "missing": (_create_nothing, "No such|missing|not exist|folder"),
     "file": (lambda path: path.write_bytes(PHOTO), "folder"),
     "empty": (lambda path: path.mkdir(), "photo|empty"),
     "no_photo": (lambda path: write(path, {"a.txt": b"t", "b/c.md": b"m"}), "photo"),
@@ -312,11 +314,11 @@ def test_what_is_no_folder_of_photos_is_an_error_that_says_so(
 ) -> None:
     make, words = BAD_FOLDERS[name]
     make(tmp_path / name)
-    before = read(tmp_path)
+    old_files = read(tmp_path)
     message = refusal("extract", *dry, tmp_path / name, tmp_path / to)
     assert name in message
     assert re.search(words, message, re.IGNORECASE)
-    assert read(tmp_path) == before
+    assert read(tmp_path) == old_files
     assert not (tmp_path / to).exists()
 
 
@@ -333,41 +335,41 @@ def test_whatever_has_the_name_of_the_target_is_not_touched(tmp_path: Path, kind
             target.mkdir()
         case _:
             target.symlink_to("nowhere")
-    before = read(tmp_path)
+    old_files = read(tmp_path)
     assert to in refusal("extract", *SMALL, photos, target)
-    assert read(tmp_path) == before
+    assert read(tmp_path) == old_files
     assert target.is_symlink() == (kind == "dangling_link")
 
 
 def test_a_store_that_exists_is_not_touched_and_append_is_named(tmp_path: Path) -> None:
     photos, store = photos_with(tmp_path, {}), tmp_path / "s.lmdb"
     assert call("extract", *SMALL, photos, store).status == 0
-    before = read(store)
+    old_files = read(store)
     assert "--append" in refusal("extract", *SMALL, photos, store)
-    assert read(store) == before
+    assert read(store) == old_files
 
 
 def test_appending_needs_a_store(tmp_path: Path) -> None:
     photos = photos_with(tmp_path, {})
     assert "s.lmdb" in refusal("extract", "--append", *SMALL, photos, tmp_path / "s.lmdb")
     assert call("extract", *SMALL, photos, tmp_path / "folder").status == 0
-    before = read(tmp_path)
+    old_files = read(tmp_path)
     message = error_line(call("extract", "--append", *SMALL, photos, tmp_path / "folder"), 2)
     assert re.search("store|lmdb", message)
-    assert read(tmp_path) == before
+    assert read(tmp_path) == old_files
     assert [path.name for path in tmp_path.iterdir() if path.suffix == ".lmdb"] == []
 
 
 def test_a_bad_photo_does_not_hurt_the_store_that_is_appended_to(tmp_path: Path) -> None:
     photos, store = photos_with(tmp_path, {}), tmp_path / "s.lmdb"
     assert call("extract", *SMALL, photos, store).status == 0
-    before, had = states(store), patches(store)
+    old_states, old_patches = states(store), patches(store)
     write(photos, {"bad.jpg": PHOTO[:100], "new.png": encoded(scene(40, 40), "png")})
     result = call("extract", "--append", *SMALL, "--report", tmp_path / "r.json", photos, store)
     assert result.status == 1
     assert skipped(tmp_path / "r.json").keys() == {"bad.jpg"}
-    assert before.items() <= states(store).items()
-    assert {key: content for key, content in patches(store).items() if key in had} == had
+    assert old_states.items() <= states(store).items()
+    assert {key: content for key, content in patches(store).items() if key in old_patches} == old_patches
     assert image_names(store) == ["good", "new"]
 
 
@@ -437,7 +439,7 @@ BAD_OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any], str]] = {
 }
 
 
-def _is_usage_error(result: Result, words: str) -> None:
+def _assert_usage_error(result: Result, words: str) -> None:
     assert result.status == 2, result
     assert "Traceback" not in result.err
     message = result.err.splitlines()[-1]
@@ -450,10 +452,10 @@ def test_a_bad_option_is_a_usage_error_that_names_it_in_flags_and_config(tmp_pat
     flags, config, words = BAD_OPTIONS[name]
     photos = photos_with(tmp_path, {})
     (tmp_path / "c.yml").write_text(yaml.safe_dump(config))
-    before = read(tmp_path)
+    old_files = read(tmp_path)
     for options in (flags, ("--config", tmp_path / "c.yml")):
-        _is_usage_error(call("extract", *options, photos, tmp_path / "s.lmdb"), words)
-        assert read(tmp_path) == before
+        _assert_usage_error(call("extract", *options, photos, tmp_path / "s.lmdb"), words)
+        assert read(tmp_path) == old_files
 
 
 BAD_CONFIGS: dict[str, tuple[bytes, str]] = {

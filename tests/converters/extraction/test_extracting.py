@@ -1,4 +1,4 @@
-"""Extracting: stores and folders, any number of workers, other programs, and memory."""
+"""Extraction: stores and folders, any number of workers, other programs, and memory."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def test_a_store_and_a_folder_are_the_same_for_any_number_of_workers(many: Path,
     names = {name.partition("/")[0] for name in folders[0]}
     assert names == {"metadata.jsonl", *stores[0][0]}
     for name in stores[0][0]:
-        inside = sorted(path.rpartition("/")[2] for path in folders[0] if path.startswith(f"{name}/"))
-        assert inside == [*stores[0][0][name].files, "centers.pt", "ref.jpg"]
+        files = sorted(path.rpartition("/")[2] for path in folders[0] if path.startswith(f"{name}/"))
+        assert files == [*stores[0][0][name].files, "centers.pt", "ref.jpg"]
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "f1",
         "f2",
@@ -103,7 +103,7 @@ def test_a_shard_size_divides_a_store(many: Path, tmp_path: Path) -> None:
 
 _IN_A_PROGRAM = """
 import sys, cv2, numpy
-cv2.resize(numpy.zeros((3000, 3000, 3), numpy.uint8), (700, 700), interpolation=cv2.INTER_AREA)  # in several threads
+cv2.resize(numpy.zeros((3000, 3000, 3), numpy.uint8), (700, 700), interpolation=cv2.INTER_AREA)  # starts threads
 from dlas_store.cli.main import main
 sys.exit(main(["extract", *sys.argv[1:]]))
 """

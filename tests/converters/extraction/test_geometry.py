@@ -1,4 +1,4 @@
-"""Where tiles lie: against the rules written out plainly."""
+"""Geometry of tiles, compared with plainly written rules; options and docstring examples."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlas_store.converters import sharding as cutting
-from dlas_store.converters.extraction import geometry as tiling
-from dlas_store.converters.extraction import tiles as tiles_module
+from dlas_store.converters import sharding
+from dlas_store.converters.extraction import geometry, tiles
 from dlas_store.converters.extraction.geometry import Tile, center, count_tiles, squares, starts, tiles_by_crop
 from dlas_store.converters.extraction.options import ExtractOptions
 from dlas_store.errors import ConfigError
@@ -18,7 +17,7 @@ from dlas_store.images.decode import Size
 from dlas_store.sources.base import Center
 
 
-@pytest.mark.parametrize("module", [tiling, cutting, tiles_module], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [geometry, sharding, tiles], ids=lambda module: module.__name__)
 def test_examples_in_docstrings_hold(module: object) -> None:
     result = doctest.testmod(module)  # type: ignore[arg-type]
     assert result.attempted > 0
@@ -30,8 +29,8 @@ def test_tiles_are_a_step_apart_and_one_more_ends_where_more_than_the_threshold_
     side: int, crop: int, step: int, threshold: int
 ) -> None:
     regular = [start for start in range(0, side, step) if start + crop <= side]
-    left_over = side - regular[-1] - crop if regular else 0
-    assert starts(side, crop, step, threshold) == regular + ([side - crop] if left_over > threshold else [])
+    remaining = side - regular[-1] - crop if regular else 0
+    assert starts(side, crop, step, threshold) == regular + ([side - crop] if remaining > threshold else [])
 
 
 def test_a_center_is_that_of_the_crop_in_pixels_of_the_reference() -> None:
@@ -51,9 +50,9 @@ def test_squares_of_a_split_meet_at_the_seam(height: int, width: int) -> None:
 @given(side=st.integers(1, 2000))
 def test_tiles_are_counted_without_making_them(side: int) -> None:
     options = ExtractOptions.read({"crop_sz": [100, 300], "step": [70, 90], "resize_final_img": [0.5, 0.25]})
-    for wanted in ([], [0], [1], [0, 1]):
-        made = [tile for tiles in tiles_by_crop(side, options, wanted) for tile in tiles]
-        assert count_tiles(side, options, wanted) == (len(made), sum(tile.size**2 for tile in made))
+    for crop_indices in ([], [0], [1], [0, 1]):
+        all_tiles = [tile for crop_tiles in tiles_by_crop(side, options, crop_indices) for tile in crop_tiles]
+        assert count_tiles(side, options, crop_indices) == (len(all_tiles), sum(tile.size**2 for tile in all_tiles))
 
 
 @pytest.mark.parametrize(
@@ -81,6 +80,6 @@ def test_a_wrong_option_is_an_error_that_names_it_and_its_flag(options: dict[str
 def test_terms_of_flags_are_of_one_size_or_of_all() -> None:
     options = ExtractOptions.read({"crop_sz": [256, 512]}, exclude=["night", "512:dawn", "C:/x"])
     assert options.exclusions == (("night", "C:/x"), ("night", "dawn", "C:/x"))
-    assert [options.wanted_crops(path) for path in ("a.jpg", "dawn/a.jpg", "night/a.jpg")] == [[0, 1], [0], []]
+    assert [options.crop_indices(path) for path in ("a.jpg", "dawn/a.jpg", "night/a.jpg")] == [[0, 1], [0], []]
     with pytest.raises(ConfigError, match="one of the crop sizes"):
         ExtractOptions.read({"crop_sz": [256, 512]}, exclude=["128:night"])

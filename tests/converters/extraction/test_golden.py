@@ -1,4 +1,4 @@
-"""Agreement with what DL-Art-School's own script cut from the sample photos."""
+"""Agreement with the tiles that DL-Art-School's own script made from the sample photos."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from tests.support.command_line import done
 from tests.support.sample_data import DATA
 
 MEAN_DIFFERENCE = 2
-"""Of 255, after decoding: the promise, on average over the tiles."""
+"""Promised maximum, of 255, of the mean difference of decoded pixels, averaged over the tiles."""
 
 EXACT_DIFFERENCE = 0.5
-"""Of 255, in any one tile of a photo that the script had in the same pixels."""
+"""Maximum, of 255, of the mean difference of any single tile if the script had a photo with the same pixels."""
 
 
 def _positions(source: Source, number: int) -> list[tuple[int, int, int]]:
-    """Return centre and width of each patch of an image, in order: ids are counted otherwise by the original."""
+    """Return the centre and width of each patch of an image, in order; DL-Art-School counts the ids differently."""
     image = source.image(number)
-    found = [image.center_of(position) for position in range(len(image.files))]
-    assert None not in found
-    return [tuple(center) for center in found if center is not None]
+    centers = [image.center_of(position) for position in range(len(image.files))]
+    assert None not in centers
+    return [tuple(center) for center in centers if center is not None]
 
 
 def _differences(ours: Source, our_number: int, theirs: Source, their_number: int) -> list[float]:
-    """Return the mean difference of each tile and, last, of the reference."""
+    """Return the mean difference of each tile and, as the last one, of the reference."""
     assert _positions(ours, our_number) == _positions(theirs, their_number)
     pairs = [
         (ours.read(ours.first_patch(our_number) + position), theirs.read(theirs.first_patch(their_number) + position))
@@ -40,11 +40,11 @@ def _differences(ours: Source, our_number: int, theirs: Source, their_number: in
     references = ours.read_reference(our_number), theirs.read_reference(their_number)
     assert None not in references
     differences = []
-    for mine, original in [*pairs, references]:
-        assert mine is not None
-        assert original is not None
-        assert simplejpeg.decode_jpeg_header(mine) == simplejpeg.decode_jpeg_header(original)
-        delta = simplejpeg.decode_jpeg(mine).astype(int) - simplejpeg.decode_jpeg(original)
+    for our_jpeg, their_jpeg in [*pairs, references]:
+        assert our_jpeg is not None
+        assert their_jpeg is not None
+        assert simplejpeg.decode_jpeg_header(our_jpeg) == simplejpeg.decode_jpeg_header(their_jpeg)
+        delta = simplejpeg.decode_jpeg(our_jpeg).astype(int) - simplejpeg.decode_jpeg(their_jpeg)
         differences.append(float(np.abs(delta).mean()))
     return differences
 
@@ -68,12 +68,12 @@ def test_the_sample_comes_out_of_the_sample_photos(tmp_path: Path, to: str) -> N
 def test_the_stereo_sample_comes_out_of_the_photo_side_by_side(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     shutil.copy(DATA / "stereo_side_by_side.jpg", tmp_path / "photos" / "motorcycle.jpg")
-    # The script's own limit is 512 whatever the crop; a threshold of 128 would leave out the last row and column.
+    # The script's minimum size is 512 for any crop size; a threshold of 128 would drop the last row and column.
     options = ("--crop-size", "256", "--step", "128", "--threshold", "64", "--resize", "0.5", "--vertical-split")
     done("extract", *options, "--min-size", "512", tmp_path / "photos", tmp_path / "s.lmdb")
     with open_source(tmp_path / "s.lmdb") as ours, open_source(DATA / "chunked_stereo") as theirs:
         assert [ours.image_name(number) for number in range(2)] == ["motorcycle_left", "motorcycle_right"]
         originals = [theirs.find_image("motorcycle_left_0"), theirs.find_image("motorcycle_right_1")]
         for number, original in enumerate(originals):
-            # The photo handed out went through JPEG once more than the one that the script had.
+            # The sample photo was encoded as JPEG once more than the photo that the script had.
             assert np.mean(_differences(ours, number, theirs, original)) <= MEAN_DIFFERENCE

@@ -1,4 +1,4 @@
-"""A crop of a JPEG equals what the encoder makes of that part; other kinds of JPEG are refused."""
+"""Crops of a JPEG equal the encoder's output for the same pixels; other kinds of JPEG are refused."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dlas_store.converters.extraction import photos as tile_encoding
+from dlas_store.converters.extraction import photos
 from dlas_store.converters.extraction._jpeg_crop import JpegBlocks
 from dlas_store.converters.extraction.options import ExtractOptions, Subsampling
-from dlas_store.converters.extraction.photos import JpegEncoder, Place, TilesOfPicture
-from dlas_store.converters.extraction.tiles import EncodedTile, cut_photo
+from dlas_store.converters.extraction.photos import JpegEncoder, Place, TileEncoder
+from dlas_store.converters.extraction.tiles import EncodedTile, tile_photo
 from tests.support.photo_files import flat, scene
 from tests.support.sample_data import Array, noise
 
@@ -39,8 +39,8 @@ def test_a_part_is_what_the_encoder_makes_of_it(name: str, subsampling: Subsampl
     for _ in range(20):
         top, bottom = height * np.sort(random.choice(160 // height + 1, 2, replace=False))
         left, right = width * np.sort(random.choice(224 // width + 1, 2, replace=False))
-        part = blocks.crop(int(top), int(left), int(bottom - top), int(right - left))
-        assert part == encoder.encode(pixels[top:bottom, left:right])
+        crop = blocks.crop(int(top), int(left), int(bottom - top), int(right - left))
+        assert crop == encoder.encode(pixels[top:bottom, left:right])
     assert blocks.crop(0, 0, 160, 224) == encoder.encode(pixels)
 
 
@@ -49,23 +49,23 @@ def test_whole_units_of_a_picture_that_ends_within_one_can_be_cut_out() -> None:
     pixels = scene(45, 39)
     blocks = JpegBlocks(encoder.encode(pixels))
     assert blocks.crop(16, 16, 16, 16) == encoder.encode(pixels[16:32, 16:32])
-    for part in ((32, 0, 16, 16), (0, 32, 16, 16), (0, 0, 45, 39)):
+    for rectangle in ((32, 0, 16, 16), (0, 32, 16, 16), (0, 0, 45, 39)):
         with pytest.raises(ValueError, match=r"whole units of 16 x 16 in 39 x 45"):
-            blocks.crop(*part)
+            blocks.crop(*rectangle)
 
 
 def test_parts_beside_the_picture_or_its_units_are_an_error() -> None:
     blocks = JpegBlocks(JpegEncoder(95, "4:2:0").encode(scene(64, 64)))
-    most = 2**63 - 1
-    for wrong in (-16, 8, 80, 1 << 40, most, -most - 1):
-        for at in range(4):
-            part = [16, 16, 16, 16]
-            part[at] = wrong
+    max_value = 2**63 - 1
+    for value in (-16, 8, 80, 1 << 40, max_value, -max_value - 1):
+        for index in range(4):
+            rectangle = [16, 16, 16, 16]
+            rectangle[index] = value
             with pytest.raises(ValueError, match="are not whole units"):
-                blocks.crop(*part)
-    for part in ([0, 0, 0, 16], [0, 0, 16, 0]):
+                blocks.crop(*rectangle)
+    for rectangle in ([0, 0, 0, 16], [0, 0, 16, 0]):
         with pytest.raises(ValueError, match="are not whole units"):
-            blocks.crop(*part)
+            blocks.crop(*rectangle)
     with pytest.raises(OverflowError):
         blocks.crop(0, 0, 16, 1 << 64)
     with pytest.raises(TypeError):
@@ -111,19 +111,19 @@ def test_damaged_files_are_an_error_or_a_picture(subsampling: Subsampling) -> No
         with pytest.raises(ValueError, match=r"JPEG|scan"):
             JpegBlocks(data[:size])
     random = np.random.default_rng(0)
-    taken = 0
+    accepted = 0
     for _ in range(3000):
         damaged = bytearray(data)
-        for at in random.integers(2, len(data), random.integers(1, 4)):
-            damaged[at] = random.integers(0, 256)
+        for index in random.integers(2, len(data), random.integers(1, 4)):
+            damaged[index] = random.integers(0, 256)
         try:
-            part = JpegBlocks(damaged).crop(16, 16, 32, 32)
+            crop = JpegBlocks(damaged).crop(16, 16, 32, 32)
         except ValueError:
             continue
-        taken += 1
-        assert part.startswith(b"\xff\xd8")
-        assert part.endswith(b"\xff\xd9")
-    assert taken  # damage that shows in the pixels only
+        accepted += 1
+        assert crop.startswith(b"\xff\xd8")
+        assert crop.endswith(b"\xff\xd9")
+    assert accepted  # some damage shows only in the pixels
 
 
 def places_every(step: int, until: int) -> list[Place]:
@@ -136,51 +136,51 @@ def places_every(step: int, until: int) -> list[Place]:
 def test_tiles_are_what_they_are_if_encoded_alone(size: int, step: int, subsampling: Subsampling) -> None:
     encoder, picture = JpegEncoder(95, subsampling), noise(120, 120)
     places = [*places_every(step, 120 - size), Place(120 - size, 120 - size), Place(120 - size, 0)]
-    tiles = TilesOfPicture(picture, places, size, encoder)
+    tiles = TileEncoder(picture, places, size, encoder)
     for place in [*places, *reversed(places)]:
         assert tiles.encode(place) == encoder.encode(place.square(picture, size))
 
 
-def test_what_tiles_share_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    encoded: list[tuple[int, ...]] = []
+@pytest.fixture
+def encoded_sizes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Height and width of each picture that OpenCV encodes during the test."""
+    sizes: list[tuple[int, ...]] = []
     imencode = cv2.imencode
 
-    def counted(ending: str, pixels: Array, options: Any) -> Any:
-        encoded.append(pixels.shape[:2])
+    def recorded(ending: str, pixels: Array, options: Any) -> Any:
+        sizes.append(pixels.shape[:2])
         return imencode(ending, pixels, options)
 
-    monkeypatch.setattr(tile_encoding.cv2, "imencode", counted)
+    monkeypatch.setattr(photos.cv2, "imencode", recorded)
+    return sizes
+
+
+def test_what_tiles_share_is_encoded_once(encoded_sizes: list[tuple[int, ...]]) -> None:
     picture = scene(160, 160)
-    of_all = [*places_every(16, 96), Place(91, 91)]
-    tiles = TilesOfPicture(picture, of_all, 64, JpegEncoder(95, "4:2:0"))
-    for place in of_all:
+    overlapping = [*places_every(16, 96), Place(91, 91)]
+    tiles = TileEncoder(picture, overlapping, 64, JpegEncoder(95, "4:2:0"))
+    for place in overlapping:
         tiles.encode(place)
-    assert encoded == [(160, 160), (64, 64)]
-    encoded.clear()
-    beside = places_every(64, 64)
-    tiles = TilesOfPicture(picture, beside, 64, JpegEncoder(95, "4:2:0"))
-    for place in beside:
+    assert encoded_sizes == [(160, 160), (64, 64)]
+    encoded_sizes.clear()
+    adjacent = places_every(64, 64)
+    tiles = TileEncoder(picture, adjacent, 64, JpegEncoder(95, "4:2:0"))
+    for place in adjacent:
         tiles.encode(place)
-    assert encoded == [(64, 64)] * 4
+    assert encoded_sizes == [(64, 64)] * 4
 
 
 @pytest.mark.parametrize("step", [1, 3])
-def test_tiles_of_many_grids_do_not_each_need_the_whole_picture(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    encoded: list[tuple[int, ...]] = []
-    imencode = cv2.imencode
-
-    def counted(ending: str, pixels: Array, options: Any) -> Any:
-        encoded.append(pixels.shape[:2])
-        return imencode(ending, pixels, options)
-
+def test_tiles_of_many_grids_do_not_each_need_the_whole_picture(
+    step: int, encoded_sizes: list[tuple[int, ...]]
+) -> None:
     picture, encoder, places = noise(200, 200), JpegEncoder(95, "4:4:4"), places_every(step, 72)
-    monkeypatch.setattr(tile_encoding.cv2, "imencode", counted)
-    tiles = TilesOfPicture(picture, places, 128, encoder)
-    made = [tiles.encode(place) for place in places]
-    shared = [shape for shape in encoded if shape != (128, 128)]
-    assert shared
-    assert sum(height * width for height, width in shared) <= 2 * 200 * 200
-    assert made == [encoder.encode(place.square(picture, 128)) for place in places]
+    tiles = TileEncoder(picture, places, 128, encoder)
+    jpegs = [tiles.encode(place) for place in places]
+    shared_sizes = [size for size in encoded_sizes if size != (128, 128)]
+    assert shared_sizes
+    assert sum(height * width for height, width in shared_sizes) <= 2 * 200 * 200
+    assert jpegs == [encoder.encode(place.square(picture, 128)) for place in places]
 
 
 @pytest.mark.parametrize("how", ["not compiled", "another encoder"])
@@ -188,17 +188,17 @@ def test_tiles_are_the_same_where_none_can_be_cut_out(how: str, monkeypatch: pyt
     picture, encoder, places = scene(160, 160), JpegEncoder(95, "4:2:0"), places_every(16, 96)
     expected = [encoder.encode(place.square(picture, 64)) for place in places]
     if how == "not compiled":
-        monkeypatch.setattr(tile_encoding, "JpegBlocks", None)
+        monkeypatch.setattr(photos, "JpegBlocks", None)
     else:
         imencode = cv2.imencode
         monkeypatch.setattr(
-            tile_encoding.cv2,
+            photos.cv2,
             "imencode",
             lambda ending, pixels, options: imencode(
                 ending, pixels, [*options, cv2.IMWRITE_JPEG_PROGRESSIVE, int(len(pixels) > 64)]
             ),
         )
-    tiles = TilesOfPicture(picture, places, 64, encoder)
+    tiles = TileEncoder(picture, places, 64, encoder)
     assert [tiles.encode(place) for place in places] == expected
 
 
@@ -217,12 +217,12 @@ def test_photos_are_cut_into_the_same_tiles_without_it(
     (tmp_path / "photo.jpg").write_bytes(saved(scene(300, 310)))
 
     def tiles() -> list[EncodedTile]:
-        (cut,) = cut_photo(tmp_path, "photo.jpg", ExtractOptions.read(options)).images
+        (image,) = tile_photo(tmp_path, "photo.jpg", ExtractOptions.read(options)).images
         encoder = JpegEncoder(options.get("compression_level", 95), options.get("subsampling", "4:2:0"))
-        found = list(cut.encoded())
-        assert [tile.data for tile in found] == [encoder.encode(pixels) for pixels in cut.pixels()]
-        return found
+        encoded_tiles = list(image.encoded())
+        assert [tile.data for tile in encoded_tiles] == [encoder.encode(pixels) for pixels in image.pixels()]
+        return encoded_tiles
 
     expected = tiles()
-    monkeypatch.setattr(tile_encoding, "JpegBlocks", None)
+    monkeypatch.setattr(photos, "JpegBlocks", None)
     assert tiles() == expected

@@ -1,4 +1,4 @@
-"""Extracting: options of a config, the dry run, the report and the summary."""
+"""Extraction: options of a config, the dry run, the report and the summary."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 
 @pytest.fixture
 def varied(tmp_path: Path) -> Path:
-    """Photos whose extraction every option changes, and masks for them."""
+    """Photos whose extraction depends on every option, and their masks."""
     files = {
         "one.png": encoded(scene(70, 110), "png"),
         "sub/two.jpg": encoded(scene(120, 80, seed=1), "jpg", quality=90, orientation=6),
@@ -134,16 +134,18 @@ def test_a_dry_run_says_what_will_come_and_writes_nothing(
     varied: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    before = read(tmp_path)
+    old_files = read(tmp_path)
     assert main(["extract", "--dry-run", *DRY[name], "photos", "s.lmdb"]) == 0
-    assert read(tmp_path) == before
+    assert read(tmp_path) == old_files
     printed = capsys.readouterr()
     assert printed.err == ""
     outcome = extract(varied, *DRY[name])
-    said = {word: int(number.replace(",", "")) for number, word in re.findall(r"(\d[\d,]*) (\w+)", printed.out)}
-    assert said["photos"] == len({image.extra["photo"]["path"] for image in outcome.images.values()})
-    assert said["images"] == outcome.report["images"]
-    assert said["patches"] == outcome.report["patches"]
+    printed_counts = {
+        word: int(number.replace(",", "")) for number, word in re.findall(r"(\d[\d,]*) (\w+)", printed.out)
+    }
+    assert printed_counts["photos"] == len({image.extra["photo"]["path"] for image in outcome.images.values()})
+    assert printed_counts["images"] == outcome.report["images"]
+    assert printed_counts["patches"] == outcome.report["patches"]
     assert re.search(r"[\d.,]+ [kMG]?B\b|bytes", printed.out)
     assert re.search(r"\d (s|min|h|seconds|minutes)\b", printed.out)
 
@@ -175,13 +177,13 @@ def test_the_report_counts_what_came_out(varied: Path, tmp_path: Path) -> None:
 
 
 def test_the_summary_counts_and_lists_photos_by_reason(varied: Path, tmp_path: Path) -> None:
-    report = tmp_path / "r.json"
-    out = done("extract", *SMALL, "--exclude", "one", "--report", report, varied, tmp_path / "s.lmdb")
-    facts = json.loads(report.read_text())
+    report_file = tmp_path / "r.json"
+    out = done("extract", *SMALL, "--exclude", "one", "--report", report_file, varied, tmp_path / "s.lmdb")
+    report = json.loads(report_file.read_text())
     assert "1 image" in out
-    assert f"{facts['patches']} " in out
+    assert f"{report['patches']} " in out
     assert "MB" in out
-    for entry in facts["skipped"]:
+    for entry in report["skipped"]:
         assert any(entry["photo"] in line and entry["reason"] in line for line in out.splitlines()), out
 
 

@@ -1,4 +1,4 @@
-"""Extracting: the photos that are taken, their kinds, the names of their images, and appends to a store."""
+"""Extraction: selection of photos, file formats, names of images, and appends to a store."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_greyscale_is_left_out_unless_converted(tmp_path: Path) -> None:
         assert_made_of(converted.images[name.partition(".")[0]], square, cut(square, [32], [32], 8), 32)
 
 
-# Kinds of files
+# File formats
 
 
 def test_every_kind_is_taken_with_endings_in_any_case(tmp_path: Path) -> None:
@@ -147,21 +147,24 @@ def test_every_kind_is_taken_with_endings_in_any_case(tmp_path: Path) -> None:
 
 def test_exif_turns_a_photo_before_it_is_cut_unless_ignored(tmp_path: Path) -> None:
     stored = scene(50, 80)
-    files = {f"j{turn}.jpg": (encoded(stored, "jpg", quality=95, orientation=turn), turn) for turn in range(1, 9)}
+    files = {
+        f"j{orientation}.jpg": (encoded(stored, "jpg", quality=95, orientation=orientation), orientation)
+        for orientation in range(1, 9)
+    }
     files |= {
-        f"{ending}{turn}.{ending}": (encoded(stored, ending, orientation=turn), turn)
+        f"{ending}{orientation}.{ending}": (encoded(stored, ending, orientation=orientation), orientation)
         for ending in ("png", "tiff", "webp")
-        for turn in (3, 6)
+        for orientation in (3, 6)
     }
     photos = write(tmp_path / "photos", {name: content for name, (content, _) in files.items()})
-    # The photo is split, since the centred square of a turned photo is just the turned square.
+    # The photo is split, because the centred square of a rotated photo is just the rotated square.
     options = ("--vertical-split", "--min-size", "1", "--crop-size", "24", "--step", "24", "--threshold", "4")
     for ignore in (False, True):
         outcome = extract(photos, *options, *(["--ignore-exif"] if ignore else []), to=f"{ignore}.lmdb")
         assert outcome.status == 0
-        for name, (content, turn) in files.items():
+        for name, (content, orientation) in files.items():
             pixels = decoded(content) if name.startswith("j") else stored
-            pixels = pixels if ignore else upright(pixels, turn)
+            pixels = pixels if ignore else upright(pixels, orientation)
             height, width = pixels.shape[:2]
             edge = min(height, width // 2)
             top = (height - edge) // 2
@@ -218,7 +221,7 @@ def test_photos_in_linked_folders_are_taken(tmp_path: Path) -> None:
 
 @pytest.fixture
 def growing(tmp_path: Path) -> Path:
-    """Photos that a store was extracted from."""
+    """Photos, with a store extracted from them."""
     photos = write(tmp_path / "photos", {f"{n}/a.png": encoded(scene(50, 60, seed=n), "png") for n in range(3)})
     assert extract(photos, *SMALL).status == 0
     return photos
@@ -226,7 +229,7 @@ def growing(tmp_path: Path) -> Path:
 
 def test_an_append_takes_new_photos_and_leaves_those_that_are_there(growing: Path, tmp_path: Path) -> None:
     store = tmp_path / "s.lmdb"
-    had, before = images_of(store), states(store)
+    old_images, old_states = images_of(store), states(store)
     write(growing, {f"{n}/{n}.png": encoded(scene(50, 60, seed=n), "png") for n in (0, 5)})
     outcome = extract(growing, "--append", *SMALL)
     assert outcome.status == 0
@@ -234,28 +237,28 @@ def test_an_append_takes_new_photos_and_leaves_those_that_are_there(growing: Pat
     assert outcome.report["images"] == 2
     assert outcome.report["patches"] == sum(len(outcome.images[name].files) for name in ("0__0", "5__5"))
     assert outcome.report["changed"] == []
-    assert before.items() <= states(store).items()
+    assert old_states.items() <= states(store).items()
     assert outcome.images == extract(growing, *SMALL, to="fresh.lmdb").images
-    assert {name: outcome.images[name] for name in had} == had
+    assert {name: outcome.images[name] for name in old_images} == old_images
 
 
 def test_an_append_of_nothing_new_changes_nothing(growing: Path, tmp_path: Path) -> None:
-    before = read(tmp_path / "s.lmdb")
+    old_files = read(tmp_path / "s.lmdb")
     outcome = extract(growing, "--append", *SMALL)
     assert (outcome.status, outcome.report["images"], outcome.report["present"]) == (0, 0, 3)
-    assert read(tmp_path / "s.lmdb") == before
+    assert read(tmp_path / "s.lmdb") == old_files
 
 
 def test_an_append_reports_photos_that_changed_and_leaves_them(growing: Path, tmp_path: Path) -> None:
-    had = images_of(tmp_path / "s.lmdb")
+    old_images = images_of(tmp_path / "s.lmdb")
     write(growing, {"1/a.png": encoded(scene(55, 66, seed=9), "png"), "new.png": encoded(scene(50, 50), "png")})
     result = run("extract", "--append", *SMALL, "--report", tmp_path / "r.json", growing, tmp_path / "s.lmdb")
     assert "1/a.png" in result.out
     assert "Traceback" not in result.err
     assert json.loads((tmp_path / "r.json").read_text())["changed"] == ["1/a.png"]
     images = images_of(tmp_path / "s.lmdb")
-    assert images.keys() == {*had, "new"}
-    assert {name: images[name] for name in had} == had
+    assert images.keys() == {*old_images, "new"}
+    assert {name: images[name] for name in old_images} == old_images
 
 
 def test_an_append_of_a_split_finds_both_halves_there(tmp_path: Path) -> None:
@@ -271,7 +274,7 @@ def test_a_dry_run_of_an_append_counts_what_is_new(
     growing: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(growing, {"new.png": encoded(scene(70, 70), "png")})
-    before = read(tmp_path)
+    old_files = read(tmp_path)
     assert main(["extract", "--append", "--dry-run", *SMALL, str(growing), str(tmp_path / "s.lmdb")]) == 0
-    assert read(tmp_path) == before
+    assert read(tmp_path) == old_files
     assert re.search(r"\b4 patches", capsys.readouterr().out)

@@ -1,4 +1,4 @@
-"""Extracting: the tiles of a photo, their pixels, and their centres."""
+"""Extraction: tiles of a photo, their pixels, and their centres."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ class Options(NamedTuple):
 
     def flags(self) -> list[str]:
         """Return the options as arguments of the command."""
-        given_resize = [] if self.resize is None else ["--resize", _comma(self.resize)]
+        resize = [] if self.resize is None else ["--resize", _comma(self.resize)]
         crops, steps = _comma(self.crops), _comma(self.steps)
-        return ["--crop-size", crops, "--step", steps, "--threshold", str(self.threshold), *given_resize]
+        return ["--crop-size", crops, "--step", steps, "--threshold", str(self.threshold), *resize]
 
 
 @st.composite
@@ -62,7 +62,7 @@ def _options(draw: st.DrawFn) -> Options:
     steps = [draw(st.integers(max(1, crop // 4), 2 * crop)) for crop in crops]
     resize = None
     if draw(st.booleans()):
-        # The first gives whole pixels, so that it needs no rule of rounding for the tile dimension.
+        # The first factor gives whole pixels, so that the tile dimension does not depend on rounding.
         resize = [draw(st.sampled_from([1, 0.5, 1.5]))] + [draw(st.sampled_from([1, 0.5, 0.3])) for _ in crops[1:]]
     # int(crop * resize) of an inferred factor must not fall to the pixel below by rounding of floating point.
     elif any(int(crop * (crops[0] / crop)) != crops[0] for crop in crops):
@@ -80,20 +80,20 @@ def test_tiles_centres_and_widths_follow_the_rules(
     with tempfile.TemporaryDirectory() as root:
         outcome = extract_pixels(Path(root), photos, *options.flags(), "--min-size", str(min_size))
     side = round(options.crops[0] * (options.resize or [1])[0])
-    wanted = {}
+    expected = {}
     for name, pixels in photos.items():
         square, top, left = centred(pixels)
         tiles = cut(square, *options)
         if len(square) >= min_size and tiles:
-            wanted[name] = tiles
+            expected[name] = tiles
             assert_made_of(outcome.images[name], square, tiles, side)
             assert outcome.images[name].extra["square"] == {"top": top, "left": left, "side": len(square)}
-    assert outcome.images.keys() == wanted.keys()
+    assert outcome.images.keys() == expected.keys()
     assert {entry["photo"] for entry in outcome.report["skipped"]} == {
-        f"{name}.png" for name in photos if name not in wanted
+        f"{name}.png" for name in photos if name not in expected
     }
     assert not any(entry["bad"] for entry in outcome.report["skipped"])
-    assert outcome.status == (0 if wanted else 1)
+    assert outcome.status == (0 if expected else 1)
 
 
 def test_without_options_crops_are_256_and_512_steps_half_threshold_128(tmp_path: Path) -> None:
@@ -116,10 +116,10 @@ def test_a_resize_factor_is_inferred_as_the_first_crop_over_each(tmp_path: Path)
     assert {simplejpeg.decode_jpeg_header(tile)[:2] for tile in outcome.images["a"].tiles} == {(24, 24)}
 
 
-@pytest.mark.parametrize(("first", "other"), [(128, 161), (128, 187), (256, 322)])
-def test_an_inferred_factor_loses_no_pixel_to_rounding(tmp_path: Path, first: int, other: int) -> None:
-    assert int(other * (first / other)) == first - 1  # in floating point
-    outcome = extract_pixels(tmp_path, {"a": scene(other, other)}, "--crop-size", f"{first},{other}")
+@pytest.mark.parametrize(("first", "second"), [(128, 161), (128, 187), (256, 322)])
+def test_an_inferred_factor_loses_no_pixel_to_rounding(tmp_path: Path, first: int, second: int) -> None:
+    assert int(second * (first / second)) == first - 1  # in floating point
+    outcome = extract_pixels(tmp_path, {"a": scene(second, second)}, "--crop-size", f"{first},{second}")
     assert {simplejpeg.decode_jpeg_header(tile)[:2] for tile in outcome.images["a"].tiles} == {(first, first)}
 
 
@@ -217,12 +217,13 @@ def test_masks_lie_over_the_square_for_every_crop_size(tmp_path: Path, side: int
     square = scene(side, side)
     outcome = extract_pixels(tmp_path, {"a": np.hstack([flat(side, 20), square, flat(side, 20)])}, *options)
     tiles = cut(square, crops, crops, 128)
-    right = {
-        size: [tile for number, tile in enumerate(of) if number % len(of) ** 0.5 >= len(of) ** 0.5 / 2]
-        for size, of in tiles.items()
+    columns = {size: round(len(crop_tiles) ** 0.5) for size, crop_tiles in tiles.items()}
+    right_half = {
+        size: [tile for number, tile in enumerate(crop_tiles) if number % columns[size] >= columns[size] / 2]
+        for size, crop_tiles in tiles.items()
     }
-    assert [len(of) for of in right.values()] == [8, 2]
-    assert_made_of(outcome.images["a"], square, right, crops[0])
+    assert [len(crop_tiles) for crop_tiles in right_half.values()] == [8, 2]
+    assert_made_of(outcome.images["a"], square, right_half, crops[0])
 
 
 def test_a_mask_is_named_after_its_photo_with_the_ending_and_is_used_for_both_halves(tmp_path: Path) -> None:
@@ -305,13 +306,15 @@ def test_a_fast_decode_keeps_all_but_pixels_and_those_nearly(tmp_path: Path) -> 
         assert exact.status == fast.status == 0
         assert exact.images.keys() == fast.images.keys()
         for name, image in exact.images.items():
-            other = fast.images[name]
-            assert (other.files, other.centers, other.extra) == (image.files, image.centers, image.extra)
-            for one, two in zip((*image.tiles, image.reference), (*other.tiles, other.reference), strict=True):
-                pixels = simplejpeg.decode_jpeg(one).astype(int)
+            fast_image = fast.images[name]
+            assert (fast_image.files, fast_image.centers, fast_image.extra) == (image.files, image.centers, image.extra)
+            for exact_jpeg, fast_jpeg in zip(
+                (*image.tiles, image.reference), (*fast_image.tiles, fast_image.reference), strict=True
+            ):
+                pixels = simplejpeg.decode_jpeg(exact_jpeg).astype(int)
                 steps = [np.abs(np.diff(pixels, axis=axis)).mean() for axis in (0, 1)]
-                # Encoding gives 1, and lying half a pixel of the tile beside its place half a step; another tile 60.
-                assert np.abs(pixels - simplejpeg.decode_jpeg(two)).mean() <= 1 + sum(steps) / 2
+                # Encoding differs by 1, a shift by half a pixel of the tile by half a step, another tile by 60.
+                assert np.abs(pixels - simplejpeg.decode_jpeg(fast_jpeg)).mean() <= 1 + sum(steps) / 2
         if number == 0:
             assert fast.images != exact.images
 
