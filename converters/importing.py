@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,6 +78,22 @@ class ImportSummary:
     def is_clean(self) -> bool:
         """Whether the import found nothing that a user should look at."""
         return not (self.findings or self.changed or self.missing_from_source)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the summary in JSON types."""
+        return {
+            "images": self.images,
+            "patches": self.patches,
+            "bytes": self.payload_bytes,
+            "shards": self.shards,
+            "seconds": self.seconds,
+            "skipped": [skipped._asdict() for skipped in self.skipped],
+            "findings": [finding._asdict() for finding in self.findings],
+            "warnings": self.warnings,
+            "warning_count": self.warning_count,
+            "changed": self.changed,
+            "missing_from_source": self.missing_from_source,
+        }
 
     def add(self, built: BuiltShard) -> None:
         """Count a shard."""

@@ -126,6 +126,21 @@ def test_the_readme_maps_every_module() -> None:
     assert [row for row in rows if not (ROOT / row).is_dir()] == []
 
 
+def test_contributing_says_who_may_import_whom() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    section = text.split("\n## Who may import whom\n")[1].split("\n## ")[0]
+    rows = dict(re.findall(r"^\| (`.+`) \| (.+) \|$", section, re.MULTILINE))
+    stated = {
+        package: {"*"} if allowed.startswith("everything") else set(re.findall(r"`([\w.]+)`", allowed.split(";")[0]))
+        for packages, allowed in rows.items()
+        for package in re.findall(r"`(\w+)`", packages)
+    }
+    in_a_sentence = {"dlas_store", "__main__"}
+    expected = {package: set(others) for package, others in MAY_IMPORT.items() if package not in in_a_sentence}
+    expected["storage"].add("sources")  # the row names the package of sources.base, too
+    assert stated == expected
+
+
 @pytest.mark.parametrize("package", FACADES)
 def test_the_facade_is_sorted_and_whole(package: str) -> None:
     facade = import_module(package)
