@@ -294,7 +294,10 @@ def _check_unique(names: list[str]) -> None:
 
 
 def _disk_bytes(listing: Listing) -> int:
-    """Return the estimated size of an image in a shard: values above half a page take whole pages; tree, metadata."""
+    """Return the estimated bytes of an image in a shard, including tree and metadata.
+
+    Values larger than half a page take whole pages.
+    """
     sizes: NDArray[np.int64] = np.append(listing.sizes, listing.reference_size or 0) + 24
     pages = np.where(sizes > _PAGE_BYTES // 2, -(-sizes // _PAGE_BYTES) * _PAGE_BYTES, sizes)
     return int(pages.sum()) + 128 * len(sizes)
@@ -371,5 +374,5 @@ def _bad_files(findings: Sequence[Finding]) -> ImportFailedError:
     shown = "; ".join(f"{finding.path}: {finding.message}" for finding in findings[:_FINDINGS_IN_MESSAGE])
     more = f" and {len(findings) - _FINDINGS_IN_MESSAGE} more" if len(findings) > _FINDINGS_IN_MESSAGE else ""
     return ImportFailedError(
-        f"{len(findings)} bad files so far: {shown}{more}; mend or remove them, or leave them out with --on-error skip"
+        f"{len(findings)} bad files so far: {shown}{more}; repair or remove them, or skip them with --on-error skip"
     )
