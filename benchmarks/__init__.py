@@ -1,1 +1,1 @@
-"""Benchmarks, run from a checkout as ``python -m benchmarks``. Each subject has one file."""
+"""Benchmarks, run in a checkout by ``python -m benchmarks SUBJECT``; each subject has a file of its own."""

@@ -1,4 +1,4 @@
-"""``python -m benchmarks SUBJECT``: measure, print a table, and keep every round as JSON."""
+"""``python -m benchmarks SUBJECT``: measure, print tables, and write every round as JSON."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import sys
 
 from benchmarks import extracting, first, importing, memory, read, steps, train
 from benchmarks import open as opening
-from benchmarks.options import at_least_one
 from benchmarks.report import print_report, write_json
 from dlas_store import StoreError
+from dlas_store.cli.text import positive
 
 SUBJECTS = {
     "read": read,
@@ -32,8 +32,8 @@ def main() -> int:
         summary = (module.__doc__ or "").partition("\n")[0]
         subject = subjects.add_parser(name, help=summary, description=summary)
         module.add_options(subject)
-        subject.add_argument("--rounds", type=at_least_one, default=5, metavar="N", help="rounds (default: 5)")
-        subject.add_argument("--json", metavar="FILE", help="write every round to FILE")
+        subject.add_argument("--rounds", type=positive, default=5, metavar="N", help="number of rounds (default: 5)")
+        subject.add_argument("--json", metavar="FILE", help="write every round to FILE as JSON")
     options = parser.parse_args()
     try:
         report = SUBJECTS[options.benchmark].run(options)

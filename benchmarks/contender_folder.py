@@ -1,4 +1,4 @@
-"""Contenders without a store: a folder behind PyTorch's DataLoader."""
+"""Contenders of ``read`` without a store: a folder of files behind PyTorch's DataLoader."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.process import BatchPass, Open
+from benchmarks.process import BatchWorkload, OpenWorkload
 from benchmarks.reading import Reading, fingerprint
 from dlas_store import open_source
 from dlas_store.images.memory import Pixels
@@ -60,16 +60,16 @@ class FilePatches(Dataset[torch.Tensor]):
         return torch.from_numpy(self._decode(self._paths[position]))
 
 
-def prepare(reading: Reading, *, decoder: str) -> Open:
-    """List the files, unmeasured, and return a function that starts a loader with one worker a core.
+def prepare(reading: Reading, *, decoder: str) -> OpenWorkload:
+    """List the files, unmeasured, and return a function that starts a DataLoader with one worker a core.
 
-    The workers stay from epoch to epoch.
+    The workers live from epoch to epoch.
     """
     assert reading.folder is not None
     with open_source(reading.folder) as source:
         paths = [Path(source.patch_path(index)) for index in range(reading.items)]
 
-    def open_data() -> BatchPass:
+    def open_data() -> BatchWorkload:
         loader: Iterable[Any] = DataLoader(
             FilePatches(paths, _DECODERS[decoder]),
             batch_size=reading.batch,
@@ -77,7 +77,7 @@ def prepare(reading: Reading, *, decoder: str) -> Open:
             num_workers=available_cores(),
             persistent_workers=True,
         )
-        return BatchPass(
+        return BatchWorkload(
             lambda: loader,
             epochs=reading.epochs,
             count=len,

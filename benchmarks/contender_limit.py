@@ -1,6 +1,6 @@
-"""Contenders without a loader: decoding patches from memory, and reading a store in one thread.
+"""Contenders of ``read`` without a loader: decoding patches from memory, and reading a store in one thread.
 
-Decode limit, the upper bound of every loader: decoding patches from memory on all cores and nothing else.
+Decoding from memory on all cores, with nothing else to do, is the decode limit: the upper bound of every loader.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import simplejpeg
 
 from benchmarks.modes import MODES
-from benchmarks.process import Open
+from benchmarks.process import OpenWorkload
 from benchmarks.reading import Reading
 from dlas_store import open_source
 from dlas_store.images.decode import Size
@@ -22,13 +22,16 @@ from dlas_store.images.memory import Pixels
 from dlas_store.processes import available_cores
 from dlas_store.sources.base import Source
 
+_MIN_RAW_READS = 50_000
+"""Minimum number of reads a run: a read takes some microseconds, so fewer reads would be too short to time."""
+
 
 class DecodeLimit:
-    """Decodes batches in threads, each into one of a few reused buffers (simplejpeg releases the GIL).
+    """Decodes batches in threads, each batch into one of a few reused buffers (simplejpeg releases the GIL).
 
     Args:
         encoded: JPEGs of one size.
-        size: the JPEGs' size in pixels.
+        size: size of the JPEGs, in pixels.
         batch: patches a batch.
         threads: number of threads.
     """
@@ -55,69 +58,65 @@ class DecodeLimit:
         return len(encoded)
 
 
-_LEAST_RAW_READS = 50_000
-"""Minimum number of reads a pass: one read takes some microseconds, so fewer would be too short to time."""
-
-
 @dataclass(frozen=True)
-class PlainPass:
-    """A pass that gives no batches.
+class PlainWorkload:
+    """A workload without batches.
 
     Attributes:
-        run: runs the pass once and returns its number of items; see Pass.
+        run: runs the workload once and returns its number of items; see Workload.
     """
 
     run: Callable[[], int]
 
     def check(self) -> int:
-        """Run the pass; its items are not checked."""
+        """Run the workload; its items are not checked."""
         return self.run()
 
 
-def prepare_limit(reading: Reading) -> Open:
+def prepare_limit(reading: Reading) -> OpenWorkload:
     """Read the patches into memory, unmeasured, and return a function that makes the decode limit.
 
-    The limit decodes as many pictures as the items of a pass consist of.
+    A run of the limit decodes as many pictures as the items of a loader's run consist of.
     """
     pictures = MODES[reading.mode].pictures
     encoded = list(reading.payloads()) * reading.epochs * pictures
     size = Size(reading.height, reading.width)
     limit = DecodeLimit(encoded, size=size, batch=reading.batch, threads=available_cores())
-    return lambda: PlainPass(lambda: limit.run() // pictures)
+    return lambda: PlainWorkload(lambda: limit.run() // pictures)
 
 
-def prepare_pixels(reading: Reading) -> Open:
-    """Return a function that opens a pass over batches of pixels by read_pixels."""
+def prepare_pixels(reading: Reading) -> OpenWorkload:
+    """Return a function that opens a workload: batches of pixels in random order, by read_pixels in one thread."""
 
     def read(source: Source) -> int:
         order = _shuffled(reading)
         batches = (order[first : first + reading.batch] for first in range(0, len(order), reading.batch))
-        return sum(len(source.read_pixels(chosen)) for chosen in batches)
+        return sum(len(source.read_pixels(indices)) for indices in batches)
 
     return _prepare_source(reading, read)
 
 
-def prepare_bytes(reading: Reading) -> Open:
-    """Return a function that opens a pass over encoded bytes, one by one, repeated until it can be timed."""
+def prepare_bytes(reading: Reading) -> OpenWorkload:
+    """Return a function that opens a workload: encoded bytes, patch by patch, in epochs enough to be timed."""
 
     def read(source: Source) -> int:
         order = _shuffled(reading)
-        passes = -(-_LEAST_RAW_READS // len(order))
-        for _ in range(passes):
+        repeats = -(-_MIN_RAW_READS // len(order))
+        for _ in range(repeats):
             for index in order:
                 source.read(index)
-        return passes * len(order)
+        return repeats * len(order)
 
     return _prepare_source(reading, read)
 
 
-def _prepare_source(reading: Reading, read: Callable[[Source], int]) -> Open:
+def _prepare_source(reading: Reading, read: Callable[[Source], int]) -> OpenWorkload:
     assert reading.store is not None
     path = reading.store
 
-    def open_data() -> PlainPass:
+    def open_data() -> PlainWorkload:
         source = open_source(path)
-        return PlainPass(lambda: read(source))
+        return PlainWorkload(lambda: read(source))
 
     return open_data
 

@@ -1,4 +1,4 @@
-"""Contenders of other libraries: the peers that are installed."""
+"""Contenders of ``read`` from other libraries: the installed peers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import simplejpeg
 
-from benchmarks.process import BatchPass, Open
+from benchmarks.process import BatchWorkload, OpenWorkload
 from benchmarks.reading import Reading, fingerprint
 
 _PEERS = "benchmarks.peers"
@@ -27,20 +27,20 @@ def notes() -> list[str]:
     return [f"{name}: {_peers().HOW_TO_INSTALL}" for name in _peers().missing()]
 
 
-def prepare(reading: Reading, *, name: str, folder: str) -> Open:
+def prepare(reading: Reading, *, name: str, folder: str) -> OpenWorkload:
     """Write the patches in the peer's own format, unless they exist, and return a function that starts the peer.
 
     Args:
         reading: the patches to read.
         name: name of the peer.
-        folder: the peer's data; written if it does not exist.
+        folder: path of the peer's data.
     """
     peer = next(peer for peer in _peers().installed() if peer.name == name)
     if not Path(folder).exists():
         peer.write(list(reading.payloads()), Path(folder))
 
-    def open_data() -> BatchPass:
-        return BatchPass(
+    def open_data() -> BatchWorkload:
+        return BatchWorkload(
             lambda: peer.batches(Path(folder), batch_size=reading.batch, seed=0),
             epochs=reading.epochs,
             count=len,

@@ -1,4 +1,4 @@
-"""Contenders of this library: its datasets behind its own loaders, and item by item behind PyTorch's DataLoader."""
+"""Contenders of ``read`` from this library: its datasets behind its own loaders and behind PyTorch's DataLoader."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from benchmarks.process import BatchPass, Open
+from benchmarks.process import BatchWorkload, OpenWorkload
 from benchmarks.reading import Reading
 from dlas_store.datasets import create_dataloader, create_dataset
 from dlas_store.datasets.device import DeviceTransform
@@ -22,32 +22,35 @@ from dlas_store.sampling.samplers import EpochSampler
 _PATHS = ("GT_path", "HQ_path")
 
 
-def prepare_loader(reading: Reading, path: str, *, loader: str) -> Open:
-    """Return a function that makes dataset and loader as a training config does; each epoch has another order.
+def prepare_loader(reading: Reading, path: str, *, loader: str) -> OpenWorkload:
+    """Return a function that makes dataset and loader as a training config does; each epoch is shuffled anew.
 
     Args:
         reading: the patches to read.
-        path: a store or a folder.
-        loader: ``threads`` for the default number of threads, or ``workers`` for one worker a core. Both start anew in
-            every epoch.
+        path: path of a store or a folder.
+        loader: ``threads`` for the default number of threads, or ``workers`` for one worker a core. Threads and workers
+            start anew in every epoch.
     """
 
-    def open_data() -> BatchPass:
+    def open_data() -> BatchWorkload:
         opt = reading.options(path) | {"batch_size": reading.batch, "loader": loader}
         if loader == "workers":
             opt["n_workers"] = available_cores()
         dataset, collate = create_dataset(opt, return_collate=True)
         sampler: Sampler[Any] = epoch_order(reading)
-        own_loader = create_dataloader(dataset, opt, sampler=sampler, collate_fn=collate)
-        return _batch_pass(reading, dataset, own_loader)
+        data_loader = create_dataloader(dataset, opt, sampler=sampler, collate_fn=collate)
+        return _batch_workload(reading, dataset, data_loader)
 
     return open_data
 
 
-def prepare_raw(reading: Reading, path: str) -> Open:
-    """Return a function that makes the threads loader as with the option ``device``, but leaves its batches raw."""
+def prepare_raw(reading: Reading, path: str) -> OpenWorkload:
+    """Return a function that makes the threads loader of the option ``device``, without the device's work.
 
-    def open_data() -> BatchPass:
+    The loader's batches stay raw.
+    """
+
+    def open_data() -> BatchWorkload:
         dataset = create_dataset(reading.options(path))
         assert isinstance(dataset, PatchDataset)
         loader = ThreadsLoader(
@@ -58,18 +61,18 @@ def prepare_raw(reading: Reading, path: str) -> Open:
             threads=available_cores(),
             to_device=_NoDevice(dataset.patch_options, torch.device("cpu")),
         )
-        return _batch_pass(reading, dataset, loader)
+        return _batch_workload(reading, dataset, loader)
 
     return open_data
 
 
-def prepare_items(reading: Reading, path: str) -> Open:
-    """Return a function that makes PyTorch's DataLoader, which reads one item at a time, as DL-Art-School does.
+def prepare_items(reading: Reading, path: str) -> OpenWorkload:
+    """Return a function that makes PyTorch's DataLoader, which reads one item at a time, as in DL-Art-School.
 
-    The loader has one worker a core. Unlike DL-Art-School's, its workers stay from epoch to epoch.
+    The loader has one worker a core. Unlike DL-Art-School's workers, these live from epoch to epoch.
     """
 
-    def open_data() -> BatchPass:
+    def open_data() -> BatchWorkload:
         dataset, collate = create_dataset(reading.options(path), return_collate=True)
         loader: Iterable[Any] = DataLoader(
             _FirstItems(dataset, reading.items),
@@ -79,9 +82,14 @@ def prepare_items(reading: Reading, path: str) -> Open:
             persistent_workers=True,
             collate_fn=collate,
         )
-        return _batch_pass(reading, dataset, loader)
+        return _batch_workload(reading, dataset, loader)
 
     return open_data
+
+
+def epoch_order(reading: Reading) -> EpochSampler:
+    """Return the sampler of create_dataloader, restricted to the reading's items."""
+    return EpochSampler(reading.items, seed=0, shuffle=True, batch_size=reading.batch, drop_last=True)
 
 
 class _NoDevice(DeviceTransform):
@@ -93,7 +101,7 @@ class _NoDevice(DeviceTransform):
 
 
 class _FirstItems(Dataset[Any]):
-    """First items of a dataset, read one at a time: it has no __getitems__, so a loader cannot ask for batches."""
+    """First items of a dataset, read one at a time: without __getitems__, no loader can ask for whole batches."""
 
     def __init__(self, dataset: Dataset[Any], count: int) -> None:
         self._dataset = dataset
@@ -106,13 +114,8 @@ class _FirstItems(Dataset[Any]):
         return self._dataset[index]
 
 
-def epoch_order(reading: Reading) -> EpochSampler:
-    """Return the sampler that create_dataloader would make, restricted to the reading's items."""
-    return EpochSampler(reading.items, seed=0, shuffle=True, batch_size=reading.batch, drop_last=True)
-
-
-def _batch_pass(reading: Reading, dataset: Dataset[Any], loader: Iterable[Any]) -> BatchPass:
-    return BatchPass(
+def _batch_workload(reading: Reading, dataset: Dataset[Any], loader: Iterable[Any]) -> BatchWorkload:
+    return BatchWorkload(
         lambda: loader,
         epochs=reading.epochs,
         count=_count,
@@ -140,7 +143,7 @@ def _identify(batch: Any) -> Sequence[Hashable]:
 
 
 def _expected(reading: Reading, dataset: Dataset[Any], counts: Counter[Hashable]) -> Counter[Hashable]:
-    """Return how often an epoch must give each index or path; of pictures only the number is checked."""
+    """Return how often an epoch must give each index or path. For modes of pictures, only their number is checked."""
     if reading.mode == "pixels":
         return Counter(range(reading.items))
     if isinstance(dataset, PatchDataset):

@@ -1,6 +1,6 @@
-"""Contenders of ``train``: a training loop on each loader. Each is made by ``make`` in a process of its own.
+"""Contenders of ``train``: a training loop of a small super-resolution network, on each loader.
 
-A small super-resolution network, the work of a training loop beside reading.
+``make`` makes each contender in a process of its own.
 """
 
 from __future__ import annotations
@@ -16,19 +16,30 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import Sampler
 
-from benchmarks.process import Open
+from benchmarks.process import OpenWorkload
 from benchmarks.train import Training
 from dlas_store.datasets import create_dataloader, create_dataset
 from dlas_store.sampling.samplers import EpochSampler
 
+_BATCHES_IN_MEMORY = 16
+_WARM_UP_STEPS = 3
+
+Batches = Callable[[], Iterable[Mapping[str, Any]]]
+
+
+def make(spec: Mapping[str, Any]) -> OpenWorkload:
+    """Return a function that makes dataset, loader and network; ``spec`` has the attributes of Training."""
+    training = Training(**spec)
+    return lambda: TrainingWorkload(training)
+
 
 class SmallNetwork(nn.Module):
-    """Residual blocks of convolutions at LQ's size and a PixelShuffle, which add detail to enlarged LQ.
+    """Super-resolution network: residual blocks at LQ's size and a PixelShuffle add detail to the enlarged LQ.
 
     Args:
         width: number of channels.
         blocks: number of residual blocks, of two convolutions each.
-        scale: HQ's side over LQ's side.
+        scale: ratio of HQ's side to LQ's side.
     """
 
     def __init__(self, *, width: int, blocks: int, scale: int) -> None:
@@ -54,23 +65,11 @@ class SmallNetwork(nn.Module):
         return functional.interpolate(lq, scale_factor=self._scale) + detail
 
 
-_BATCHES_IN_MEMORY = 16
-_WARM_UP_STEPS = 3
+class TrainingWorkload:
+    """Trains for some steps a run, in one epoch if there is enough data, else in several.
 
-Batches = Callable[[], Iterable[Mapping[str, Any]]]
-
-
-def make(spec: Mapping[str, Any]) -> Open:
-    """Return a function that makes dataset, loader and network."""
-    training = Training(**spec)
-    return lambda: TrainPass(training)
-
-
-class TrainPass:
-    """Trains for some steps a pass, in one epoch if there is enough data, else in several.
-
-    So threads and workers start in each pass, and no batch is made in vain. The cost of the start shrinks with the
-    number of steps.
+    Threads and workers therefore start in each run, and every batch is used. The start's share of the time shrinks with
+    the number of steps.
     """
 
     def __init__(self, training: Training) -> None:
@@ -85,7 +84,7 @@ class TrainPass:
         self._optimizer = torch.optim.Adam(self._network.parameters(), lr=1e-4)
 
     def run(self) -> int:
-        """Train, and return the number of steps."""
+        """Train for the steps of a run, and return their number."""
         return self._train(self._training.steps)
 
     def check(self) -> int:
@@ -95,9 +94,9 @@ class TrainPass:
     def _train(self, steps: int) -> int:
         losses: list[float] = []
         log: list[dict[str, float]] = []
-        for step, batch in enumerate(self._endless(steps), start=1):
+        for step, batch in enumerate(self._repeat_batches(steps), start=1):
             loss = self._step(batch)
-            # Training loops do such work in Python at every step; decoding threads compete with it.
+            # Training loops do such Python work at every step, and decoding threads compete with it for the GIL.
             losses.append(loss)
             log.append({"step": step, "loss": sum(losses[-50:]) / len(losses[-50:]), "time": time.monotonic()})
             for group in self._optimizer.param_groups:
@@ -115,7 +114,7 @@ class TrainPass:
         self._optimizer.step()
         return loss.item()
 
-    def _endless(self, steps: int) -> Iterator[Mapping[str, Any]]:
+    def _repeat_batches(self, steps: int) -> Iterator[Mapping[str, Any]]:
         remaining_steps = steps
         while remaining_steps:
             for batch in islice(self._batches(), remaining_steps):
@@ -125,7 +124,7 @@ class TrainPass:
 
 def _batches(training: Training) -> Batches:
     opt = training.options
-    # More workers than cores are measured on purpose; PyTorch would warn of them at every epoch.
+    # The benchmark has more workers than cores on purpose; PyTorch would warn about them in every epoch.
     warnings.filterwarnings("ignore", message="This DataLoader will create")
     dataset, collate = create_dataset(opt, return_collate=True)
     batch = opt["batch_size"]

@@ -1,7 +1,4 @@
-"""Synthetic patches and photos that take as much space and decoding time as real ones.
-
-Synthetic data for a mode: a chunked folder, and the store made of it.
-"""
+"""Synthetic data: photos, and patches in folders and stores, with the size and the decoding time of real pictures."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ from dlas_store.sources.centers import write_centers
 from dlas_store.sources.published import open_published
 
 PATCHES_AN_IMAGE = 100
-_DISTINCT = 200
+_DISTINCT_PICTURES = 200
 _PHOTO_PART = 1024
 
 
@@ -36,21 +33,17 @@ def write_chunked_folder(
     patches_an_image: int = PATCHES_AN_IMAGE,
     name: Callable[[int], str] = _plain_name,
 ) -> None:
-    """Write a chunked folder, the same one each time.
+    """Write a chunked folder; equal arguments give equal files.
 
     Args:
         folder: the folder to make.
-        patches: number of patches. They repeat 200 pictures; each patch is a file of its own.
+        patches: number of patches. Each patch is a file of its own, and the patches repeat 200 pictures.
         size: side of the patches, in pixels.
         quality: JPEG quality, with 4:2:0 subsampling.
-        patches_an_image: patches of an image; the last image may have fewer.
+        patches_an_image: patches of an image; the last image may have fewer patches.
         name: returns an image's name from its number.
     """
-    rng = np.random.default_rng(0)
-    pictures = [
-        simplejpeg.encode_jpeg(synthetic_picture(rng, size), quality, "RGB", "420")
-        for _ in range(min(patches, _DISTINCT))
-    ]
+    pictures = synthetic_jpegs(patches, size=size, quality=quality)
     for first in range(0, patches, patches_an_image):
         image = folder / name(first // patches_an_image)
         image.mkdir(parents=True)
@@ -63,19 +56,20 @@ def write_chunked_folder(
 
 
 def write_photos(folder: Path, *, count: int, megapixels: tuple[float, float], quality: int = 92) -> None:
-    """Write photos of the shape 4:3, evenly spaced from the smallest size to the largest, the same ones each time.
+    """Write photos of shape 4:3, evenly spaced from the smallest to the largest; equal arguments give equal files.
 
     Args:
         folder: the folder to make.
         count: number of photos.
-        megapixels: sizes of the smallest and of the largest photo.
+        megapixels: sizes of the smallest and of the largest photo, in megapixels.
         quality: JPEG quality, with 4:2:0 subsampling.
     """
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     for number, pixels in enumerate(rng.permutation(np.linspace(*megapixels, count) * 1e6)):
         height, width = round((pixels * 3 / 4) ** 0.5), round((pixels * 4 / 3) ** 0.5)
-        # A synthetic picture of that size takes some seconds; mirrored copies of a smaller one have its statistics.
+        # A synthetic picture of a photo's size takes some seconds; mirrored copies of a small picture have equal
+        # statistics.
         picture = synthetic_picture(rng, _PHOTO_PART, grain=(_PHOTO_PART / 256) ** 0.8)
         photo = np.pad(
             picture, ((0, max(0, height - _PHOTO_PART)), (0, max(0, width - _PHOTO_PART)), (0, 0)), "symmetric"
@@ -84,14 +78,23 @@ def write_photos(folder: Path, *, count: int, megapixels: tuple[float, float], q
         (folder / f"photo_{number:04d}.jpg").write_bytes(data)
 
 
+def synthetic_jpegs(count: int, *, size: int, quality: int) -> list[bytes]:
+    """Return different square JPEGs of ``size`` pixels with 4:2:0 subsampling: ``count`` of them, but at most 200."""
+    rng = np.random.default_rng(0)
+    return [
+        simplejpeg.encode_jpeg(synthetic_picture(rng, size), quality, "RGB", "420")
+        for _ in range(min(count, _DISTINCT_PICTURES))
+    ]
+
+
 def synthetic_picture(rng: np.random.Generator, size: int, *, grain: float = 1.0) -> Pixels:
     """Return a picture with the statistics of a photo: straight edges, and noise whose amplitude falls with frequency.
 
-    The exponent and the contrasts were chosen so that 256 x 256 pixels at quality 95 take 12.6 kB, as patches of photos
-    do.
+    The exponent and the contrasts were chosen so that 256 x 256 pixels at quality 95 take 12.6 kB, like patches of
+    photos.
 
     Args:
-        rng: the random numbers.
+        rng: source of the random numbers.
         size: side in pixels.
         grain: factor of the noise. For a larger size, (size / 256)^0.8 keeps the noise spectrum of 256 pixels.
 
@@ -114,15 +117,15 @@ def synthetic_picture(rng: np.random.Generator, size: int, *, grain: float = 1.0
 
 
 def write_mode_data(mode: str, folder: Path, store: Path, *, patches: int, images: int, size: int, quality: int) -> int:
-    """Write a folder of images, each with a reference and equally many patches, and the store made of it.
+    """Write a folder of images, each with a reference and equally many patches, and import the folder into a store.
 
     Args:
-        mode: the mode that will read the data; multi_frame takes the images as the frames of a clip, paired_frame as
+        mode: the mode that will read the data. multi_frame takes the images as frames of a clip, paired_frame as
             stereo pairs, and torch_dataset as classes, whose references count as pictures.
         folder: the folder to make.
         store: the store to make.
         patches: number of patches, rounded down to a multiple of the images.
-        images: number of images; an even number is enough for every mode.
+        images: number of images; an even number suits every mode.
         size: side of patches and references, in pixels.
         quality: JPEG quality.
 
@@ -142,24 +145,20 @@ def write_mode_data(mode: str, folder: Path, store: Path, *, patches: int, image
         size=size,
         quality=quality,
         patches_an_image=patches_an_image,
-        name=_NAMES.get(mode, _plain),
+        name=_NAMES.get(mode, _plain_name),
     )
     source = open_published("imagefolder", folder) if mode == "torch_dataset" else folder
     import_store([source], store)
     return images
 
 
-def _plain(number: int) -> str:
-    return f"image_{number:06d}"
-
-
-def _frame(number: int) -> str:
-    # The mode takes the last twelve characters of a name for the frame's number.
+def _frame_name(number: int) -> str:
+    # The mode reads the frame's number from the last twelve characters of a name.
     return f"clip_{number:012d}"
 
 
-def _view(number: int) -> str:
+def _view_name(number: int) -> str:
     return f"pair_{number // 2:06d}_{'right' if number % 2 else 'left'}"
 
 
-_NAMES: dict[str, Callable[[int], str]] = {"multi_frame": _frame, "paired_frame": _view}
+_NAMES: dict[str, Callable[[int], str]] = {"multi_frame": _frame_name, "paired_frame": _view_name}

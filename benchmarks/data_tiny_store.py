@@ -1,4 +1,4 @@
-"""Stores with the keys of large datasets and small values; the cost of opening does not depend on values."""
+"""Tiny stores: as many keys as a large dataset, with small values, since values do not affect the cost of opening."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from dlas_store.storage.shard_writer import ShardWriter
 
 _PATCHES_AN_IMAGE = 1000
 _PATCHES_A_SHARD = 85_000
-"""Number of 12.6 kB patches that a shard of 1 GiB holds, so that a store has as many shards as a real one."""
+"""Number of 12.6 kB patches in a shard of 1 GiB, so that a tiny store has as many shards as a real store."""
 
 _VALUE_BYTES = 16
 
-_DISTINCT = 211
-"""A prime, so that neighbouring images have different pictures."""
+_DISTINCT_PICTURES = 211
+"""Number of pictures that patches repeat; a prime, so that neighbouring images differ."""
 
-_NO_PICTURES = Size(256, 256)
+_SIZE_WITHOUT_PICTURES = Size(256, 256)
 
 
 class SmallPictures(NamedTuple):
-    """Pictures that the patches of a store repeat.
+    """Pictures that the patches of a store repeat in turn.
 
     Attributes:
         encoded: the JPEGs.
@@ -51,12 +51,12 @@ class _Job(NamedTuple):
 
 
 def write_tiny_store(store: Path, *, patches: int, pictures: SmallPictures | None = None) -> None:
-    """Write a store of images without reference or centres.
+    """Write a store of images that have no reference and no centres.
 
     Args:
         store: the store to make.
         patches: number of patches.
-        pictures: the pictures that the patches repeat in turn. None makes patches of 16 bytes that are no pictures.
+        pictures: the pictures that the patches repeat; None makes patches of 16 bytes that are not pictures.
     """
     value_bytes = _VALUE_BYTES if pictures is None else -(-sum(map(len, pictures.encoded)) // len(pictures.encoded))
     shards = tuple(_plan(patches, value_bytes))
@@ -76,17 +76,11 @@ def write_tiny_store(store: Path, *, patches: int, pictures: SmallPictures | Non
         commit.publish()
 
 
-def _plan(patches: int, value_bytes: int) -> Iterator[PlannedShard]:
-    for first in range(0, patches, _PATCHES_A_SHARD):
-        count = min(_PATCHES_A_SHARD, patches - first)
-        yield PlannedShard(-(-count // _PATCHES_AN_IMAGE), count, count * value_bytes, fingerprint="")
-
-
 def small_pictures(*, size: int, quality: int) -> SmallPictures:
-    """Return square JPEGs of ``size`` pixels, with optimised Huffman tables to save bytes: 0.5 kB at 32 pixels."""
+    """Return square JPEGs of ``size`` pixels; optimised Huffman tables save bytes, so that 32 pixels take 0.5 kB."""
     rng = np.random.default_rng(0)
     encoded = []
-    for _ in range(_DISTINCT):
+    for _ in range(_DISTINCT_PICTURES):
         file = io.BytesIO()
         picture = Pillow.fromarray(synthetic_picture(rng, size))
         picture.save(file, "JPEG", quality=quality, optimize=True)
@@ -94,9 +88,15 @@ def small_pictures(*, size: int, quality: int) -> SmallPictures:
     return SmallPictures(tuple(encoded), Size(size, size))
 
 
+def _plan(patches: int, value_bytes: int) -> Iterator[PlannedShard]:
+    for first in range(0, patches, _PATCHES_A_SHARD):
+        count = min(_PATCHES_A_SHARD, patches - first)
+        yield PlannedShard(-(-count // _PATCHES_AN_IMAGE), count, count * value_bytes, fingerprint="")
+
+
 def _patch(number: int, pictures: SmallPictures | None) -> tuple[bytes, Size]:
     if pictures is None:
-        return number.to_bytes(_VALUE_BYTES), _NO_PICTURES
+        return number.to_bytes(_VALUE_BYTES), _SIZE_WITHOUT_PICTURES
     return pictures.encoded[number % len(pictures.encoded)], pictures.size
 
 

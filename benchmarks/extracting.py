@@ -1,4 +1,4 @@
-"""Seconds of cutting photos up, compared with decoding the photos and encoding the tiles alone."""
+"""Seconds of extracting patches from photos, compared with decoding the photos and encoding the tiles alone."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from benchmarks.data import write_photos
-from benchmarks.options import add_scratch_option, at_least_one
+from benchmarks.options import add_scratch_option
 from benchmarks.report import Comparison, Report, run_rounds
+from dlas_store.cli.text import positive
 from dlas_store.converters.extraction.options import ExtractOptions
 from dlas_store.converters.extraction.plan import ExtractPlan, plan_extraction
 from dlas_store.converters.extraction.tiles import tile_photo
@@ -36,14 +37,16 @@ FOLDER = "dlas-store extract, to a folder"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this subject."""
-    parser.add_argument("--folder", type=Path, help="cut up the JPEG photos of this folder instead of synthetic ones")
-    parser.add_argument("--photos", type=at_least_one, default=80, metavar="N", help="number of photos (default: 80)")
+    parser.add_argument(
+        "--folder", type=Path, help="extract from the JPEG photos of this folder instead of synthetic photos"
+    )
+    parser.add_argument("--photos", type=positive, default=80, metavar="N", help="number of photos (default: 80)")
     parser.add_argument(
         "--megapixels",
         type=_range,
         default=(2.0, 15.0),
         metavar="LOW,HIGH",
-        help="sizes of the smallest and largest photo (default: 2,15)",
+        help="sizes of the smallest and the largest photo (default: 2,15)",
     )
     parser.add_argument(
         "--step",
@@ -56,7 +59,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> Report:
-    """Measure extraction."""
+    """Measure extraction to a store and to a folder."""
     extraction = ExtractOptions.read({"step": options.step})
     with tempfile.TemporaryDirectory(prefix="dlas-benchmark-", dir=options.scratch) as scratch:
         folder = options.folder
@@ -69,7 +72,7 @@ def run(options: argparse.Namespace) -> Report:
         contenders = {
             LIMIT: partial(_limit_seconds, plan, extraction),
             STORE: partial(_command_seconds, folder, Path(scratch, "photos.lmdb"), extraction),
-            FOLDER: partial(_command_seconds, folder, Path(scratch, "cut"), extraction),
+            FOLDER: partial(_command_seconds, folder, Path(scratch, "tiles"), extraction),
         }
         rounds = run_rounds(contenders, rounds=options.rounds)
     expected = plan.estimate
@@ -89,7 +92,7 @@ def run(options: argparse.Namespace) -> Report:
 
 
 def _range(text: str) -> tuple[float, float]:
-    """Return the two numbers above 0 in an option's text."""
+    """Parse two numbers above 0, the second not below the first."""
     try:
         low, high = map(float, text.split(","))
     except ValueError:
@@ -100,7 +103,7 @@ def _range(text: str) -> tuple[float, float]:
 
 
 def _steps(text: str) -> list[int]:
-    """Return steps as ``dlas-store extract --step`` takes them."""
+    """Parse steps as ``dlas-store extract --step`` does."""
     try:
         return list(ExtractOptions.read({"step": list(map(int, text.split(",")))}).steps)
     except (ValueError, ConfigError) as error:
@@ -108,13 +111,13 @@ def _steps(text: str) -> list[int]:
 
 
 def _limit_seconds(plan: ExtractPlan, options: ExtractOptions) -> float:
-    """Return the seconds of decoding every photo and encoding every tile once on all cores, perfectly balanced.
+    """Return the seconds of decoding every photo and encoding every tile once, on perfectly balanced cores.
 
-    All cores are kept equally busy: each worker takes whole photos. Its clock stops while it cuts up the tiles that it
-    then encodes.
+    Each worker takes whole photos. A worker's clock does not run while the worker crops tiles for the encoding; the sum
+    of all clocks is divided by the number of cores.
     """
     cores = available_cores()
-    cv2.setNumThreads(1)  # before the workers are forked off
+    cv2.setNumThreads(1)  # before workers are forked, which inherit it
     largest_first = sorted(plan.paths, key=lambda path: -(plan.root / path).stat().st_size)
     with ProcessPoolExecutor(cores, get_context("fork")) as pool:
         return sum(pool.map(partial(_time_photo, plan.root, options), largest_first)) / cores
@@ -133,18 +136,18 @@ def _time_photo(root: Path, options: ExtractOptions, path: str) -> float:
 
 
 def _tiles(root: Path, options: ExtractOptions, path: str) -> Sequence[NDArray[np.uint8]]:
-    """Return the pixels of a photo's tiles, some of which overlap."""
+    """Return the pixels of a photo's tiles; neighbouring tiles may overlap."""
     images = tile_photo(root, path, options).images
     return [np.ascontiguousarray(pixels) for image in images for pixels in image.pixels()]
 
 
 def _command_seconds(folder: Path, dst: Path, options: ExtractOptions) -> float:
-    """Return the seconds of the whole command; its output is removed after the clock has stopped."""
+    """Return the seconds of the whole command; remove the command's output after the clock has stopped."""
     os.sync()
     steps = ",".join(map(str, options.steps))
     command = [sys.executable, "-m", "dlas_store", "extract", str(folder), str(dst), "--step", steps]
     started = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # noqa: S603 - our own command
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # noqa: S603 - this package's own command
     seconds = time.perf_counter() - started
     shutil.rmtree(dst)
     return seconds

@@ -1,4 +1,4 @@
-"""Time to the first batch in a fresh process, at the start and in the middle of an epoch, by loader."""
+"""Time to a loader's first batch in a fresh process, at the start and in the middle of an epoch."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.data_tiny_store import small_pictures, write_tiny_store
-from benchmarks.options import add_picture_options, add_scratch_option, at_least_one
+from benchmarks.options import add_picture_options, add_scratch_option
 from benchmarks.process import CHECKOUT
 from benchmarks.report import Comparison, Report, run_rounds
 from dlas_store import StoreError
+from dlas_store.cli.text import positive
 from dlas_store.processes import available_cores
 
 _MODES: dict[str, dict[str, Any]] = {
@@ -28,7 +29,7 @@ _LOADERS = ("threads", "workers")
 
 
 class _Start(NamedTuple):
-    """A start of a reading process: mode, loader, and whether it resumes an epoch."""
+    """A way to start reading: mode, loader, and whether an epoch is resumed."""
 
     mode: str
     loader: str
@@ -41,16 +42,16 @@ class _Start(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Unique name among all starts."""
+        """Name of the start, unique among all starts."""
         return f"{self.label}, {'resumed' if self.resumed else 'first'}"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this subject."""
     add_picture_options(parser, patches=1_000_000, size=32, quality=50)
-    parser.add_argument("--batch", type=at_least_one, default=64, help="patches a batch (default: 64)")
+    parser.add_argument("--batch", type=positive, default=64, help="patches a batch (default: 64)")
     parser.add_argument(
-        "--step", type=at_least_one, default=10_000, help="step of the epoch to resume at (default: 10000)"
+        "--step", type=positive, default=10_000, help="step of the epoch to resume from (default: 10000)"
     )
     parser.add_argument(
         "--modes", nargs="+", choices=_MODES, default=list(_MODES), help="modes to read (default: both)"
@@ -67,26 +68,28 @@ def run(options: argparse.Namespace) -> Report:
     if options.step >= options.patches // options.batch:
         raise StoreError(
             f"{options.patches} patches are {options.patches // options.batch} batches of {options.batch}, so there is "
-            f"none after step {options.step}; give a smaller --step"
+            f"no batch after step {options.step}; give a smaller --step"
         )
     with tempfile.TemporaryDirectory(prefix="dlas-benchmark-", dir=options.scratch) as scratch:
         store = Path(scratch, "store.lmdb")
         write_tiny_store(
             store, patches=options.patches, pictures=small_pictures(size=options.size, quality=options.quality)
         )
-        # One uninterrupted walk through the epoch for each mode; both loaders must continue it when they resume.
-        walks = {
+        # For each mode one uninterrupted epoch, which both loaders must continue when they resume.
+        uninterrupted = {
             mode: _in_process(_options(options, store, mode, "threads"), steps=options.step) for mode in options.modes
         }
         contenders = {}
         for mode, loader in product(options.modes, _LOADERS):
             opt = _options(options, store, mode, loader)
             contenders[_Start(mode, loader, resumed=False).name] = partial(_in_process, opt)
-            contenders[_Start(mode, loader, resumed=True).name] = partial(_in_process, opt, state=walks[mode]["state"])
+            contenders[_Start(mode, loader, resumed=True).name] = partial(
+                _in_process, opt, state=uninterrupted[mode]["state"]
+            )
         runs = run_rounds(contenders, rounds=options.rounds)
     pairs = list(product(options.modes, _LOADERS))
     first, resumed = ([_Start(*pair, resumed=is_resumed) for pair in pairs] for is_resumed in (False, True))
-    equal = [run["digest"] == walks[start.mode]["digest"] for start in resumed for run in runs[start.name]]
+    equal = [run["digest"] == uninterrupted[start.mode]["digest"] for start in resumed for run in runs[start.name]]
     return Report(
         subject=f"A store of {options.patches:,} patches of {options.size} x {options.size} pixels, batches of "
         f"{options.batch}, {available_cores()} cores, a fresh process after its imports, files in the page cache",

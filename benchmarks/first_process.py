@@ -1,7 +1,7 @@
-"""Process that makes a loader, takes its first batch, and prints the seconds as JSON; first.py starts it.
+"""Child process that makes a loader, takes the first batch, and prints the seconds as JSON; first.py starts it.
 
-Its argument is JSON: ``options`` of dataset and loader, ``state`` to resume from (or null), and ``steps``. If ``steps``
-is not 0, the process goes on untimed by as many steps; the printed state and digest are those of the step it reaches.
+The argument is JSON: ``options`` of dataset and loader, ``state`` to resume from (or null), and ``steps``. If ``steps``
+is not 0, the process then takes as many steps, untimed; it prints the state and the digest of the step it reaches.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dlas_store.datasets import create_dataloader, create_dataset
 
 
 def main(options: dict[str, Any], state: dict[str, int] | None, steps: int) -> None:
-    """Take a batch; the clock runs from create_dataset, or from load_state_dict if there is a state."""
+    """Take a batch; the clock starts at create_dataset, or at load_state_dict if there is a state."""
     started = time.perf_counter()
     dataset, collate = create_dataset(options, return_collate=True)
     loader = create_dataloader(dataset, options, collate_fn=collate)

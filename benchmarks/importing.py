@@ -1,4 +1,4 @@
-"""Seconds of an import, compared with ``cp -r`` and ``sync`` of the same folder, and the disk space of both."""
+"""Seconds and disk space of an import, compared with ``cp -r`` and ``sync`` of the same folder."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> Report:
         copy, store = Path(scratch, "copy"), Path(scratch, "folder.lmdb")
         copy_commands = [["cp", "-r", str(folder), str(copy)], ["sync", "-f", str(copy)]]
         import_commands = [[sys.executable, "-m", "dlas_store", "import", str(folder), str(store)]]
-        # Disk usage is measured after each run, before its result is removed.
+        # Each run writes its result's disk usage here before it removes the result.
         disk_bytes: dict[str, int] = {}
         contenders = {
             COPY: partial(_timed, copy_commands, copy, disk_bytes),
@@ -59,11 +59,11 @@ def run(options: argparse.Namespace) -> Report:
 
 
 def _timed(commands: Sequence[Sequence[str]], result: Path, disk_bytes: dict[str, int]) -> float:
-    """Return the seconds that commands take; their result is measured and removed after the clock has stopped."""
+    """Return the seconds that commands take; measure and remove their result after the clock has stopped."""
     os.sync()
     started = time.perf_counter()
     for command in commands:
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # noqa: S603 - this module's own commands
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # noqa: S603 - this package's own commands
     seconds = time.perf_counter() - started
     disk_bytes[result.name] = _disk_usage(result)
     shutil.rmtree(result)
@@ -77,5 +77,5 @@ def _read_all(folder: Path) -> tuple[int, int]:
 
 
 def _disk_usage(folder: Path) -> int:
-    """Return the disk space of a folder and everything in it, in bytes as du counts them."""
+    """Return the disk space of a folder and its contents, in bytes as du counts them."""
     return sum(path.lstat().st_blocks * 512 for path in [folder, *folder.rglob("*")])

@@ -1,4 +1,4 @@
-"""Steps from decoding alone to a batch of the threads loader, each of which adds one part of the loader."""
+"""Steps of the threads loader, from decoding alone to the whole loader; each step adds one part of its work."""
 
 from __future__ import annotations
 
@@ -22,66 +22,66 @@ from dlas_store.loading.dataset import ItemDataset
 from dlas_store.processes import available_cores
 from dlas_store.sources.base import Source
 
-_BATCHES_HELD = 5
-"""Number of batches whose memory the loader keeps; results go to as many places."""
+_BATCHES_IN_MEMORY = 5
+"""Number of batches whose buffers the loader keeps; the steps write to as many buffers."""
 
 
 def loader_steps(reading: Reading, source: Source) -> dict[str, Callable[[], object]]:
-    """Return a pass over all patches for each step. It makes the loader's batches, each in one thread."""
+    """Return for each step a function that makes all batches of an epoch, each batch in one thread."""
     threads = available_cores()
     encoded = list(map(source.read, range(reading.items)))
     mapped = list(map(source.view, range(reading.items)))
     batches = list(epoch_order(reading).batches())
-    indices = [sorted(draw.index for draw in batch) for batch in batches]
+    indices = [sorted(key.index for key in batch) for batch in batches]
     shape = (reading.batch, reading.height, reading.width, 3)
-    aligned = [list(empty_aligned(shape, np.uint8)) for _ in range(_BATCHES_HELD)]
-    places = [list(empty_pixels(shape)) for _ in range(_BATCHES_HELD)]
+    aligned_buffers = [list(empty_aligned(shape, np.uint8)) for _ in range(_BATCHES_IN_MEMORY)]
+    buffers = [list(empty_pixels(shape)) for _ in range(_BATCHES_IN_MEMORY)]
     limit = DecodeLimit(encoded, size=Size(*shape[1:3]), batch=reading.batch, threads=threads)
     dataset = create_dataset(reading.options(reading.data))
-    memory = BufferPool(_BATCHES_HELD)
+    pool = BufferPool(_BATCHES_IN_MEMORY)
     loader = prepare_loader(reading, reading.data, loader="threads")()
 
     def over_patches(
-        decode: Callable[[int, Pixels], object], places: Sequence[list[Pixels]] = places
+        decode: Callable[[int, Pixels], object], buffers: Sequence[list[Pixels]] = buffers
     ) -> Callable[[], None]:
         def decode_batch(number: int) -> None:
-            for index, place in zip(indices[number], places[number % _BATCHES_HELD], strict=True):
-                decode(index, place)
+            for index, patch in zip(indices[number], buffers[number % _BATCHES_IN_MEMORY], strict=True):
+                decode(index, patch)
 
-        return partial(_each, threads, decode_batch, range(len(indices)))
+        return partial(_for_each, threads, decode_batch, range(len(indices)))
 
-    def decode_encoded(index: int, place: Pixels) -> None:
-        simplejpeg.decode_jpeg(encoded[index], "RGB", buffer=place)
+    def decode_encoded(index: int, patch: Pixels) -> None:
+        simplejpeg.decode_jpeg(encoded[index], "RGB", buffer=patch)
 
     def decode_in_one_call(number: int) -> None:
-        source.decode_many_into(indices[number], list(places[number % _BATCHES_HELD]))
+        source.decode_many_into(indices[number], list(buffers[number % _BATCHES_IN_MEMORY]))
 
     def make_batch(number: int) -> None:
-        _make(dataset, batches[number], memory)
+        _make_batch(dataset, batches[number], pool)
 
     return {
         LIMIT: limit.run,
-        "in the loader's order, to as many places": over_patches(decode_encoded, aligned),
+        "in the loader's order, to as many places": over_patches(decode_encoded, aligned_buffers),
         "that are not aligned, as empty_pixels": over_patches(decode_encoded),
         "of bytes in the map": over_patches(
-            lambda index, place: simplejpeg.decode_jpeg(mapped[index], "RGB", buffer=place)
+            lambda index, patch: simplejpeg.decode_jpeg(mapped[index], "RGB", buffer=patch)
         ),
         "found and checked, Store.view": over_patches(
-            lambda index, place: simplejpeg.decode_jpeg(source.view(index), "RGB", buffer=place)
+            lambda index, patch: simplejpeg.decode_jpeg(source.view(index), "RGB", buffer=patch)
         ),
-        "decoded as well, Store.decode_many_into": partial(_each, threads, decode_in_one_call, range(len(indices))),
-        "batches begun and finished": partial(_each, threads, make_batch, range(len(batches))),
+        "decoded as well, Store.decode_many_into": partial(_for_each, threads, decode_in_one_call, range(len(indices))),
+        "batches begun and finished": partial(_for_each, threads, make_batch, range(len(batches))),
         "threads loader": loader.run,
     }
 
 
-def _each(threads: int, work: Callable[[int], None], numbers: Iterable[int]) -> None:
+def _for_each(threads: int, work: Callable[[int], None], numbers: Iterable[int]) -> None:
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(work, numbers))
 
 
-def _make(dataset: Any, batch: Sequence[Any], memory: BufferPool) -> None:
+def _make_batch(dataset: Any, batch: Sequence[Any], pool: BufferPool) -> None:
     assert isinstance(dataset, ItemDataset)
-    work = dataset.batch_builder(batch, memory.of_batch())
-    work.fill(0, len(work))
-    work.finish()
+    builder = dataset.batch_builder(batch, pool.batch_allocator())
+    builder.fill(0, len(builder))
+    builder.finish()

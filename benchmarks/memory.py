@@ -1,4 +1,4 @@
-"""Memory of a worker process by the number of patches in the store, and of a reading process from epoch to epoch."""
+"""Memory of a worker process by the number of patches in the store, and growth of a reading process by epoch."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from typing import Any
 from benchmarks.data import write_mode_data
 from benchmarks.data_tiny_store import small_pictures, write_tiny_store
 from benchmarks.modes import dataset_options
-from benchmarks.options import add_scratch_option, at_least_one
+from benchmarks.options import add_scratch_option
 from benchmarks.process import CHECKOUT
 from benchmarks.report import Comparison, Report, run_rounds
+from dlas_store.cli.text import positive
 
 _SMALLEST = 1000
 _LARGE = 1_000_000
-_SETTLED = 2
-"""The epoch that later ones are compared with: by then caches are full and every buffer has been used."""
+_BASE_EPOCH = 2
+"""Epoch that later epochs are compared with: at its end caches are full and every buffer has been used."""
 
-_SHOWN = 2
-"""Distance between the epochs that have a line."""
+_EPOCH_INTERVAL = 2
+"""Distance between the epochs that have a line in the table."""
 
 _GROWTH_MODES = ("pixels", "single_image")
 
@@ -33,19 +34,23 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this subject."""
     parser.add_argument(
         "--patches",
-        type=at_least_one,
+        type=positive,
         default=_LARGE,
         metavar="N",
         help=f"number of patches in the large store (default: {_LARGE:,})",
     )
     parser.add_argument(
-        "--batches", type=at_least_one, default=200, help="number of batches that the worker makes (default: 200)"
+        "--batches", type=positive, default=200, help="number of batches that the worker makes (default: 200)"
     )
-    parser.add_argument("--epochs", type=at_least_one, default=10, help="number of epochs that are read (default: 10)")
     parser.add_argument(
-        "--epoch-patches", type=at_least_one, default=2000, metavar="N", help="patches an epoch (default: 2000)"
+        "--epochs", type=positive, default=10, help="number of epochs that the reading process reads (default: 10)"
     )
-    parser.add_argument("--size", type=at_least_one, default=256, help="side of these patches in pixels (default: 256)")
+    parser.add_argument(
+        "--epoch-patches", type=positive, default=2000, metavar="N", help="patches an epoch (default: 2000)"
+    )
+    parser.add_argument(
+        "--size", type=positive, default=256, help="side of an epoch's patches in pixels (default: 256)"
+    )
     parser.add_argument(
         "--modes", nargs="+", choices=_GROWTH_MODES, default=list(_GROWTH_MODES), help="modes to read (default: both)"
     )
@@ -54,13 +59,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> Report:
     """Measure the memory of a worker and of a reading process."""
-    epochs = max(options.epochs, _SETTLED)
+    epochs = max(options.epochs, _BASE_EPOCH)
     with tempfile.TemporaryDirectory(prefix="dlas-benchmark-", dir=options.scratch) as scratch:
         sizes = sorted({_SMALLEST, options.patches})
         stores = {f"{size:,} patches": Path(scratch, f"{size}.lmdb") for size in sizes}
         for size, store in zip(sizes, stores.values(), strict=True):
             write_tiny_store(store, patches=size, pictures=small_pictures(size=32, quality=50))
-        # A weight repeats the small store until it is as long as the large one, so that both are read alike.
+        # A weight makes the small store as long as the large store by repetition, so that both are read alike.
         contenders = {
             name: partial(_worker_kilobytes, store, max(sizes) // size, options.batches)
             for (name, store), size in zip(stores.items(), sizes, strict=True)
@@ -88,12 +93,12 @@ def run(options: argparse.Namespace) -> Report:
         )
     ]
     for mode, runs in growth.items():
-        shown_epochs = sorted({*range(_SETTLED, epochs + 1, _SHOWN), epochs})
+        shown_epochs = sorted({*range(_BASE_EPOCH, epochs + 1, _EPOCH_INTERVAL), epochs})
         comparisons.append(
             Comparison(
                 title=f"Private_Dirty of a process that reads {mode} in threads",
                 unit="kB",
-                reference=f"after epoch {_SETTLED}",
+                reference=f"after epoch {_BASE_EPOCH}",
                 rounds={f"after epoch {epoch}": [run[epoch - 1] for run in runs] for epoch in shown_epochs},
                 relation="difference",
             )

@@ -1,8 +1,8 @@
-"""Process that reads and prints its memory as JSON; memory.py starts it.
+"""Child process that reads batches and prints the memory used as JSON; memory.py starts it.
 
-``worker SPEC`` prints the Private_Dirty of a worker process after some batches, in bytes. ``growth SPEC`` prints the
-Private_Dirty of this process after each epoch. SPEC is JSON: ``options`` of dataset and loader, and ``batches`` or
-``epochs`` to read.
+With ``worker SPEC`` it prints the Private_Dirty of a worker process after some batches, with ``growth SPEC`` the
+Private_Dirty of this process after each epoch, in bytes. SPEC is JSON: ``options`` of dataset and loader, and
+``batches`` or ``epochs`` to read.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from dlas_store.datasets import Loader, create_dataloader, create_dataset
 
 def worker(options: dict[str, Any], batches: int) -> int:
     """Return the Private_Dirty of the only worker process after some batches, in bytes."""
-    reading = iter(_open(options))
-    for _ in islice(reading, batches):
+    loader = iter(_open(options))
+    for _ in islice(loader, batches):
         pass
     (process,) = multiprocessing.active_children()
     assert process.pid is not None
@@ -29,7 +29,7 @@ def worker(options: dict[str, Any], batches: int) -> int:
 
 
 def growth(options: dict[str, Any], epochs: int) -> list[int]:
-    """Return the Private_Dirty of this process after each epoch, in bytes, with no batch held and garbage collected."""
+    """Return the Private_Dirty of this process after each epoch, in bytes, without batches and garbage."""
     loader = _open(options)
     dirty_bytes = []
     for _ in range(epochs):

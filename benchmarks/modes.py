@@ -1,4 +1,4 @@
-"""Options that each mode is measured with, and the number of pictures of an item."""
+"""Modes: the options that each mode is measured with, and the number of pictures of an item."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Mode:
         path_key: the option that names the data.
         pictures: number of patches or pictures that an item decodes, without references.
         batch: items a batch by default.
-        chunked: whether the mode reads a chunked folder just as the store made of it.
-        raw: whether a device can make HQ and LQ of the mode.
+        chunked: whether the mode reads a chunked folder as well as the store made of the folder.
+        raw: whether a device can make HQ and LQ in the mode.
     """
 
     name: str

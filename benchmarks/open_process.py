@@ -1,6 +1,6 @@
-"""Process that opens a store, reads from it, and prints time and memory as JSON; opening.py starts it.
+"""Child process that opens a store, reads patches, and prints time and memory as JSON; open.py starts it.
 
-Before it looks at clock and memory, it imports only the modules that a reading program needs.
+The process imports only the modules that a reading program needs, before it measures time and memory.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from benchmarks.system import private_dirty_bytes
 
 
 def main(path: str, seed: int, reads: int) -> None:
-    """Open a store, read its first patch, then patches at random."""
+    """Open a store, and read the first patch and then random patches."""
     random_numbers = random.Random(seed)
     dirty_before = private_dirty_bytes()
     started = time.perf_counter()

@@ -1,7 +1,4 @@
-"""Handle of a contender in a process of its own, so that threads, memory and workers belong to it alone.
-
-Contenders: passes over the same patches, each of which must give every patch once.
-"""
+"""Contender process: a contender's workload in a process of its own, with its own threads, memory and workers."""
 
 from __future__ import annotations
 
@@ -17,34 +14,39 @@ from typing import Any, NamedTuple, Protocol, Self
 from benchmarks.system import cpu_seconds_below, watch_memory
 from dlas_store import StoreError
 
+CHECKOUT = Path(__file__).parents[1]
+"""Root of the repository: working directory of child processes, so that they can import this package."""
 
-class Pass(Protocol):
-    """A pass over the data, which can be run repeatedly. It lives in a process of its own; see contender_main."""
+_PATIENCE_SECONDS = 20
+
+
+class Workload(Protocol):
+    """Work of a contender on the data, which can be run repeatedly; see process_main.py."""
 
     def run(self) -> int:
-        """Run the timed pass once and return its number of items."""
+        """Do the work once and return its number of items."""
 
     def check(self) -> int:
-        """Run the pass once, check its items, and return their number.
+        """Do the work once, check its items, and return their number.
 
         Raises:
-            AssertionError: the pass did not give every item once.
+            AssertionError: the work did not give every item once.
         """
 
 
-Open = Callable[[], Pass]
-"""A function that opens the data; with a cold cache its time counts too."""
+OpenWorkload = Callable[[], Workload]
+"""Function that opens the data; if the page cache is cold, the time of opening counts too."""
 
 
-class BatchPass:
-    """A pass over the batches of one or more epochs.
+class BatchWorkload:
+    """Workload that takes the batches of one or more epochs.
 
     Args:
-        start: begins an epoch and returns its batches.
-        epochs: number of epochs in a pass, more than one if there is little data.
+        start: starts an epoch and returns its batches.
+        epochs: number of epochs in a run, more than one if there is little data.
         count: returns the number of items in a batch.
         identify: returns an identifier for each item of a batch.
-        expected: takes the counted identifiers of an epoch and returns the counts that it should have.
+        expected: takes the identifiers of an epoch, counted, and returns the correct counts.
     """
 
     def __init__(
@@ -63,7 +65,7 @@ class BatchPass:
         self._expected = expected
 
     def run(self) -> int:
-        """Take all batches; release each at once."""
+        """Take all batches, releasing each batch at once."""
         items = 0
         for _ in range(self._epochs):
             for batch in self._start():
@@ -71,7 +73,7 @@ class BatchPass:
         return items
 
     def check(self) -> int:
-        """Take all batches and compare each epoch with the expected counts; only the identifiers are kept."""
+        """Take all batches and compare each epoch with the expected counts, keeping only the identifiers."""
         items = 0
         for _ in range(self._epochs):
             counts: Counter[Hashable] = Counter()
@@ -82,18 +84,13 @@ class BatchPass:
         return items
 
 
-CHECKOUT = Path(__file__).parents[1]
-
-_PATIENCE_SECONDS = 20
-
-
 class Run(NamedTuple):
-    """Cost of one pass.
+    """Cost of one run.
 
     Attributes:
         items: number of items.
         seconds: wall-clock time in the contender's own process.
-        cpu_seconds: processor time of the contender's process and all its descendants.
+        cpu_seconds: processor time of the contender's process and all descendants of the process.
     """
 
     items: int
@@ -102,7 +99,7 @@ class Run(NamedTuple):
 
 
 class ContenderProcess:
-    """Starts a process, which then prepares its contender in the background; ``with`` ends it."""
+    """Handle of a process that prepares its contender in the background; ``with`` ends the process."""
 
     def __init__(self, name: str, *, module: str, spec: Mapping[str, Any]) -> None:
         """Start the process.
@@ -140,7 +137,7 @@ class ContenderProcess:
         self._process.stdout.close()
 
     def wait_until_ready(self) -> None:
-        """Wait until the process has done its imports and its unmeasured preparation.
+        """Wait until the process has finished its imports and its unmeasured preparation.
 
         Raises:
             StoreError: the process failed.
@@ -150,15 +147,15 @@ class ContenderProcess:
             self._is_ready = True
 
     def check(self) -> int:
-        """Run a checked pass and return its number of items. The first pass also opens the data.
+        """Run and check the workload, and return its number of items. The first run also opens the data.
 
         Raises:
-            StoreError: the pass did not give every item once, or the process failed.
+            StoreError: the workload did not give every item once, or the process failed.
         """
         return int(self._ask("check")["items"])
 
     def run(self) -> Run:
-        """Run a pass. The first pass, if no check came before it, also opens the data.
+        """Run the workload and return its cost. The first run also opens the data, if no check has opened them.
 
         Raises:
             StoreError: the process failed.
@@ -170,7 +167,7 @@ class ContenderProcess:
         return Run(answer["items"], answer["seconds"], answer["cpu_seconds"] + descendants)
 
     def peak_memory(self) -> int:
-        """Run an untimed pass and return the peak memory of the process and its descendants, in bytes.
+        """Run the workload, untimed, and return the peak memory of the process and its descendants, in bytes.
 
         Raises:
             StoreError: the process failed.

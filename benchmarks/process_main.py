@@ -1,7 +1,7 @@
-"""Process of one contender, started by contender_process.py, which sends commands to its input.
+"""Child process of one contender; process.py starts it and sends commands to its standard input.
 
-``MODULE SPEC``: the module's ``make(spec)`` prepares the contender and returns a function that opens its data. Every
-answer is a line of JSON.
+The arguments are ``MODULE SPEC``: the module's ``make(spec)`` prepares the contender and returns a function that opens
+the contender's data. Every answer is a line of JSON.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import sys
 import time
 from typing import Any
 
-from benchmarks.process import Open, Pass
+from benchmarks.process import OpenWorkload, Workload
 from dlas_store import StoreError
 
 
 def main(module: str, spec: str) -> None:
-    """Prepare the contender, then run or check a pass for each line of input."""
-    # Ctrl-C reaches the parent too, which ends this process by closing its input.
+    """Prepare the contender, then run or check its workload once for each line of input."""
+    # Ctrl-C reaches the parent too, and the parent ends this process by closing its input.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Answers have a file of their own; whatever libraries print goes to standard error.
+    # Answers go to the original standard output; text that libraries print goes to standard error.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
@@ -31,14 +31,14 @@ def main(module: str, spec: str) -> None:
         answers.flush()
 
     try:
-        open_data: Open = importlib.import_module(module).make(json.loads(spec))
+        open_data: OpenWorkload = importlib.import_module(module).make(json.loads(spec))
         answer(ready=True)
-        contender: Pass | None = None
+        workload: Workload | None = None
         while command := sys.stdin.readline().strip():
             started, cpu_started = time.perf_counter(), time.process_time()
-            if contender is None:
-                contender = open_data()
-            items = contender.run() if command == "run" else contender.check()
+            if workload is None:
+                workload = open_data()
+            items = workload.run() if command == "run" else workload.check()
             seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
             answer(seconds=seconds, cpu_seconds=cpu_seconds, items=items)
     except (StoreError, OSError, ImportError, AssertionError) as error:

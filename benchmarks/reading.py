@@ -1,4 +1,4 @@
-"""The patches that all contenders of a run read."""
+"""Reading: the patches that all contenders of ``read`` take, and their fingerprints."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from dlas_store.sources.base import Source
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """The patches that a pass reads, as plain values, which can be sent to other processes.
+    """Patches that a run reads, described by plain values that can be sent to other processes.
 
     Attributes:
         mode: one of MODES.
         store: path of a store, or None.
         folder: path of the folder that the store was made of, or None.
-        items: number of the first items of the data that make an epoch, a multiple of the batch.
+        items: number of items in an epoch: the first items of the data, a multiple of ``batch``.
         batch: items a batch.
-        epochs: number of epochs in a pass.
+        epochs: number of epochs in a run.
         width: width of all patches, in pixels.
         height: height of all patches, in pixels.
         mean_bytes: mean size of an encoded patch, in bytes.
@@ -45,14 +45,14 @@ class Reading:
 
     @classmethod
     def plan(cls, mode: str, *, store: Path | None, folder: Path | None, patches: int, batch: int | None) -> Reading:
-        """Read and measure the data, which also brings it into the page cache.
+        """Read the data once, which also brings them into the page cache, and return the reading.
 
         Args:
             mode: one of MODES.
             store: a store, or None.
-            folder: the folder that the store was made of, or the only data.
-            patches: number of patches in a pass: the first ones, as whole batches. Data with fewer patches is read
-                several times.
+            folder: the folder that the store was made of; without a store, the data. Or None.
+            patches: number of patches in a run: the first patches of the data, in whole batches. Data with fewer
+                patches are read several times.
             batch: items a batch; None takes the mode's default.
 
         Raises:
@@ -65,8 +65,8 @@ class Reading:
             if not items:
                 items = batch = min(patches, len(source))
             size, total = _measure(source, items)
-        for other in paths[1:]:
-            _compare(paths[0], other, items)
+        for path in paths[1:]:
+            _check_equal(paths[0], path, items)
         return cls(
             mode=mode,
             store=None if store is None else str(store.absolute()),
@@ -96,11 +96,11 @@ class Reading:
             yield from map(source.read, range(self.items))
 
     def as_spec(self) -> dict[str, Any]:
-        """Return the reading as JSON values; ``Reading(**spec)`` makes an equal one."""
+        """Return the reading as JSON values; ``Reading(**spec)`` makes an equal reading."""
         return asdict(self)
 
     def expected_pictures(self, decode: Any) -> Counter[Hashable]:
-        """Return the fingerprints of an epoch's patches as a decoder decodes them.
+        """Return the fingerprints of an epoch's patches, counted.
 
         Args:
             decode: decodes bytes to uint8 (H, W, 3).
@@ -113,26 +113,26 @@ class Reading:
 
 
 def fingerprint(pixels: Any) -> int:
-    """Return a hash of a picture, uint8 (H, W, 3), contiguous."""
+    """Return a hash of a contiguous picture, uint8 (H, W, 3)."""
     return xxh3_64_intdigest(memoryview(pixels).cast("B"))
 
 
 def _measure(source: Source, items: int) -> tuple[Size, int]:
-    """Return the size that all patches have, and the sum of their bytes."""
+    """Return the size of all patches and the sum of their bytes; refuse patches that are not JPEGs of one size."""
     sizes, total = set(), 0
     for payload in map(source.read, range(items)):
         if not payload.startswith(b"\xff\xd8\xff"):
-            raise StoreError(f"{source.path}: patches that are not JPEG cannot be measured")
+            raise StoreError(f"{source.path}: patches that are not JPEG cannot be measured; give other data")
         sizes.add(image_size(payload))
         total += len(payload)
     if len(sizes) > 1:
-        raise StoreError(f"{source.path}: patches that are not all of one size cannot be measured in batches")
+        raise StoreError(f"{source.path}: patches of several sizes cannot be measured in batches; give other data")
     (size,) = sizes
     return size, total
 
 
-def _compare(first: Path, second: Path, items: int) -> None:
-    with open_source(first) as one, open_source(second) as other:
-        pairs = zip(map(one.read, range(items)), map(other.read, range(len(other))), strict=False)
-        if len(one) != len(other) or any(a != b for a, b in islice(pairs, items)):
+def _check_equal(first: Path, second: Path, items: int) -> None:
+    with open_source(first) as source, open_source(second) as copy:
+        pairs = zip(map(source.read, range(items)), map(copy.read, range(len(copy))), strict=False)
+        if len(source) != len(copy) or any(a != b for a, b in islice(pairs, items)):
             raise StoreError(f"{second} and {first} hold different patches; give a store and its folder")

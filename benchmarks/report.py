@@ -1,9 +1,4 @@
-"""Report of a benchmark: a table on the terminal, and JSON with the machine, the versions and every round.
-
-Interleaved rounds: every contender runs once a round, so that other load on the machine affects all alike.
-
-Bar chart of a comparison: medians and ranges of the ratios, and the reference as a line at 1.
-"""
+"""Report of a benchmark: interleaved rounds, their comparison, and its output as tables, JSON and a bar chart."""
 
 from __future__ import annotations
 
@@ -28,6 +23,15 @@ from dlas_store.processes import available_cores
 
 T = TypeVar("T")
 
+_PACKAGES = ("dlas-store", "lmdb", "numpy", "opencv-python-headless", "Pillow", "simplejpeg", "torch")
+"""Distributions whose versions are written to the JSON report."""
+
+_CHART_WIDTH = 9.0
+_CHART_DPI = 200
+"""Resolution of the chart: 1,800 pixels wide, so that the chart is sharp if shown 900 pixels wide."""
+
+_HIGHLIGHT_COLOUR, _BAR_COLOUR, _LINE_COLOUR = "#1f6feb", "#b6bec9", "#333333"
+
 
 class Summary(NamedTuple):
     """Summary of one contender's rounds.
@@ -36,7 +40,7 @@ class Summary(NamedTuple):
         median: median of the rounds.
         low: lowest round.
         high: highest round.
-        relative: median of the ratios to the reference in the same round, or of the differences from it.
+        relative: median of the ratios to the reference in the same round, or of the differences from the reference.
     """
 
     median: float
@@ -52,9 +56,9 @@ class Comparison:
     Attributes:
         title: name of the measured quantity.
         unit: unit of the values.
-        reference: the contender that the others are compared with.
+        reference: the contender that all contenders are compared with.
         rounds: contender -> one value a round.
-        relation: whether ratios to the reference or differences from it are compared.
+        relation: ratios to the reference, or differences from the reference.
     """
 
     title: str
@@ -79,8 +83,27 @@ class Comparison:
         return [value / reference for value, reference in pairs]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Results of a benchmark.
+
+    Attributes:
+        subject: description of the measured data, one line.
+        comparisons: comparisons, each shown as a table.
+        figures: further numbers by name, which is a JSON key.
+        notes: remarks, one line each.
+    """
+
+    subject: str
+    comparisons: Sequence[Comparison]
+    figures: Mapping[str, float] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+
 def run_rounds(contenders: Mapping[str, Callable[[], T]], *, rounds: int) -> dict[str, list[T]]:
-    """Run every contender once a round; each round starts with the next contender.
+    """Run every contender once a round, so that other load on the machine affects all contenders alike.
+
+    Each round starts with the next contender.
 
     Returns:
         Contender -> its return values, one a round.
@@ -96,26 +119,6 @@ def run_rounds(contenders: Mapping[str, Callable[[], T]], *, rounds: int) -> dic
                 results[name].append(contenders[name]())
                 bar.update()
     return results
-
-
-_PACKAGES = ("dlas-store", "lmdb", "numpy", "opencv-python-headless", "Pillow", "simplejpeg", "torch")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """Results of a benchmark.
-
-    Attributes:
-        subject: description of the measured data, one line.
-        comparisons: comparisons, each shown as a table.
-        figures: further numbers by name; the name is a JSON key.
-        notes: remarks, a line each.
-    """
-
-    subject: str
-    comparisons: Sequence[Comparison]
-    figures: Mapping[str, float] = field(default_factory=dict)
-    notes: Sequence[str] = ()
 
 
 def print_report(report: Report) -> None:
@@ -135,20 +138,74 @@ def print_report(report: Report) -> None:
 
 
 def write_json(path: str | Path, report: Report, options: argparse.Namespace) -> None:
-    """Write a report as JSON, with the machine, the versions and the options that are needed to judge or repeat it."""
-    chosen = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
+    """Write a report as JSON, with the machine, the versions and the options: all that is needed to repeat it."""
+    json_options = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
     content = {
-        "benchmark": chosen.pop("benchmark"),
+        "benchmark": json_options.pop("benchmark"),
         "subject": report.subject,
         "machine": _machine(),
         "versions": {"python": platform.python_version()} | {package: version(package) for package in _PACKAGES},
         "calls_libjpeg": find_libjpeg() is not None,
-        "options": chosen,
+        "options": json_options,
         "comparisons": [_as_dict(comparison) for comparison in report.comparisons],
         "figures": dict(report.figures),
         "notes": list(report.notes),
     }
     Path(path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def require_matplotlib() -> None:
+    """Check that matplotlib is installed.
+
+    Raises:
+        StoreError: matplotlib is not installed.
+    """
+    if find_spec("matplotlib") is None:
+        raise StoreError("a chart needs matplotlib, which is not installed; run: pip install 'dlas-store[plot]'")
+
+
+def write_chart(path: Path, comparison: Comparison, *, subject: str, highlighted: Collection[str]) -> None:
+    """Draw a bar chart: medians and ranges of the contenders' ratios to the reference, which is a line at 1.
+
+    Args:
+        path: the PNG file to write.
+        comparison: the contenders' rounds.
+        subject: text about the measurement, written below the chart.
+        highlighted: names of contenders whose bars are highlighted.
+
+    Raises:
+        StoreError: matplotlib is not installed.
+    """
+    require_matplotlib()
+    from matplotlib.figure import Figure  # noqa: PLC0415 - optional, and slow to load
+
+    ratios = {name: comparison.ratios(name) for name in comparison.rounds if name != comparison.reference}
+    names = sorted(ratios, key=lambda name: comparison.summary(name).relative)
+    medians = [comparison.summary(name).relative for name in names]
+    spread = [
+        [median - min(ratios[name]) for name, median in zip(names, medians, strict=True)],
+        [max(ratios[name]) - median for name, median in zip(names, medians, strict=True)],
+    ]
+    figure = Figure(figsize=(_CHART_WIDTH, 1.9 + 0.42 * len(names)), dpi=_CHART_DPI, layout="constrained")
+    axes = figure.subplots()
+    colours = [_HIGHLIGHT_COLOUR if name in highlighted else _BAR_COLOUR for name in names]
+    axes.barh(names, medians, color=colours, height=0.68)
+    axes.errorbar(medians, range(len(names)), xerr=spread, fmt="none", ecolor=_LINE_COLOUR, elinewidth=1.2, capsize=3)
+    for row, name in enumerate(names):
+        colour = "white" if name in highlighted else _LINE_COLOUR
+        axes.text(0.012, row, f"{medians[row]:.2f}", va="center", fontsize=13, fontweight="bold", color=colour)
+    axes.axvline(1, color=_LINE_COLOUR, linewidth=1.5, linestyle="--")
+    axes.text(0.99, len(names) - 0.45, comparison.reference, ha="right", va="bottom", fontsize=12, color=_LINE_COLOUR)
+    axes.set_xlim(0, 1.04 * max(1, *map(max, ratios.values())))
+    axes.set_ylim(-0.6, len(names) + 0.1)
+    axes.tick_params(axis="both", labelsize=12)
+    axes.tick_params(axis="y", length=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    rounds = len(comparison.rounds[comparison.reference])
+    axes.set_xlabel(f"ratio to the line, median and range of {rounds} rounds", fontsize=12)
+    caption = textwrap.wrap(f"{comparison.title}. {subject}", 120)
+    figure.supxlabel("\n".join(caption), fontsize=9, color="#666666")
+    figure.savefig(path)
 
 
 def _table(comparison: Comparison) -> Iterator[str]:
@@ -202,64 +259,3 @@ def _cpu_model() -> str:
         return platform.processor()
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.processor())
-
-
-_WIDTH = 9.0
-_DPI = 200
-"""Makes the chart 1,800 pixels wide, so that it is sharp where it is shown 900 pixels wide."""
-
-_OURS, _OTHERS, _LINE = "#1f6feb", "#b6bec9", "#333333"
-
-
-def require_matplotlib() -> None:
-    """Check that matplotlib is installed.
-
-    Raises:
-        StoreError: matplotlib is not installed.
-    """
-    if find_spec("matplotlib") is None:
-        raise StoreError("a chart needs matplotlib, which is not installed; run: pip install 'dlas-store[plot]'")
-
-
-def write_chart(path: Path, comparison: Comparison, *, subject: str, highlighted: Collection[str]) -> None:
-    """Draw the ratios of contenders to the reference of the same round.
-
-    Args:
-        path: the PNG file to write.
-        comparison: the contenders' rounds; the reference becomes the line.
-        subject: text about the measurement, written below the chart.
-        highlighted: names of contenders whose bars get another colour.
-
-    Raises:
-        StoreError: matplotlib is not installed.
-    """
-    require_matplotlib()
-    from matplotlib.figure import Figure  # noqa: PLC0415 - optional, and slow to load
-
-    ratios = {name: comparison.ratios(name) for name in comparison.rounds if name != comparison.reference}
-    names = sorted(ratios, key=lambda name: comparison.summary(name).relative)
-    medians = [comparison.summary(name).relative for name in names]
-    spread = [
-        [median - min(ratios[name]) for name, median in zip(names, medians, strict=True)],
-        [max(ratios[name]) - median for name, median in zip(names, medians, strict=True)],
-    ]
-    figure = Figure(figsize=(_WIDTH, 1.9 + 0.42 * len(names)), dpi=_DPI, layout="constrained")
-    axes = figure.subplots()
-    colours = [_OURS if name in highlighted else _OTHERS for name in names]
-    axes.barh(names, medians, color=colours, height=0.68)
-    axes.errorbar(medians, range(len(names)), xerr=spread, fmt="none", ecolor=_LINE, elinewidth=1.2, capsize=3)
-    for place, name in enumerate(names):
-        colour = "white" if name in highlighted else _LINE
-        axes.text(0.012, place, f"{medians[place]:.2f}", va="center", fontsize=13, fontweight="bold", color=colour)
-    axes.axvline(1, color=_LINE, linewidth=1.5, linestyle="--")
-    axes.text(0.99, len(names) - 0.45, comparison.reference, ha="right", va="bottom", fontsize=12, color=_LINE)
-    axes.set_xlim(0, 1.04 * max(1, *map(max, ratios.values())))
-    axes.set_ylim(-0.6, len(names) + 0.1)
-    axes.tick_params(axis="both", labelsize=12)
-    axes.tick_params(axis="y", length=0)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    rounds = len(comparison.rounds[comparison.reference])
-    axes.set_xlabel(f"ratio to the line, median and range of {rounds} rounds", fontsize=12)
-    caption = textwrap.wrap(f"{comparison.title}. {subject}", 120)
-    figure.supxlabel("\n".join(caption), fontsize=9, color="#666666")
-    figure.savefig(path)

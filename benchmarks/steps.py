@@ -1,4 +1,4 @@
-"""Items a second of decoding alone and with more and more parts of the threads loader, to show where its time goes."""
+"""Items a second of decoding alone and with more and more parts of the threads loader, to find the slow parts."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> Report:
-    """Measure the steps, all in this process."""
-    from benchmarks.loader_steps import loader_steps  # noqa: PLC0415 - torch is slow to load, and other subjects do not need it
+    """Measure all steps in this process."""
+    from benchmarks.loader_steps import loader_steps  # noqa: PLC0415 - it loads torch, which is slow and which other subjects do not need
 
     with tempfile.TemporaryDirectory(prefix="dlas-benchmark-", dir=options.scratch) as name:
         folder, store = Path(name, "folder"), Path(name, "store.lmdb")
@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> Report:
         reading = Reading.plan("pixels", store=store, folder=None, patches=options.patches, batch=None)
         with open_source(store) as source:
             steps = loader_steps(reading, source)
-            for step in steps.values():  # warm up whatever stays from pass to pass
+            for step in steps.values():  # fill caches that last from run to run
                 step()
             rounds = run_rounds(
                 {title: partial(_rate, step, reading) for title, step in steps.items()}, rounds=options.rounds

@@ -1,7 +1,4 @@
-"""Processor time and memory of processes, read from /proc (Linux).
-
-Page cache of Linux: drop files from it, as if they had not been read since the machine started.
-"""
+"""Processor time and memory of processes, and files in the page cache, as Linux reports them."""
 
 from __future__ import annotations
 
@@ -17,11 +14,15 @@ from dlas_store import StoreError
 
 _SAMPLE_SECONDS = 0.02
 
+_MAX_KEPT_SHARE = 0.01
+"""Maximum share of pages that may stay in the page cache: the system may keep a page that is in use."""
+
 
 def cpu_seconds_below(pid: int) -> float:
-    """Return the processor time of all descendants of a process, including those that have ended.
+    """Return the processor time of all descendants of a process, including descendants that have ended, in seconds.
 
-    The system counts it in steps of 10 ms. The process itself measures its own time exactly by time.process_time().
+    The system counts processor time in steps of 10 ms. The process itself can measure its own time exactly by
+    time.process_time().
     """
     table = _processes()
     own, *descendants = (table[process] for process in _tree(pid, table))
@@ -32,14 +33,14 @@ def cpu_seconds_below(pid: int) -> float:
 def memory_bytes(pid: int) -> int:
     """Return the memory of a process and its descendants that no file backs, in bytes.
 
-    Memory that several of them share counts once. Mapped files do not count: they are page cache, which the system
-    takes back when it needs memory, whichever process has read the file.
+    Memory that several of these processes share counts once. Mapped files do not count: they are page cache, which the
+    system takes back when memory runs short.
     """
     return sum(_unbacked_bytes(process) for process in _tree(pid, _processes()))
 
 
 def private_dirty_bytes(pid: int | str = "self") -> int:
-    """Return the memory that a process shares with no other and that no file backs, in bytes."""
+    """Return the memory that a process shares with no other process and that no file backs, in bytes."""
     return _rollup(pid)["Private_Dirty"]
 
 
@@ -56,9 +57,9 @@ class PeakMemory:
 
 @contextmanager
 def watch_memory(pid: int) -> Iterator[PeakMemory]:
-    """Sample the memory of a process tree, every 20 ms and at both ends.
+    """Sample the memory of a process tree every 20 ms, at the start and at the end.
 
-    A sample stops the process while the system looks at its memory, so do not time a pass meanwhile.
+    A sample stops the process while the system reads the process's memory map, so do not time a run meanwhile.
     """
     peak = PeakMemory()
     done = threading.Event()
@@ -81,11 +82,55 @@ def watch_memory(pid: int) -> Iterator[PeakMemory]:
     sample()
 
 
+def drop_from_page_cache(paths: Iterable[Path]) -> None:
+    """Drop files, and all files below folders, from the page cache. No process may have one of the files mapped.
+
+    The system's cache of folders and names stays, since only an administrator can drop that cache. It helps contenders
+    that open many files.
+
+    Raises:
+        StoreError: pages stay in the page cache, as they do in a file system in memory.
+    """
+    files = [file for path in paths for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file()]
+    os.sync()  # the system cannot drop a page that is not on the disk yet
+    pages = cached_pages = 0
+    for path in files:
+        file = os.open(path, os.O_RDONLY)
+        try:
+            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+            in_cache = page_residency(file)
+            pages += len(in_cache)
+            cached_pages += sum(in_cache)
+        finally:
+            os.close(file)
+    if cached_pages > pages * _MAX_KEPT_SHARE:
+        raise StoreError(
+            f"{cached_pages:,} of {pages:,} pages stay in the page cache, as in a file system in memory; "
+            "give --scratch, or data, on a disk"
+        )
+
+
+def page_residency(file: int) -> bytes:
+    """Return a byte for each page of an open file: 1 if the page is in the page cache. The call reads no page."""
+    size = os.fstat(file).st_size
+    if not size:
+        return b""
+    pages = (ctypes.c_ubyte * -(-size // mmap.PAGESIZE))()
+    with mmap.mmap(file, size, flags=mmap.MAP_PRIVATE) as mapped:
+        start = ctypes.c_char.from_buffer(mapped)
+        libc = ctypes.CDLL(None, use_errno=True)
+        failed = libc.mincore(ctypes.byref(start), ctypes.c_size_t(size), pages)
+        del start  # the map cannot be closed while an object refers to its memory
+    if failed:
+        raise OSError(ctypes.get_errno(), "mincore failed")
+    return bytes(page & 1 for page in pages)
+
+
 class _Process:
-    """A line of the process table: parent, own ticks, and ticks of children that have ended."""
+    """Entry of the process table: parent, own ticks, and ticks of children that have ended."""
 
     def __init__(self, stat: str) -> None:
-        # The name, in brackets, may hold any character, so count fields after it (proc(5)).
+        # The name, in brackets, may contain any character, so count the fields after the name (proc(5)).
         fields = stat.rpartition(")")[2].split()
         self.parent = int(fields[1])
         self.ticks = int(fields[11]) + int(fields[12])
@@ -108,7 +153,7 @@ def _tree(pid: int, table: dict[int, _Process]) -> list[int]:
     for process, line in table.items():
         children.setdefault(line.parent, []).append(process)
     tree = [pid]
-    for process in tree:  # grows while it is walked
+    for process in tree:  # the loop itself appends to the list
         tree += children.get(process, [])
     return [process for process in tree if process in table]
 
@@ -124,51 +169,3 @@ def _unbacked_bytes(pid: int) -> int:
 def _rollup(pid: int | str) -> dict[str, int]:
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()[1:]
     return {name.rstrip(":"): int(kilobytes) * 1024 for name, kilobytes, _ in map(str.split, lines)}
-
-
-_MOST_KEPT = 0.01
-"""Largest share of pages that may stay: the system need not drop a page that it is busy with."""
-
-
-def drop(roots: Iterable[Path]) -> None:
-    """Drop all files below some folders from the page cache. No process may have one of the files mapped.
-
-    The system's cache of folders and names stays, since only an administrator can drop it; it helps contenders that
-    open many files.
-
-    Raises:
-        StoreError: pages stay in the cache, as in a file system that lies in memory.
-    """
-    files = [path for root in roots for path in (root.rglob("*") if root.is_dir() else [root]) if path.is_file()]
-    os.sync()  # a page that is not on the disk yet cannot be dropped
-    pages = cached_pages = 0
-    for path in files:
-        file = os.open(path, os.O_RDONLY)
-        try:
-            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
-            in_cache = resident(file)
-            pages += len(in_cache)
-            cached_pages += sum(in_cache)
-        finally:
-            os.close(file)
-    if cached_pages > pages * _MOST_KEPT:
-        raise StoreError(
-            f"{cached_pages:,} of {pages:,} pages stay in the page cache, as in a file system that lies in memory; "
-            "give --scratch, or data, on a disk"
-        )
-
-
-def resident(file: int) -> bytes:
-    """Return a byte for each page of a file, 1 if the page is in the page cache; the call brings no page there."""
-    size = os.fstat(file).st_size
-    if not size:
-        return b""
-    pages = (ctypes.c_ubyte * -(-size // mmap.PAGESIZE))()
-    with mmap.mmap(file, size, flags=mmap.MAP_PRIVATE) as mapped:
-        start = ctypes.c_char.from_buffer(mapped)
-        libc = ctypes.CDLL(None, use_errno=True)
-        failed = libc.mincore(ctypes.byref(start), ctypes.c_size_t(size), pages)
-        del start  # the map cannot be closed while this refers to it
-    if failed:
-        raise OSError(ctypes.get_errno(), "mincore failed")
-    return bytes(page & 1 for page in pages)

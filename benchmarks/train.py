@@ -1,7 +1,4 @@
-"""Steps a second of a training loop, with batches in memory, from threads and from worker processes.
-
-Settings of a measured training loop.
-"""
+"""Steps a second of a training loop, with batches in memory, from threads and from worker processes."""
 
 from __future__ import annotations
 
@@ -15,26 +12,33 @@ from typing import Any
 
 from benchmarks.data import write_mode_data
 from benchmarks.modes import dataset_options
-from benchmarks.options import add_picture_options, add_scratch_option, at_least_one
+from benchmarks.options import add_picture_options, add_scratch_option
 from benchmarks.process import ContenderProcess, Run
 from benchmarks.report import Comparison, Report, run_rounds
 from dlas_store import StoreError, open_source
+from dlas_store.cli.text import positive
 from dlas_store.images.decode import image_size
 from dlas_store.processes import available_cores
+
+IN_MEMORY = "batches in memory"
+
+_LIGHT, _HEAVY = 4, 16
+_THREADS = (1, 2, 3)
+_WORKERS = (1, 2, 4)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """Settings of data, loader and network, as plain values, which can be sent to another process.
+    """Settings of a training loop, as plain values that can be sent to another process.
 
     Attributes:
         options: options of dataset and loader.
         in_memory: whether the loop repeats a few batches from memory; no loader can be faster.
-        width: channels of the network.
-        blocks: residual blocks of the network.
-        steps: steps a pass.
+        width: number of channels of the network.
+        blocks: number of residual blocks of the network.
+        steps: steps a run.
         device: device that the network is trained on.
-        torch_threads: PyTorch's threads in the loop's process; None leaves PyTorch its own choice.
+        torch_threads: number of PyTorch's threads in the loop's process; None leaves PyTorch its own choice.
     """
 
     options: dict[str, Any]
@@ -46,39 +50,46 @@ class Training:
     torch_threads: int | None
 
 
-IN_MEMORY = "batches in memory"
-
-_LIGHT, _HEAVY = 4, 16
-_THREADS = (1, 2, 3)
-_WORKERS = (1, 2, 4)
-
-
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this subject."""
     add_picture_options(parser, patches=960)
     parser.add_argument("--store", type=Path, help="train from this chunked store instead of synthetic patches")
-    parser.add_argument("--batch", type=at_least_one, default=16, help="items a batch (default: 16)")
+    parser.add_argument("--batch", type=positive, default=16, help="items a batch (default: 16)")
     parser.add_argument(
         "--steps",
-        type=at_least_one,
+        type=positive,
         default=100,
         help="steps a round, in one epoch or several (default: 100)",
     )
     parser.add_argument(
         "--width",
-        type=at_least_one,
+        type=positive,
         nargs="+",
         default=[_LIGHT, _HEAVY],
         metavar="N",
-        help=f"channels of the network, one table each (default: {_LIGHT} {_HEAVY}, a light and a heavy one)",
+        help=f"channels of the network, one table each (default: {_LIGHT} {_HEAVY}, a light and a heavy network)",
     )
-    parser.add_argument("--blocks", type=at_least_one, default=4, help="residual blocks (default: 4)")
-    parser.add_argument("--threads", type=at_least_one, nargs="+", default=_THREADS, metavar="N", help="n_threads")
-    parser.add_argument("--workers", type=at_least_one, nargs="+", default=_WORKERS, metavar="N", help="n_workers")
+    parser.add_argument("--blocks", type=positive, default=4, help="residual blocks (default: 4)")
+    parser.add_argument(
+        "--threads",
+        type=positive,
+        nargs="+",
+        default=_THREADS,
+        metavar="N",
+        help="n_threads (default: 1 2 3)",
+    )
+    parser.add_argument(
+        "--workers",
+        type=positive,
+        nargs="+",
+        default=_WORKERS,
+        metavar="N",
+        help="n_workers (default: 1 2 4)",
+    )
     parser.add_argument("--device", default="cpu", help="device to train on (default: cpu)")
     parser.add_argument(
         "--torch-threads",
-        type=at_least_one,
+        type=positive,
         metavar="N",
         help="number of PyTorch's own threads (default: PyTorch's choice)",
     )
@@ -129,7 +140,7 @@ def run(options: argparse.Namespace) -> Report:
 
 
 def _contenders(options: argparse.Namespace, dataset: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the options of each contender; the first has its batches in memory."""
+    """Return the options of each contender; the first contender has its batches in memory."""
     opt = dataset | {"batch_size": options.batch}
     contenders = {IN_MEMORY: opt | {"loader": "threads"}}
     for threads in options.threads:
@@ -162,12 +173,12 @@ def _start(options: argparse.Namespace, name: str, opt: dict[str, Any], width: i
         device=options.device,
         torch_threads=options.torch_threads,
     )
-    return ContenderProcess(name, module="train_contenders", spec=asdict(training))
+    return ContenderProcess(name, module="contender_training", spec=asdict(training))
 
 
 def _describe(name: str) -> str:
     """Check that a device exists and return the name of its GPU, or "no GPU"."""
-    import torch  # noqa: PLC0415 - slow to load, and other subjects do not need it
+    import torch  # noqa: PLC0415 - torch is slow to load, and other subjects do not need it
 
     try:
         device = torch.device(name)
@@ -176,5 +187,5 @@ def _describe(name: str) -> str:
     if device.type != "cuda":
         return "no GPU"
     if not torch.cuda.is_available():
-        raise StoreError(f"PyTorch finds no GPU for --device {name}; leave it out")
+        raise StoreError(f"PyTorch finds no GPU for --device {name}; leave out --device")
     return torch.cuda.get_device_name(device)

@@ -194,7 +194,7 @@ def _usable_index(store: Path, shards: Sequence[Shard], summary: SalvageSummary)
         return None
     counts = Counter(shard.header.store_id for shard in shards)
     if shards and counts[index.store_id] < max(counts.values()):
-        summary.warnings.append(f"the index is not used: {index.place}: is that of another store")
+        summary.warnings.append(f"the index is not used: {index.path}: is that of another store")
         return None
     for table in index.tables:
         summary.warnings += table.damaged_blocks()
@@ -219,7 +219,7 @@ def _files_of_index(
         shard = shard_of_id.get(entry.shard_id)
         ids = range(entry.first_image_id, entry.first_image_id + entry.images)
         if shard is not None or name in damaged:
-            yield _DamagedFile(store / name if shard is None else shard.path, index.place, entry.number, ids)
+            yield _DamagedFile(store / name if shard is None else shard.path, index.path, entry.number, ids)
         else:
             problem = "is another shard" if (store / name).exists() else "is missing"
             summary.lost.append(LostImage(name, "", f"{problem}: {entry.images:,} images, {entry.patches:,} patches"))

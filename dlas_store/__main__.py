@@ -1,4 +1,4 @@
-"""``python -m dlas_store`` is ``dlas-store``."""
+"""Entry point of ``python -m dlas_store``, which is the command ``dlas-store``."""
 
 import sys
 

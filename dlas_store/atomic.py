@@ -1,4 +1,4 @@
-"""Atomic publication of files and folders: staging beside the target, a lock, syncs, and a durable rename."""
+"""Atomic publication of files and folders: a staging directory with a lock, syncs, and a durable rename."""
 
 from __future__ import annotations
 
@@ -15,37 +15,42 @@ from typing import IO, Any, Self
 from dlas_store.errors import BusyError, StoreError, TargetExistsError, WriteError, write_errors
 
 CONTENT = "tree"
-"""Folder in a staging directory that becomes an image folder; it gets the final name, so where it is gone all is done.
-"""
+"""Folder in a staging directory that becomes an image folder. Publication renames it, so a staging directory without
+it is published."""
 
 LOCK_FILE = "lock"
 PLAN_FILE = "plan.json"
 _LOCK_PATIENCE_SECONDS = 2.0
-"""Workers of a killed import hold its lock until they notice; that takes milliseconds."""
+"""Time to wait for a lock. Workers of a killed import hold the lock until they exit, some milliseconds later."""
 
 
 class StagingDirectory:
-    """The folder ``NAME.partial`` in which a new store or exported folder grows, for one process at a time.
+    """The folder ``NAME.partial`` in which a new store or exported folder is built, by one process at a time.
 
-    The lock dies with its process. The content stays when the process ends early: the next one goes on.
+    The system releases the lock when the process ends. Content of a process that ended early stays for its rerun.
+
+    Attributes:
+        target: path that the folder gets when it is published.
+        path: path of the staging directory.
     """
 
     def __init__(self, target: Path) -> None:
-        """Create or take over the folder.
+        """Create the folder, or open one that an interrupted run left, and take its lock.
 
         Args:
-            target: what the folder will be renamed to.
+            target: path that the folder gets when it is published.
 
         Raises:
-            BusyError: another process has it.
-            WriteError: it cannot be created.
+            BusyError: another process holds the lock.
+            WriteError: the folder cannot be created.
         """
         self.target = target
         self.path = staging_path(target)
         with write_errors(self.path):
             self._lock = _take_lock(self.path / LOCK_FILE)
             try:
-                # Shards of an append that move into the store must not outlive the plan by which a rerun finds them.
+                # An append renames shards from this folder into the store, and a rerun finds them by the plan in this
+                # folder. So a power loss must not undo the creation of the folder after such a rename.
                 sync_folder(self.path.parent)
             except OSError:
                 self.close()
@@ -53,16 +58,16 @@ class StagingDirectory:
 
     @classmethod
     def recover(cls, target: Path, is_published: Callable[[Path], bool] | None = None) -> None:
-        """Remove the staging directory that a run left, if it was killed after it had published all of it.
+        """Remove the staging directory of a run that was killed after it had published all content.
 
         Args:
-            target: what that run wrote.
-            is_published: called with the staging directory, once it is locked; tells whether all that was in it is
-                published. None: its CONTENT is gone.
+            target: path that the run published.
+            is_published: predicate, called with the locked staging directory, that says whether all its content is
+                published. None asks whether CONTENT is gone.
 
         Raises:
-            BusyError: another process has the directory.
-            WriteError: the disk refused it.
+            BusyError: another process holds the lock.
+            WriteError: the disk refused the removal.
         """
         if not staging_path(target).is_dir():
             return
@@ -90,13 +95,14 @@ class StagingDirectory:
             )
 
     def publish(self, content: Path | None = None) -> None:
-        """Give the folder, or one in it, the name it was made for, durably.
+        """Rename the staging directory, or a folder in it, to the target, durably.
 
         Args:
-            content: the folder to rename; the rest is removed. None takes the whole.
+            content: folder to rename; the rest of the staging directory is removed. None renames the staging directory.
 
         Raises:
-            TargetExistsError: something of that name appeared meanwhile.
+            TargetExistsError: the target appeared meanwhile.
+            WriteError: the disk refused a write.
         """
         if self.target.exists():
             raise TargetExistsError(f"{self.target}: appeared meanwhile; move it away and run the same command again")
@@ -105,24 +111,25 @@ class StagingDirectory:
             (content or self.path).rename(self.target)
             _sync_folders_above(self.target)
             if content is None:
-                # Not before: who waits for the lock would make a new one, and leave it in what is published.
+                # Removed after the rename: a process that waits for the lock would otherwise create a new lock file in
+                # the folder that is about to be published.
                 (self.target / LOCK_FILE).unlink(missing_ok=True)
                 sync_folder(self.target)
         if content is not None:
             self.remove()
 
     def remove(self) -> None:
-        """Remove the folder with all that is in it.
+        """Remove the folder with all its content.
 
         Raises:
-            WriteError: the disk refused it.
+            WriteError: the disk refused the removal.
         """
         with write_errors(self.path):
             shutil.rmtree(self.path)
 
     def close(self) -> None:
-        """Let go of the lock; keep the folder if there is work in it."""
-        # One that cannot be removed is taken over by the next; what went wrong before must not be hidden by it.
+        """Release the lock, and remove the folder if it holds nothing but the lock file."""
+        # A failed removal must not hide an earlier error. The next process opens the folder that stays.
         with suppress(OSError):
             if _is_file(self.path / LOCK_FILE, self._lock) and len(list(self.path.iterdir())) == 1:
                 self.remove()
@@ -135,60 +142,31 @@ class StagingDirectory:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Let go of the lock."""
+        """Release the lock."""
         self.close()
 
 
 def staging_path(target: Path) -> Path:
-    """Return the place of a target's staging directory."""
+    """Return the path of a target's staging directory."""
     return target.with_name(target.name + ".partial")
 
 
-def _has_no_content(staging: Path) -> bool:
-    return not (staging / CONTENT).exists()
-
-
-def _take_lock(path: Path) -> IO[bytes]:
-    import fcntl  # noqa: PLC0415 - reading must work where there is none
-
-    end = time.monotonic() + _LOCK_PATIENCE_SECONDS
-    while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("ab")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            if time.monotonic() > end:
-                raise BusyError(f"{path.parent}: another process is writing there; wait for it to end") from None
-            time.sleep(0.05)
-            continue
-        # The holder before us may have removed the file that we now hold the lock of.
-        if _is_file(path, file):
-            return file
-        file.close()
-
-
-def _is_file(path: Path, file: IO[bytes]) -> bool:
-    """Return whether an open file still is the one of that name."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
-    except FileNotFoundError:
-        return False
-
-
 def publish_file(temporary: Path, final: Path) -> None:
-    """Rename a synced file into its place, durably; what was there is replaced in one step."""
+    """Rename a synced file to its final path, durably. A file that is already there is replaced atomically.
+
+    Raises:
+        WriteError: the disk refused the rename.
+    """
     with write_errors(final):
         temporary.replace(final)
         sync_folder(final.parent)
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write a small file so that it is there whole or not at all.
+    """Write a small file atomically and durably.
 
     Raises:
-        WriteError: the disk refused it.
+        WriteError: the disk refused a write.
     """
     temporary = path.with_name(path.name + ".tmp")
     with write_errors(path), temporary.open("wb") as file:
@@ -199,10 +177,10 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a report that people read, too, so that it is there whole or not at all.
+    """Write a JSON report, indented for people, atomically and durably.
 
     Raises:
-        WriteError: the disk refused it.
+        WriteError: the disk refused a write.
     """
     write_file(path, json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
 
@@ -210,7 +188,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def sync_folder(path: Path) -> None:
     """Make renames in a folder durable."""
     if os.name == "nt":
-        return  # Windows cannot open folders; its renames are journalled
+        return  # Windows cannot open folders, and it journals renames
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -218,36 +196,25 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def _sync_folders_above(path: Path) -> None:
-    """Make a name durable, and those of the folders above it: of a path just made, none is before."""
-    sync_folder(path.parent)
-    device = path.parent.stat().st_dev
-    with suppress(PermissionError):  # one that we may not open, we did not make
-        for folder in path.absolute().parent.parents:
-            if folder.stat().st_dev != device:
-                return
-            sync_folder(folder)
-
-
 def remove_file(path: Path) -> None:
-    """Remove a file, if there is one.
+    """Remove a file if it exists.
 
     Raises:
-        WriteError: the disk refused it.
+        WriteError: the disk refused the removal.
     """
     with write_errors(path):
         path.unlink(missing_ok=True)
 
 
 def check_free_space(folder: Path, needed: int) -> None:
-    """Check that a file system has room.
+    """Check that a file system has enough free space.
 
     Args:
-        folder: a folder on it, or the place of one that is not there yet.
-        needed: bytes.
+        folder: folder on the file system, which need not exist yet.
+        needed: required space in bytes.
 
     Raises:
-        WriteError: there is less room than needed.
+        WriteError: less space is free.
     """
     while not folder.exists():
         folder = folder.parent
@@ -256,3 +223,48 @@ def check_free_space(folder: Path, needed: int) -> None:
         raise WriteError(
             f"{folder}: {needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB free; make room or choose another disk"
         )
+
+
+def _has_no_content(staging: Path) -> bool:
+    return not (staging / CONTENT).exists()
+
+
+def _take_lock(path: Path) -> IO[bytes]:
+    """Create a lock file and its folder, and return the file, locked."""
+    import fcntl  # noqa: PLC0415 - Windows has no fcntl, and reading must work there
+
+    deadline = time.monotonic() + _LOCK_PATIENCE_SECONDS
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("ab")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            if time.monotonic() > deadline:
+                raise BusyError(f"{path.parent}: another process is writing there; wait for it to end") from None
+            time.sleep(0.05)
+            continue
+        # The previous holder may have removed the lock file. A lock on a removed file excludes nobody, so try again.
+        if _is_file(path, file):
+            return file
+        file.close()
+
+
+def _is_file(path: Path, file: IO[bytes]) -> bool:
+    """Return whether a path still is that of an open file."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+def _sync_folders_above(path: Path) -> None:
+    """Sync all folders above a path, because any of them may be new; this makes the path durable."""
+    sync_folder(path.parent)
+    device = path.parent.stat().st_dev
+    with suppress(PermissionError):  # this process did not create a folder that it may not open
+        for folder in path.absolute().parent.parents:
+            if folder.stat().st_dev != device:
+                return
+            sync_folder(folder)

@@ -1,4 +1,4 @@
-"""A DL-Art-School config: its YAML file, and options read from it, each checked and named in its error."""
+"""DL-Art-School configs: the YAML file, and options that are read one by one, checked, and named in errors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,16 @@ from dlas_store.errors import ConfigError
 __all__ = ["ConfigOptions", "OptionWarning", "load_config", "load_mapping"]
 
 DATA_KEYS = ("paths", "path", "dataroot", "dataroot_GT", "dataroot_LQ")
-"""Options of a dataset whose value is a path to its data, or a list of paths."""
+"""Options of a dataset that hold a path to its data, or a list of paths."""
+
+LOADER_KEYS = frozenset({
+    "batch_size", "device", "drop_last", "loader", "n_threads", "n_workers", "pin_memory", "seed", "shuffle_window",
+    "start_method", "uneven_ranks",
+})  # fmt: skip
+"""Options that create_dataloader reads."""
+
+PASSIVE_KEYS = frozenset({"name", "mode", "phase", "scale", "data_type", "use_shuffle", "needs_collate"})
+"""Options that DL-Art-School keeps beside a dataset's own options; a dataset may ignore them."""
 
 
 def load_config(path: str | Path) -> dict[str, Any]:
@@ -28,8 +37,8 @@ def load_config(path: str | Path) -> dict[str, Any]:
         path: a YAML file with one mapping a dataset under ``datasets``.
 
     Returns:
-        All options in the file. Each dataset gets a ``phase``, its key up to the first ``_`` (``val`` for
-        ``val_set14``). ``~`` is expanded in the values of DATA_KEYS, also in a dataset within a dataset.
+        All options in the file. Each dataset gets an option ``phase``, its key up to the first ``_`` (``val`` for
+        ``val_set14``). ``~`` is expanded in the options DATA_KEYS, also of a dataset within a dataset.
 
     Raises:
         ConfigError: the file cannot be read, is no YAML, or has no datasets.
@@ -57,92 +66,41 @@ def load_mapping(path: str | Path) -> dict[str, Any]:
     return config
 
 
-def _parse(path: Path) -> Any:
-    try:
-        return yaml.safe_load(path.read_bytes())
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError(f"{path}{line}: not valid YAML ({error.problem or error.context})") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
-
-
-def _with_home_expanded(dataset: Mapping[str, Any]) -> dict[str, Any]:
-    options = dict(dataset)
-    for key, value in dataset.items():
-        if isinstance(value, dict):
-            options[key] = _with_home_expanded(value)
-        elif key in DATA_KEYS:
-            options[key] = [_expand(item) for item in value] if isinstance(value, list) else _expand(value)
-    return options
-
-
-def _expand(value: Any) -> Any:
-    return str(Path(value).expanduser()) if isinstance(value, str) and value.startswith("~") else value
-
-
-def _kind(value: object) -> str:
-    return "nothing" if value is None else f"{type(value).__name__} {value!r}"
-
-
-LOADER_KEYS = frozenset(
-    {
-        "batch_size",
-        "device",
-        "drop_last",
-        "loader",
-        "n_threads",
-        "n_workers",
-        "pin_memory",
-        "seed",
-        "shuffle_window",
-        "start_method",
-        "uneven_ranks",
-    }
-)
-"""Options that create_dataloader reads."""
-
-PASSIVE_KEYS = frozenset({"name", "mode", "phase", "scale", "data_type", "use_shuffle", "needs_collate"})
-"""Options that DL-Art-School keeps beside a dataset's own; no dataset need read them."""
-
-
 class OptionWarning(UserWarning):
-    """A warning of an option that nothing reads.
+    """A warning about an option that nothing reads.
 
-    It is not an error, because DL-Art-School ignores such options and its configs must keep working. It is not a log
-    record, because a script without logging set up still shows a warning, once, and a filter turns it into an error.
+    An error would break configs of DL-Art-School, which ignores such options. A log record would be invisible in a
+    script without logging; every script shows a warning, once, and a filter turns the warning into an error.
     """
 
 
 class ConfigOptions:
-    """A mapping of options, read one by one; a null value counts as absent, as in DL-Art-School.
+    """A mapping of options that are read one by one; a null value counts as absent, as in DL-Art-School.
 
-    Each method that reads an option raises a ConfigError that names the option's owner, the option, the allowed values
-    and the value. An option without a default is required.
+    A method that reads an option raises a ConfigError for a wrong value. The error names the option's owner, the
+    option, the allowed values and the value. An option without a default is required.
     """
 
     def __init__(
         self,
         opt: Mapping[str, Any],
         *,
-        where: str,
+        owner: str,
         known: Iterable[str] = (),
         labels: Mapping[str, str] | None = None,
     ) -> None:
-        """Take the options as the config has them.
+        """Create a reader of the options in a config.
 
         Args:
             opt: the options.
-            where: the owner of the options; messages start with it.
+            owner: name of the owner of the options, which begins each message.
             known: keys that other code reads.
             labels: key -> name of the option in messages, for options that have a second name.
 
         Raises:
             ConfigError: opt is no mapping.
         """
-        self._where = where
+        self._owner = owner
         self._opt = opt
         self._known = set(known)
         self._labels = {} if labels is None else labels
@@ -163,18 +121,18 @@ class ConfigOptions:
             ConfigError: opt is no mapping.
         """
         has_name = isinstance(opt, Mapping) and opt.get("name")
-        return cls(opt, where=f"{mode} '{opt['name']}'" if has_name else mode, known=LOADER_KEYS | PASSIVE_KEYS)
+        return cls(opt, owner=f"{mode} '{opt['name']}'" if has_name else mode, known=LOADER_KEYS | PASSIVE_KEYS)
 
     def section(self, key: str) -> Self:
-        """Return the options of the dataset under a key; it has its own warnings of unknown options."""
-        return self.of_dataset(self.mapping(key), mode=f"{self._where}: {key}")
+        """Return the options of the dataset under a key; that dataset warns of its unknown options itself."""
+        return self.of_dataset(self.mapping(key), mode=f"{self._owner}: {key}")
 
     def error(self, message: str) -> ConfigError:
         """Return an error whose message starts with the owner of the options."""
-        return ConfigError(f"{self._where}: {message}")
+        return ConfigError(f"{self._owner}: {message}")
 
     def has(self, key: str) -> bool:
-        """Return whether an option has a value; from now on it counts as known."""
+        """Return whether an option has a value, and count the option as known."""
         self._known.add(key)
         return self._opt.get(key) is not None
 
@@ -187,7 +145,7 @@ class ConfigOptions:
             allowed_values = f"an integer from {minimum or 0} to {maximum}"
         return int(
             self._get(
-                key, default, allowed_values, lambda value: _is_integer(value) and _reaches(value, minimum, maximum)
+                key, default, allowed_values, lambda value: _is_integer(value) and _is_in_range(value, minimum, maximum)
             )
         )
 
@@ -200,12 +158,12 @@ class ConfigOptions:
         )
         return float(
             self._get(
-                key, default, allowed_values, lambda value: _is_number(value) and _reaches(value, minimum, maximum)
+                key, default, allowed_values, lambda value: _is_number(value) and _is_in_range(value, minimum, maximum)
             )
         )
 
     def flag(self, key: str, default: bool | None = None) -> bool:
-        """Return True or False; numbers and texts are refused."""
+        """Return a bool; numbers and texts are refused."""
         return bool(self._get(key, default, "true or false", lambda value: isinstance(value, bool)))
 
     def choice(self, key: str, default: str | None, choices: Sequence[str]) -> str:
@@ -238,7 +196,7 @@ class ConfigOptions:
         return [int(item) for item in _as_list(value)]
 
     def mapping(self, key: str, default: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
-        """Return a mapping, such as constants by name."""
+        """Return a mapping."""
         value: Mapping[str, Any] = self._get(key, default, "a mapping", lambda value: isinstance(value, Mapping))
         return value
 
@@ -253,15 +211,15 @@ class ConfigOptions:
         return [float(item) for item in _as_list(value)]
 
     def unknown(self) -> Iterator[tuple[str, str]]:
-        """Yield each key that nothing read, with a hint that names the nearest known key ("" without a near one)."""
+        """Yield each key that nothing read, with a hint that names the nearest known key ("" if no key is near)."""
         for key in sorted(str(key) for key in self._opt if key not in self._known):
             nearest_keys = difflib.get_close_matches(key, self._known, 1)
             yield key, f"; did you mean '{nearest_keys[0]}'?" if nearest_keys else ""
 
     def warn_of_unknown(self) -> None:
-        """Warn of each key that nothing read, with the nearest known key."""
+        """Warn of each key that nothing read, and suggest the nearest known key."""
         for key, hint in self.unknown():
-            message = f"{self._where}: option '{key}' is not known and has no effect{hint}"
+            message = f"{self._owner}: option '{key}' is not known and has no effect{hint}"
             warnings.warn(message, OptionWarning, stacklevel=3)
 
     def _get(self, key: str, default: Any, allowed_values: str, accepts: Callable[[Any], bool]) -> Any:
@@ -278,6 +236,50 @@ class ConfigOptions:
         return self._labels.get(key, key)
 
 
+def check_lq_size(options: ConfigOptions, *, target_size: int, scale: int, force_multiple: int) -> None:
+    """Check that the side of LQ pictures, ``target_size // scale``, is a multiple of ``force_multiple``.
+
+    Raises:
+        ConfigError: the side is 0 or no multiple of ``force_multiple``.
+    """
+    lq_size = target_size // scale
+    if lq_size == 0 or lq_size % force_multiple:
+        raise options.error(
+            f"target_size // scale must be a multiple of force_multiple, got {target_size} // {scale} = {lq_size} and "
+            f"force_multiple {force_multiple}"
+        )
+
+
+def _parse(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"{path}{line}: not valid YAML ({error.problem or error.context})") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+
+
+def _with_home_expanded(dataset: Mapping[str, Any]) -> dict[str, Any]:
+    options = dict(dataset)
+    for key, value in dataset.items():
+        if isinstance(value, dict):
+            options[key] = _with_home_expanded(value)
+        elif key in DATA_KEYS:
+            options[key] = [_expand(item) for item in value] if isinstance(value, list) else _expand(value)
+    return options
+
+
+def _expand(value: Any) -> Any:
+    return str(Path(value).expanduser()) if isinstance(value, str) and value.startswith("~") else value
+
+
+def _kind(value: object) -> str:
+    return "nothing" if value is None else f"{type(value).__name__} {value!r}"
+
+
 def _is_integer(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
@@ -290,7 +292,7 @@ def _is_each(kind: Any, value: object) -> bool:
     return all(isinstance(item, kind) for item in _as_list(value))
 
 
-def _reaches(value: Any, minimum: float | None, maximum: float | None = None) -> bool:
+def _is_in_range(value: Any, minimum: float | None, maximum: float | None = None) -> bool:
     return (minimum is None or bool(value >= minimum)) and (maximum is None or bool(value <= maximum))
 
 
@@ -300,17 +302,3 @@ def _at_least(kind: str, minimum: float | None) -> str:
 
 def _as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def check_lq_size(options: ConfigOptions, *, target_size: int, scale: int, force_multiple: int) -> None:
-    """Check that the side of LQ, ``target_size // scale``, is a multiple of ``force_multiple``.
-
-    Raises:
-        ConfigError: the side is 0 or no such multiple.
-    """
-    lq_size = target_size // scale
-    if lq_size == 0 or lq_size % force_multiple:
-        raise options.error(
-            f"target_size // scale must be a multiple of force_multiple, got {target_size} // {scale} = {lq_size} and "
-            f"force_multiple {force_multiple}"
-        )

@@ -1,8 +1,8 @@
-"""Write the demo's photos, made of scikit-image's samples: ``python examples/sample_photos.py demo/originals``.
+"""Write the demo's photos from scikit-image's samples: ``python examples/sample_photos.py demo/originals``.
 
-Each kind has a folder: photos, frames of clips, a stereo pair side by side, and labelled pictures in a folder a class.
-The first three are for ``dlas-store extract``, the last is for ``dlas-store import torch:imagefolder``. The samples
-come with scikit-image's wheel, so nothing is downloaded.
+Each kind of photos has a folder: photos, frames of clips, a stereo pair side by side, and labelled pictures with a
+folder for each class. The classes are for ``dlas-store import torch:imagefolder``, all other kinds for ``dlas-store
+extract``. The samples come with scikit-image's wheel, so nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ PHOTOS = ("astronaut", "chelsea", "coffee", "hubble_deep_field", "immunohistoche
 
 CLIPS = ("astronaut", "coffee")
 FRAMES = 8
-FRAME = 384
+FRAME_SIDE = 384
 PAN = 16
-"""A clip's frames are squares of FRAME pixels, each PAN pixels to the right of the frame before."""
+"""Frames of a clip are squares of FRAME_SIDE pixels; each frame lies PAN pixels to the right of its predecessor."""
 
 STEREO = "stereo_motorcycle"
 CLASSES = ("brick", "grass", "gravel")
-TILE = 128
+TILE_SIDE = 128
 
 
 def write_photos(folder: Path) -> int:
@@ -42,7 +42,7 @@ def write_clips(folder: Path) -> int:
     for name in CLIPS:
         photo = getattr(data, name)()
         for number in range(FRAMES):
-            frame = photo[:FRAME, number * PAN : number * PAN + FRAME]
+            frame = photo[:FRAME_SIDE, number * PAN : number * PAN + FRAME_SIDE]
             write_jpeg(folder / f"{name}_{number:012d}.jpg", frame)
     return len(CLIPS) * FRAMES
 
@@ -55,14 +55,14 @@ def write_stereo(folder: Path) -> int:
 
 
 def write_classes(folder: Path) -> int:
-    """Cut photos of surfaces into labelled pictures, a folder a class, and return the number of pictures."""
+    """Crop photos of surfaces into labelled pictures, one folder a class, and return the number of pictures."""
     tiles = 0
     for name in CLASSES:
         (folder / name).mkdir()
         surface = cv2.cvtColor(getattr(data, name)(), cv2.COLOR_GRAY2RGB)
-        for row in range(0, surface.shape[0] - TILE + 1, TILE):
-            for column in range(0, surface.shape[1] - TILE + 1, TILE):
-                tile = surface[row : row + TILE, column : column + TILE]
+        for row in range(0, surface.shape[0] - TILE_SIDE + 1, TILE_SIDE):
+            for column in range(0, surface.shape[1] - TILE_SIDE + 1, TILE_SIDE):
+                tile = surface[row : row + TILE_SIDE, column : column + TILE_SIDE]
                 write_jpeg(folder / name / f"{row:03d}_{column:03d}.jpg", tile)
                 tiles += 1
     return tiles
@@ -74,11 +74,11 @@ def write_jpeg(path: Path, pixels: NDArray[Any]) -> None:
 
 
 KINDS = {"photos": write_photos, "video": write_clips, "stereo": write_stereo, "classes": write_classes}
-"""Name of each kind's folder -> function that writes its pictures."""
+"""Name of a kind's folder -> function that writes the pictures of the kind."""
 
 
 if __name__ == "__main__":
     root = Path(sys.argv[1])
     for kind, write in KINDS.items():
-        (root / kind).mkdir(parents=True)  # an existing folder is not touched: this raises FileExistsError
+        (root / kind).mkdir(parents=True)  # raises FileExistsError, so that an existing folder stays untouched
         print(f"{root / kind}: {write(root / kind)} pictures")

@@ -1,9 +1,10 @@
 """Train a small super-resolution network from a config: ``python examples/train_sr.py``.
 
-In a minute on two cores the loss falls, and the network's output surpasses a bicubic enlargement. The config may be any
-whose pictures are in [0, 1]; its first dataset of phase train is used. The samples are those pictures of the first
-batch that a bicubic enlargement fails most. One PNG shows them, a row each: LQ, LQ enlarged bicubically, the network's
-output, HQ. They are training data: they do not show how the network does on pictures that it has not seen.
+In a minute on two cores the loss falls, and the network's output surpasses a bicubic enlargement. Any config whose
+pictures are in [0, 1] works; the script reads the config's first dataset of phase train. The samples are the pictures
+of the first batch with the worst bicubic enlargement. A PNG file has a row for each sample: LQ, LQ enlarged
+bicubically, the network's output, HQ. The samples are training data, so they do not show how well the network
+generalises.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ REPORTS = 10
 
 
 class SmallNetwork(nn.Module):
-    """A network of convolutions and a PixelShuffle, which adds detail to LQ enlarged pixel by pixel."""
+    """Super-resolution network: convolutions and a PixelShuffle add detail to LQ, enlarged pixel by pixel."""
 
     def __init__(self, scale: int) -> None:
         """Make a network whose output is ``scale`` times as large as LQ."""
@@ -47,7 +48,7 @@ class SmallNetwork(nn.Module):
             for _ in range(BLOCKS)
         )
         last = nn.Conv2d(CHANNELS, 3 * scale**2, 3, padding=1, bias=False)
-        # No detail at first: training starts from enlarged LQ, without noise on top of it.
+        # Zero weights add no detail, so that training starts from the enlarged LQ without noise.
         nn.init.zeros_(last.weight)
         self._tail = nn.Sequential(last, nn.PixelShuffle(scale))
 
@@ -61,7 +62,7 @@ class SmallNetwork(nn.Module):
 
 
 def enlarge(lq: torch.Tensor, scale: int, *, mode: str = "nearest") -> torch.Tensor:
-    """Return pictures (B, 3, h, w) enlarged by ``scale``, pixel by pixel or by another mode of interpolate()."""
+    """Enlarge pictures (B, 3, h, w) by ``scale``, with a mode of interpolate(); the default repeats pixels."""
     return functional.interpolate(lq, scale_factor=scale, mode=mode)
 
 
@@ -79,14 +80,14 @@ def open_training_data(config: Path) -> Loader:
 
 
 def endless_batches(loader: Loader) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield LQ and HQ, float32 (B, 3, h, w) each, epoch after epoch; frames of a clip become pictures of the batch."""
+    """Yield LQ and HQ, both float32 (B, 3, h, w), epoch after epoch; frames of a clip become pictures of the batch."""
     while True:
         for batch in loader:
             yield batch["lq"].flatten(0, -4), batch["hq"].flatten(0, -4)
 
 
 def train(batches: Iterator[tuple[torch.Tensor, torch.Tensor]], network: nn.Module, seconds: float) -> None:
-    """Train a network by the mean absolute error, for at least one step, and print how the error falls."""
+    """Train a network with the mean absolute error, for at least one step, and print the falling error."""
     optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
     started = reported = time.monotonic()
     losses: list[float] = []
@@ -104,7 +105,7 @@ def train(batches: Iterator[tuple[torch.Tensor, torch.Tensor]], network: nn.Modu
             losses.clear()
         if done:
             return
-        # The learning rate falls to 0 at the end, so that the last steps refine the result of the first.
+        # The learning rate falls to 0, so that the last steps refine the result.
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * (1 - (now - started) / seconds)
 
@@ -126,7 +127,7 @@ def main() -> None:
     options = parse_arguments()
     torch.manual_seed(0)
     loader = open_training_data(options.config)
-    # All of PyTorch's threads wait for the slowest: leave a core to each of the loader's workers.
+    # PyTorch's threads wait for the slowest of them, so leave a core to each of the loader's workers.
     torch.set_num_threads(max((os.cpu_count() or 1) - loader.num_workers, 1))
     batches = endless_batches(loader)
     lq, hq = next(batches)
@@ -146,9 +147,16 @@ def main() -> None:
 
 
 def parse_arguments() -> Any:
-    """Return the arguments ``config``, ``seconds`` and ``out``."""
-    parser = argparse.ArgumentParser(description="Train a small super-resolution network for a while.")
-    parser.add_argument("config", nargs="?", type=Path, default=Path("examples/train.yml"), metavar="CONFIG")
+    """Parse the arguments ``config``, ``seconds`` and ``out``."""
+    parser = argparse.ArgumentParser(description="Train a small super-resolution network for some seconds.")
+    parser.add_argument(
+        "config",
+        nargs="?",
+        type=Path,
+        default=Path("examples/train.yml"),
+        metavar="CONFIG",
+        help="config of the data (default: examples/train.yml)",
+    )
     parser.add_argument("--seconds", type=float, default=60, help="seconds of training (default: 60)")
     parser.add_argument("--out", type=Path, default=Path("demo/sr"), help="folder for samples.png (default: demo/sr)")
     return parser.parse_args()

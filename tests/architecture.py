@@ -1,6 +1,7 @@
-"""Packages, imports and sizes of the source: ``python -m tests.architecture`` prints each measure beside its limit.
+"""Packages, imports and sizes of the source: ``python -m tests.architecture`` prints each measure with its limit.
 
-The measures say how much a reader must open to follow the code. ``tests/test_architecture.py`` holds the limits.
+The measures say how many files a reader must open to follow the code. ``tests/test_architecture.py`` enforces the
+limits.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).parents[1]
 
 FOLDERS = {"dlas_store": "dlas_store", "converters": "dlas_store.converters", "benchmarks": "benchmarks"}
-"""Folder of the checkout -> the name that its modules are imported by."""
+"""Folder of the checkout -> package name under which the folder's modules are imported."""
 
 MAY_IMPORT: Mapping[str, frozenset[str]] = {
-    package: frozenset(others.split())
-    for package, others in {
+    package: frozenset(imported.split())
+    for package, imported in {
         "dlas_store": "errors opening sources",
         "errors": "",
         "_native": "",
@@ -48,22 +49,22 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
         "benchmarks": "*",
     }.items()
 }
-"""Package or module of the library -> what of ours it may import; ``*`` is everything."""
+"""Package or module of the library -> own packages and modules that it may import; ``*`` stands for all."""
 
 LOADING_TORCH = frozenset({"sampling", "transforms", "loading", "datasets", "cli.read", "benchmarks"})
 """Packages and modules that may load torch."""
 
 VAGUE_OPENINGS = re.compile(r"(What|Where|Which|How|Whoever)\b")
-"""First words of a docstring that does not name its subject."""
+"""First words of a docstring that does not begin with its subject."""
 
 
 class Measure(NamedTuple):
     """A measure of the source.
 
     Attributes:
-        name: of the measure.
-        value: what was measured.
-        limit: the largest value that is accepted.
+        name: name of the measure.
+        value: measured value.
+        limit: largest accepted value.
     """
 
     name: str
@@ -72,7 +73,7 @@ class Measure(NamedTuple):
 
 
 def module_name(path: Path) -> str:
-    """Return the name that a file is imported by."""
+    """Return the name under which a file is imported."""
     folder, *parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join([FOLDERS[folder], *parts]).removesuffix(".__init__")
 
@@ -83,18 +84,18 @@ MODULES = {
     for ending in ("py", "pyi")
     for path in sorted((ROOT / folder).rglob(f"*.{ending}"))
 }
-"""Name of each module of the library and the benchmarks -> its file; of an extension in C, the file of its types."""
+"""Name of each module of the library and the benchmarks -> its file; for a C extension, its stub file."""
 
 SOURCE_MODULES = [
     name
     for name, path in MODULES.items()
     if name.startswith("dlas_store") and path.suffix == ".py" and path.name != "__init__.py"
 ]
-"""Modules of ``dlas_store/`` and ``converters/`` without the ``__init__.py`` of packages."""
+"""Modules of ``dlas_store/`` and ``converters/``, without the packages' ``__init__.py``."""
 
 
 def package_of(module: str) -> str:
-    """Return the package of a module: its first name below the library, ``dlas_store`` for the library itself.
+    """Return the package of a module: the first name below the library, or ``dlas_store`` for the library itself.
 
     >>> package_of("dlas_store.images.decode"), package_of("dlas_store.errors"), package_of("benchmarks.read")
     ('images', 'errors', 'benchmarks')
@@ -104,7 +105,7 @@ def package_of(module: str) -> str:
 
 @cache
 def imported_names(module: str) -> frozenset[str]:
-    """Return every module or name that a module imports anywhere, in full."""
+    """Return the full names of all modules and objects that a module imports, in functions as well."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(MODULES[module].read_bytes())):
         if isinstance(node, ast.Import):
@@ -117,7 +118,7 @@ def imported_names(module: str) -> frozenset[str]:
 
 @cache
 def own_imports(module: str) -> frozenset[str]:
-    """Return the modules of ours that a module imports."""
+    """Return the modules of this project that a module imports."""
     imported = set()
     for name in imported_names(module):
         parts = name.split(".")
@@ -127,20 +128,20 @@ def own_imports(module: str) -> frozenset[str]:
 
 
 def forbidden_imports(module: str) -> set[str]:
-    """Return the modules that a module imports and its package may not."""
+    """Return the modules that a module imports although its package may not."""
     package = package_of(module)
     allowed = MAY_IMPORT[package]
     if "*" in allowed:
         return set()
     return {
-        other
-        for other in own_imports(module)
-        if package_of(other) not in {package, *allowed} and other.removeprefix("dlas_store.") not in allowed
+        imported
+        for imported in own_imports(module)
+        if package_of(imported) not in {package, *allowed} and imported.removeprefix("dlas_store.") not in allowed
     }
 
 
 def cycles(graph: Mapping[str, frozenset[str] | set[str]]) -> list[str]:
-    """Return one cycle of a graph, nothing where it has none."""
+    """Return one cycle of a graph, or an empty list if the graph has no cycle."""
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
@@ -149,7 +150,7 @@ def cycles(graph: Mapping[str, frozenset[str] | set[str]]) -> list[str]:
 
 
 def module_graph() -> dict[str, frozenset[str]]:
-    """Return the modules that each module imports. A module's import of its own package's facade is none."""
+    """Return the modules that each module imports."""
     return {module: own_imports(module) for module in MODULES}
 
 
@@ -157,19 +158,19 @@ def package_graph() -> dict[str, set[str]]:
     """Return the packages that each package imports."""
     graph: dict[str, set[str]] = {}
     for module in MODULES:
-        others = {package_of(other) for other in own_imports(module)}
-        graph.setdefault(package_of(module), set()).update(others - {package_of(module)})
+        imported = {package_of(name) for name in own_imports(module)}
+        graph.setdefault(package_of(module), set()).update(imported - {package_of(module)})
     return graph
 
 
 def single_importer_modules() -> list[str]:
-    """Return the source modules that exactly one other module of ours imports."""
-    importers = Counter(other for module in MODULES for other in own_imports(module))
+    """Return the source modules that exactly one module of this project imports."""
+    importers = Counter(imported for module in MODULES for imported in own_imports(module))
     return [module for module in SOURCE_MODULES if importers[module] == 1]
 
 
 def vague_docstrings() -> list[str]:
-    """Return the modules whose docstring does not begin with its subject."""
+    """Return the modules whose docstring does not begin with the module's subject."""
     return [
         module
         for module, path in MODULES.items()
@@ -178,22 +179,22 @@ def vague_docstrings() -> list[str]:
 
 
 def longest_module() -> tuple[int, str]:
-    """Return lines and name of the longest source module."""
+    """Return the number of lines and the name of the longest source module."""
     return max((len(MODULES[module].read_bytes().splitlines()), module) for module in SOURCE_MODULES)
 
 
 @contextmanager
 def entered_files() -> Iterator[set[str]]:
-    """Gather the files of the library whose functions are called in the block, in any thread of this process."""
+    """Collect the files of the library whose functions run in the ``with`` block, in any thread of this process."""
     prefixes = tuple(f"{ROOT / folder}/" for folder in ("dlas_store", "converters"))
     files: set[str] = set()
 
-    def note(frame: FrameType, event: str, _: object) -> None:
+    def record(frame: FrameType, event: str, _: object) -> None:
         if event == "call" and _is_function(frame.f_code) and frame.f_code.co_filename.startswith(prefixes):
             files.add(frame.f_code.co_filename)
 
-    threading.setprofile(note)
-    sys.setprofile(note)
+    threading.setprofile(record)
+    sys.setprofile(record)
     try:
         yield files
     finally:
@@ -202,13 +203,13 @@ def entered_files() -> Iterator[set[str]]:
 
 
 def _is_function(code: CodeType) -> bool:
-    """Return whether code is that of a function, not of a module or class, which runs when it is imported."""
+    """Return whether code belongs to a function; the code of a module or a class runs at the import."""
     return bool(code.co_flags & 1)
 
 
 def files_to_first_batch(store: Path, folder: Path) -> set[str]:
-    """Return the files entered from a config to the first batch of a store."""
-    import dlas_store.datasets  # noqa: F401 - loaded before the trace begins
+    """Return the files that the way from a config to a store's first batch enters."""
+    import dlas_store.datasets  # noqa: F401 - imported before the trace starts
     from dlas_store.config import load_config
     from dlas_store.datasets import create_dataloader, create_dataset
 
@@ -224,7 +225,7 @@ def files_to_first_batch(store: Path, folder: Path) -> set[str]:
 
 
 def files_to_import(source: Path, store: Path) -> set[str]:
-    """Return the files entered by an import of a chunked folder."""
+    """Return the files that an import of a chunked folder enters."""
     from dlas_store.converters.importing import import_store
 
     with entered_files() as files:
@@ -233,7 +234,7 @@ def files_to_import(source: Path, store: Path) -> set[str]:
 
 
 def files_to_verify(store: Path) -> set[str]:
-    """Return the files entered by a check of every value of a store."""
+    """Return the files that a check of a store's values enters."""
     from dlas_store.maintenance import verify
 
     with entered_files() as files:
@@ -242,12 +243,12 @@ def files_to_verify(store: Path) -> set[str]:
 
 
 def entered(task: Callable[..., set[str]], *arguments: Path) -> int:
-    """Return how many files of the library a task enters."""
+    """Return the number of the library's files that a task enters."""
     return len(task(*arguments))
 
 
 def source_measures() -> list[Measure]:
-    """Return what can be measured without running the library."""
+    """Return the measures that need no run of the library."""
     return [
         Measure("source modules of dlas_store/ and converters/", len(SOURCE_MODULES), 85),
         Measure("lines of the longest source module", longest_module()[0], 400),
@@ -259,10 +260,10 @@ def source_measures() -> list[Measure]:
 
 
 def traced_measures(folder: Path) -> list[Measure]:
-    """Return what is measured by a trace of the library at work.
+    """Return the measures that a trace of the running library gives.
 
     Args:
-        folder: for what the library writes; new and empty.
+        folder: a new, empty folder that the library writes to.
     """
     store = folder / "traced.lmdb"
     return [
@@ -273,7 +274,7 @@ def traced_measures(folder: Path) -> list[Measure]:
 
 
 def main() -> int:
-    """Print every measure; return 1 where one is above its limit."""
+    """Print every measure; return 1 if a measure exceeds its limit, else 0."""
     with tempfile.TemporaryDirectory() as folder:
         measures = [*source_measures(), *traced_measures(Path(folder))]
     for measure in measures:

@@ -1,4 +1,4 @@
-"""How often tests of reliability repeat what they do, a small disk, and data that several test modules read."""
+"""Shared fixtures: repetitions of the reliability tests, a small disk, and data that several test modules read."""
 
 from __future__ import annotations
 
@@ -21,27 +21,29 @@ _OUTCOMES = pytest.StashKey[list[dict[str, Any]]]()
 
 
 class Runs(Protocol):
-    """Gives the numbers of the runs that a test is to do, each of which it seeds by its number."""
+    """Returns the numbers of a test's runs; a run's number is its seed."""
 
     def __call__(self, *, small: int, full: int) -> range: ...
 
 
 def _part(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not found or not 1 <= int(found[1]) <= int(found[2]):
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise pytest.UsageError(f"--soak-part {text}: is not I/N with I from 1 to N")
-    return int(found[1]), int(found[2])
+    return int(match[1]), int(match[2])
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("reliability")
-    group.addoption("--soak", action="store_true", help="tests that repeat something, with their full counts")
-    group.addoption("--soak-part", metavar="I/N", default="1/1", help="of those counts, the I-th of N parts")
-    group.addoption("--soak-report", metavar="FILE", default="build/soak.jsonl", help="where --soak adds outcomes")
+    group.addoption("--soak", action="store_true", help="run the repeating tests, with their full numbers of runs")
+    group.addoption("--soak-part", metavar="I/N", default="1/1", help="run the I-th of N parts of the runs")
+    group.addoption(
+        "--soak-report", metavar="FILE", default="build/soak.jsonl", help="file that --soak appends outcomes to"
+    )
 
 
 def pytest_configure() -> None:
-    # Of a shell that runs them in the background, tests and what they start inherit that interrupts are ignored.
+    # A shell starts background jobs with interrupts ignored, which tests and their child processes would inherit.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -59,14 +61,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture
 def runs(request: pytest.FixtureRequest) -> Runs:
-    """Return the numbers of a test's runs: a few, or with --soak its part of all."""
+    """Numbers of a test's runs: a few runs, or with --soak this part's share of all runs."""
 
     def numbers(*, small: int, full: int) -> range:
         if not request.config.getoption("soak"):
             return range(small)
         part, parts = _part(request.config.getoption("soak_part"))
         share = range(part - 1, full, parts)
-        faulthandler.cancel_dump_traceback_later()  # hours are no hang
+        faulthandler.cancel_dump_traceback_later()  # a soak test runs for hours without hanging
         request.node.user_properties.append(("runs", len(share)))
         return share
 
@@ -95,7 +97,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 
 class MakeImage(Protocol):
-    """Writes an image into a chunked folder and returns that folder."""
+    """Writes an image into a chunked folder and returns the folder."""
 
     def __call__(
         self,
@@ -114,7 +116,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """Mount a small disk, or change its options when it is there."""
+    """Function that mounts a small disk, or remounts the disk with other options."""
     if os.geteuid() != 0:
         pytest.skip("only root mounts a small disk")
     point = tmp_path / "disk"
@@ -137,7 +139,7 @@ def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 
 @pytest.fixture(scope="session", params=["folder", "store"])
 def sample_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Returns one of the sample chunked folders by its name, and in a second run a store made of it."""
+    """Function from a name to a sample chunked folder, or in a second run to a store made of the folder."""
     from dlas_store.converters.importing import import_store
 
     def path(name: str) -> Path:
@@ -153,13 +155,13 @@ def sample_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
 
 @pytest.fixture(scope="session")
 def chunked_source_path(sample_path: Callable[[str], Path]) -> Path:
-    """The sample chunked folder, and a store made of it."""
+    """The sample chunked folder, or in a second run a store made of the folder."""
     return sample_path("chunked")
 
 
 @pytest.fixture
 def make_image(tmp_path: Path) -> MakeImage:
-    """Write images into ``tmp_path / "chunked"``."""
+    """Function that writes images into ``tmp_path / "chunked"``."""
 
     def make(
         name: str,
@@ -183,7 +185,7 @@ def make_image(tmp_path: Path) -> MakeImage:
 
 @pytest.fixture
 def opencv_without_threads() -> Iterator[None]:
-    """Keep OpenCV's threads out of this process, from which the command forks its workers."""
+    """Keep OpenCV from starting threads in this process, from which the command forks workers."""
     import cv2
 
     threads = cv2.getNumThreads()

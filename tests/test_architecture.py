@@ -1,4 +1,4 @@
-"""Limits of the source: imports run one way, heavy libraries stay out, no measure of tests.architecture grows."""
+"""Limits of the source: directions of imports, heavy libraries, facades, and the measures of tests.architecture."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ FACADES = {
     "dlas_store.storage": ["Index", "Shard", "Store"],
     "dlas_store.transforms": ["Corruptions", "matlab_reduce", "random_resized_crop", "resize_area", "to_chw_float"],
 }  # fmt: skip
-"""Package -> the names that it exports to users."""
+"""Package -> names that the package exports to users."""
 
 EXTENSIONS = {
     "dlas_store._native.patch_reader": "dlas_store.images.libjpeg",
     "dlas_store._native.pixel_loops": "dlas_store.transforms.resize",
     "dlas_store.converters.extraction._jpeg_crop": "dlas_store.converters.extraction.photos",
 }
-"""Extension in C -> the one module that imports it."""
+"""C extension -> the only module that imports the extension."""
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
 def test_imports_run_one_way(module: str) -> None:
-    """Each package imports those that it may, and nobody else."""
+    """A package imports only the packages that MAY_IMPORT allows."""
     assert architecture.forbidden_imports(module) == set()
 
 
@@ -62,7 +62,7 @@ def test_imports_have_no_cycle() -> None:
 def test_every_layer_names_modules_that_exist() -> None:
     packages = set(map(package_of, MODULES))
     assert packages == set(MAY_IMPORT)
-    named = {name for others in MAY_IMPORT.values() for name in others} - {"*"}
+    named = {name for imported in MAY_IMPORT.values() for name in imported} - {"*"}
     assert {name for name in named if name not in packages and f"dlas_store.{name}" not in MODULES} == set()
 
 
@@ -92,7 +92,8 @@ def test_few_packages_load_torch() -> None:
 
 def test_loading_names_no_dataset() -> None:
     loading = {module for module in MODULES if package_of(module) == "loading"}
-    assert {other for module in loading for other in own_imports(module) if package_of(other) == "datasets"} == set()
+    imported = {name for module in loading for name in own_imports(module)}
+    assert {name for name in imported if package_of(name) == "datasets"} == set()
 
 
 @pytest.mark.parametrize(
@@ -115,13 +116,14 @@ def test_opening_loads_no_engine() -> None:
 
 
 def test_the_readme_maps_every_module() -> None:
-    """The README has one row for each package; a module lies in the package of its folder."""
+    """The README has one row for each package, and each row's folder exists."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     section = readme.split("\n## Architecture\n")[1].split("\n## ")[0]
     rows = re.findall(r"^\| `([^`]+)`", section, re.MULTILINE)
     packages = [path.parent for path in ROOT.glob("dlas_store/*/__init__.py")]
     folders = [ROOT / "dlas_store", ROOT / "converters", ROOT / "benchmarks", ROOT / "tests", *packages]
     assert sorted(rows) == sorted(f"{folder.relative_to(ROOT)}/" for folder in folders)
+    assert [row for row in rows if not (ROOT / row).is_dir()] == []
 
 
 @pytest.mark.parametrize("package", FACADES)
@@ -150,5 +152,5 @@ def test_few_files_are_entered(tmp_path: Path) -> None:
         "print([m for m in traced_measures(pathlib.Path(sys.argv[1])) if m.value > m.limit])"
     )
     command = [sys.executable, "-c", program, str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n", done.stdout
+    output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert output == "[]\n"

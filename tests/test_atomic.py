@@ -1,4 +1,4 @@
-"""How files become visible, and that one process writes at a time."""
+"""Atomic publication of files and folders, and the lock that lets one process write at a time."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ from dlas_store.storage.store import Store
 from tests.support.small_stores import NOBODY, content_of, in_child, make_store, public_folder, small_folder, state_of
 
 
-def hold(target: Path, connection: Connection) -> None:
-    with StagingDirectory(target) as partial:
-        (partial.path / "work").write_text("sealed")
+def hold_lock(target: Path, connection: Connection) -> None:
+    with StagingDirectory(target) as staging:
+        (staging.path / "work").write_text("sealed")
         connection.send(os.getpid())
         connection.recv()
 
 
 @contextmanager
-def holder(target: Path) -> Iterator[multiprocessing.process.BaseProcess]:
-    """Run a process that holds the lock of a target's folder."""
+def lock_holder(target: Path) -> Iterator[multiprocessing.process.BaseProcess]:
+    """Run a process that holds the lock of a target's staging directory."""
     context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=hold, args=(target, theirs))
+    connection_here, connection_there = context.Pipe()
+    process = context.Process(target=hold_lock, args=(target, connection_there))
     process.start()
-    assert ours.recv() == process.pid
+    assert connection_here.recv() == process.pid
     try:
         yield process
     finally:
         if process.is_alive():
-            ours.send("end")
+            connection_here.send("end")
         process.join()
 
 
@@ -57,49 +57,49 @@ def target(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wait for a lock no longer than a test should."""
+def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorten the wait for a lock that is not released."""
     monkeypatch.setattr("dlas_store.atomic._LOCK_PATIENCE_SECONDS", 0.1)
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("short_patience")
 def test_a_second_writer_is_an_error_that_names_the_folder(target: Path) -> None:
-    with holder(target), pytest.raises(BusyError, match=r"store\.lmdb\.partial: another process is writing there"):
+    with lock_holder(target), pytest.raises(BusyError, match=r"store\.lmdb\.partial: another process is writing there"):
         StagingDirectory(target)
-    with StagingDirectory(target) as partial:
-        assert (partial.path / "work").read_text() == "sealed"
+    with StagingDirectory(target) as staging:
+        assert (staging.path / "work").read_text() == "sealed"
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("short_patience")
 def test_a_second_writer_of_this_process_is_an_error_too(target: Path) -> None:
     with StagingDirectory(target), pytest.raises(BusyError):
         StagingDirectory(target)
 
 
 def test_the_lock_dies_with_its_process_and_the_work_stays(target: Path) -> None:
-    with holder(target) as process:
+    with lock_holder(target) as process:
         process.kill()
         process.join()
-        with StagingDirectory(target) as partial:
-            assert (partial.path / "work").read_text() == "sealed"
+        with StagingDirectory(target) as staging:
+            assert (staging.path / "work").read_text() == "sealed"
 
 
 def publish_when_told(target: Path, connection: Connection) -> None:
-    with StagingDirectory(target) as partial:
-        (partial.path / "work").write_text("sealed")
+    with StagingDirectory(target) as staging:
+        (staging.path / "work").write_text("sealed")
         connection.send("held")
         connection.recv()
-        time.sleep(0.5)  # the other one waits for the lock by now
-        partial.publish()
+        time.sleep(0.5)  # by now the test's process waits for the lock
+        staging.publish()
 
 
 def test_a_writer_that_waits_while_another_publishes_takes_nothing_from_it(target: Path) -> None:
     context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=publish_when_told, args=(target, theirs))
+    connection_here, connection_there = context.Pipe()
+    process = context.Process(target=publish_when_told, args=(target, connection_there))
     process.start()
-    assert ours.recv() == "held"
-    ours.send("publish")
+    assert connection_here.recv() == "held"
+    connection_here.send("publish")
     with suppress(BusyError):
         StagingDirectory(target).close()
     process.join()
@@ -108,17 +108,17 @@ def test_a_writer_that_waits_while_another_publishes_takes_nothing_from_it(targe
 
 
 def test_a_lock_that_is_let_go_soon_is_waited_for(target: Path) -> None:
-    with holder(target) as process:
+    with lock_holder(target) as process:
         assert process.pid is not None
-        os.kill(process.pid, signal.SIGSTOP)  # it holds the lock, and dies while the next one waits
+        os.kill(process.pid, signal.SIGSTOP)  # the stopped holder keeps the lock, and dies while the next process waits
         os.kill(process.pid, signal.SIGKILL)
         StagingDirectory(target).close()
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("short_patience")
 def test_import_and_append_are_refused_while_another_process_writes(target: Path, tmp_path: Path) -> None:
     folder = small_folder(tmp_path / "source", "a")
-    with holder(target), pytest.raises(BusyError):
+    with lock_holder(target), pytest.raises(BusyError):
         make_store(folder, target)
     assert not target.exists()
     make_store(folder, target)
@@ -126,40 +126,40 @@ def test_import_and_append_are_refused_while_another_process_writes(target: Path
 
 
 def test_a_published_folder_has_its_name_and_no_lock(target: Path) -> None:
-    with StagingDirectory(target) as partial:
-        (partial.path / "file").write_text("content")
+    with StagingDirectory(target) as staging:
+        (staging.path / "file").write_text("content")
         assert not target.exists()
-        partial.publish()
+        staging.publish()
     assert set(state_of(target.parent)) == {".", "store.lmdb", "store.lmdb/file"}
 
 
 def test_a_folder_inside_may_be_published_and_the_rest_goes(target: Path) -> None:
-    with StagingDirectory(target) as partial:
-        (partial.path / "tree").mkdir()
-        (partial.path / "tree" / "file").write_text("content")
-        (partial.path / "plan.json").write_text("{}")
-        partial.publish(partial.path / "tree")
+    with StagingDirectory(target) as staging:
+        (staging.path / "tree").mkdir()
+        (staging.path / "tree" / "file").write_text("content")
+        (staging.path / "plan.json").write_text("{}")
+        staging.publish(staging.path / "tree")
     assert set(state_of(target.parent)) == {".", "store.lmdb", "store.lmdb/file"}
 
 
 def test_recovery_removes_what_a_run_left_that_had_published_its_content(target: Path) -> None:
     StagingDirectory.recover(target)
     assert not target.with_name("store.lmdb.partial").exists()
-    with StagingDirectory(target) as partial:
-        (partial.path / CONTENT).mkdir()
-        (partial.path / PLAN_FILE).write_text("{}")
+    with StagingDirectory(target) as staging:
+        (staging.path / CONTENT).mkdir()
+        (staging.path / PLAN_FILE).write_text("{}")
     StagingDirectory.recover(target)
-    assert {file.name for file in partial.path.iterdir()} == {CONTENT, PLAN_FILE, LOCK_FILE}
-    (partial.path / CONTENT).rmdir()
+    assert {file.name for file in staging.path.iterdir()} == {CONTENT, PLAN_FILE, LOCK_FILE}
+    (staging.path / CONTENT).rmdir()
     StagingDirectory.recover(target, lambda staging: not (staging / PLAN_FILE).exists())
-    assert partial.path.exists()
+    assert staging.path.exists()
     StagingDirectory.recover(target)
-    assert not partial.path.exists()
+    assert not staging.path.exists()
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("short_patience")
 def test_recovery_leaves_a_writer_at_work_alone(target: Path) -> None:
-    with holder(target):
+    with lock_holder(target):
         with pytest.raises(BusyError):
             StagingDirectory.recover(target)
         assert (target.with_name("store.lmdb.partial") / "work").exists()
@@ -179,27 +179,27 @@ def test_recovery_removes_a_lock_from_a_store_and_from_nothing_else(target: Path
 
 @pytest.mark.parametrize("make", [Path.mkdir, Path.touch], ids=["folder", "file"])
 def test_nothing_that_appeared_meanwhile_is_replaced(target: Path, make: Callable[[Path], None]) -> None:
-    with StagingDirectory(target) as partial:
-        (partial.path / "work").write_text("sealed")
+    with StagingDirectory(target) as staging:
+        (staging.path / "work").write_text("sealed")
         make(target)
         with pytest.raises(TargetExistsError, match=r"store\.lmdb: appeared meanwhile"):
-            partial.publish()
-        assert (partial.path / "work").read_text() == "sealed"
+            staging.publish()
+        assert (staging.path / "work").read_text() == "sealed"
     assert not list(target.iterdir()) if target.is_dir() else target.read_bytes() == b""
 
 
 def test_an_unused_folder_goes_and_one_with_work_stays(target: Path) -> None:
-    with StagingDirectory(target) as partial:
-        assert partial.path.exists()
-    assert not partial.path.exists()
-    with StagingDirectory(target) as partial:
-        (partial.path / "work").touch()
-    assert (partial.path / "work").exists()
+    with StagingDirectory(target) as staging:
+        assert staging.path.exists()
+    assert not staging.path.exists()
+    with StagingDirectory(target) as staging:
+        (staging.path / "work").touch()
+    assert (staging.path / "work").exists()
 
 
 def test_a_folder_above_that_is_missing_is_made(tmp_path: Path) -> None:
-    with StagingDirectory(tmp_path / "new" / "folder" / "store.lmdb") as partial:
-        assert partial.path == tmp_path / "new" / "folder" / "store.lmdb.partial"
+    with StagingDirectory(tmp_path / "new" / "folder" / "store.lmdb") as staging:
+        assert staging.path == tmp_path / "new" / "folder" / "store.lmdb.partial"
 
 
 @pytest.mark.parametrize(
@@ -225,9 +225,9 @@ def test_a_place_where_nothing_may_be_written_is_an_error_of_ours(write: Callabl
 
 def test_folders_above_that_may_not_be_opened_are_no_hindrance() -> None:
     def publish() -> None:
-        with StagingDirectory(target) as partial:
-            (partial.path / "file").touch()
-            partial.publish()
+        with StagingDirectory(target) as staging:
+            (staging.path / "file").touch()
+            staging.publish()
 
     with public_folder() as place:
         target = place / "closed" / "open" / "store.lmdb"
@@ -262,16 +262,16 @@ def test_too_little_room_is_found_before_anything_is_written(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
-def import_slowly(folder: Path, store: Path) -> None:
+def run_import(folder: Path, store: Path) -> None:
     make_store(folder, store)
 
 
 @pytest.mark.parametrize("delay", [0.02, 0.1, 0.2, 0.3])
 def test_a_killed_import_goes_on_where_it_was(target: Path, tmp_path: Path, delay: float) -> None:
     folder = small_folder(tmp_path / "source", *(f"image {number}" for number in range(30)), patches=6)
-    process = multiprocessing.get_context("fork").Process(target=import_slowly, args=(folder, target))
+    process = multiprocessing.get_context("fork").Process(target=run_import, args=(folder, target))
     process.start()
-    time.sleep(delay)  # wherever that is: the outcome is the same
+    time.sleep(delay)  # the outcome must not depend on the moment of the kill
     process.kill()
     process.join()
     if not target.exists():

@@ -1,4 +1,4 @@
-"""Configs: reading the YAML, and options that name themselves when they are wrong."""
+"""Configs: the YAML is read as promised, and the error about a wrong option names the option."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from dlas_store.datasets import OptionWarning
 from dlas_store.errors import ConfigError
 
 
-def write(tmp_path: Path, text: str) -> Path:
+def write_config(tmp_path: Path, text: str) -> Path:
     path = tmp_path / "train.yml"
     path.write_text(text)
     return path
 
 
 def test_phase_is_the_key_up_to_the_first_underscore(tmp_path: Path) -> None:
-    path = write(tmp_path, "name: run\ndatasets: {train: {mode: a}, val_set_14: {mode: b, phase: train}}")
+    path = write_config(tmp_path, "name: run\ndatasets: {train: {mode: a}, val_set_14: {mode: b, phase: train}}")
     config = load_config(path)
     assert config["name"] == "run"
     assert {key: opt["phase"] for key, opt in config["datasets"].items()} == {"train": "train", "val_set_14": "val"}
@@ -29,7 +29,7 @@ def test_phase_is_the_key_up_to_the_first_underscore(tmp_path: Path) -> None:
 
 def test_home_is_expanded_wherever_a_dataset_names_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/someone")
-    path = write(
+    path = write_config(
         tmp_path,
         """
         datasets:
@@ -71,7 +71,7 @@ def test_home_is_expanded_wherever_a_dataset_names_data(tmp_path: Path, monkeypa
 )
 def test_a_config_that_is_none_says_what_is_wrong_and_where(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        load_config(write(tmp_path, text))
+        load_config(write_config(tmp_path, text))
 
 
 def test_a_missing_config_is_named(tmp_path: Path) -> None:
@@ -118,10 +118,10 @@ def test_a_required_option_is_missed_by_name_and_null_is_not_given() -> None:
 
 
 def test_one_value_is_a_list_of_one() -> None:
-    options = ConfigOptions.of_dataset({"weights": 3, "names": "noise", "roots": Path("a")}, mode="a_mode")
+    options = ConfigOptions.of_dataset({"weights": 3, "names": "noise", "paths": Path("a")}, mode="a_mode")
     assert options.integers("weights", minimum=0) == [3]
     assert options.texts("names") == ["noise"]
-    assert options.paths("roots") == [Path("a")]
+    assert options.paths("paths") == [Path("a")]
 
 
 def test_an_unknown_option_is_warned_of_with_the_nearest_known_one() -> None:

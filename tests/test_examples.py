@@ -1,4 +1,4 @@
-"""Examples run as they are, on the photos of the demo."""
+"""Examples and texts: the examples run unchanged on the demo's photos; links, paths and tables of texts are valid."""
 
 from __future__ import annotations
 
@@ -41,24 +41,24 @@ def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that ``make demo`` makes, with all of its stores."""
+    """The folder of ``make demo``, with all stores."""
     folder = tmp_path_factory.mktemp("examples") / "demo"
-    done = run("sample_photos.py", folder / "originals")
-    assert done.returncode == 0, done.stderr
-    (folder / "sample_photos.txt").write_text(done.stdout)
-    for kind, options in (("photos", {}), ("video", {}), ("stereo", {"vertical_split": True})):
-        cut = ExtractOptions.read({"crop_sz": 256, "step": 128} | options)
-        extract(folder / "originals" / kind, folder / f"{kind}.lmdb", cut)
+    result = run("sample_photos.py", folder / "originals")
+    assert result.returncode == 0, result.stderr
+    (folder / "sample_photos.txt").write_text(result.stdout)
+    for kind, extra in (("photos", {}), ("video", {}), ("stereo", {"vertical_split": True})):
+        options = ExtractOptions.read({"crop_sz": 256, "step": 128} | extra)
+        extract(folder / "originals" / kind, folder / f"{kind}.lmdb", options)
     import_store([folder / "originals" / "photos"], folder / "pictures.lmdb")
     import_store([open_published("imagefolder", folder / "originals" / "classes")], folder / "classes.lmdb")
     return folder
 
 
 def in_demo(config: Path, demo: Path, folder: Path) -> Path:
-    """Return a copy of a config, written to ``folder``, with the path of the demo's data in place of ``demo``."""
-    changed = folder / config.name
-    changed.write_text(config.read_text(encoding="utf-8").replace(" demo/", f" {demo}/"), encoding="utf-8")
-    return changed
+    """Copy a config to ``folder``, with the path of the demo's data in place of ``demo``, and return the copy."""
+    copy = folder / config.name
+    copy.write_text(config.read_text(encoding="utf-8").replace(" demo/", f" {demo}/"), encoding="utf-8")
+    return copy
 
 
 @pytest.mark.parametrize("kind", ["photos", "video", "stereo"])
@@ -82,35 +82,35 @@ def test_sample_photos_writes_folders_of_pictures(demo: Path, kind: str) -> None
 
 def test_sample_photos_leaves_a_folder_that_is_there_alone(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
-    done = run("sample_photos.py", tmp_path)
-    assert done.returncode == 1
-    assert "FileExistsError" in done.stderr
+    result = run("sample_photos.py", tmp_path)
+    assert result.returncode == 1
+    assert "FileExistsError" in result.stderr
     assert [path.name for path in tmp_path.rglob("*")] == ["photos"]
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.name)
 def test_every_config_gives_batches(config: Path, demo: Path, tmp_path: Path) -> None:
-    changed = in_demo(config, demo, tmp_path)
-    for phase in {opt["phase"] for opt in load_config(changed)["datasets"].values()}:
-        lines = list(describe_batches(changed, phase=phase, batches=2))
+    demo_config = in_demo(config, demo, tmp_path)
+    for phase in {opt["phase"] for opt in load_config(demo_config)["datasets"].values()}:
+        lines = list(describe_batches(demo_config, phase=phase, batches=2))
         assert "2 batches read" in lines[-1]
 
 
 def test_every_mode_has_a_config_that_says_what_it_shows() -> None:
-    shown = set()
+    modes = set()
     for config in CONFIGS:
         text = config.read_text(encoding="utf-8")
         assert text.startswith("# ")
-        shown |= {opt["mode"] for opt in yaml.safe_load(text)["datasets"].values()}
-    assert shown == set(MODES)
+        modes |= {opt["mode"] for opt in yaml.safe_load(text)["datasets"].values()}
+    assert modes == set(MODES)
 
 
 @pytest.mark.parametrize("config", ["train.yml", "multi_frame.yml"])
 def test_train_sr_trains_and_shows_samples(config: str, demo: Path, tmp_path: Path) -> None:
     out = tmp_path / "sr"
-    done = run("train_sr.py", in_demo(EXAMPLES / config, demo, tmp_path), "--seconds", 2, "--out", out)
-    assert done.returncode == 0, done.stderr
-    losses = [float(loss) for loss in re.findall(r"loss (\S+)", done.stdout)]
+    result = run("train_sr.py", in_demo(EXAMPLES / config, demo, tmp_path), "--seconds", 2, "--out", out)
+    assert result.returncode == 0, result.stderr
+    losses = [float(loss) for loss in re.findall(r"loss (\S+)", result.stdout)]
     assert losses
     assert all(map(isfinite, losses))
     with Image.open(out / "samples.png") as sheet:
@@ -143,6 +143,19 @@ def test_links_in_the_texts_lead_somewhere() -> None:
     }
     assert len(links) > 10
     assert [link for link in sorted(links) if not link.exists()] == []
+
+
+def test_paths_in_the_texts_exist() -> None:
+    paths = {
+        path
+        for text in [*TEXTS, *ROOT.glob("tests/**/*.md")]
+        for path in re.findall(
+            r"`((?:dlas_store|converters|benchmarks|tests|examples|docs)/[\w./-]*\w/?)",
+            text.read_text(encoding="utf-8"),
+        )
+    }
+    placeholders = re.compile(r"night|NAME|format_N")
+    assert [path for path in sorted(paths) if not (ROOT / path).exists() and not placeholders.search(path)] == []
 
 
 def test_tables_in_the_texts_have_as_many_cells_in_each_row() -> None:

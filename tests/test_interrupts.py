@@ -1,4 +1,4 @@
-"""Ctrl-C waits where it would do harm, and takes effect once."""
+"""Ctrl-C is delayed while it would do harm, and then takes effect once."""
 
 from __future__ import annotations
 
@@ -26,29 +26,29 @@ DELAYS = [pytest.param(interrupt_delayed, id="delayed"), pytest.param(lambda: pr
 
 @pytest.fixture(autouse=True)
 def _nothing_stays() -> Iterator[None]:
-    """Handler and mask are what they were, after each test."""
+    """Check that each test restores the signal handler and unblocks the signal."""
     handler = signal.getsignal(signal.SIGINT)
     yield
     assert signal.getsignal(signal.SIGINT) is handler
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
-def _wait_for_signal(came: Callable[[], bool] = lambda: False) -> None:
-    """Wait while a thread of a library, in which nothing blocks the signal, may not have told this one of it yet."""
+def _wait_for_signal(is_handled: Callable[[], bool] = lambda: False) -> None:
+    """Wait for the signal: a library's thread, which does not block it, may receive it first and pass it on late."""
     deadline = time.monotonic() + 10
-    while not came() and time.monotonic() < deadline:
+    while not is_handled() and time.monotonic() < deadline:
         time.sleep(0.001)
 
 
 @pytest.mark.parametrize("delay", DELAYS)
 def test_ctrl_c_is_raised_when_the_block_is_over(delay: Any) -> None:
-    went_on = []
-    with pytest.raises(KeyboardInterrupt):  # noqa: PT012 - it comes when the block is over
+    continued = []
+    with pytest.raises(KeyboardInterrupt):  # noqa: PT012 - the error is raised when the block ends
         with delay():
             os.kill(os.getpid(), signal.SIGINT)
-            went_on.append(True)
+            continued.append(True)
         _wait_for_signal()
-    assert went_on
+    assert continued
 
 
 @pytest.mark.parametrize("delay", DELAYS)
@@ -66,12 +66,12 @@ def test_ctrl_c_is_not_lost_where_the_block_raises() -> None:
 
 
 def test_pressed_again_it_takes_effect_at_once() -> None:
-    went_on = []
+    continued = []
     with pytest.raises(KeyboardInterrupt), interrupt_delayed():  # noqa: PT012
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
-        went_on.append(True)
-    assert not went_on
+        continued.append(True)
+    assert not continued
 
 
 @pytest.mark.parametrize("delay", DELAYS)
@@ -91,23 +91,23 @@ def test_a_handler_of_the_program_is_called_when_the_block_is_over(delay: Any) -
 def test_ignored_interrupts_stay_ignored() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        went_on = False
+        continued = False
         with interrupt_delayed():
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
-            went_on = True
-        assert went_on
+            continued = True
+        assert continued
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
 
 
 def test_blocks_in_blocks_and_in_threads_are_fine() -> None:
-    went_on = []
+    continued = []
 
     def block(delay: AbstractContextManager[None]) -> None:
         with delay:
-            went_on.append(True)
+            continued.append(True)
 
     thread = threading.Thread(target=block, args=(interrupt_delayed(),))
     thread.start()
@@ -115,15 +115,15 @@ def test_blocks_in_blocks_and_in_threads_are_fine() -> None:
     with pytest.raises(KeyboardInterrupt), interrupt_delayed():  # noqa: PT012
         with suppress(ZeroDivisionError), interrupt_delayed():
             os.kill(os.getpid(), signal.SIGINT)
-        went_on.append(True)
-    assert went_on == [True, True]
+        continued.append(True)
+    assert continued == [True, True]
 
 
-class Pressing:
-    """An order of items in whose middle Ctrl-C is pressed, in this process."""
+class InterruptingSampler:
+    """A sampler of 40 items that presses Ctrl-C in this process after 20 of them."""
 
     def __init__(self) -> None:
-        self.went_on = False
+        self.continued = False
 
     def __len__(self) -> int:
         return 40
@@ -131,27 +131,27 @@ class Pressing:
     def __iter__(self) -> Iterator[int]:
         yield from range(20)
         os.kill(os.getpid(), signal.SIGINT)
-        self.went_on = True
+        self.continued = True
         yield from range(20, 40)
 
 
 @pytest.mark.parametrize("loader", ["threads", "workers"])
 def test_ctrl_c_does_not_come_in_the_middle_of_a_loaders_own_work(loader: str) -> None:
-    """There it can leave a condition locked, for which the end of the pass then waits for ever."""
-    order = Pressing()
+    """An interrupt of that work can leave a condition locked; the end of the epoch would then wait for ever."""
+    sampler = InterruptingSampler()
     options = {"loader": loader, "n_workers": 1, "batch_size": 2}
-    batches = create_dataloader(Rolls(), options, sampler=order, collate_fn=list)  # type: ignore[arg-type]
+    batches = create_dataloader(Rolls(), options, sampler=sampler, collate_fn=list)  # type: ignore[arg-type]
     with pytest.raises(KeyboardInterrupt):
         list(batches)
-    assert order.went_on
+    assert sampler.continued
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("dlas_store")]
     assert not multiprocessing.active_children()
 
 
 def send_mask(sender: Connection) -> None:
-    """Tell whether interrupts are blocked, before and after they are left to the parent, and how they are handled."""
+    """Send whether SIGINT is blocked before and after leave_interrupts_to_parent, and the handler after that call."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
-    os.kill(os.getpid(), signal.SIGINT)  # as if it came while the process starts
+    os.kill(os.getpid(), signal.SIGINT)  # as if Ctrl-C were pressed while the process starts
     leave_interrupts_to_parent()
     after = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     sender.send((signal.SIGINT in before, signal.SIGINT in after, signal.getsignal(signal.SIGINT)))
@@ -159,7 +159,7 @@ def send_mask(sender: Connection) -> None:
 
 @pytest.mark.parametrize("start_method", ["fork", "forkserver", "spawn"])
 def test_ctrl_c_does_not_reach_a_process_that_starts(start_method: str) -> None:
-    """It ended with an error of its own, beside its parent's interrupt."""
+    """A process that Ctrl-C reached would end with an error message besides that of its parent."""
     program = (
         "import multiprocessing, signal\n"
         "from tests.test_interrupts import send_mask\n"
@@ -177,5 +177,5 @@ def test_ctrl_c_does_not_reach_a_process_that_starts(start_method: str) -> None:
         "        assert receiver.recv() == (True, False, signal.SIG_IGN)\n"
         "        assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])\n"
     )
-    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (ended.returncode, ended.stderr) == (0, "")
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")

@@ -1,4 +1,4 @@
-"""open_source tells what lies at a path, and says what is wrong with what it cannot open."""
+"""open_source recognises the kind of data at a path, and its errors say why a path cannot be opened."""
 
 from __future__ import annotations
 
@@ -15,20 +15,17 @@ from dlas_store import StoreError, open_source
 from dlas_store.errors import ConfigError, ImageError, NotASourceError
 from dlas_store.sources.base import Layout
 from dlas_store.sources.layouts import ChunkedFolder, PictureFolder
+from tests.support.file_trees import write
 from tests.support.sample_data import DATA, noise, png
 
 
 def make_tree(root: Path, *files: str) -> Path:
-    for file in files:
-        path = root / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(png(noise(4, 4)))
-    return root
+    return write(root, dict.fromkeys(files, png(noise(4, 4))))
 
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with chunked.lmdb and pictures.lmdb."""
+    """A folder with two stores, chunked.lmdb and pictures.lmdb."""
     from dlas_store.converters.importing import import_store
 
     root = tmp_path_factory.mktemp("stores")
@@ -60,9 +57,9 @@ def test_a_given_layout_decides(tmp_path: Path, layout: Layout, expected: type, 
     assert type(open_source(make_tree(tmp_path, *files), layout)) is expected
 
 
-@pytest.mark.parametrize("part", ["chunked.lmdb", "chunked.lmdb/index.lmdb", "chunked.lmdb/shard-00000.lmdb"])
-def test_a_store_opens_by_its_folder_index_or_shard(stores: Path, part: str) -> None:
-    with open_source(stores / part) as source, open_source(DATA / "chunked") as folder:
+@pytest.mark.parametrize("path", ["chunked.lmdb", "chunked.lmdb/index.lmdb", "chunked.lmdb/shard-00000.lmdb"])
+def test_a_store_opens_by_its_folder_index_or_shard(stores: Path, path: str) -> None:
+    with open_source(stores / path) as source, open_source(DATA / "chunked") as folder:
         assert source.layout == "chunked"
         assert len(source) == len(folder)
         assert [source.read(index) for index in range(9)] == [folder.read(index) for index in range(9)]
@@ -108,16 +105,16 @@ def test_an_unknown_option_is_an_error_that_names_rule_and_value(options: dict[s
         open_source(DATA, **options)
 
 
-def make_basicsr(root: Path) -> Path:
-    with lmdb.open(str(root), lib_version=0) as environment, environment.begin(write=True) as transaction:
+def make_basicsr(path: Path) -> Path:
+    with lmdb.open(str(path), lib_version=0) as environment, environment.begin(write=True) as transaction:
         transaction.put(b"0001", b"png")
-    (root / "meta_info.txt").write_text("0001.png (4,4,3) 1\n")
-    return root
+    (path / "meta_info.txt").write_text("0001.png (4,4,3) 1\n")
+    return path
 
 
-def make_other_lmdb(root: Path) -> Path:
-    (make_basicsr(root) / "meta_info.txt").unlink()
-    return root
+def make_other_lmdb(path: Path) -> Path:
+    (make_basicsr(path) / "meta_info.txt").unlink()
+    return path
 
 
 def make_file(path: Path) -> Path:
@@ -145,7 +142,7 @@ def make_text_folder(path: Path) -> Path:
         (make_folder, "empty", "the folder is empty"),
         (make_text_folder, "texts", "neither a store nor a chunked folder, and no pictures below it .*[.]jpg"),
         (lambda path: make_tree(path, "a/ref.jpg"), "references", "no sub folder holds patches"),
-        (make_folder, "empty.lmdb", "no store, it has no index.lmdb"),
+        (make_folder, "empty.lmdb", "is not a store: it has no index.lmdb"),
         (make_basicsr, "basicsr.lmdb", "is a BasicSR LMDB, not a store; run dlas-store import on the images"),
         (lambda path: make_basicsr(path) / "data.mdb", "basicsr.lmdb", "is a BasicSR LMDB"),
         (make_other_lmdb, "other.lmdb", "is another program's LMDB, not a store"),
@@ -187,5 +184,5 @@ def test_importing_and_reading_folders_loads_neither_torch_nor_opencv() -> None:
         "source.read_pixels([0]), source.image(0).centers\n"
         "print(*{'torch', 'cv2'} & set(sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == ""
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == ""

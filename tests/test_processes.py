@@ -1,4 +1,4 @@
-"""Jobs in worker processes: order, errors, and nothing left behind."""
+"""Jobs in worker processes and in this process: order, errors, progress, and no process left behind."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PATIENCE_SECONDS = 20.0
 
 
 def square_late(number: int, progress: Progress) -> int:
-    """Give the square; the first jobs take longest."""
+    """Return the square of a number; the first two jobs take longest."""
     time.sleep(0.05 if number < 2 else 0)
     progress.advance(1, number)
     return number * number
@@ -54,10 +54,10 @@ def exit_early(number: int, progress: Progress) -> int:
 
 
 def work_until_stopped(marker: Path, progress: Progress) -> None:
-    """Work for as long as nobody says stop, then say so."""
+    """Work until the run stops, then create the marker file."""
     marker.with_suffix(".pid").write_text(str(os.getpid()))
-    end = time.monotonic() + 3 * PATIENCE_SECONDS
-    while time.monotonic() < end:
+    deadline = time.monotonic() + 3 * PATIENCE_SECONDS
+    while time.monotonic() < deadline:
         try:
             progress.advance(1, 1)
         except StoppedError:
@@ -75,10 +75,10 @@ def interrupt_itself(_: int, progress: Progress) -> None:
     signal.raise_signal(signal.SIGINT)
 
 
-def wait_for(condition: Callable[[], object], what: str) -> None:
-    end = time.monotonic() + PATIENCE_SECONDS
+def wait_for(condition: Callable[[], object], message: str) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while not condition():
-        assert time.monotonic() < end, what
+        assert time.monotonic() < deadline, message
         time.sleep(0.01)
 
 
@@ -104,16 +104,16 @@ def test_answers_come_in_the_order_of_the_jobs(workers: int, jobs: int) -> None:
 
 
 def test_no_more_jobs_are_taken_than_are_under_way() -> None:
-    taken: list[int] = []
+    taken_jobs: list[int] = []
 
     def jobs() -> Iterator[int]:
         for number in range(100):
-            taken.append(number)
+            taken_jobs.append(number)
             yield number
 
     for done, _ in enumerate(run_in_order(square_late, jobs(), workers=2), 1):
-        assert len(taken) <= done + 4
-    assert len(taken) == 100
+        assert len(taken_jobs) <= done + 4
+    assert len(taken_jobs) == 100
 
 
 def test_jobs_run_in_as_many_other_processes_as_asked_for() -> None:
@@ -123,10 +123,10 @@ def test_jobs_run_in_as_many_other_processes_as_asked_for() -> None:
 
 
 def test_an_error_in_a_job_is_raised_as_it_is_after_what_came_before() -> None:
-    answers = run_in_order(fail_at_three, range(100), workers=2)
-    assert [next(answers) for _ in range(3)] == [0, 1, 2]
+    results = run_in_order(fail_at_three, range(100), workers=2)
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(WriteError, match="disk: full") as error:
-        next(answers)
+        next(results)
     assert error.value.errno == 28
 
 
@@ -146,14 +146,14 @@ def test_a_killed_worker_is_an_error_that_says_what_to_do(job: Callable[[int, Pr
 
 
 def test_giving_up_early_stops_the_workers(tmp_path: Path) -> None:
-    answers = run_in_order(work_until_stopped, [tmp_path / "one", tmp_path / "two"], workers=2)
+    results = run_in_order(work_until_stopped, [tmp_path / "one", tmp_path / "two"], workers=2)
     with pytest.raises(RuntimeError, match="given up"):
-        raise_once_started(answers, tmp_path)
-    answers.close()  # type: ignore[attr-defined]
+        raise_once_started(results, tmp_path)
+    results.close()  # type: ignore[attr-defined]
 
 
-def raise_once_started(answers: Iterator[None], folder: Path) -> None:
-    """Run until both jobs work, then end the wait as Ctrl-C does."""
+def raise_once_started(results: Iterator[None], folder: Path) -> None:
+    """Wait for a result until both jobs work, then raise an error in the wait, as Ctrl-C does."""
 
     def give_up(signum: int, frame: object) -> None:
         raise RuntimeError("given up")
@@ -161,13 +161,13 @@ def raise_once_started(answers: Iterator[None], folder: Path) -> None:
     previous = signal.signal(signal.SIGALRM, give_up)
     watcher = os.fork()
     if watcher == 0:
-        end = time.monotonic() + PATIENCE_SECONDS
-        while len(list(folder.glob("*.pid"))) < 2 and time.monotonic() < end:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while len(list(folder.glob("*.pid"))) < 2 and time.monotonic() < deadline:
             time.sleep(0.01)
         os.kill(os.getppid(), signal.SIGALRM)
         os._exit(0)
     try:
-        next(answers)
+        next(results)
     finally:
         os.waitpid(watcher, 0)
         signal.signal(signal.SIGALRM, previous)
@@ -212,10 +212,10 @@ class TestInThisProcess:
 
     def test_no_other_process_and_no_other_thread_works(self) -> None:
         threads = threading.active_count()
-        answers = run_in_order(worker_id, range(3), workers=0)
-        assert next(answers) == os.getpid()
+        results = run_in_order(worker_id, range(3), workers=0)
+        assert next(results) == os.getpid()
         assert threading.active_count() == threads
-        assert set(answers) == {os.getpid()}
+        assert set(results) == {os.getpid()}
 
     def test_interrupts_and_collections_stay_as_they_were(self) -> None:
         before = signal.getsignal(signal.SIGINT), gc.get_freeze_count()
@@ -223,23 +223,23 @@ class TestInThisProcess:
         assert (signal.getsignal(signal.SIGINT), gc.get_freeze_count()) == before
 
     def test_a_job_is_taken_when_its_answer_is_asked_for(self) -> None:
-        taken: list[int] = []
+        taken_jobs: list[int] = []
 
         def jobs() -> Iterator[int]:
             for number in range(10):
-                taken.append(number)
+                taken_jobs.append(number)
                 yield number
 
-        answers = run_in_order(square_late, jobs(), workers=0)
-        assert taken == []
-        next(answers)
-        assert taken == [0]
+        results = run_in_order(square_late, jobs(), workers=0)
+        assert taken_jobs == []
+        next(results)
+        assert taken_jobs == [0]
 
     def test_an_error_in_a_job_is_raised_as_it_is_after_what_came_before(self) -> None:
-        answers = run_in_order(fail_at_three, range(100), workers=0)
-        assert [next(answers) for _ in range(3)] == [0, 1, 2]
+        results = run_in_order(fail_at_three, range(100), workers=0)
+        assert [next(results) for _ in range(3)] == [0, 1, 2]
         with pytest.raises(WriteError, match="disk: full") as error:
-            next(answers)
+            next(results)
         assert error.value.errno == 28
 
     def test_ctrl_c_is_raised_in_the_job(self) -> None:
@@ -282,7 +282,7 @@ list(run_in_order(work_until_stopped, jobs, workers=3))
 
 @pytest.fixture
 def parent(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A program whose three workers are all at work."""
+    """A program whose three workers are running."""
     code = PARENT.format(root=str(ROOT))
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stderr=subprocess.PIPE) as process:
         try:
@@ -300,11 +300,11 @@ def test_workers_end_when_their_parent_is_killed(parent: subprocess.Popen[bytes]
     parent.kill()
     parent.wait()
     wait_for(lambda: not any(map(is_running, worker_ids(tmp_path))), "workers outlived their parent")
-    assert not (tmp_path / "one").exists()  # they were not asked to stop
+    assert not (tmp_path / "one").exists()  # the workers ended without a request to stop
 
 
 def test_ctrl_c_ends_parent_and_workers(parent: subprocess.Popen[bytes], tmp_path: Path) -> None:
-    for pid in [*worker_ids(tmp_path), parent.pid]:  # it reaches the whole group
+    for pid in [*worker_ids(tmp_path), parent.pid]:  # a terminal sends Ctrl-C to the whole process group
         os.kill(pid, signal.SIGINT)
     parent.wait(PATIENCE_SECONDS)
     wait_for(lambda: not any(map(is_running, worker_ids(tmp_path))), "workers outlived Ctrl-C")

@@ -1,4 +1,4 @@
-"""Jobs in the calling process, by workers=0: the same results as those of worker processes, to the byte."""
+"""Jobs in the calling process (workers=0): their results equal those of worker processes, byte for byte."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import cv2
 import pytest
 
 from dlas_store.cli.main import main
-from dlas_store.converters import import_worker as import_shards
+from dlas_store.converters import import_worker
 from dlas_store.converters.exporting import export_store
 from dlas_store.converters.extraction.extracting import estimate, extract
 from dlas_store.converters.extraction.options import ExtractOptions
@@ -32,7 +33,7 @@ from tests.support.small_stores import flip_in, make_store, shards_of, small_fol
 
 @pytest.fixture(autouse=True)
 def opencv_without_threads() -> Iterator[None]:
-    """Keep OpenCV's threads out of this process, from which workers are forked."""
+    """Start no thread of OpenCV in this process, because workers are forked from it."""
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     yield
@@ -41,7 +42,7 @@ def opencv_without_threads() -> Iterator[None]:
 
 @contextmanager
 def numbered_ids() -> Iterator[None]:
-    """Give stores, shards and indexes the ids 0, 1, 2, ..., so that two runs may write the same bytes."""
+    """Give stores, shards and indexes the ids 0, 1, 2, ..., so that two runs can write the same bytes."""
     numbers = count()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(secrets, "token_hex", lambda size: next(numbers).to_bytes(size).hex())
@@ -49,8 +50,8 @@ def numbered_ids() -> Iterator[None]:
         yield
 
 
-def written(make: Callable[[Path, int], object], folder: Path, suffix: str = "") -> dict[str, bytes]:
-    """Return the files that are written by no worker, which must be those of two workers."""
+def files_without_workers(make: Callable[[Path, int], object], folder: Path, suffix: str = "") -> dict[str, bytes]:
+    """Return the files that a run without workers writes, after a check that two workers write the same files."""
     trees = []
     for workers in (0, 2):
         with numbered_ids(), pytest.MonkeyPatch.context() as patch:
@@ -86,7 +87,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 def test_an_import(folder: Path, tmp_path: Path) -> None:
-    files = written(
+    files = files_without_workers(
         lambda new, workers: import_store([folder, DATA / "chunked"], new, shard_size=1000, workers=workers),
         tmp_path,
         ".lmdb",
@@ -101,7 +102,7 @@ def test_an_import_of_bad_files_is_refused(folder: Path, tmp_path: Path) -> None
 
 
 def test_an_export(store: Path, folder: Path, tmp_path: Path) -> None:
-    files = written(lambda new, workers: export_store(store, new, workers=workers), tmp_path)
+    files = files_without_workers(lambda new, workers: export_store(store, new, workers=workers), tmp_path)
     assert files == read(folder)
 
 
@@ -118,7 +119,7 @@ def test_an_extraction(photos: Path, tmp_path: Path, to: str) -> None:
         summary = extract(photos, new, options, workers=workers, group_size=1000)
         assert [skipped.photo for skipped in summary.skipped] == ["bad.jpg"]
 
-    written(make, tmp_path, to)
+    files_without_workers(make, tmp_path, to)
     assert estimate(photos, tmp_path / "new.lmdb", options, workers=0).images == 6
 
 
@@ -150,7 +151,7 @@ def test_salvaging(damaged: Path, tmp_path: Path) -> None:
     def make(new: Path, workers: int) -> None:
         assert [lost.image for lost in salvage(damaged, new, workers=workers).lost] == ["image 1"]
 
-    written(make, tmp_path, ".lmdb")
+    files_without_workers(make, tmp_path, ".lmdb")
 
 
 def test_the_command_line_takes_it(folder: Path, photos: Path, tmp_path: Path) -> None:
@@ -176,13 +177,13 @@ def test_ctrl_c_ends_the_command_and_the_same_command_goes_on(
     store, checked = tmp_path / "new.lmdb", count()
     command = ["import", "--workers", "0", "--shard-size", "1", str(folder), str(store)]
 
-    def check(data: bytes, *, decode_all: bool) -> Size:
+    def check(data: bytes, **options: Any) -> Size:
         if next(checked) == 12:
             signal.raise_signal(signal.SIGINT)
-        return check_picture(data, decode_all=decode_all)
+        return check_picture(data, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(import_shards, "check_picture", check)
+        patch.setattr(import_worker, "check_picture", check)
         assert main(command) == 130
     assert capsys.readouterr().err == "dlas-store: interrupted; run the same command again to go on from here\n"
     assert not store.exists()

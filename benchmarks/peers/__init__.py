@@ -1,7 +1,7 @@
-"""Peers: other loaders, used as each recommends, from JPEG bytes on a local disk to shuffled uint8 batches.
+"""Peers: loaders of other libraries, used as each library recommends, from JPEG files to shuffled uint8 batches.
 
 All peers decode with TurboJPEG by simplejpeg, so that loaders are compared and not decoders. Importing this package
-imports no peer; ``installed`` imports each when the iteration reaches it.
+imports no peer; ``installed`` imports each peer when the iteration reaches the peer.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ HOW_TO_INSTALL = "not installed: pip install -r benchmarks/requirements-peers.tx
 
 
 class Peer(Protocol):
-    """A loader with its own file format. A peer object stays in the process that made it."""
+    """A loader with its own file format. A peer object is used only in the process that made the object."""
 
     @property
     def name(self) -> str:
@@ -33,22 +33,22 @@ class Peer(Protocol):
         """
 
     def batches(self, folder: Path, *, batch_size: int, seed: int) -> Iterator[Pixels]:
-        """Read one epoch: every patch once, in an order of its own.
+        """Read one epoch: every patch once, in an order of the epoch's own.
 
-        Calls with equal arguments are successive epochs, which reuse the worker processes of the first epoch if the
-        peer can keep them. So read one epoch before the clock starts, and read each epoch to its end before the next.
+        Calls with equal arguments are successive epochs, which reuse the first epoch's worker processes if the peer can
+        keep them. So read one epoch before the clock starts, and read each epoch to its end before the next epoch.
 
         Args:
             folder: the folder that ``write`` made.
-            batch_size: patches a batch; every worker process may end its share with a smaller batch.
-            seed: seed of the shuffling; another seed starts again, with new worker processes.
+            batch_size: patches a batch; the last batch of every worker process may be smaller.
+            seed: seed of the shuffling; a call with another seed starts new worker processes.
 
         Yields:
             uint8 (n, height, width, 3), RGB. No batch shares memory with another.
         """
 
     def close(self) -> None:
-        """End worker processes and close files; a later call of ``batches`` starts again."""
+        """End worker processes and close files; a later call of ``batches`` starts and opens them again."""
 
 
 class _PeerModule(NamedTuple):
@@ -58,7 +58,7 @@ class _PeerModule(NamedTuple):
 
 
 _MODULES = (
-    # Peers that fork workers come first: after its import Lance warns at every fork that it is not fork-safe.
+    # Peers that fork workers are first: once imported, Lance warns at every fork that it is not fork-safe.
     _PeerModule("benchmarks.peers.web_dataset", ("webdataset",), "webdataset"),
     _PeerModule("benchmarks.peers.lit_data", ("litdata",), "litdata"),
     _PeerModule("benchmarks.peers.grain_array_record", ("grain", "array_record"), "grain and array_record"),
@@ -67,13 +67,13 @@ _MODULES = (
 
 
 def installed() -> Iterator[Peer]:
-    """Import the installed peers one after the other.
+    """Import the installed peers one after another.
 
-    Start a peer (write, and read an epoch) before asking for the next: a process should fork before later peers have
-    started their threads.
+    Start a peer (write, and read an epoch) before asking for the next peer: a process should fork before later peers
+    start threads.
 
     Yields:
-        Peers in a fixed order; some loaders have two settings.
+        Peers in a fixed order; some loaders are two peers, with different settings.
     """
     for module in _MODULES:
         if _is_installed(module):
@@ -81,7 +81,7 @@ def installed() -> Iterator[Peer]:
 
 
 def missing() -> list[str]:
-    """Return the names of the peers that are not installed; ``HOW_TO_INSTALL`` says how to install them."""
+    """Return the package names of the peers that are not installed; ``HOW_TO_INSTALL`` says how to install them."""
     return [module.distributions for module in _MODULES if not _is_installed(module)]
 
 

@@ -5,33 +5,29 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 
-import numpy as np
-import simplejpeg
-
 from benchmarks.contender_limit import DecodeLimit
-from benchmarks.data import synthetic_picture
-from benchmarks.options import add_picture_options, add_scratch_option, at_least_one
+from benchmarks.contenders import LIMIT
+from benchmarks.data import synthetic_jpegs
+from benchmarks.options import add_picture_options, add_scratch_option
 from benchmarks.peers import HOW_TO_INSTALL, Peer, installed, missing
 from benchmarks.report import Comparison, Report, print_report, run_rounds
+from dlas_store.cli.text import positive
 from dlas_store.images.decode import Size
 from dlas_store.processes import available_cores
 
-LIMIT = "decoding alone, in memory, all cores"
-_DISTINCT = 200
-
 
 def main() -> None:
-    """Measure the installed peers, and name the others."""
+    """Measure the installed peers, and name the peers that are not installed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description="Measure other loaders.")
     add_picture_options(parser, patches=2000)
-    parser.add_argument("--batch", type=at_least_one, default=64, help="patches a batch (default: 64)")
-    parser.add_argument("--rounds", type=at_least_one, default=5, metavar="N", help="rounds (default: 5)")
+    parser.add_argument("--batch", type=positive, default=64, help="patches a batch (default: 64)")
+    parser.add_argument("--rounds", type=positive, default=5, metavar="N", help="number of rounds (default: 5)")
     add_scratch_option(parser)
     options = parser.parse_args()
     print_report(_measure(options))
@@ -40,7 +36,8 @@ def main() -> None:
 
 
 def _measure(options: argparse.Namespace) -> Report:
-    payloads = _payloads(options.patches, size=options.size, quality=options.quality)
+    pictures = synthetic_jpegs(options.patches, size=options.size, quality=options.quality)
+    payloads = list(islice(cycle(pictures), options.patches))
     limit = DecodeLimit(payloads, size=Size(options.size, options.size), batch=options.batch, threads=available_cores())
     contenders: dict[str, Callable[[], int]] = {LIMIT: limit.run}
     limit.run()
@@ -57,15 +54,6 @@ def _measure(options: argparse.Namespace) -> Report:
         f"{available_cores()} cores, files in the page cache",
         comparisons=[Comparison(title="Reading", unit="patches/s", reference=LIMIT, rounds=rounds)],
     )
-
-
-def _payloads(count: int, *, size: int, quality: int) -> Sequence[bytes]:
-    rng = np.random.default_rng(0)
-    pictures = [
-        simplejpeg.encode_jpeg(synthetic_picture(rng, size), quality, "RGB", "420")
-        for _ in range(min(count, _DISTINCT))
-    ]
-    return list(islice(cycle(pictures), count))
 
 
 def _read_epoch(peer: Peer, folder: Path, *, batch: int) -> int:

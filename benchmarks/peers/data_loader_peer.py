@@ -1,7 +1,4 @@
-"""Peer behind PyTorch's DataLoader or a class derived from it.
-
-Decoding of JPEG bytes to pixels, the same for every peer.
-"""
+"""DataLoader peers, whose loader is PyTorch's DataLoader or a subclass, and the decoding that all peers share."""
 
 from __future__ import annotations
 
@@ -19,10 +16,10 @@ from dlas_store.images.memory import Pixels
 
 
 class Start(NamedTuple):
-    """Arguments that a loader is started with.
+    """Arguments of a loader's start.
 
     Attributes:
-        folder: the folder of the peer's data.
+        folder: folder of the peer's data.
         batch_size: patches a batch.
         seed: seed of the shuffling.
     """
@@ -33,13 +30,13 @@ class Start(NamedTuple):
 
 
 class DataLoaderPeer:
-    """Keeps a loader and its worker processes from epoch to epoch.
+    """Peer that keeps a DataLoader and its worker processes from epoch to epoch.
 
     Args:
         name: name in tables.
-        write: writes patches into a folder that it makes.
-        start: makes a loader of uint8 batches that keeps its workers. The loader can be iterated repeatedly, each time
-            in another order.
+        write: writes patches into a new folder.
+        start: makes a loader of uint8 batches that keeps its workers. The loader can be iterated repeatedly, in another
+            order each time.
     """
 
     def __init__(
@@ -70,7 +67,7 @@ class DataLoaderPeer:
     def close(self) -> None:
         """End the worker processes."""
         self._started = None
-        gc.collect()  # a loader and its iterator may refer to each other, and workers end with the iterator
+        gc.collect()  # frees the cycle of loader and iterator; workers end with the iterator
 
 
 def decode(encoded: bytes) -> Pixels:
@@ -82,15 +79,15 @@ def decode(encoded: bytes) -> Pixels:
 def decode_tensor(encoded: bytes) -> torch.Tensor:
     """Decode a JPEG to a tensor, uint8 (height, width, 3), RGB.
 
-    PyTorch's collation stacks tensors straight into shared memory. A batch that a worker decodes into its own memory
-    would be copied to shared memory; LitData's workers then grew by 600 MB each in an epoch of 6,000 patches, against
-    16 to 33 MB.
+    PyTorch's collation stacks tensors straight into shared memory. A batch that a worker decodes into memory of its own
+    must be copied to shared memory: LitData's workers then grew by 600 MB each in an epoch of 6,000 patches, with
+    tensors by 16 to 33 MB.
     """
     return torch.from_numpy(decode(encoded))
 
 
 def decode_batch(encoded: Sequence[bytes | memoryview]) -> Pixels:
-    """Decode JPEGs of one size, at least one, to uint8 (n, height, width, 3), RGB."""
+    """Decode one or more JPEGs of one size to uint8 (n, height, width, 3), RGB."""
     size = image_size(bytes(encoded[0]))
     batch = np.empty((len(encoded), size.height, size.width, 3), np.uint8)
     for data, pixels in zip(encoded, batch, strict=True):

@@ -1,4 +1,4 @@
-"""Grain with ArrayRecord: threads of one process read and decode a permutation of all records."""
+"""Grain with ArrayRecord: threads of one process read and decode records in the order of a permutation."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ _FILE = "patches.array_record"
 
 
 class GrainPeer:
-    """Reads through a MapDataset, whose threads start in each epoch.
+    """Peer that reads through a MapDataset, whose threads start in each epoch.
 
     Args:
         name: name in tables.
-        decode_in_batches: whether a thread decodes the bytes of a batch into one array, by ``batch_fn``; else patches
-            are mapped one by one and stacked, as in the documentation's examples.
+        decode_in_batches: whether a thread decodes the bytes of a batch into one array, by ``batch_fn``. If false,
+            patches are mapped one by one and stacked, as in the documentation's examples.
     """
 
-    # Shares of the decode limit as in web_dataset.py. Patches mapped, stacked in the threads that read: 2 threads
-    # 0.67-0.72, 4 threads 0.58; stacked behind the threads: 1, 2, 4, 16 (the default) threads 0.35, 0.53, 0.54, 0.23.
-    # By batch_fn: 1 thread 0.41, 2 threads with 2, 4, 8, 16 batches ahead 0.73, 0.77, 0.80, 0.81, 4 threads 0.75-0.79;
-    # 0.68 in a later run, no better than patches mapped. mp_prefetch with 0 to 2 threads a process: 0.15-0.22 with its
-    # processes started in each epoch, 0.3 without their start. Compressed records, and index_storage_option in_memory:
-    # no difference beyond the noise.
+    # Shares of the decode limit, measured as in web_dataset.py.
+    # Patches mapped, stacked in the threads that read: 2 threads 0.67-0.72, 4 threads 0.58; stacked behind the threads:
+    # 1, 2, 4, 16 (the default) threads 0.35, 0.53, 0.54, 0.23.
+    # batch_fn: 1 thread 0.41, 2 threads with 2, 4, 8, 16 batches ahead 0.73, 0.77, 0.80, 0.81, 4 threads 0.75-0.79; in
+    # a later run 0.68, no better than patches mapped.
+    # mp_prefetch with 0 to 2 threads a process: 0.15-0.22 if processes start in each epoch, 0.3 without the start.
+    # Compressed records, and index_storage_option in_memory: no difference beyond the noise.
     _BATCHES_AHEAD_A_THREAD = 4
 
     def __init__(self, name: str, *, decode_in_batches: bool) -> None:
@@ -41,7 +42,7 @@ class GrainPeer:
         self._epoch = 0
 
     def write(self, payloads: Sequence[bytes], folder: Path) -> None:
-        """Write one file with one record a group, as Grain requires, so that each record can be read alone."""
+        """Write one file with one record a group, as Grain requires, so that a record can be read alone."""
         folder.mkdir()
         writer = ArrayRecordWriter(str(folder / _FILE), "group_size:1")
         for payload in payloads:

@@ -1,4 +1,4 @@
-"""Lance: a column of bytes read by row numbers, by its loader for PyTorch or by threads of one process."""
+"""Lance: a column of bytes, read by row numbers with Lance's loader for PyTorch or with threads of one process."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from benchmarks.peers.data_loader_peer import DataLoaderPeer, Start, decode_batc
 from dlas_store.images.memory import Pixels
 from dlas_store.processes import available_cores
 
-# Shares of the decode limit as in web_dataset.py: get_safe_loader with 1, 2, 4 workers 0.23, 0.38, 0.39; take in 1, 2,
-# 4 threads 0.55, 0.81, 0.84, and 0.75 and 0.94 in two later runs with 4. LanceDataset with
-# ShardedBatchSampler(randomize=True) 0.61, but that shuffles whole batches of neighbouring rows, and decodes in one
-# thread. Blob columns were not tried.
+# Shares of the decode limit, measured as in web_dataset.py: get_safe_loader with 1, 2, 4 workers 0.23, 0.38, 0.39; take
+# in 1, 2, 4 threads 0.55, 0.81, 0.84, and 0.75 and 0.94 in two later runs with 4 threads. LanceDataset with
+# ShardedBatchSampler(randomize=True) 0.61, but this sampler shuffles whole batches of neighbouring rows, and one thread
+# decodes. Blob columns were not tried.
 _COLUMN = "jpg"
 _THREADS_A_CORE = 2
 _BATCHES_AHEAD_A_THREAD = 2
@@ -52,9 +52,9 @@ def _collate(rows: Sequence[Mapping[str, bytes]]) -> torch.Tensor:
 
 
 class LanceTakePeer:
-    """Takes the rows of a batch in one call of Lance, and decodes the bytes where Lance put them in memory.
+    """Peer whose threads take the rows of a batch in one call, and decode the bytes in Lance's memory.
 
-    Lance has no such loader: its user would write the threads around ``take``.
+    Lance has no such loader: a user of Lance would write the threads around ``take``.
     """
 
     name = "Lance, take in threads"
@@ -76,14 +76,14 @@ class LanceTakePeer:
         order = np.random.default_rng((seed, self._epoch)).permutation(dataset.count_rows())
         self._epoch += 1
         threads = _THREADS_A_CORE * available_cores()
-        waiting: deque[Future[Pixels]] = deque()
+        futures: deque[Future[Pixels]] = deque()
         with ThreadPoolExecutor(threads) as pool:
             for first in range(0, len(order), batch_size):
-                waiting.append(pool.submit(_take, dataset, order[first : first + batch_size].tolist()))
-                if len(waiting) > _BATCHES_AHEAD_A_THREAD * threads:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+                futures.append(pool.submit(_take, dataset, order[first : first + batch_size].tolist()))
+                if len(futures) > _BATCHES_AHEAD_A_THREAD * threads:
+                    yield futures.popleft().result()
+            while futures:
+                yield futures.popleft().result()
 
     def close(self) -> None:
         """Release the dataset."""

@@ -1,4 +1,4 @@
-"""LitData: ``optimize`` writes chunks; worker processes map them and shuffle chunks and blocks inside them."""
+"""LitData: ``optimize`` writes chunks; worker processes map chunks, and shuffle chunks and the blocks inside."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from benchmarks.peers import Peer
 from benchmarks.peers.data_loader_peer import DataLoaderPeer, Start, decode_tensor
 from dlas_store.processes import available_cores
 
-os.environ.setdefault("LITDATA_DISABLE_VERSION_CHECK", "1")  # read at the import; without it each use asks the network
+os.environ.setdefault("LITDATA_DISABLE_VERSION_CHECK", "1")  # read by the import; unset, every use asks the network
 
 import litdata
 
-# Shares of the decode limit as in web_dataset.py: 1, 2, 4 workers 0.50, 0.45, 0.48, which the noise covers; decoding in
-# the collation 0.41-0.54, with item_shuffle_window="full" 0.30-0.43, with batch_decode=0 0.46-0.53. Patches are bytes;
-# LitData's own type for JPEGs would decode with torchvision.
+# Shares of the decode limit, measured as in web_dataset.py: 1, 2, 4 workers 0.50, 0.45, 0.48, equal within the noise;
+# decoding in the collation 0.41-0.54, with item_shuffle_window="full" 0.30-0.43, with batch_decode=0 0.46-0.53. Patches
+# are bytes; LitData's own type for JPEGs would decode with torchvision.
 _CHUNK_BYTES = 8_000_000
-"""The documentation recommends 64 MB, which in a small benchmark leaves workers with one chunk or none."""
+"""Size of a chunk. The recommended 64 MB would leave workers of a small benchmark with one chunk or none."""
 
 
 def _write(payloads: Sequence[bytes], folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""WebDataset: tar shards, each read in order by one worker process, with a shuffle buffer behind them."""
+"""WebDataset: tar shards, each read in order by one worker process, and a shuffle buffer behind the shards."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from benchmarks.peers import Peer
 from benchmarks.peers.data_loader_peer import DataLoaderPeer, Start, decode_tensor
 from dlas_store.processes import available_cores
 
-# Shares of the decode limit, two cores, 6,000 patches, medians of 4 or 5 rounds, on a machine that others used as well:
+# Shares of the decode limit, two cores, 6,000 patches, medians of 4 or 5 rounds, on a shared machine:
 # 1, 2, 4 workers 0.25, 0.33-0.36, 0.35; a shuffle buffer of 5,000 no better than 1,000; a prefetch factor of 4 no
-# better than 2. Unbatching, shuffling and batching again behind the loader, which the documentation proposes for a
-# better shuffle, copies every patch in this process: 0.06.
+# better than 2. The documentation proposes to unbatch, shuffle and batch again behind the loader for a better shuffle;
+# that copies every patch in this process: 0.06.
 _SHUFFLE_BUFFER = 1000
 _SHARDS_A_WORKER = 4
-"""Number of shards for each worker. Workers get whole shards; this many keep their shares nearly equal."""
+"""Shards a worker. Workers get whole shards, and with so many shards every worker gets nearly as many patches."""
 
 
 def _write(payloads: Sequence[bytes], folder: Path) -> None:

@@ -97,7 +97,7 @@ class ExtractOptions:
         """
         reader = ConfigOptions(
             opt,
-            where=_WHERE,
+            owner=_WHERE,
             known=(*PATH_OPTIONS, "n_thread"),
             labels={key: f"{key} ({flag})" for key, flag in FLAGS.items()},
         )
@@ -212,5 +212,5 @@ def workers_of(opt: Mapping[str, Any]) -> int | None:
     Raises:
         ConfigError: the number is not a whole number from 0.
     """
-    reader = ConfigOptions(opt, where=_WHERE, labels={"n_thread": f"n_thread ({FLAGS['n_thread']})"})
+    reader = ConfigOptions(opt, owner=_WHERE, labels={"n_thread": f"n_thread ({FLAGS['n_thread']})"})
     return reader.integer("n_thread", minimum=0) if reader.has("n_thread") else None

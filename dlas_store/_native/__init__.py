@@ -1,1 +1,1 @@
-"""Extensions in C; each is optional, and the one module that imports it does the same in Python without it, slower."""
+"""Optional extensions in C. One module imports each extension, and does the same work in Python without it."""

@@ -1,4 +1,4 @@
-/* Shared by the extensions in C. Each extension is optional: without it, Python does the same. */
+/* Definitions that the extensions in C share. */
 
 #ifndef DLAS_STORE_EXTENSION_H
 #define DLAS_STORE_EXTENSION_H
@@ -85,7 +85,7 @@ enum {
     MAX_CODE_LENGTH = 16, /* bits */
 };
 
-/* Copies a scan up to its next marker, drops the zero that is stuffed behind each byte 0xFF, and moves *out behind the copy.
+/* Copies a scan up to its next marker, drops the zero that is stuffed after each byte 0xFF, and moves *out behind the copy.
  * Returns the position of the marker; if the data has none, its end or a last byte 0xFF. */
 static inline const uint8_t *unstuff(const uint8_t *data, const uint8_t *end, uint8_t **out)
 {
@@ -105,7 +105,7 @@ static inline const uint8_t *unstuff(const uint8_t *data, const uint8_t *end, ui
 
 /* ----------------------------------------------------------------------------------------------------- Python */
 
-/* Returns whether a type is called without keywords; 0 comes with an error set. */
+/* Returns whether a type is called without keywords; if not, sets a Python error. */
 static inline int check_no_keywords(PyTypeObject *type, PyObject *keywords)
 {
     PyObject *name;
@@ -140,7 +140,7 @@ static inline void free_object(void *object)
     Py_DECREF(type);
 }
 
-/* Adds a type to a module while the module is loaded; -1 comes with an error set. */
+/* Adds a type to a module while the module is loaded; returns 0, or -1 with a Python error set. */
 static inline int add_type(PyObject *module, PyType_Spec *specification)
 {
     PyObject *type = PyType_FromSpec(specification);

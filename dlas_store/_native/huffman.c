@@ -1,18 +1,18 @@
-/* One lookup decodes two coefficients if their codes are short, as most are. Only scans that obey the standard are decoded;
- * libjpeg-turbo decides about all others. */
+/* Huffman decoder: one lookup decodes two coefficients if their codes are short, as most codes are. The decoder refuses scans
+ * that violate the standard; libjpeg-turbo decides about them. */
 
 #include "huffman.h"
 
 enum {
     LAST_COEFFICIENT = BLOCK_COEFFICIENTS - 1,
     END_OF_BLOCK = 128, /* added to the step of a coefficient that ends its block */
-    LONG_CODE = 255,    /* stands for a step, if the code needs more bits than the lookup has */
+    LONG_CODE = 255,    /* replaces the step if the code needs more bits than the lookup has */
 };
 
 /* The decoder reads up to this many bytes beyond the bits that it has decoded. */
 enum { READ_AHEAD_BYTES = sizeof(uint64_t) };
 
-/* Number of zeros behind a scan's bytes. A block that begins before the scan's end cannot use them up: it has 64 codes
+/* Number of zeros after a scan's bytes. A block that begins before the scan's end cannot use all zeros up: it has 64 codes
  * with values, of at most 31 bits each. */
 enum { PADDING = BLOCK_COEFFICIENTS * 4 + 2 * READ_AHEAD_BYTES };
 
@@ -23,7 +23,7 @@ static const uint8_t natural_order[BLOCK_COEFFICIENTS] = {
 
 /* ----------------------------------------------------------------------------------------------------- tables */
 
-/* Returns the entry for a symbol and the value bits behind its code. */
+/* Returns the entry for a symbol and the value bits after its code. */
 static LookupEntry make_entry(unsigned symbol, int is_dc, unsigned code_length, uint32_t bits)
 {
     const unsigned length = symbol & 15, negative = length > 0 ? ~bits >> (length - 1) & 1 : 0;
@@ -40,23 +40,23 @@ static LookupEntry make_entry(unsigned symbol, int is_dc, unsigned code_length, 
 /* Sets the entries of all lookups that begin with a code. */
 static void set_entries(DecodeTable *table, int is_dc, unsigned code, unsigned length, unsigned symbol)
 {
-    const unsigned rest = LOOKUP_BITS - length, value_length = symbol & 15;
-    LookupEntry *entry = &table->lookup[code << rest];
+    const unsigned free_bits = LOOKUP_BITS - length, value_length = symbol & 15;
+    LookupEntry *entry = &table->lookup[code << free_bits];
 
-    if (value_length > rest) {
-        for (unsigned i = 0; i < 1u << rest; i++)
+    if (value_length > free_bits) {
+        for (unsigned i = 0; i < 1u << free_bits; i++)
             entry[i] = (LookupEntry){(int16_t)symbol, 0, LONG_CODE, LONG_CODE, (uint8_t)length, 0};
         return;
     }
     for (unsigned bits = 0; bits < 1u << value_length; bits++) {
         const LookupEntry single = make_entry(symbol, is_dc, length, bits);
 
-        for (unsigned i = 0; i < 1u << (rest - value_length); i++)
+        for (unsigned i = 0; i < 1u << (free_bits - value_length); i++)
             *entry++ = single;
     }
 }
 
-/* Adds to each entry the coefficient or the end of block behind it. */
+/* Adds to each entry the coefficient or the end of block after it. */
 static void pair_entries(DecodeTable *table)
 {
     LookupEntry singles[1 << LOOKUP_BITS];
@@ -131,8 +131,8 @@ static inline const LookupEntry *peek_entry(const BitReader *reader, const Decod
     return &table->lookup[reader->bits >> (64 - LOOKUP_BITS)];
 }
 
-/* Returns the entry for a code that needs more bits than the lookup has; its length is 0 if no code matches. Needs 31
- * bits. */
+/* Returns the entry for a code that needs more bits than the lookup has; the entry's length is 0 if no code matches. The bit
+ * buffer must hold 31 bits. */
 static LookupEntry decode_long_code(const DecodeTable *table, int is_dc, uint64_t bits)
 {
     const LookupEntry *entry = &table->lookup[bits >> (64 - LOOKUP_BITS)];
@@ -195,7 +195,7 @@ size_t start_scan(ScanDecoder *scan, const uint8_t *data, size_t size)
     return (size_t)(marker - data);
 }
 
-/* Decodes the coefficients of one lookup, one or two. Returns 0 at anything else. at: index of the coefficient before. */
+/* Decodes the one or two coefficients of a lookup; returns 0 at anything else. at: index of the previous coefficient. */
 static inline int decode_pair(BitReader *reader, const DecodeTable *table, int16_t *block, unsigned *at)
 {
     const LookupEntry *entry = peek_entry(reader, table);
@@ -223,8 +223,7 @@ static inline int decode_end_of_block(BitReader *reader, const DecodeTable *tabl
     return 1;
 }
 
-/* Decodes one coefficient, with a code of any length and up to the last index, or an end of block; returns 0 at anything
- * else. */
+/* Decodes one coefficient, with a code of any length and at any index, or an end of block; returns 0 at anything else. */
 static inline int decode_one(BitReader *reader, const DecodeTable *table, int16_t *block, unsigned *at)
 {
     LookupEntry entry = *peek_entry(reader, table);
@@ -293,7 +292,7 @@ TARGET_CLONES("bmi2") int decode_mcu(ScanDecoder *scan, int16_t (*const *blocks)
 
 int is_scan_consumed(const ScanDecoder *scan)
 {
-    const ptrdiff_t left = (scan->end - scan->next) * 8 + (ptrdiff_t)scan->bit_count;
+    const ptrdiff_t remaining_bits = (scan->end - scan->next) * 8 + (ptrdiff_t)scan->bit_count;
 
-    return left >= 0 && left < 8;
+    return remaining_bits >= 0 && remaining_bits < 8;
 }

@@ -10,19 +10,19 @@ enum {
     LOOKUP_BITS = 10,           /* bits that index the lookup table */
 };
 
-/* An entry of the lookup table: the coefficient that the next bits code, and the one behind it if both fit into LOOKUP_BITS;
- * otherwise both are the same one. */
+/* An entry of the lookup table: the coefficient that the next bits code, and the coefficient after it if both fit into
+ * LOOKUP_BITS; otherwise the entry holds the first coefficient twice. */
 typedef struct {
     int16_t first_value, last_value;
-    uint8_t first_step, last_step;  /* distances from the coefficient before, in zigzag order */
+    uint8_t first_step, last_step;  /* distances from the previous coefficient, in zigzag order */
     uint8_t first_bits, total_bits; /* length of the first coefficient, and of both, in bits */
 } LookupEntry;
 
 /* A Huffman code for decoding, built from a JPEG's table. */
 typedef struct {
     LookupEntry lookup[1 << LOOKUP_BITS]; /* indexed by the next bits */
-    /* Indexed by length: if the next 16 bits are below the limit, they begin with a code of at most that length; a code plus
-     * the offset is the position of its symbol. */
+    /* Both are indexed by length. If the next 16 bits are below the limit, they begin with a code of at most that length. A
+     * code plus the offset is the position of its symbol. */
     uint32_t code_limits[MAX_CODE_LENGTH + 1];
     int32_t symbol_offsets[MAX_CODE_LENGTH + 1];
     uint8_t counts[MAX_CODE_LENGTH + 1], symbols[256]; /* the JPEG's table */
@@ -42,17 +42,17 @@ typedef struct {
     uint32_t last_dc[MAX_COMPONENTS_IN_SCAN];
     uint64_t bits; /* bit buffer; the next bit is the highest one */
     unsigned bit_count;
-    const uint8_t *next, *end; /* bytes behind the bit buffer */
+    const uint8_t *next, *end; /* bytes after those in the bit buffer */
     uint8_t *bytes;            /* the scan without stuffed zeros; owned, of `capacity` bytes */
     size_t capacity;
 } ScanDecoder;
 
 /* Builds a decode table from a JPEG's table: the number of codes of each length (index 0 is unused) and the symbols.
- * Keeps a table that was built from the same values. Returns 0 if they define no code. */
+ * Keeps a table that was built from the same values. Returns 0 if the values define no code. */
 int build_decode_table(DecodeTable *table, int is_dc, const uint8_t *counts, const uint8_t *symbols);
 
-/* Starts to decode a scan, whose block codings are set, at its first byte. Returns the scan's size in bytes; 0 if the
- * scan is not followed by the end of the image, or if memory is short. */
+/* Starts to decode a scan at its first byte; its block codings must be set. Returns the scan's size in bytes; 0 if the end
+ * of the image does not follow the scan, or if memory is short. */
 size_t start_scan(ScanDecoder *scan, const uint8_t *data, size_t size);
 
 /* Decodes an MCU into zeroed blocks, in natural order; returns 0 if the MCU violates the standard. */

@@ -1,9 +1,8 @@
 /* libjpeg-turbo keeps the interface of libjpeg 6b: all builds of version 62 lay out its structures as below, and the
- * library refuses to create a decoder for another version or size. So the library need not be present when this file is
- * compiled.
+ * library refuses to create a decoder for another version or size. Therefore this file compiles without the library.
  *
- * Scans that obey the standard are decoded by huffman.h: the library calls a function for the next MCU through a pointer,
- * which is replaced. The library does everything else. */
+ * huffman.h decodes scans that obey the standard: the library calls a function for the next MCU through a pointer, which
+ * this file replaces. The library does everything else. */
 
 #include "libjpeg.h"
 
@@ -40,7 +39,7 @@ typedef struct {
 typedef struct {
     const uint8_t *next;
     size_t left;
-} SourceManager; /* functions that read more follow */
+} SourceManager; /* functions that read more data follow */
 
 typedef struct {
     uint8_t counts[MAX_CODE_LENGTH + 1], symbols[256];
@@ -48,15 +47,15 @@ typedef struct {
 
 typedef struct {
     int id, number, across, down, quantization_table, dc_table, ac_table;
-} ComponentInfo; /* the geometry of its plane follows */
+} ComponentInfo; /* members for the component's geometry follow */
 
 typedef int (*DecodeMcu)(DecompressStruct *, int16_t (**blocks)[BLOCK_COEFFICIENTS]);
 
-/* Private to the library, in contrast to the other structures; but its first two members have been the same since 1991. */
+/* This structure is private to the library, in contrast to the others; its first two members are the same since 1991. */
 typedef struct {
     void (*start)(DecompressStruct *);
     DecodeMcu decode_mcu;
-} EntropyDecoder; /* more follows */
+} EntropyDecoder; /* further members follow */
 
 struct DecompressStruct {
     ErrorManager *errors;
@@ -123,7 +122,7 @@ static const char *const function_names[] = {
 /* --------------------------------------------------------------------------------------------------- decoders */
 
 struct JpegDecoder {
-    DecompressStruct jpeg; /* comes first: callbacks are given its address */
+    DecompressStruct jpeg; /* the first member, because callbacks receive its address */
     ErrorManager errors;
     jmp_buf jump_target;
     Functions functions;
@@ -211,7 +210,7 @@ static int are_in_same_library(const void *one, const void *other)
     return dladdr(one, &info) && dladdr(other, &other_info) && info.dli_fbase == other_info.dli_fbase;
 }
 
-/* Returns whether the library itself defines the functions of the entropy decoder; otherwise the structure is another one. */
+/* Returns whether the library defines the functions of the entropy decoder; if not, the structure has another layout. */
 static int is_entropy_decoder_as_expected(JpegDecoder *self)
 {
     const EntropyDecoder *entropy = self->jpeg.entropy;
@@ -244,7 +243,7 @@ static int set_block_codings(JpegDecoder *self)
     return 1;
 }
 
-/* Lets huffman.h decode the scan of a JPEG whose header was read, if it can. */
+/* Lets huffman.h decode the scan of a JPEG whose header was read, if huffman.h can. */
 static void take_over_scan(JpegDecoder *self)
 {
     DecompressStruct *jpeg = &self->jpeg;
@@ -328,7 +327,7 @@ int decode_jpeg(JpegDecoder *self, const uint8_t *data, size_t size, uint8_t *pi
 
 /* ---------------------------------------------------------------------------------------------------- library */
 
-/* Size of the pool of idle decoders: each thread that reads needs one. */
+/* Size of the pool of idle decoders: each reading thread needs one decoder. */
 enum { MAX_KEPT_DECODERS = 64 };
 
 struct Libjpeg {
@@ -354,7 +353,7 @@ void return_decoder(Libjpeg *self, JpegDecoder *decoder)
         destroy_decoder(decoder);
 }
 
-/* Loads a library for the lifetime of the process; 0 comes with an error set. */
+/* Loads a library for the lifetime of the process; returns 0 with a Python error set if that fails. */
 static int load(const char *file, Functions *functions)
 {
     void *library = dlopen(file, RTLD_NOW | RTLD_LOCAL), *found[sizeof function_names / sizeof *function_names];
@@ -378,7 +377,8 @@ _Static_assert(sizeof(Functions) == sizeof function_names, "a name for each func
 
 PyDoc_STRVAR(decode_doc, "decode($self, data, out, /)\n--\n\n"
              "Decode a JPEG into an array, uint8 (H, W, 3), RGB; return whether that succeeded without a warning.\n\n"
-             "After False the array's content is undefined. A JPEG that lacks tables may be decoded with another's tables.");
+             "After False the array's content is undefined. A JPEG that lacks tables may be decoded with the tables of an\n"
+             "earlier JPEG.");
 
 static PyObject *decode(Libjpeg *self, PyObject *args)
 {

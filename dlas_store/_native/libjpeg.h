@@ -1,4 +1,4 @@
-/* Decoding by the libjpeg-turbo of a shared library, without Python's lock. */
+/* Decoding of JPEGs with the libjpeg-turbo of a shared library, without Python's lock. */
 
 #ifndef DLAS_STORE_LIBJPEG_H
 #define DLAS_STORE_LIBJPEG_H

@@ -1,12 +1,12 @@
 /* Reader from a patch's index to its decoded pixels: the row in the store's index, the key, the checksum of the bytes,
- * the size in the JPEG's header. In Python these steps take the longest time between two decodings, which evict the
- * interpreter's data from the processor's caches, and other threads wait for Python's lock meanwhile.
+ * the size in the JPEG's header. In Python these steps take most of the time between two decodings, because decoding evicts
+ * the interpreter's data from the processor's caches, and other threads wait for Python's lock meanwhile.
  *
- * The reader handles sound input only. It refuses anything else, and Store.read_into does the work in Python: it opens
- * the shard, checks the block of the index, converts the picture, or says what is wrong.
+ * The reader handles sound input only. It refuses anything else, and Store.decode_into does the work in Python: it opens
+ * the shard, checks the block of the index, converts the picture, or raises an error that says what is wrong.
  *
- * JPEGs are decoded by simplejpeg, through Python, or directly by libjpeg-turbo, if it was found. The latter decodes many
- * JPEGs without Python's lock, which simplejpeg takes twice for each, and without a new decoder for each. */
+ * libjpeg-turbo decodes JPEGs directly, if it was found; otherwise simplejpeg decodes them, through Python. libjpeg-turbo
+ * decodes many JPEGs without Python's lock, which simplejpeg takes twice a JPEG, and without a new decoder a JPEG. */
 
 #include "libjpeg.h"
 
@@ -17,7 +17,7 @@
 
 enum { KEY_BYTES = 17, CHECKSUM_BYTES = 8, MIN_PAYLOAD_BYTES = 241, SECRET_BYTES = 192, STRIPE = 64, LANES = 8 };
 
-/* Stripes until the lanes are scrambled: each stripe starts 8 bytes further in the secret. */
+/* Number of stripes before the lanes are scrambled: each stripe starts 8 bytes further in the secret. */
 enum { STRIPES_A_BLOCK = (SECRET_BYTES - STRIPE) / 8 };
 
 static const uint32_t prime32[] = {0, 0x9E3779B1u, 0x85EBCA77u, 0xC2B2AE3Du};
@@ -151,7 +151,7 @@ static int next_segment(const uint8_t *data, size_t size, size_t *at, Segment *s
         return 0;
     *segment = (Segment){data[*at + 1], data + *at + 4, length - 2};
     *at += 2 + length;
-    /* A header has no other segments than these, tables, comments and application segments. */
+    /* The only other segments of a header are tables, comments and application segments. */
     return (segment->marker >= SOF0 && segment->marker <= SOF2) ||
            segment->marker == DHT || (segment->marker >= SOS && segment->marker <= COM);
 }
@@ -250,11 +250,11 @@ static int is_self_contained(const uint8_t *data, size_t size)
 
 /* ----------------------------------------------------------------------------------------------------- reader */
 
-/* Row of the index's patch table, little-endian: offset and patch id of 8 bytes; length, image and shard of 4. index.py
- * writes it. */
+/* Row of the index's patch table, little-endian: offset and patch id of 8 bytes; length, image and shard of 4.
+ * PATCH_ROW in storage/shard.py defines it. */
 enum { ROW_BYTES = 28, BLOCK_BYTES = 4096, BLOCKS_A_CHUNK = 64 };
 
-/* Bytes to prefetch of a patch: all of it, unless a picture is too large for the processor's caches. */
+/* Bytes of a patch to prefetch: all of them, unless the picture is too large for the processor's caches. */
 enum { CACHE_LINE = 64, PREFETCH_BYTES = 1 << 16 };
 
 typedef struct {
@@ -268,7 +268,7 @@ typedef struct {
     Py_ssize_t max_pixels;
     PyObject *view, *color_space, *keywords; /* constant arguments */
     PyObject *find_libjpeg;                  /* returns a Libjpeg or None; NULL after it was called */
-    Libjpeg *libjpeg;                        /* NULL if there is none */
+    Libjpeg *libjpeg;                        /* NULL if find_libjpeg found none */
 } PatchReader;
 
 typedef struct {
@@ -491,7 +491,7 @@ static int pin(const PatchReader *self, Py_ssize_t index, PyObject *array, Pinne
     return is_pinned;
 }
 
-/* Calls find_libjpeg the first time; 0 comes with an error set. */
+/* Calls find_libjpeg the first time; returns 0 with a Python error set if that fails. */
 static int load_libjpeg(PatchReader *self)
 {
     PyObject *find = self->find_libjpeg, *found;
@@ -779,7 +779,7 @@ static PyObject *checksum(PyObject *Py_UNUSED(module), PyObject *args)
 }
 
 PyDoc_STRVAR(checksum_doc, "checksum(key, payload, /)\n--\n\n"
-             "Return the same checksum as keys.value_checksum, for payloads of at least 241 bytes.");
+             "Return the same checksum as records.value_checksum, for payloads of at least 241 bytes.");
 
 static PyMethodDef functions[] = {
     {"checksum", checksum, METH_VARARGS, checksum_doc},
@@ -796,5 +796,5 @@ static PyModuleDef_Slot module_slots[] = {
     {0, NULL},
 };
 
-DEFINE_MODULE(patch_reader, "dlas_store._native.patch_reader", "Reader of patches in C; Store.read_into calls it.", functions,
+DEFINE_MODULE(patch_reader, "dlas_store._native.patch_reader", "Reader of patches in C; Store.decode_into calls it.", functions,
               module_slots)

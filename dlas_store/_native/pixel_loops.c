@@ -1,7 +1,7 @@
-/* Loops over pixels. OpenCV and numpy pass through memory several times for the same work, and take Python's lock in between.
+/* Loops over pixels. OpenCV and NumPy run over the memory several times for the same work, and take Python's lock in between.
  *
- * Each function releases Python's lock while it works. Without this extension datasets/planes.py and
- * datasets/masked_reference.py do the same in Python. Arrays come by the buffer protocol, C-contiguous and in native byte
+ * Each function releases Python's lock while it works. Without this extension transforms/resize.py and
+ * datasets/references.py do the same in Python. Arrays are passed by the buffer protocol, C-contiguous and in native byte
  * order. */
 
 #include "extension.h"
@@ -82,7 +82,7 @@ typedef struct {
     size_t height, width, factor;
 } ChwImage;
 
-/* Planes from this size on are written with non-temporal stores: they would leave the processor's caches before their
+/* Channels of this size or more are written with non-temporal stores: they would leave the processor's caches before their
  * batch is read, and a cached store would first read the memory that it overwrites. fence_stores makes them visible to
  * other threads. */
 enum { NON_TEMPORAL_BYTES = 1 << 17 };
@@ -96,7 +96,7 @@ static int is_non_temporal(const ChwImage *out, const float *to)
 #endif
 }
 
-/* Writes values, part of a row. */
+/* Writes a part of a row. */
 static void write_values(const ChwImage *out, float *restrict to, const float *restrict values, size_t count)
 {
     size_t x = 0;
@@ -230,7 +230,8 @@ static void write_box(Box box, float outside, const ChwImage *out, float *scratc
 
 /* ------------------------------------------------------------------------------------------------ from Python */
 
-/* Gets the buffer of an array with three dimensions and one of some types ('B', 'f'); 0 comes with an error set. */
+/* Gets the buffer of an array with three dimensions and one of some types ('B', 'f'); returns 0 with a Python error set
+ * if the object is no such array. */
 static int get_array(PyObject *object, Py_buffer *view, const char *types, int flags)
 {
     if (PyObject_GetBuffer(object, view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | flags) < 0)
@@ -243,7 +244,8 @@ static int get_array(PyObject *object, Py_buffer *view, const char *types, int f
     return 0;
 }
 
-/* Sets up the output to an array of some channels, for a picture of a size; 0 comes with an error set. */
+/* Sets up an array of some channels as the output for a picture of some size; returns 0 with a Python error set if the
+ * sizes do not fit. */
 static int set_output(const Py_buffer *view, Py_ssize_t channels, Py_ssize_t height, Py_ssize_t width, ChwImage *out)
 {
     const Py_ssize_t *shape = view->shape, factor = shape[1] > 0 ? height / shape[1] : 0;
@@ -251,7 +253,7 @@ static int set_output(const Py_buffer *view, Py_ssize_t channels, Py_ssize_t hei
     if (shape[0] != channels || factor < 1 || factor > MAX_ADDENDS || shape[1] * factor != height ||
         shape[2] * factor != width) {
         PyErr_Format(PyExc_ValueError,
-                     "%zd x %zd pixels in %zd channels are not %zd x %zd in %zd, brought down by at most %d",
+                     "%zd x %zd pixels in %zd channels are not %zd x %zd in %zd, reduced by at most %d",
                      shape[2], shape[1], shape[0], width, height, channels, MAX_ADDENDS);
         return 0;
     }
@@ -262,7 +264,7 @@ static int set_output(const Py_buffer *view, Py_ssize_t channels, Py_ssize_t hei
 /* Buffers and scratch memory of a call, used without Python's lock. */
 typedef struct {
     Py_buffer views[4];
-    int count; /* buffers held */
+    int count; /* of views in use */
     void *scratch;
 } Arrays;
 
@@ -273,7 +275,7 @@ static void release_arrays(Arrays *arrays)
         PyBuffer_Release(&arrays->views[--arrays->count]);
 }
 
-/* Adds one array; get_array says which. */
+/* Adds one array; see get_array for types and flags. */
 static int add_array(Arrays *arrays, PyObject *object, const char *types, int flags)
 {
     if (!get_array(object, &arrays->views[arrays->count], types, flags))
@@ -293,7 +295,7 @@ static int allocate_scratch(Arrays *arrays, size_t size)
 static int check_tuple(PyObject *args)
 {
     if (!PyTuple_Check(args))
-        PyErr_Format(PyExc_TypeError, "arguments are given as a tuple, not as %s", Py_TYPE(args)->tp_name);
+        PyErr_Format(PyExc_TypeError, "arguments are passed as a tuple, not as %s", Py_TYPE(args)->tp_name);
     return PyTuple_Check(args);
 }
 
@@ -302,7 +304,8 @@ typedef struct {
     ChwImage out[2];
 } PixelsTask;
 
-/* Parses the arguments of write_pixels; 0 comes with an error set. The caller releases task->arrays in any case. */
+/* Parses the arguments of write_pixels; returns 0 with a Python error set if they are wrong. The caller releases
+ * task->arrays in any case. */
 static int parse_pixels_task(PyObject *args, PixelsTask *task)
 {
     PyObject *pixels, *outs[2] = {NULL};
@@ -409,9 +412,9 @@ static PyObject *write_all(PyObject *const *pixels, Py_ssize_t pixels_count, PyO
     return is_sound ? Py_NewRef(Py_None) : NULL;
 }
 
-PyDoc_STRVAR(write_pixels_doc, "write_pixels(pixels, planes, more_planes=None, /)\n--\n\n"
+PyDoc_STRVAR(write_pixels_doc, "write_pixels(pixels, chw, second_chw=None, /)\n--\n\n"
              "Write pixels to one or two arrays, each averaged by a whole factor of at least 1.\n\n"
-             "pixels: uint8 (H, W, 3), RGB. planes: float32 (3, H / f, W / f), in [0, 1].");
+             "pixels: uint8 (H, W, 3), RGB. chw, second_chw: float32 (3, H / f, W / f), in [0, 1].");
 
 static PyObject *py_write_pixels(PyObject *Py_UNUSED(module), PyObject *args)
 {
@@ -453,4 +456,4 @@ static PyMethodDef functions[] = {
 };
 
 DEFINE_MODULE(pixel_loops, "dlas_store._native.pixel_loops",
-              "Loops over pixels in C, for datasets/planes.py and datasets/masked_reference.py.", functions, NULL)
+              "Loops over pixels in C, for transforms/resize.py and datasets/references.py.", functions, NULL)

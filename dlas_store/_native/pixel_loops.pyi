@@ -3,7 +3,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-def write_pixels(pixels: NDArray[np.uint8], /, *planes: NDArray[np.float32]) -> None: ...
+def write_pixels(pixels: NDArray[np.uint8], /, *chw: NDArray[np.float32]) -> None: ...
 def write_reference(
     reference: NDArray[Any],
     small_reference: NDArray[np.float32],

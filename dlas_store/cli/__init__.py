@@ -1,1 +1,1 @@
-"""The command ``dlas-store``: its arguments, and the text and pictures that it shows."""
+"""The command ``dlas-store``: arguments, printed text, and pictures."""

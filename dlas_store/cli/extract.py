@@ -1,4 +1,4 @@
-"""The command ``dlas-store extract``: its flags, and what it prints."""
+"""The command ``dlas-store extract``: flags, merging with a config file, and printed results."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from dlas_store.errors import ConfigError, ImportFailedError, WriteError
 if TYPE_CHECKING:
     from dlas_store.converters.extraction.plan import SkippedPhoto
 
-_REASONS_SHOWN = 50
-_BAD_SHOWN = 20
-_LEFT_OUT_SHOWN = 3
+_MAX_REASONS = 50
+_MAX_BAD_PHOTOS = 20
+_MAX_SKIPPED_PHOTOS = 3
 
-_VALUES = {
+_OPTION_OF_FLAG = {
     "crop_size": "crop_sz",
     "step": "step",
     "threshold": "thres_sz",
@@ -34,11 +34,11 @@ _VALUES = {
     "fast_decode": "fast_decode",
     "workers": "n_thread",
 }
-"""Flag -> the option that it overrides."""
+"""Flag -> the config option that the flag overrides."""
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    """Add what the command takes."""
+    """Add the command's arguments to its parser."""
 
     def add(flag: str, text: str, metavar: str, kind: Any = None) -> None:
         command.add_argument(flag, metavar=metavar, type=kind, help=text)
@@ -47,41 +47,43 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         command.add_argument(flag, action="store_const", const=True, help=text)
 
     command.add_argument("photos", type=Path, metavar="PHOTOS", help="folder of photos, at any depth")
-    command.add_argument("dst", type=Path, metavar="DST", help="NAME.lmdb: the store to write; else the chunked folder")
-    add("--config", "options by DL-Art-School's names, YAML; flags come before it", "FILE", Path)
-    add("--crop-size", "sides of the squares to cut out, in pixels (default: 256,512)", "N,...", _numbers)
+    command.add_argument(
+        "dst", type=Path, metavar="DST", help="NAME.lmdb writes a store; any other name writes a chunked folder"
+    )
+    add("--config", "YAML file of options with DL-Art-School's names; flags override it", "FILE", Path)
+    add("--crop-size", "sides of the squares to crop, in pixels (default: 256,512)", "N,...", _numbers)
     add("--step", "pixels from one square to the next (default: half of each crop size)", "N,...", _numbers)
-    add("--threshold", "one more square where more pixels than this are left over (default: 128)", "N", _number)
-    add("--resize", "factor for each crop size (default: brings each to the first)", "F,...", _numbers)
-    add_switch("--only-resize", "do not cut up: one patch a photo, its square resized")
-    add_switch("--vertical-split", "photos are side-by-side stereo pairs: two images each")
-    add("--masks", "masks of 256 x 256 pixels: keep a tile where its mask is at least half white", "DIR")
+    add("--threshold", "add a last square if more than N pixels remain (default: 128)", "N", _number)
+    add("--resize", "scale factor of each crop size (default: resize all patches to the first size)", "F,...", _numbers)
+    add_switch("--only-resize", "make one patch of each photo: the middle square, resized")
+    add_switch("--vertical-split", "split each photo, a side-by-side stereo pair, into two images")
+    add("--masks", "folder of 256 x 256 masks: keep a square if its mask is at least half white", "DIR")
     command.add_argument(
         "--exclude",
         action="append",
         metavar="[SIZE:]TERM",
-        help="leave out photos with TERM in their path, or do not cut them to SIZE; may be repeated",
+        help="skip photos with TERM in their path, or only their crops of SIZE; may be repeated",
     )
-    add("--halve-above", "halve photos whose longer side is above this (default: 5500)", "N", _number)
-    add("--min-size", "least pixels of a photo's shorter side (default: the largest crop size)", "N", _number)
-    add("--quality", "of the JPEGs, 1 to 100 (default: 95)", "N", _number)
-    add("--subsampling", "of their colour: 4:2:0 (default), 4:2:2 or 4:4:4", "S")
+    add("--halve-above", "halve photos whose longer side exceeds N pixels (default: 5500)", "N", _number)
+    add("--min-size", "skip photos whose shorter side is below N pixels (default: the largest crop size)", "N", _number)
+    add("--quality", "quality of the written JPEGs, 1 to 100 (default: 95)", "N", _number)
+    add("--subsampling", "chroma subsampling of the written JPEGs: 4:2:0 (default), 4:2:2 or 4:4:4", "S")
     add("--greyscale", "skip greyscale photos (default), or convert them to RGB", "skip|convert")
-    add_switch("--ignore-exif", "do not turn photos as EXIF says they were held")
-    add_switch("--fast-decode", "decode large JPEGs at reduced size where that is enough; changes pixels a little")
+    add_switch("--ignore-exif", "do not rotate or flip photos by their EXIF orientation")
+    add_switch("--fast-decode", "decode large JPEGs at reduced size if that suffices; changes pixels a little")
     add("--workers", WORKERS_HELP, "N", natural)
-    add("--shard-size", "estimated bytes of tiles a shard (default: a 64th of all, 1MiB to 256MiB)", "SIZE", byte_size)
-    command.add_argument("--append", action="store_true", help="add photos that the store does not have")
-    command.add_argument("--dry-run", action="store_true", help="say what would come of it, and write nothing")
-    add("--report", "write what came of it there, with every photo that was left out", "FILE.json", Path)
+    add("--shard-size", "estimated bytes of patches a shard (default: 1/64 of all, 1MiB to 256MiB)", "SIZE", byte_size)
+    command.add_argument("--append", action="store_true", help="add the photos that the store does not have")
+    command.add_argument("--dry-run", action="store_true", help="print an estimate of the result, and write nothing")
+    add("--report", "write a JSON report of the result, including skipped photos", "FILE.json", Path)
 
 
 def run(flags: argparse.Namespace) -> int:
     """Run the command and return its exit status."""
     from dlas_store.converters.extraction.options import ExtractOptions, workers_of
 
-    given = _merge(flags)
-    options, workers = ExtractOptions.read(given, exclude=flags.exclude), workers_of(given)
+    merged = _merge(flags)
+    options, workers = ExtractOptions.read(merged, exclude=flags.exclude), workers_of(merged)
     if flags.dry_run:
         return _estimate(flags, options, workers)
     if flags.report is not None and not flags.report.absolute().parent.is_dir():
@@ -104,11 +106,11 @@ def run(flags: argparse.Namespace) -> int:
         )
     elif flags.append:
         print(f"{flags.dst}: no new image, left as it was")
-    _print_rest(summary.skipped, summary.present, summary.changed)
+    _print_not_extracted(summary.skipped, summary.present, summary.changed)
     if not summary.images and not flags.append:
         raise ImportFailedError(
-            f"{flags.photos}: nothing came out of {len(summary.skipped):,} photos, and nothing was written; "
-            "the reasons are listed"
+            f"{flags.photos}: none of {len(summary.skipped):,} photos gave a patch, and nothing was written; "
+            "see the reasons above"
         )
     return _status(summary.skipped)
 
@@ -117,48 +119,48 @@ def _estimate(flags: argparse.Namespace, options: Any, workers: int | None) -> i
     from dlas_store.converters.extraction.extracting import estimate
 
     if flags.report is not None:
-        raise ConfigError("--report tells what came of an extraction: it does not go with --dry-run")
-    found = estimate(
+        raise ConfigError("--report describes the result of an extraction; leave it out with --dry-run")
+    estimated = estimate(
         flags.photos, flags.dst, options, append=flags.append, workers=workers, group_size=flags.shard_size
     )
     print(
-        f"{flags.photos}: {found.photos:,} photos give {found.images:,} images, {found.patches:,} patches; "
-        f"as estimated, {megabytes(found.payload_bytes)} in {found.seconds:.1f} s; nothing was written"
+        f"{flags.photos}: {estimated.photos:,} photos give {estimated.images:,} images, {estimated.patches:,} patches; "
+        f"as estimated, {megabytes(estimated.payload_bytes)} in {estimated.seconds:.1f} s; nothing was written"
     )
-    _print_rest(found.skipped, found.present, found.changed)
-    return _status(found.skipped)
+    _print_not_extracted(estimated.skipped, estimated.present, estimated.changed)
+    return _status(estimated.skipped)
 
 
 def _merge(flags: argparse.Namespace) -> dict[str, Any]:
-    """Return the options of the config file, those overridden for which a flag was given."""
+    """Return the config file's options, overridden by the flags."""
     from dlas_store.converters.extraction.options import PATH_OPTIONS
 
-    given: dict[str, Any] = {}
+    merged: dict[str, Any] = {}
     if flags.config is not None:
         from dlas_store.config import load_mapping
 
-        given = load_mapping(flags.config)
-    set_aside = [key for key in PATH_OPTIONS if given.get(key) is not None]
-    if set_aside:
-        print(f"{flags.config}: not used, PHOTOS and DST say it: {', '.join(set_aside)}")
-    for flag, key in _VALUES.items():
+        merged = load_mapping(flags.config)
+    unused = [key for key in PATH_OPTIONS if merged.get(key) is not None]
+    if unused:
+        print(f"{flags.config}: not used, PHOTOS and DST take their place: {', '.join(unused)}")
+    for flag, key in _OPTION_OF_FLAG.items():
         value = getattr(flags, flag)
         if value is not None:
-            given[key] = value
+            merged[key] = value
     if flags.masks is not None:
-        given["use_masking"] = True
-    return given
+        merged["use_masking"] = True
+    return merged
 
 
-def _print_rest(skipped: Sequence[SkippedPhoto], present: int, changed: Sequence[str]) -> None:
+def _print_not_extracted(skipped: Sequence[SkippedPhoto], present: int, changed: Sequence[str]) -> None:
     by_reason: dict[tuple[bool, str], list[str]] = {}
     for photo, reason, bad in skipped:
         by_reason.setdefault((bad, reason), []).append(photo)
-    for (bad, reason), photos in sorted(by_reason.items())[:_REASONS_SHOWN]:
-        what, shown = ("bad photo", _BAD_SHOWN) if bad else ("left out", _LEFT_OUT_SHOWN)
-        print(f"{what}, {one_line(reason)}: {len(photos):,} ({shorten(photos, shown)})")
-    if len(by_reason) > _REASONS_SHOWN:
-        print(f"left out for {len(by_reason) - _REASONS_SHOWN:,} more reasons; --report FILE.json lists every photo")
+    for (bad, reason), photos in sorted(by_reason.items())[:_MAX_REASONS]:
+        heading, max_photos = ("bad photo", _MAX_BAD_PHOTOS) if bad else ("left out", _MAX_SKIPPED_PHOTOS)
+        print(f"{heading}, {one_line(reason)}: {len(photos):,} ({shorten(photos, max_photos)})")
+    if len(by_reason) > _MAX_REASONS:
+        print(f"left out for {len(by_reason) - _MAX_REASONS:,} more reasons; --report FILE.json lists every photo")
     if present:
         print(f"in the store already: {present:,} photos")
     print_lines("changed since it was extracted, not touched", changed)
@@ -169,7 +171,7 @@ def _status(skipped: Iterable[SkippedPhoto]) -> int:
 
 
 def _number(text: str) -> Any:
-    """Return the number that a text is, else the text: what it may be, the options say."""
+    """Parse a number; return other text as it is, since ExtractOptions checks every value."""
     for kind in (int, float):
         try:
             return kind(text)

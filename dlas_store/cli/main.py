@@ -1,4 +1,4 @@
-"""The command ``dlas-store``."""
+"""The command ``dlas-store``: argument parser, commands and exit status."""
 
 from __future__ import annotations
 
@@ -27,11 +27,12 @@ from dlas_store.cli.text import (
 )
 from dlas_store.errors import ConfigError, StoreError, WriteError
 
-_SIZES_SHOWN = 20
+_MAX_SIZES = 20
+"""Number of pixel sizes that ``info`` prints."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status: 0 fine, 1 a finding or failure, 2 usage, 130 Ctrl-C."""
+    """Run a command and return its exit status: 0 success, 1 a finding or failure, 2 wrong usage, 130 Ctrl-C."""
     options = _parser().parse_args(arguments)
     run: Callable[[argparse.Namespace], int] = options.run
     try:
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"dlas-store: interrupted{options.when_interrupted}", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of a pipe has gone; Python would complain once more at exit
+        sys.stderr.close()  # the pipe's reader has ended; Python would report the broken pipe again at exit
         return 1
     except (StoreError, OSError) as error:
         if options.debug:
@@ -51,8 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser = argparse.ArgumentParser(prog="dlas-store", description="Image patches in a few memory-mapped LMDB files.")
+    shared.add_argument("--debug", action="store_true", help="print the traceback of an error")
+    parser = argparse.ArgumentParser(
+        prog="dlas-store", description="Stores of image patches in a few memory-mapped LMDB files."
+    )
     parser.add_argument("--version", action="version", version=f"dlas-store {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -65,90 +68,104 @@ def _parser() -> argparse.ArgumentParser:
         config_error_status: int = 2,
     ) -> Any:
         command = commands.add_parser(name, help=text, description=text, parents=[shared])
-        when = "; run the same command again to go on from here" if resumes else ""
-        command.set_defaults(run=run, when_interrupted=when, config_error_status=config_error_status)
+        advice = "; run the same command again to go on from here" if resumes else ""
+        command.set_defaults(run=run, when_interrupted=advice, config_error_status=config_error_status)
         return command
 
     def add_workers(command: Any) -> None:
         command.add_argument("--workers", type=natural, metavar="N", help=WORKERS_HELP)
 
-    command = add("extract", extract_command.run, "Cut photos up into a store or a chunked folder.", resumes=True)
+    command = add(
+        "extract",
+        extract_command.run,
+        "Crop square patches from photos, into a store or a chunked folder.",
+        resumes=True,
+    )
     extract_command.add_arguments(command)
 
-    command = add("import", _import, "Import folders, or stores, into a store.", resumes=True)
+    command = add("import", _import, "Import folders or stores into a store.", resumes=True)
     _add_import_arguments(command)
     add_workers(command)
 
-    command = add("export", _export, "Write a store back as a folder, byte for byte.", resumes=True)
-    command.add_argument("store", type=Path, metavar="STORE")
+    command = add("export", _export, "Export a store as a folder, with every file byte for byte.", resumes=True)
+    command.add_argument("store", type=Path, metavar="STORE", help="the store to export")
     command.add_argument("folder", type=Path, metavar="DST", help="the folder to write")
-    command.add_argument("--images", metavar="PATTERN", help="only images whose name matches, such as 'cat_*'")
+    command.add_argument("--images", metavar="PATTERN", help="only images whose names match, such as 'cat_*'")
     add_workers(command)
 
-    command = add("info", _info, "Show what is in a store.")
-    command.add_argument("store", type=Path, metavar="STORE")
+    command = add("info", _info, "Print the contents of a store: images, patches, sizes and disk space.")
+    command.add_argument("store", type=Path, metavar="STORE", help="the store to describe")
     command.add_argument("--json", action="store_true", help="print JSON")
 
     command = add("verify", _verify, "Check every value of a store; exit status 1 if anything is wrong.")
     _add_verify_arguments(command)
     add_workers(command)
 
-    command = add("salvage", _salvage, "Copy what is whole of a damaged store into a new one.", resumes=True)
-    command.add_argument("store", type=Path, metavar="STORE")
+    command = add("salvage", _salvage, "Copy the undamaged images of a damaged store into a new store.", resumes=True)
+    command.add_argument("store", type=Path, metavar="STORE", help="the damaged store")
     command.add_argument("new", type=Path, metavar="NEW", help="the store to write, NAME.lmdb")
-    command.add_argument("--report", type=Path, metavar="FILE.json", help="write what was lost there, all of it")
+    command.add_argument("--report", type=Path, metavar="FILE.json", help="write a JSON report that lists every loss")
     add_workers(command)
 
     command = add("reindex", _reindex, "Rebuild the index of a store from its shards.")
-    command.add_argument("store", type=Path, metavar="STORE")
+    command.add_argument("store", type=Path, metavar="STORE", help="the store to index")
     add_workers(command)
 
-    command = add("preview", _preview, "Draw images of a store or folder, with the squares of their patches.")
+    command = add(
+        "preview", _preview, "Draw images of a store or folder, with the squares of their patches, as a PNG file."
+    )
     command.add_argument("store", type=Path, metavar="STORE", help="a store, chunked folder, or folder of pictures")
     command.add_argument("images", nargs="*", metavar="IMAGE", help="names of images (default: the first few)")
     command.add_argument("-o", "--output", type=_png, required=True, metavar="FILE.png", help="the file to write")
 
-    text = "Read batches of a config, and show what they hold and how fast they come."
-    command = add("read", _read, text, config_error_status=1)  # its config is a file, no part of its usage
+    text = "Read batches by a config, and print their contents and speed."
+    command = add("read", _read, text, config_error_status=1)  # a wrong config file is not wrong usage
     command.add_argument("config", type=Path, metavar="CONFIG", help="a DL-Art-School config, YAML")
-    command.add_argument("--phase", default="train", help="which datasets to read (default: train)")
-    command.add_argument("--batches", type=positive, default=10, metavar="N", help="how many of each (default: 10)")
-    command.add_argument("--picture", type=_png, metavar="FILE.png", help="also draw the first items into this file")
+    command.add_argument("--phase", default="train", help="phase of the datasets to read (default: train)")
+    command.add_argument(
+        "--batches", type=positive, default=10, metavar="N", help="batches of each dataset (default: 10)"
+    )
+    command.add_argument("--picture", type=_png, metavar="FILE.png", help="also draw the first items of each dataset")
     return parser
 
 
 def _add_import_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "sources", nargs="+", metavar="SRC", help="chunked folder, folder of pictures, store; torch:NAME with --root"
+        "sources",
+        nargs="+",
+        metavar="SRC",
+        help="chunked folder, folder of pictures or store; or torch:NAME with --root",
     )
     command.add_argument("store", type=Path, metavar="STORE", help="the store to write, NAME.lmdb")
-    command.add_argument("--layout", choices=("chunked", "pictures"), help="how to read SRC (default: by its contents)")
-    command.add_argument("--root", type=Path, metavar="R", help="where the published files of torch:NAME lie")
-    command.add_argument("--split", help="train (default) or test of torch:NAME")
-    command.add_argument("--append", action="store_true", help="add images that STORE does not have")
+    command.add_argument("--layout", choices=("chunked", "pictures"), help="layout of SRC (default: detected)")
+    command.add_argument("--root", type=Path, metavar="R", help="folder of the published files of torch:NAME")
+    command.add_argument("--split", help="split of torch:NAME: train (default) or test")
+    command.add_argument("--append", action="store_true", help="add the images that STORE does not have")
     command.add_argument(
-        "--checksum", action="store_true", help="with --append: compare by content, not names and sizes"
+        "--checksum", action="store_true", help="with --append: compare file contents, not only names and sizes"
     )
-    command.add_argument("--images", metavar="PATTERN", help="only images whose name matches, such as 'cat_*'")
+    command.add_argument("--images", metavar="PATTERN", help="only images whose names match, such as 'cat_*'")
     command.add_argument(
-        "--on-error", choices=("stop", "skip"), default="stop", help="at a bad file: stop (default), or leave it out"
+        "--on-error", choices=("stop", "skip"), default="stop", help="at a bad file: stop (default), or skip the file"
     )
     command.add_argument("--decode", action="store_true", help="decode every picture to check it")
     command.add_argument(
         "--shard-size",
         type=byte_size,
         metavar="SIZE",
-        help="bytes of files a shard holds (default: 1GiB, an eighth of all for less than 8GiB)",
+        help="bytes of files a shard (default: 1GiB, or 1/8 of all files if they have less than 8GiB)",
     )
 
 
 def _add_verify_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("store", type=Path, metavar="STORE")
-    how = command.add_mutually_exclusive_group()
-    how.add_argument("--against", type=Path, metavar="SRC", help="compare with this folder or store, file by file")
-    how.add_argument("--quick", action="store_true", help="structure and sizes only; no value is read")
-    how.add_argument("--sample", type=share, metavar="P%", help="a random share of the values, such as 5%%")
-    command.add_argument("--seed", type=natural, metavar="N", help="with --sample: choose those of that seed again")
+    command.add_argument("store", type=Path, metavar="STORE", help="the store to check")
+    scope = command.add_mutually_exclusive_group()
+    scope.add_argument("--against", type=Path, metavar="SRC", help="compare with this folder or store, file by file")
+    scope.add_argument("--quick", action="store_true", help="check structure and sizes only, and read no value")
+    scope.add_argument("--sample", type=share, metavar="P%", help="check a random share of the values, such as 5%%")
+    command.add_argument(
+        "--seed", type=natural, metavar="N", help="with --sample: repeat the sample that has this seed"
+    )
     command.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -156,7 +173,7 @@ def _import(options: argparse.Namespace) -> int:
     from dlas_store.converters.importing import import_store
 
     if options.checksum and not options.append:
-        raise ConfigError("--checksum compares what is in the store already: it goes with --append")
+        raise ConfigError("--checksum compares files with those in the store; use it with --append")
     summary = import_store(
         _sources(options),
         options.store,
@@ -185,7 +202,10 @@ def _import(options: argparse.Namespace) -> int:
 
 
 def _sources(options: argparse.Namespace) -> list[Any]:
-    """Return the paths to import, and opened what torch:NAME stands for; ./torch:NAME is a folder."""
+    """Return the sources to import: torch:NAME as an open source, any other as a path.
+
+    A folder of such a name is written ./torch:NAME.
+    """
     from dlas_store.sources.published import open_published
 
     names = {source: source.removeprefix("torch:") for source in options.sources if source.startswith("torch:")}
@@ -214,28 +234,28 @@ def _export(options: argparse.Namespace) -> int:
 def _info(options: argparse.Namespace) -> int:
     from dlas_store.maintenance.info import info
 
-    found = info(options.store)
+    facts = info(options.store)
     if options.json:
-        print(json.dumps(found.as_dict(), indent=2))
+        print(json.dumps(facts.as_dict(), indent=2))
         return 0
-    overhead = 100 * (found.disk_bytes / max(found.bytes, 1) - 1)
+    overhead = 100 * (facts.disk_bytes / max(facts.bytes, 1) - 1)
     rows = {
-        "layout": found.layout,
-        "images": f"{found.images:,} ({found.references:,} with a reference)",
-        "patches": f"{found.patches:,}",
-        "bytes": f"{megabytes(found.bytes)} of files",
-        "on disk": f"{megabytes(found.disk_bytes)} in {found.shards} shards and the index ({overhead:+.1f} %)",
-        "format": f"version {found.format_version}, index generation {found.generation}",
-        "store id": found.store_id,
+        "layout": facts.layout,
+        "images": f"{facts.images:,} ({facts.references:,} with a reference)",
+        "patches": f"{facts.patches:,}",
+        "bytes": f"{megabytes(facts.bytes)} of files",
+        "on disk": f"{megabytes(facts.disk_bytes)} in {facts.shards} shards and the index ({overhead:+.1f} %)",
+        "format": f"version {facts.format_version}, index generation {facts.generation}",
+        "store id": facts.store_id,
     }
     for name, value in rows.items():
         print(f"{name:10}{value}")
-    sizes = list(found.sizes.items())
-    for row, (size, count) in enumerate(sizes[:_SIZES_SHOWN]):
-        share = 100 * count / max(found.patches, 1)
-        print(f"{'' if row else 'pixels':10}{size:>11}  {count:>12,}  {share:5.1f} %  {'#' * round(share / 2)}")
-    if len(sizes) > _SIZES_SHOWN:
-        print(f"{'':10}and {len(sizes) - _SIZES_SHOWN} more sizes")
+    sizes = list(facts.sizes.items())
+    for row, (size, count) in enumerate(sizes[:_MAX_SIZES]):
+        percent = 100 * count / max(facts.patches, 1)
+        print(f"{'' if row else 'pixels':10}{size:>11}  {count:>12,}  {percent:5.1f} %  {'#' * round(percent / 2)}")
+    if len(sizes) > _MAX_SIZES:
+        print(f"{'':10}and {len(sizes) - _MAX_SIZES} more sizes")
     return 0
 
 
@@ -243,24 +263,24 @@ def _verify(options: argparse.Namespace) -> int:
     from dlas_store.maintenance.verify import Sample, verify
 
     if options.seed is not None and options.sample is None:
-        raise ConfigError("--seed chooses a sample: it goes with --sample")
+        raise ConfigError("--seed chooses a sample; use it with --sample")
     sample = None
     if options.sample is not None:
         sample = Sample(options.sample, secrets.randbits(32) if options.seed is None else options.seed)
     report = verify(options.store, options.against, workers=options.workers, quick=options.quick, sample=sample)
     if options.json:
-        chosen = {"sample": sample._asdict()} if sample else {}
-        print(json.dumps(report.as_dict() | chosen, indent=2))
+        sample_facts = {"sample": sample._asdict()} if sample else {}
+        print(json.dumps(report.as_dict() | sample_facts, indent=2))
     else:
         for finding in report.findings:
             place = " ".join(part for part in (finding.shard, finding.image, finding.patch) if part)
             print(f"{finding.kind}: {place}: {finding.message}")
-        same = f", all as in {options.against}" if options.against is not None else ""
-        how = "values placed, none read" if options.quick else "values checked"
-        how += f" ({100 * sample.share:g}% of patches and references, --seed {sample.seed})" if sample else ""
+        agreement = f", all as in {options.against}" if options.against is not None else ""
+        scope = "values placed, none read" if options.quick else "values checked"
+        scope += f" ({100 * sample.share:g}% of patches and references, --seed {sample.seed})" if sample else ""
         print(
-            f"{options.store}: {report.checked:,} {how}, "
-            + (f"no finding{same}" if report.ok else f"{len(report.findings):,} findings")
+            f"{options.store}: {report.checked:,} {scope}, "
+            + (f"no finding{agreement}" if report.ok else f"{len(report.findings):,} findings")
         )
     return 0 if report.ok else 1
 

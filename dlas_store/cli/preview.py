@@ -27,56 +27,56 @@ from dlas_store.cli.sheet import (
 )
 from dlas_store.errors import ConfigError, ImageError
 from dlas_store.images.decode import decode
-from dlas_store.opening import opened
+from dlas_store.opening import open_if_path
 from dlas_store.sources.base import Center, Source
 
 REFERENCE_SIDE = 512
-"""Pixels of a reference's longer side at most; a smaller reference is magnified up to it."""
+"""Maximum pixels of a reference's longer side; a smaller reference is magnified up to this."""
 
 PATCH_SIDE = 128
 PATCH_COLUMNS, PATCH_ROWS = 5, 3
 THUMBNAIL_SIDE = 192
 THUMBNAIL_COLUMNS = 6
 
-FEW_IMAGES = 4
-FEW_PICTURES = 24
-"""Number of images shown by default, where none is named."""
+DEFAULT_IMAGES = 4
+DEFAULT_PICTURES = 24
+"""Number of images shown if none is named."""
 
-MOST_IMAGES = 200
-"""Limit of the images on a sheet; this many take 400 MB of memory."""
+MAX_IMAGES = 200
+"""Maximum number of images on a sheet; this many take 400 MB of memory."""
 
 FRAME = 2
-"""Width in pixels of a shown patch's frame and of its square's edge."""
+"""Width in pixels of a shown patch's frame and of the edge of the patch's square."""
 
 
 def preview(path: str | os.PathLike[str] | Source, images: Sequence[str], file: Path) -> int:
     """Draw images of a source into a new PNG file.
 
-    An image of a chunked source is shown as its reference beside some of its patches, evenly chosen. The square of a
-    shown patch on the reference has the colour of that patch's frame; the squares of the other patches are thin and
+    An image of a chunked source is shown as its reference beside some of its patches, evenly chosen. On the reference,
+    the square of a shown patch has the colour of that patch's frame; squares of patches that are not shown are thin and
     pale. A picture of a source of pictures is shown as a thumbnail.
 
     Args:
-        path: what open_source opens, or an open source, which stays open.
-        images: names of images; if empty, the first few are shown.
+        path: a path or another argument of open_source, or an open source, which stays open.
+        images: names of images; if empty, the first few images are shown.
         file: the PNG file to write.
 
     Returns:
         The number of images shown.
 
     Raises:
-        NameNotFoundError: an image of a name does not exist.
+        NameNotFoundError: no image has one of the names.
         TargetExistsError: the file exists.
         WriteError: the file cannot be written.
-        ConfigError: more than MOST_IMAGES are named.
+        ConfigError: more than MAX_IMAGES images are named.
         StoreError: the source cannot be opened or read.
     """
     check_target(file)
-    if len(images) > MOST_IMAGES:
-        raise ConfigError(f"preview shows at most {MOST_IMAGES} images at once, got {len(images)}")
-    with opened(path) as source:
-        few = FEW_IMAGES if source.layout == "chunked" else FEW_PICTURES
-        numbers = [source.find_image(name) for name in images] or range(min(few, source.image_count))
+    if len(images) > MAX_IMAGES:
+        raise ConfigError(f"preview shows at most {MAX_IMAGES} images at once, got {len(images)}")
+    with open_if_path(path) as source:
+        default = DEFAULT_IMAGES if source.layout == "chunked" else DEFAULT_PICTURES
+        numbers = [source.find_image(name) for name in images] or range(min(default, source.image_count))
         if source.layout == "chunked":
             sheet = make_sheet([_draw_image(source, number) for number in numbers])
         else:
@@ -85,20 +85,20 @@ def preview(path: str | os.PathLike[str] | Source, images: Sequence[str], file: 
     return len(numbers)
 
 
-def spread(count: int, most: int) -> list[int]:
-    """Return at most ``most`` numbers below ``count``, evenly spaced from the first to the last.
+def spread(count: int, max_count: int) -> list[int]:
+    """Return at most ``max_count`` numbers below ``count``, evenly spaced from the first to the last.
 
     >>> spread(3, 5), spread(9, 5)
     ([0, 1, 2], [0, 2, 4, 6, 8])
     """
-    if count <= most:
+    if count <= max_count:
         return list(range(count))
-    return [round(step * (count - 1) / (most - 1)) for step in range(most)]
+    return [round(step * (count - 1) / (max_count - 1)) for step in range(max_count)]
 
 
 def square_color(number: int) -> tuple[int, int, int]:
-    """Return the RGB colour of the n-th shown patch, counted from 0; colours of neighbours differ much."""
-    # Steps of the golden ratio go around the circle of hues without coming near an earlier hue.
+    """Return the RGB colour of the n-th shown patch, from 0; successive patches have very different colours."""
+    # Hues in steps of the golden ratio around the colour circle never come near an earlier hue.
     red, green, blue = colorsys.hsv_to_rgb(number * 0.618034 % 1, 0.9, 1.0)
     return round(red * 255), round(green * 255), round(blue * 255)
 
@@ -146,7 +146,7 @@ def _draw_reference(source: Source, number: int, centers: Sequence[Center | None
     colored = [
         (center, square_color(order)) for order, center in enumerate(centers[position] for position in positions)
     ]
-    # Large squares first, for small ones lie in them.
+    # Large squares are drawn first, so that they do not cover small squares inside them.
     for center, color in sorted(colored, key=lambda pair: -pair[0].width if pair[0] else 0):
         if center is not None:
             draw.rectangle(_square(center, scale), outline=color, width=FRAME)
@@ -154,7 +154,7 @@ def _draw_reference(source: Source, number: int, centers: Sequence[Center | None
 
 
 def _square(center: Center, scale: float) -> tuple[int, int, int, int]:
-    """Return the outermost pixels of a patch's square, that of the datasets' masks: left, top, right and bottom."""
+    """Return the outermost pixels of a patch's square: left, top, right and bottom. Datasets mask the same square."""
     half = center.width // 2
     left, top = (round((coordinate - half) * scale) for coordinate in (center.col, center.row))
     right, bottom = (round((coordinate + half) * scale) - 1 for coordinate in (center.col, center.row))
@@ -172,7 +172,7 @@ def _draw_patch(pixels: Picture, file: str, center: Center | None, order: int) -
 def _draw_thumbnail(source: Source, number: int) -> Picture:
     picture = PillowImage.fromarray(source.read_pixels([source.first_patch(number)])[0])
     thumbnail = fit(picture, THUMBNAIL_SIDE, THUMBNAIL_SIDE)
-    # Captions of a row stand at one height, since thumbnails are aligned at the bottom.
+    # Thumbnails are aligned at the bottom, so that the captions of a row have one height.
     box = ImageOps.expand(thumbnail, (0, THUMBNAIL_SIDE - thumbnail.height, 0, 0), PAPER)
     name = text_line(source.image_name(number), THUMBNAIL_SIDE)
     size = text_line(f"{picture.width} x {picture.height}", THUMBNAIL_SIDE, size=11, color=FAINT)

@@ -1,7 +1,4 @@
-"""The sheet of ``dlas-store read CONFIG --picture FILE``: first items of a config's datasets, a row for each key.
-
-Output of ``dlas-store read CONFIG``: the contents of a config's batches, and the speed of its loaders.
-"""
+"""Output of ``dlas-store read CONFIG``: the contents of batches, the speed of loaders, and a sheet of items."""
 
 from __future__ import annotations
 
@@ -37,10 +34,82 @@ from dlas_store.config import load_config
 from dlas_store.datasets import create_dataloader, create_dataset
 from dlas_store.errors import ConfigError
 
+ITEMS = 6
+"""Number of items that the sheet shows of each dataset."""
+
+LABEL_WIDTH = 200
+TILE_SIDE = 128
+MAX_CELL_WIDTH = 328
+MAX_TEXT_LINES = 4
+MAX_NUMBERS = 32
+MAX_FRAMES = 64
+FRAMES_IN_A_ROW = 4
+"""Maximum number of frames in one row; more frames are arranged in a square."""
+
+_FRAME_GAP = 2
+
+
+def describe_batches(config_path: str | Path, *, phase: str = "train", batches: int = 10) -> Iterator[str]:
+    """Read the first batches of every dataset of a phase, and yield lines about the batches' contents and speed.
+
+    Args:
+        config_path: path of a YAML config; see load_config.
+        phase: phase of the datasets: the part of a dataset's key before the first ``_``.
+        batches: maximum number of batches to read from each dataset, from 1.
+
+    Raises:
+        ConfigError: the config is wrong, or has no dataset of the phase.
+        StoreError: a patch cannot be read.
+    """
+    for key, opt in datasets_of_phase(config_path, phase).items():
+        yield from _describe_dataset(key, opt, batches)
+
+
+def datasets_of_phase(config_path: str | Path, phase: str) -> dict[str, dict[str, Any]]:
+    """Return the options of every dataset of a phase, by dataset key.
+
+    Raises:
+        ConfigError: the config is wrong, or has no dataset of the phase.
+    """
+    datasets = load_config(config_path)["datasets"]
+    options_of = {key: opt for key, opt in datasets.items() if opt["phase"] == phase}
+    if not options_of:
+        phases = ", ".join(sorted({opt["phase"] for opt in datasets.values()}))
+        raise ConfigError(f"{config_path}: no dataset of phase '{phase}'; there are {phases}")
+    return options_of
+
+
+def draw_items(config_path: str | Path, file: Path, *, phase: str = "train") -> int:
+    """Draw the first items of every dataset of a phase into a new PNG file.
+
+    Args:
+        config_path: path of a YAML config; see load_config.
+        file: the PNG file to write.
+        phase: phase of the datasets: the part of a dataset's key before the first ``_``.
+
+    Returns:
+        The number of items shown.
+
+    Raises:
+        ConfigError: the config is wrong, or has no dataset of the phase.
+        StoreError: an item cannot be read.
+        TargetExistsError: the file exists.
+        WriteError: the file cannot be written.
+    """
+    check_target(file)
+    parts, count = [], 0
+    for key, opt in datasets_of_phase(config_path, phase).items():
+        dataset: Any = create_dataset(opt)
+        items = [dataset[index] for index in range(min(ITEMS, len(dataset)))]
+        parts.append(_draw_dataset(f"{key}: {opt['mode']}, {len(dataset):,} items", items))
+        count += len(items)
+    write_png(make_sheet(parts), file)
+    return count
+
 
 @dataclass(slots=True)
 class _Values:
-    """Summary of the values of one key in all batches: the range of numbers, or an example of other values."""
+    """Summary of one key's values in all batches: the range of tensors, or an example of values of another type."""
 
     type: str
     shape: tuple[int, ...]
@@ -59,44 +128,14 @@ class _Values:
         return cls(type(value[0]).__name__, (len(value),), example=str(value[0]))
 
     def widen(self, other: _Values) -> None:
-        """Extend the range by the range of another batch."""
+        """Extend the range to include the range of another batch."""
         self.low = min(self.low, other.low)
         self.high = max(self.high, other.high)
 
     @property
     def content(self) -> str:
-        """The range as text, or the example."""
+        """The range or the example, as text."""
         return f"{self.low:.4g} .. {self.high:.4g}" if self.example is None else self.example
-
-
-def describe_batches(config_path: str | Path, *, phase: str = "train", batches: int = 10) -> Iterator[str]:
-    """Read the first batches of every dataset of a phase and yield lines about their contents and speed.
-
-    Args:
-        config_path: a YAML config, as load_config takes it.
-        phase: the part of a dataset's key before the first ``_``.
-        batches: maximum number of batches to read of each dataset, from 1.
-
-    Raises:
-        ConfigError: the config is wrong, or has no dataset of the phase.
-        StoreError: a patch cannot be read.
-    """
-    for key, opt in datasets_of_phase(config_path, phase).items():
-        yield from _describe_dataset(key, opt, batches)
-
-
-def datasets_of_phase(config_path: str | Path, phase: str) -> dict[str, dict[str, Any]]:
-    """Return the options of every dataset of a phase by the dataset's key.
-
-    Raises:
-        ConfigError: the config is wrong, or has no dataset of the phase.
-    """
-    datasets = load_config(config_path)["datasets"]
-    chosen = {key: opt for key, opt in datasets.items() if opt["phase"] == phase}
-    if not chosen:
-        phases = ", ".join(sorted({opt["phase"] for opt in datasets.values()}))
-        raise ConfigError(f"{config_path}: no dataset of phase '{phase}'; there are {phases}")
-    return chosen
 
 
 def _describe_dataset(key: str, opt: Mapping[str, Any], batches: int) -> Iterator[str]:
@@ -126,67 +165,27 @@ def _table(values_of: Mapping[str, _Values]) -> Iterator[str]:
 
 
 def _speed(counts: list[int], times: list[float]) -> str:
-    """Return a line about the speed. The first batch, which waits for workers to start, counts only if it is alone."""
+    """Return a line about the speed.
+
+    The first batch waits for workers to start, so the speed leaves it out unless it is the only batch.
+    """
     if not counts:
         return "  no batch: the dataset has fewer items than batch_size"
-    skipped = 1 if len(counts) > 1 else 0
-    rate = sum(counts[skipped:]) / max(times[-1] - times[skipped], 1e-9)
+    first = 1 if len(counts) > 1 else 0
+    rate = sum(counts[first:]) / max(times[-1] - times[first], 1e-9)
     return f"  {len(counts)} batches read, the first after {times[1] - times[0]:.2f} s; {rate:,.0f} samples/s"
 
 
-ITEMS = 6
-"""Number of items shown of a dataset."""
-
-LABEL_WIDTH = 200
-TILE_SIDE = 128
-MOST_CELL_WIDTH = 328
-MOST_TEXT_LINES = 4
-MOST_NUMBERS = 32
-MOST_FRAMES = 64
-FRAMES_IN_A_ROW = 4
-"""More frames than these are arranged in a square."""
-
-_FRAME_GAP = 2
-
-
-def draw_items(config_path: str | Path, file: Path, *, phase: str = "train") -> int:
-    """Draw the first items of every dataset of a phase into a new PNG file.
-
-    Args:
-        config_path: a YAML config, as load_config takes it.
-        file: the PNG file to write.
-        phase: the part of a dataset's key before the first ``_``.
-
-    Returns:
-        The number of items shown.
-
-    Raises:
-        ConfigError: the config is wrong, or has no dataset of the phase.
-        StoreError: an item cannot be read.
-        TargetExistsError: the file exists.
-        WriteError: the file cannot be written.
-    """
-    check_target(file)
-    parts, count = [], 0
-    for key, opt in datasets_of_phase(config_path, phase).items():
-        dataset: Any = create_dataset(opt)
-        items = [dataset[index] for index in range(min(ITEMS, len(dataset)))]
-        parts.append(_draw_dataset(f"{key}: {opt['mode']}, {len(dataset):,} items", items))
-        count += len(items)
-    write_png(make_sheet(parts), file)
-    return count
-
-
 class _Row(NamedTuple):
-    """The values of one key: a cell for each item, a picture, or a text where the value is none."""
+    """Row of a sheet: the values of one key, one cell an item. A cell is a picture, or the text of another value."""
 
     label: Picture
     cells: Sequence[Picture | str]
 
     def draw(self, width: int) -> Picture:
-        """Return the label and a column of a width for each item."""
+        """Draw the label, and a column of the given width for each item."""
         cells = [
-            text_lines(cell, width, most=MOST_TEXT_LINES) if isinstance(cell, str) else cell for cell in self.cells
+            text_lines(cell, width, max_lines=MAX_TEXT_LINES) if isinstance(cell, str) else cell for cell in self.cells
         ]
         return beside([self.label, in_grid([pad(cell, width, cell.height) for cell in cells], len(cells))])
 
@@ -205,8 +204,8 @@ def _make_row(key: str, values: Sequence[Any]) -> _Row:
     if not isinstance(first, torch.Tensor):
         return _Row(_label(key, [type(first).__name__]), [str(value) for value in values])
     shape = " x ".join(map(str, first.shape)) or "scalar"
-    others = "" if all(value.shape == first.shape for value in values) else " and others"
-    facts = [f"{str(first.dtype).removeprefix('torch.')}, {shape}{others}"]
+    suffix = "" if all(value.shape == first.shape for value in values) else " and others"
+    facts = [f"{str(first.dtype).removeprefix('torch.')}, {shape}{suffix}"]
     numbers = np.concatenate([_to_array(value).ravel() for value in values])
     finite = numbers[np.isfinite(numbers)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
@@ -222,8 +221,8 @@ def _make_row(key: str, values: Sequence[Any]) -> _Row:
         facts.append("shown rescaled to that range")
     if first.shape[-3] == 4:
         facts.append("the fourth channel apart")
-    if first.ndim == 4 and len(first) > MOST_FRAMES:
-        facts.append(f"the first {MOST_FRAMES} shown")
+    if first.ndim == 4 and len(first) > MAX_FRAMES:
+        facts.append(f"the first {MAX_FRAMES} shown")
     return _Row(_label(key, facts), [_draw_tensor(_to_array(value), low, high) for value in values])
 
 
@@ -234,29 +233,29 @@ def _label(key: str, facts: Sequence[str]) -> Picture:
 
 
 def _is_picture(tensor: torch.Tensor) -> bool:
-    """Return whether a tensor is a picture (C, h, w) or frames (F, C, h, w), of 1, 3 or 4 channels."""
+    """Return whether a tensor is a picture (C, h, w) or frames (F, C, h, w) with 1, 3 or 4 channels."""
     return tensor.ndim in (3, 4) and tensor.shape[-3] in (1, 3, 4)
 
 
 def _draw_tensor(array: NDArray[np.float64], low: float, high: float) -> Picture:
-    """Draw (C, h, w) or (F, C, h, w) numbers, black at ``low`` and white at ``high``.
+    """Draw an array (C, h, w) or (F, C, h, w): ``low`` is black and ``high`` is white.
 
-    A few frames stand side by side, many in a square. The fourth channel of a single picture stands to its right; the
-    fourth channels of several frames stand below those frames.
+    A few frames are drawn side by side, many frames in a square. The fourth channel of a single picture is drawn to the
+    picture's right; the fourth channels of several frames are drawn below those frames.
     """
-    frames = array[None] if array.ndim == 3 else array[:MOST_FRAMES]
+    frames = array[None] if array.ndim == 3 else array[:MAX_FRAMES]
     frames = (np.nan_to_num(frames) - low) / max(high - low, 1e-9)
     several = len(frames) > 1
-    few = len(frames) if len(frames) <= FRAMES_IN_A_ROW else math.ceil(math.sqrt(len(frames)))
+    frame_columns = len(frames) if len(frames) <= FRAMES_IN_A_ROW else math.ceil(math.sqrt(len(frames)))
     groups = [frames[:, :3], frames[:, 3:]] if frames.shape[1] == 4 else [frames]
-    columns = few if several else len(groups)
-    side = min(TILE_SIDE, (MOST_CELL_WIDTH + _FRAME_GAP) // columns - _FRAME_GAP)
-    grids = [in_grid([_to_picture(frame, side) for frame in group], few, gap=_FRAME_GAP) for group in groups]
+    columns = frame_columns if several else len(groups)
+    side = min(TILE_SIDE, (MAX_CELL_WIDTH + _FRAME_GAP) // columns - _FRAME_GAP)
+    grids = [in_grid([_to_picture(frame, side) for frame in group], frame_columns, gap=_FRAME_GAP) for group in groups]
     return below(grids, gap=_FRAME_GAP) if several else beside(grids, gap=_FRAME_GAP)
 
 
 def _to_picture(chw: NDArray[np.float64], side: int) -> Picture:
-    """Return (1 or 3, h, w) numbers in [0, 1] as an RGB picture fit into a square."""
+    """Convert a (1 or 3, h, w) array in [0, 1] to an RGB picture, scaled to fit into a square."""
     pixels = np.rint(chw.clip(0, 1) * 255).astype(np.uint8)
     rgb = np.broadcast_to(pixels, (3, *pixels.shape[1:]))
     return fit(PillowImage.fromarray(np.ascontiguousarray(rgb.transpose(1, 2, 0))), side, side)
@@ -267,10 +266,10 @@ def _to_array(tensor: torch.Tensor) -> NDArray[np.float64]:
 
 
 def _as_text(tensor: torch.Tensor) -> str:
-    """Return the numbers of a tensor with four digits, nested as they are if few, else the first of them flat."""
-    if tensor.numel() <= MOST_NUMBERS:
+    """Return a tensor's numbers as text with four digits: a small tensor nested, a large one by its first numbers."""
+    if tensor.numel() <= MAX_NUMBERS:
         return _nested(tensor.tolist())
-    return f"{_nested(tensor.flatten()[:MOST_NUMBERS].tolist())[:-1]}, ..."
+    return f"{_nested(tensor.flatten()[:MAX_NUMBERS].tolist())[:-1]}, ..."
 
 
 def _nested(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Contact sheets: pictures beside each other with captions, and the PNG file that a sheet is written to."""
+"""Contact sheets: arranging pictures and captions, and writing a sheet as a PNG file."""
 
 from __future__ import annotations
 
@@ -17,44 +17,44 @@ from dlas_store.errors import TargetExistsError, WriteError, write_errors
 Picture = PillowImage.Image
 
 MARGIN = 16
-"""Pixels around a sheet and between its parts."""
+"""Pixels around a sheet and between its blocks."""
 
 GAP = 8
-"""Pixels between the pictures of one part."""
+"""Pixels between the pictures of one block."""
 
 PAPER = (238, 238, 234)
 INK = (24, 24, 24)
 FAINT = (96, 96, 96)
 EMPTY = (192, 192, 192)
-"""Colour of a box whose picture is missing."""
+"""Colour of a box without a picture."""
 
 
 def fit(picture: Picture, width: int, height: int) -> Picture:
-    """Return a picture as large as a box allows, in its proportions.
+    """Scale a picture to fit into a box, keeping its aspect ratio.
 
-    A small picture is magnified by a whole number, so that every pixel stays a square of its own colour. A large one is
-    reduced by averaging, to at least one pixel.
+    A small picture is magnified by a whole number, so that every pixel stays a square of one colour. A large picture is
+    reduced by averaging; each side keeps at least one pixel.
     """
     factor = min(width // picture.width, height // picture.height)
     if factor:
         return ImageOps.scale(picture, factor, PillowImage.Resampling.NEAREST)
-    # ImageOps.contain would leave no pixel of a very narrow picture.
+    # ImageOps.contain would reduce a very narrow picture to no pixel.
     reduced = picture.copy()
     reduced.thumbnail((width, height), PillowImage.Resampling.BOX, reducing_gap=None)
     return reduced
 
 
 def pad(picture: Picture, width: int, height: int) -> Picture:
-    """Return a picture with paper to its right and below it; a side that is that long already stays."""
+    """Pad a picture with paper to its right and below it, up to a width and a height; no side is shortened."""
     return ImageOps.expand(picture, (0, 0, max(width - picture.width, 0), max(height - picture.height, 0)), PAPER)
 
 
 def in_grid(cells: Sequence[Picture], columns: int, *, gap: int = GAP) -> Picture:
-    """Return pictures in rows of a grid, each at the top left of its cell.
+    """Arrange pictures in the rows of a grid, each at the top left of its cell.
 
     Args:
-        cells: at least one.
-        columns: cells of a row, from 1.
+        cells: pictures, at least one.
+        columns: number of cells in a row, from 1.
         gap: pixels between cells.
     """
     width, height = (max(sides) for sides in zip(*(cell.size for cell in cells), strict=True))
@@ -63,63 +63,65 @@ def in_grid(cells: Sequence[Picture], columns: int, *, gap: int = GAP) -> Pictur
     return pad(grid, columns * (width + gap) - gap, grid.height)
 
 
-def beside(parts: Sequence[Picture], *, gap: int = MARGIN) -> Picture:
-    """Return pictures from left to right, at least one, aligned at the top."""
-    width = sum(part.width + gap for part in parts) - gap
-    row, left = _blank(width, max(part.height for part in parts)), 0
-    for part in parts:
-        row.paste(part, (left, 0))
-        left += part.width + gap
+def beside(pictures: Sequence[Picture], *, gap: int = MARGIN) -> Picture:
+    """Join pictures, at least one, from left to right, aligned at the top."""
+    width = sum(picture.width + gap for picture in pictures) - gap
+    row, x = _blank(width, max(picture.height for picture in pictures)), 0
+    for picture in pictures:
+        row.paste(picture, (x, 0))
+        x += picture.width + gap
     return row
 
 
-def below(parts: Sequence[Picture], *, gap: int = MARGIN) -> Picture:
-    """Return pictures from top to bottom, at least one, aligned at the left."""
-    height = sum(part.height + gap for part in parts) - gap
-    column, top = _blank(max(part.width for part in parts), height), 0
-    for part in parts:
-        column.paste(part, (0, top))
-        top += part.height + gap
+def below(pictures: Sequence[Picture], *, gap: int = MARGIN) -> Picture:
+    """Join pictures, at least one, from top to bottom, aligned at the left."""
+    height = sum(picture.height + gap for picture in pictures) - gap
+    column, y = _blank(max(picture.width for picture in pictures), height), 0
+    for picture in pictures:
+        column.paste(picture, (0, y))
+        y += picture.height + gap
     return column
 
 
-def make_sheet(parts: Sequence[Picture]) -> Picture:
-    """Return a sheet: parts from top to bottom, at least one, with a margin around them."""
-    return ImageOps.expand(below(parts), MARGIN, PAPER)
+def make_sheet(blocks: Sequence[Picture]) -> Picture:
+    """Join blocks, at least one, from top to bottom, and add a margin around them."""
+    return ImageOps.expand(below(blocks), MARGIN, PAPER)
 
 
 def text_line(text: str, width: int, *, size: int = 12, color: tuple[int, int, int] = INK) -> Picture:
-    """Return a line of text in a given width. Of a longer text it shows the end, for names differ there."""
-    return text_lines(text, width, size=size, color=color, most=1)
+    """Draw one line of text. A text that is too long is shown by its end, where names differ."""
+    return text_lines(text, width, size=size, color=color, max_lines=1)
 
 
-def text_lines(text: str, width: int, *, size: int = 12, color: tuple[int, int, int] = INK, most: int = 3) -> Picture:
-    """Return text broken into lines, after slashes and spaces where it has any.
+def text_lines(
+    text: str, width: int, *, size: int = 12, color: tuple[int, int, int] = INK, max_lines: int = 3
+) -> Picture:
+    """Draw text, broken into lines after slashes and spaces if it has any.
 
     Args:
         text: the text; a character that cannot be printed becomes ``?``.
-        width: pixels of the picture; no line is wider.
-        size: of the font in pixels.
-        color: RGB.
-        most: lines; of a longer text the end is shown, after dots.
+        width: width of the picture in pixels; no line is wider.
+        size: size of the font in pixels.
+        color: RGB colour of the text.
+        max_lines: maximum number of lines; a text that is too long is shown by its end, after dots.
     """
-    text = text[-most * width :]  # no line holds more characters than pixels; a value may be long
+    text = text[-max_lines * width :]  # a line has at most one character a pixel; a value may be very long
     text = "".join(c if c.isprintable() else "?" for c in text)
     lines = _wrap(text, width, size)
-    if len(lines) > most:
+    if len(lines) > max_lines:
         start = bisect_left(
-            range(len(text)), True, key=lambda start: len(_wrap(f"...{text[start:]}", width, size)) <= most
+            range(len(text)), True, key=lambda start: len(_wrap(f"...{text[start:]}", width, size)) <= max_lines
         )
         lines = _wrap(f"...{text[start:]}", width, size)
     return below([_draw_line(line, width, size, color) for line in lines], gap=0)
 
 
 def check_target(path: Path) -> None:
-    """Check, before any work, that a new file may be written.
+    """Check that a new file may be written; call this before any work.
 
     Raises:
         TargetExistsError: the path exists.
-        WriteError: its folder does not exist.
+        WriteError: the path's folder does not exist.
     """
     if path.exists():
         raise TargetExistsError(f"{path}: is there already; choose another name")
@@ -132,7 +134,7 @@ def write_png(picture: Picture, path: Path) -> None:
 
     Raises:
         TargetExistsError: the path exists.
-        WriteError: its folder does not exist, or the disk refused the file.
+        WriteError: the path's folder does not exist, or the disk refused the file.
     """
     check_target(path)
     data = io.BytesIO()
@@ -166,7 +168,10 @@ def _draw_line(text: str, width: int, size: int, color: tuple[int, int, int]) ->
 
 
 def _wrap(text: str, width: int, size: int) -> list[str]:
-    """Break text into lines of at most ``width`` pixels: textwrap counts characters, so find how many fit."""
+    """Break text into lines of at most ``width`` pixels.
+
+    textwrap counts characters, so a bisection finds the number of characters whose lines fit.
+    """
     too_wide = bisect_left(
         range(1, width), True, key=lambda columns: max(map(_font(size).getlength, _columns(text, columns))) > width
     )
@@ -174,8 +179,8 @@ def _wrap(text: str, width: int, size: int) -> list[str]:
 
 
 def _columns(text: str, columns: int) -> list[str]:
-    """Break text into lines of at most so many characters, at least one line."""
-    # textwrap breaks at white space: a tab after each slash, which printable text has none of, lets it break there.
+    """Break text into lines of at most ``columns`` characters; return at least one line."""
+    # textwrap breaks at white space only, so put a tab, which no printable text contains, after each slash.
     lines = textwrap.wrap(
         text.replace("/", "/\t"), columns, expand_tabs=False, replace_whitespace=False, break_on_hyphens=False
     )

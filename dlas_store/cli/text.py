@@ -6,25 +6,25 @@ import argparse
 import re
 from collections.abc import Sequence
 
-WORKERS_HELP = "processes (default: one a core; 0: work in this one)"
+WORKERS_HELP = "worker processes (default: one a core; 0: none, work in this process)"
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-_LINES_SHOWN = 20
+_MAX_LINES = 20
 
 
-def print_lines(what: str, lines: Sequence[str], count: int | None = None) -> None:
-    """Print the first lines about images or files, each after a heading, and the number of the others.
+def print_lines(heading: str, lines: Sequence[str], count: int | None = None) -> None:
+    """Print the first lines about images or files, each after a heading, and the number of further lines.
 
     Args:
-        what: heading of every line.
-        lines: the lines, of which at most 20 are printed.
-        count: number of all lines, if ``lines`` holds only the first of them.
+        heading: text before every line.
+        lines: the lines; the first 20 are printed.
+        count: number of all lines, if ``lines`` is only their beginning.
     """
     count = len(lines) if count is None else count
-    for line in lines[:_LINES_SHOWN]:
-        print(f"{what}: {one_line(line)}")
-    if count > _LINES_SHOWN:
-        print(f"{what}: and {count - min(len(lines), _LINES_SHOWN):,} more")
+    for line in lines[:_MAX_LINES]:
+        print(f"{heading}: {one_line(line)}")
+    if count > _MAX_LINES:
+        print(f"{heading}: and {count - min(len(lines), _MAX_LINES):,} more")
 
 
 def shorten(paths: Sequence[str], count: int = 3) -> str:
@@ -33,7 +33,7 @@ def shorten(paths: Sequence[str], count: int = 3) -> str:
 
 
 def one_line(text: str) -> str:
-    """Return text with unprintable characters escaped, since names may hold newlines."""
+    """Return text with unprintable characters escaped, since names may contain newlines."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

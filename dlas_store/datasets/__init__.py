@@ -1,4 +1,4 @@
-"""Items of each mode of a config, from stores and folders alike. Importing this loads PyTorch and OpenCV."""
+"""Datasets of each mode of a config, which read stores and folders alike. The import loads PyTorch and OpenCV."""
 
 from dlas_store.config import OptionWarning
 from dlas_store.datasets.combined import CombinedDataset

@@ -1,4 +1,4 @@
-"""Mode combined: several datasets side by side, an item of each in every item."""
+"""Mode combined: several datasets side by side; each item holds an item of every dataset."""
 
 from __future__ import annotations
 
@@ -17,56 +17,58 @@ from dlas_store.sampling.rng import SampleKey, SampleRng
 
 _UNPREFIXED = "default"
 _INHERITED = ("scale", "phase")
+_SEED_BITS = (1 << 64) - 1
 
 
 class CombinedDataset(ItemDataset):
     """Several datasets, the members, as one.
 
-    Item i holds what item i modulo its length of each member holds; the keys are prefixed with the member's name and
-    ``_``, but for the member named ``default``. There are as many items as the longest member has. Where an item of a
-    shorter member comes again in an epoch, its random choices are others.
+    Item i holds item ``i % len(member)`` of each member. The keys of a member are prefixed with its name and ``_``; the
+    member named ``default`` has no prefix. There are as many items as the longest member has. If an item of
+    a shorter member comes again in an epoch, its random choices differ.
 
     Stores that several members read are open once. The dataset may be used from several threads, after a fork, and
-    pickled, where its members may be.
+    pickled, if its members may be.
     """
 
     def __init__(self, opt: Mapping[str, Any]) -> None:
         """Make the members.
 
         Args:
-            opt: options of the dataset. Each that is a mapping is a member of that name, and holds its ``mode`` and
-                options. Members take ``scale`` and ``phase`` from here, as in DL-Art-School, and where they have no
-                ``seed`` one that follows from the seed here and their name.
+            opt: options of the dataset. Each option that is a mapping is a member of that name: its ``mode`` and its
+                options. Members inherit ``scale`` and ``phase``, as in DL-Art-School. A member without ``seed`` gets
+                a seed that follows from this dataset's seed and the member's name.
 
         Raises:
-            ConfigError: there is no member, or an option of one is missing or of a wrong value.
+            ConfigError: there is no member, or an option of a member is missing or has a wrong value.
             StoreError: the data of a member cannot be opened.
         """
         options = ConfigOptions.of_dataset(opt, mode="combined")
         super().__init__(options)
         for key in _INHERITED:
-            options.has(key)
-        members = {str(name): options.mapping(name) for name, value in opt.items() if isinstance(value, Mapping)}
-        if not members:
+            options.has(key)  # has() marks the option as known.
+        member_options = {str(name): options.mapping(name) for name, value in opt.items() if isinstance(value, Mapping)}
+        if not member_options:
             raise options.error("holds no dataset; each option that is a mapping is one")
-        self._reseeded = [name for name, member in members.items() if member.get("seed") is None]
+        self._reseeded = [name for name, own_options in member_options.items() if own_options.get("seed") is None]
         self._members: dict[str, Dataset[dict[str, Any]]] = {
-            name: create_dataset(self._member_options(name, member, opt)) for name, member in members.items()
+            name: create_dataset(self._member_options(name, own_options, opt))
+            for name, own_options in member_options.items()
         }
         self._lengths = {name: len(member) for name, member in self._members.items()}  # type: ignore[arg-type]
         options.warn_of_unknown()
 
     def __len__(self) -> int:
-        """Return the number of items in an epoch: that of the longest member."""
+        """Return the number of items in an epoch, which is the length of the longest member."""
         return max(self._lengths.values())
 
     def image_of(self, index: int) -> str:
-        """Return the paths of the images that an item belongs to."""
+        """Return the paths of the images that an item belongs to, joined by commas."""
         items = ((member, index % self._lengths[name]) for name, member in self._members.items())
         return ", ".join(member.image_of(item) for member, item in items if isinstance(member, ItemDataset))
 
     def set_seed(self, seed: int) -> None:
-        """Let items follow from another seed; members that have one of their own keep it."""
+        """Make the items follow from another seed. Members that have a seed of their own keep it."""
         super().set_seed(seed)
         for name in self._reseeded:
             member = self._members[name]
@@ -74,7 +76,7 @@ class CombinedDataset(ItemDataset):
                 member.set_seed(self._member_seed(name))
 
     def take_skipped(self) -> int:
-        """Return how many samples were replaced since this was last asked, here and in members, in all workers."""
+        """Return the number of samples replaced since the last call, in this dataset, its members, and all workers."""
         members = (member for member in self._members.values() if isinstance(member, ItemDataset))
         return super().take_skipped() + sum(member.take_skipped() for member in members)
 
@@ -82,89 +84,90 @@ class CombinedDataset(ItemDataset):
         """Return an item.
 
         Args:
-            index: 0 <= index < len(self).
-            random: where the repetition is from; members draw from random numbers of their own.
+            index: index of the item, 0 <= index < len(self).
+            random: the item's random numbers. Only their repetition is used; members have random numbers of their own.
 
         Raises:
-            PatchIndexError: the index is outside of that.
-            StoreError: a member cannot read its part.
+            PatchIndexError: the index is out of that range.
+            StoreError: a member cannot read its item.
         """
-        draws = {name: self._draw(name, index, random.repetition) for name in self._members}
-        return _merged({name: member[draws[name]] for name, member in self._members.items()})
+        keys = {name: self._member_key(name, index, random.repetition) for name in self._members}
+        return _merge({name: member[keys[name]] for name, member in self._members.items()})
 
-    def _begin(self, draws: Sequence[SampleKey], allocate: Allocate, *, replace: MakeItem | None) -> BatchBuilder:
-        if replace is not None:  # one by one, for a sample that is bad in one member is replaced in all
-            return super()._begin(draws, allocate, replace=replace)
-        works = {name: self._begin_member(name, draws, allocate) for name in self._members}
-        return _CombinedBatch(works, len(draws))
-
-    def prefetch(self, draws: Sequence[SampleKey]) -> None:
-        """Let the system fetch what members need; see ItemDataset."""
+    def prefetch(self, keys: Sequence[SampleKey]) -> None:
+        """Let the system read the members' data from the disk; see ItemDataset."""
         for name, member in self._members.items():
             if isinstance(member, ItemDataset):
-                member.prefetch(self._draws(name, draws))
+                member.prefetch(self._member_keys(name, keys))
 
-    def _begin_member(self, name: str, draws: Sequence[SampleKey], allocate: Allocate) -> BatchBuilder:
-        member, own_draws = self._members[name], self._draws(name, draws)
+    def _begin(self, keys: Sequence[SampleKey], allocate: Allocate, *, replace: MakeItem | None) -> BatchBuilder:
+        if replace is not None:
+            # Items are made one by one: a sample that is bad in one member is replaced in all members.
+            return super()._begin(keys, allocate, replace=replace)
+        builders = {name: self._member_builder(name, keys, allocate) for name in self._members}
+        return _CombinedBatchBuilder(builders, len(keys))
+
+    def _member_builder(self, name: str, keys: Sequence[SampleKey], allocate: Allocate) -> BatchBuilder:
+        member, member_keys = self._members[name], self._member_keys(name, keys)
         if isinstance(member, ItemDataset):
-            return member.batch_builder(own_draws, allocate)
-        return StackingBuilder(member.__getitem__, own_draws, allocate)
+            return member.batch_builder(member_keys, allocate)
+        return StackingBuilder(member.__getitem__, member_keys, allocate)
 
-    def _draws(self, name: str, draws: Sequence[SampleKey]) -> list[Any]:
-        return [self._draw(name, *self.as_key(draw)) for draw in draws]
+    def _member_keys(self, name: str, keys: Sequence[SampleKey]) -> list[Any]:
+        return [self._member_key(name, *self.as_key(key)) for key in keys]
 
-    def _draw(self, name: str, index: int, repetition: int) -> Any:
-        """Return what to ask a member for; members registered by others know plain indices only."""
+    def _member_key(self, name: str, index: int, repetition: int) -> Any:
+        """Return the key of a member's item: a SampleKey, or an index if the class was registered by a user."""
         length = self._lengths[name]
         if not isinstance(self._members[name], ItemDataset):
             return index % length
-        passes = -(-len(self) // length)
-        return SampleKey(index % length, repetition * passes + index // length)
+        repetitions_per_epoch = -(-len(self) // length)
+        return SampleKey(index % length, repetition * repetitions_per_epoch + index // length)
 
-    def _member_options(self, name: str, member: Mapping[str, Any], opt: Mapping[str, Any]) -> dict[str, Any]:
+    def _member_options(self, name: str, own_options: Mapping[str, Any], opt: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options of a member: its own, and those that it inherits or takes by default.
+
+        Args:
+            name: name of the member.
+            own_options: options of the member in the config. Options that are null count as absent.
+            opt: options of this dataset.
+        """
         inherited = {key: opt[key] for key in _INHERITED if opt.get(key) is not None}
         for key, value in inherited.items():
-            if member.get(key) not in (None, value):
-                message = f"combined: {name} has {key} {member[key]!r}, and takes {value!r} from here all the same"
+            if own_options.get(key) not in (None, value):
+                message = f"combined: {name} has {key} {own_options[key]!r}, and takes {value!r} from here all the same"
                 warnings.warn(message, OptionWarning, stacklevel=3)
-        return {"name": name, "seed": self._member_seed(name), **_given(member), **inherited}
+        present = {key: value for key, value in own_options.items() if value is not None}
+        return {"name": name, "seed": self._member_seed(name), **present, **inherited}
 
     def _member_seed(self, name: str) -> int:
         return xxh3_64_intdigest(name.encode(), self._seed & _SEED_BITS) >> 1
 
 
-class _CombinedBatch:
-    """A batch of each member; see BatchBuilder."""
+class _CombinedBatchBuilder:
+    """Builder of a batch of every member; see BatchBuilder."""
 
-    def __init__(self, works: Mapping[str, BatchBuilder], count: int) -> None:
-        self._works = works
+    def __init__(self, builders: Mapping[str, BatchBuilder], count: int) -> None:
+        self._builders = builders
         self._count = count
 
     def __len__(self) -> int:
         return self._count
 
     def fill(self, start: int, stop: int) -> None:
-        """Make a part of each member's batch."""
-        for work in self._works.values():
-            work.fill(start, stop)
+        """Make some of the items of each member's batch; see BatchBuilder."""
+        for builder in self._builders.values():
+            builder.fill(start, stop)
 
     def finish(self) -> dict[str, Any]:
-        """Return the batch."""
-        return _merged({name: work.finish() for name, work in self._works.items()})
+        """Return the batch; see BatchBuilder."""
+        return _merge({name: builder.finish() for name, builder in self._builders.items()})
 
 
-def _merged(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the parts of all members as one, their keys prefixed."""
+def _merge(member_dicts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the items or batches of all members as one dict, their keys prefixed."""
     merged: dict[str, Any] = {}
-    for name, part in parts.items():
+    for name, member_dict in member_dicts.items():
         prefix = "" if name == _UNPREFIXED else f"{name}_"
-        merged |= {f"{prefix}{key}": value for key, value in part.items()}
+        merged |= {f"{prefix}{key}": value for key, value in member_dict.items()}
     return merged
-
-
-_SEED_BITS = (1 << 64) - 1
-
-
-def _given(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options without those that are null, which count as not given."""
-    return {key: value for key, value in options.items() if value is not None}

@@ -1,7 +1,4 @@
-"""The sources of a dataset as one, and its items as their patches, each source repeated by its weight.
-
-One open store for all datasets of a process that read it.
-"""
+"""Sources of a dataset: opened as its options say, joined to one source, and repeated by their weights."""
 
 from __future__ import annotations
 
@@ -25,80 +22,39 @@ from dlas_store.storage.index import INDEX_FILE
 from dlas_store.storage.store import Store
 
 
-class _Key(NamedTuple):
-    """What tells an open store from any other, and from the same one after an append, which replaces its index."""
-
-    path: Path
-    layout: Layout | None
-    device: int
-    inode: int
-    modified: int
-
-
-_stores: WeakValueDictionary[_Key, Store] = WeakValueDictionary()
-
-
-def open_cached(path: Path, *, layout: Layout | None) -> Source:
-    """Open a source as open_source does; a store that this process holds already is given again.
-
-    A store stays open as long as anything refers to it, so nobody closes it. A folder is opened anew each time: what
-    was listed of it before may be out of date, which only another listing shows.
-
-    Raises:
-        NotASourceError: the path holds nothing to read, or not in that layout.
-        StoreError: a store that is damaged, or of a later version.
-    """
-    key = _key(path, layout)
-    held = _stores.get(key) if key else None
-    if held is not None:
-        return held
-    source = open_source(path, layout)
-    if key is not None and isinstance(source, Store):
-        _stores[key] = source
-    return source
-
-
-def _key(path: Path, layout: Layout | None) -> _Key | None:
-    """Return the key of what may be a store, None for what is none."""
-    file = path / INDEX_FILE if path.is_dir() else path
-    try:
-        status = file.stat()
-    except OSError:
-        return None
-    return _Key(Path(os.path.abspath(path)), layout, status.st_dev, status.st_ino, status.st_mtime_ns)  # noqa: PTH100
-
-
 class WeightedPatches:
-    """The patches of an epoch: those of sources one after another, each source as often as its weight says.
+    """The patches of an epoch, source by source; each source is repeated by its weight.
 
-    Items of a dataset are numbered by it. Datasets read from ``source``, whose indices differ from those of items: it
-    holds each source once, and the patches that ``ignore_first`` leaves out as well. A repetition costs no memory.
+    Items of a dataset are numbered in this order. A repetition costs no memory. Datasets read patches from ``source``.
+    Its indices differ from the items' indices: ``source`` holds each source once, and also the patches that
+    ``ignore_first`` skips.
 
-    Picklable, and usable after a fork and from several threads, as its sources are.
+    Picklable, and usable after a fork and from several threads, as the sources are.
 
     Attributes:
-        source: the sources that give patches, each once, as one.
+        source: the sources that give patches, each once, joined to one.
     """
 
     def __init__(self, sources: Sequence[Source], weights: Sequence[int], *, ignore_first: int = 0) -> None:
         """Number the patches of an epoch.
 
         Args:
-            sources: may hold the same source several times.
-            weights: how often each source is repeated, from 0.
-            ignore_first: how many patches to leave out at the start of every image.
+            sources: the sources in order; a source may come several times.
+            weights: number of repetitions of each source, from 0.
+            ignore_first: number of patches to skip at the start of every image.
         """
         self._ignore_first = ignore_first
-        self._kept = [_kept_before(source, ignore_first) for source in sources] if ignore_first else []
-        kept_counts = (int(kept[-1]) for kept in self._kept)
-        self._lengths = list(kept_counts) if ignore_first else [len(source) for source in sources]
+        self._counts_before = [_counts_before(source, ignore_first) for source in sources] if ignore_first else []
+        unskipped_lengths = [int(counts[-1]) for counts in self._counts_before]
+        self._lengths = unskipped_lengths if ignore_first else [len(source) for source in sources]
         repeated = [length * weight for length, weight in zip(self._lengths, weights, strict=True)]
         self._ends = list(accumulate(repeated))
         used_sources = [source for source, count in zip(sources, repeated, strict=True) if count]
         self.source = concat(used_sources)
         self._sources = list(sources)
-        starts = dict(zip(members(self.source), accumulate(map(len, members(self.source)), initial=0), strict=False))
-        self._starts = [starts.get(source, 0) for source in sources]
+        joined_sources = members(self.source)
+        start_of = dict(zip(joined_sources, accumulate(map(len, joined_sources), initial=0), strict=False))
+        self._starts = [start_of.get(source, 0) for source in sources]
         self._period = self._find_period(used_sources, weights)
 
     def __len__(self) -> int:
@@ -106,24 +62,24 @@ class WeightedPatches:
         return self._ends[-1] if self._ends else 0
 
     def patch_at(self, index: int) -> int:
-        """Return the index in the source of an item's patch.
+        """Return the index of an item's patch in ``source``.
 
         Args:
-            index: of the item, 0 <= index < len(self).
+            index: index of the item, 0 <= index < len(self).
 
         Raises:
-            PatchIndexError: the index is outside of that.
+            PatchIndexError: the index is out of that range.
         """
-        entry, position = self._place(index)
+        entry, position = self._locate(index)
         if self._ignore_first:
-            kept = self._kept[entry]
-            number = int(np.searchsorted(kept, position, side="right")) - 1
+            counts = self._counts_before[entry]
+            number = int(np.searchsorted(counts, position, side="right")) - 1
             first = self._sources[entry].first_patch(number) + self._ignore_first
-            position += first - int(kept[number])
+            position += first - int(counts[number])
         return self._starts[entry] + position
 
     def patches_at(self, indices: Sequence[int]) -> list[int]:
-        """Return what patch_at() does for each of some items, one or more."""
+        """Return the indices of one or more items' patches in ``source``; see patch_at."""
         period = self._period
         if period is None or min(indices) < 0 or max(indices) >= len(self):
             return list(map(self.patch_at, indices))
@@ -131,30 +87,33 @@ class WeightedPatches:
 
     @property
     def unweighted_count(self) -> int:
-        """The number of patches of all sources, each taken once."""
+        """The number of patches if every source came once."""
         return sum(self._lengths)
 
     def unweighted(self, index: int) -> int:
-        """Return the number of an item's patch among those of all sources, each taken once.
+        """Return the index that an item's patch would have if every source came once.
 
         Args:
-            index: of the item, 0 <= index < len(self).
+            index: index of the item, 0 <= index < len(self).
 
         Raises:
-            PatchIndexError: the index is outside of that.
+            PatchIndexError: the index is out of that range.
         """
-        entry, position = self._place(index)
+        entry, position = self._locate(index)
         return sum(self._lengths[:entry]) + position
 
     def _find_period(self, used_sources: Sequence[Source], weights: Sequence[int]) -> int | None:
-        """Return the number of patches after which items repeat in the source's own order; None where they do not."""
+        """Return the number p for which the patch of every item is ``index % p``, None if there is no such number."""
         distinct = list(members(self.source))
         if not distinct or self._ignore_first or list(used_sources) != distinct:
             return None
         return len(self.source) if len(distinct) == 1 or max(weights) <= 1 else None
 
-    def _place(self, index: int) -> tuple[int, int]:
-        """Return which entry of the list of sources an item is of, and its number among the patches of that entry."""
+    def _locate(self, index: int) -> tuple[int, int]:
+        """Return the position of an item's source in the list of sources, and the position of its patch in that source.
+
+        Patches that ``ignore_first`` skips do not count.
+        """
         if not 0 <= index < len(self):
             raise PatchIndexError(f"no item {index}: the dataset has {len(self)}")
         entry = bisect_right(self._ends, index)
@@ -169,11 +128,12 @@ def image_path(source: Source, index: int) -> str:
 
 
 def open_sources(options: ConfigOptions, *, layout: Layout | None) -> WeightedPatches:
-    """Open what ``paths`` (or ``dataroot``) and ``weights`` name, without the ``ignore_first`` patches of each image.
+    """Open the sources of a dataset's ``paths`` (or ``dataroot``), with its ``weights`` and ``ignore_first``.
 
     Raises:
-        ConfigError: neither or both are given, a path does not exist, the weights do not fit, or no patch is left.
-        StoreError: a path holds nothing to read, or what is damaged.
+        ConfigError: both or neither of ``paths`` and ``dataroot`` are given, a path does not exist, the weights do not
+            fit the paths, or no patch remains.
+        StoreError: a path holds no data, or damaged data.
     """
     sources, weights = open_weighted(options, layout=layout)
     patches = WeightedPatches(sources, weights, ignore_first=options.integer("ignore_first", 0, minimum=0))
@@ -185,20 +145,22 @@ def open_sources(options: ConfigOptions, *, layout: Layout | None) -> WeightedPa
 def open_weighted(
     options: ConfigOptions, *, layout: Layout | None, key: str = "paths", weights_key: str | None = "weights"
 ) -> tuple[list[Source], list[int]]:
-    """Open what an option (or ``dataroot``) names, a path named twice only once.
+    """Open the sources that an option (or ``dataroot``) names, each distinct path once.
 
     Args:
-        options: of the dataset.
-        layout: see open_source.
-        key: names one path or more.
-        weights_key: names how often each is repeated, 1 by default; None where the dataset has no weights.
+        options: options of the dataset.
+        layout: layout of the sources; see open_source.
+        key: option that names one or more paths.
+        weights_key: option that names each path's number of repetitions, 1 by default; None if the dataset has no
+            weights.
 
     Returns:
-        The sources, and for each its weight from 0.
+        The sources, and the weight of each, from 0.
 
     Raises:
-        ConfigError: neither or both are given, a path does not exist, or the weights do not fit.
-        StoreError: a path holds nothing to read, or what is damaged.
+        ConfigError: both or neither of ``key`` and ``dataroot`` are given, a path does not exist, or the weights do not
+            fit the paths.
+        StoreError: a path holds no data, or damaged data.
     """
     key = data_key(options, key)
     paths = options.paths(key)
@@ -211,21 +173,22 @@ def open_weighted(
 
 
 def open_paths(options: ConfigOptions, *, layout: Layout | None, key: str) -> list[Source]:
-    """Open the paths that an option names, a path named twice only once.
+    """Open the paths that an option names, each distinct path once.
 
     Raises:
         ConfigError: the option is missing, or a path does not exist.
-        StoreError: a path holds nothing to read, or what is damaged.
+        StoreError: a path holds no data, or damaged data.
     """
     paths = options.paths(key)
     for path in paths:
         if not path.exists():
             raise options.error(f"{key} names '{path}', which does not exist")
-    opened = {path: _open(options, key, path, layout) for path in dict.fromkeys(paths)}
-    return [opened[path] for path in paths]
+    source_of = {path: _open(options, key, path, layout) for path in dict.fromkeys(paths)}
+    return [source_of[path] for path in paths]
 
 
 def _open(options: ConfigOptions, key: str, path: Path, layout: Layout | None) -> Source:
+    """Open a path; an error names the dataset and the option."""
     try:
         return open_cached(path, layout=layout)
     except StoreError as error:
@@ -233,10 +196,10 @@ def _open(options: ConfigOptions, key: str, path: Path, layout: Layout | None) -
 
 
 def data_key(options: ConfigOptions, key: str) -> str:
-    """Return which option names the data, a mode's own or ``dataroot``.
+    """Return the option that names the data: ``dataroot`` if given, else the mode's own option ``key``.
 
     Raises:
-        ConfigError: both are given.
+        ConfigError: both options are given.
     """
     if not options.has("dataroot"):
         return key
@@ -245,8 +208,56 @@ def data_key(options: ConfigOptions, key: str) -> str:
     return "dataroot"
 
 
-def _kept_before(source: Source, ignored: int) -> NDArray[np.int64]:
-    """Return how many patches are kept in the images before each, int64 (image_count + 1,), ``ignored`` left out."""
-    firsts = np.fromiter(map(source.first_patch, range(source.image_count + 1)), np.int64, source.image_count + 1)
-    kept = np.maximum(np.diff(firsts) - ignored, 0)
-    return np.concatenate([np.zeros(1, np.int64), np.cumsum(kept)])
+def open_cached(path: Path, *, layout: Layout | None) -> Source:
+    """Open a source as open_source does; a store that is open in this process is returned again.
+
+    A store stays open as long as anything refers to it, so nobody closes it. A folder is always opened anew: its
+    listing may be out of date, and only a new listing tells.
+
+    Raises:
+        NotASourceError: the path holds no data, or data in another layout.
+        StoreError: a store is damaged, or of a later version.
+    """
+    key = _store_key(path, layout)
+    open_store = _open_stores.get(key) if key else None
+    if open_store is not None:
+        return open_store
+    source = open_source(path, layout)
+    if key is not None and isinstance(source, Store):
+        _open_stores[key] = source
+    return source
+
+
+class _StoreKey(NamedTuple):
+    """Identity of an open store. An append replaces the index file, so that the store gets another key."""
+
+    path: Path
+    layout: Layout | None
+    device: int
+    inode: int
+    modified: int
+
+
+_open_stores: WeakValueDictionary[_StoreKey, Store] = WeakValueDictionary()
+
+
+def _store_key(path: Path, layout: Layout | None) -> _StoreKey | None:
+    """Return the key of the store at a path, None if no index of a store is there."""
+    file = path / INDEX_FILE if path.is_dir() else path
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    absolute = Path(os.path.abspath(path))  # noqa: PTH100
+    return _StoreKey(absolute, layout, status.st_dev, status.st_ino, status.st_mtime_ns)
+
+
+def _counts_before(source: Source, ignored: int) -> NDArray[np.int64]:
+    """Return the number of patches before each image, and last the number of all, int64 (image_count + 1,).
+
+    The first ``ignored`` patches of each image do not count.
+    """
+    first_patches = map(source.first_patch, range(source.image_count + 1))
+    firsts = np.fromiter(first_patches, np.int64, source.image_count + 1)
+    counts = np.maximum(np.diff(firsts) - ignored, 0)
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])

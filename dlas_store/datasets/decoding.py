@@ -1,4 +1,4 @@
-"""Decoding of a batch's items: several in one call, and each alone where one of them cannot be read."""
+"""Decoding of a batch's items: a group of items in one call, and each item alone if that call fails."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ from dlas_store.loading.buffers import BYTES_TOGETHER, ScratchPool
 from dlas_store.sources.base import Source
 
 OnBad = Callable[[int, StoreError], None]
-"""Takes an item that cannot be read and the error: raises it, or replaces the item."""
+"""A function called with an item that cannot be read and its error. It raises the error or replaces the item."""
 
 Group = tuple[Sequence[int], list[Pixels]]
-"""Items, and their decoded patches item by item: each the array that was given for it, or a new one of another size."""
+"""Items, and their decoded patches item by item. A patch is in the array that was passed for it, or in a new array if
+its size differs."""
 
 
 class Frames(NamedTuple):
-    """The patches that the items of a batch are made of. Each has a row of the batch.
+    """The patches that make up the items of a batch. Each patch has a row of the batch.
 
     Attributes:
         source: holds the patches.
-        patches: their indices in it, item by item; those of item n are ``patches[n * per_item : (n + 1) * per_item]``.
-        per_item: how many an item has.
+        patches: indices of the patches in the source, item by item: item n has
+            ``patches[n * per_item : (n + 1) * per_item]``.
+        per_item: number of patches of each item.
     """
 
     source: Source
@@ -37,22 +39,22 @@ class Frames(NamedTuple):
         return [row for item in items for row in range(item * self.per_item, (item + 1) * self.per_item)]
 
     def argsort_on_disk(self) -> list[int]:
-        """Return the items in the order in which their first patches lie in the source."""
-        firsts = self.patches[:: self.per_item]
-        return sorted(range(len(firsts)), key=firsts.__getitem__)
+        """Return the items, ordered by where their first patches lie in the source."""
+        first_patches = self.patches[:: self.per_item]
+        return sorted(range(len(first_patches)), key=first_patches.__getitem__)
 
 
 def decode_groups(
     frames: Frames, items: Sequence[int], size: tuple[int, int], scratch: ScratchPool, on_bad: OnBad
 ) -> Iterator[Group]:
-    """Decode items into scratch memory, as many at a time as the processor's caches hold.
+    """Decode items into scratch arrays, as many at a time as the processor's caches hold.
 
     Args:
         frames: the patches of the batch.
-        items: in the order in which they are read.
-        size: height and width that patches are likely to have.
-        scratch: what they are decoded into; belongs to a group until the next one is asked for.
-        on_bad: called for an item in place of yielding it, while the error is handled.
+        items: items to decode, in the order in which to read them.
+        size: expected height and width of the patches.
+        scratch: pool of the arrays. A group's arrays are overwritten when the next group is asked for.
+        on_bad: called for each item that cannot be read, while its error is handled. The item is not yielded.
     """
     height, width = size
     count = max(1, BYTES_TOGETHER // (frames.per_item * height * width * 3))
@@ -63,13 +65,13 @@ def decode_groups(
 
 
 def decode_items(frames: Frames, items: Sequence[int], outs: list[Pixels], on_bad: OnBad) -> Iterator[Group]:
-    """Decode items into an array for each of their patches: as one group, after an error as a group for each item.
+    """Decode items into arrays. All items are one group; after an error each item is a group of its own.
 
     Args:
         frames: the patches of the batch.
-        items: in the order in which they are read.
-        outs: ``len(items) * frames.per_item`` arrays; see Source.decode_into.
-        on_bad: called for an item in place of yielding it, while the error is handled.
+        items: items to decode, in the order in which to read them.
+        outs: an array for each patch, ``len(items) * frames.per_item`` in total; see Source.decode_into.
+        on_bad: called for each item that cannot be read, while its error is handled. The item is not yielded.
     """
     try:
         pixels = frames.source.decode_many_into([frames.patches[row] for row in frames.rows_of(items)], outs)
@@ -86,5 +88,5 @@ def decode_items(frames: Frames, items: Sequence[int], outs: list[Pixels], on_ba
 
 
 def raise_error(_item: int, error: StoreError) -> None:
-    """Raise the error of an item; an OnBad."""
+    """Raise the error of an item that cannot be read; an OnBad."""
     raise error

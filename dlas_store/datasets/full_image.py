@@ -1,4 +1,4 @@
-"""Mode fullimage: whole pictures to validate on, and tiles of them to train on.
+"""Mode fullimage: whole pictures to validate on, and tiles of pictures to train on.
 
 A tile is a random square of a picture, resized, with blur and noise on LQ.
 """
@@ -23,44 +23,135 @@ from dlas_store.transforms.corruptions import motion_blur
 from dlas_store.transforms.crops import Tile, random_tile
 from dlas_store.transforms.resize import Chw, matlab_reduce, resize, to_chw_float, to_tensor
 
-
-class Sample(NamedTuple):
-    """A picture with its reference at one resolution.
-
-    Attributes:
-        patch: float32 (3, H, W).
-        reference: float32 (4, H, W); the last channel is the mask.
-        center: row and column of the patch's centre in the reference, in pixels of this resolution.
-        path: path of the file or image that the patch was cut from.
-    """
-
-    patch: Chw
-    reference: Chw
-    center: tuple[int, int]
-    path: str
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width."""
-        return self.patch.shape[1], self.patch.shape[2]
-
-
-def pack_pair(hq: Sample, lq: Sample) -> dict[str, Any]:
-    """Return an HQ and an LQ sample as the trainer takes them; SingleImageDataset describes all keys but the paths."""
-    return {
-        "hq": to_tensor(hq.patch),
-        "lq": to_tensor(lq.patch),
-        "gt_fullsize_ref": to_tensor(hq.reference),
-        "lq_fullsize_ref": to_tensor(lq.reference),
-        "gt_center": torch.tensor(hq.center),
-        "lq_center": torch.tensor(lq.center),
-        "HQ_path": hq.path,
-        "LQ_path": lq.path,
-    }
-
-
 _GAUSSIAN_SHARE = 0.4
 _MOTION_SHARE = 0.3
+"""Probabilities of a Gaussian and of a motion blur of LQ; the remainder is not blurred."""
+
+
+class FullImageDataset(PictureDataset):
+    """Pictures, or in phase train a random square tile of each.
+
+    An item is a dict; s is ``scale``; h and w are the sides of HQ, in phase train ``target_size``, else the picture's:
+
+    * ``hq`` float32 (3, h, w) and ``lq`` float32 (3, h/s, w/s): RGB in [0, 1]; a bicubic reduction or noise makes LQ
+      leave that range a little;
+    * ``gt_fullsize_ref`` float32 (4, h, w) and ``lq_fullsize_ref`` float32 (4, h/s, w/s): the reference, which is the
+      whole picture (in phase train the square that the tile lies in), and as fourth channel the mask of the tile;
+    * ``gt_center`` and ``lq_center`` int64 (2,): row and column of the tile's centre in the reference, in pixels;
+    * ``HQ_path`` and ``LQ_path`` str: the paths of both pictures, equal without ``dataroot_LQ``.
+
+    LQ is HQ reduced bicubically, or comes from ``dataroot_LQ``, whose pictures are paired with HQ's by their order.
+    The dataset may be used from several threads and after a fork, and be pickled.
+    """
+
+    def __init__(self, opt: Mapping[str, Any]) -> None:
+        """Open the data that the options name.
+
+        Args:
+            opt: options of the dataset: ``dataroot_GT`` or ``dataroot``, ``dataroot_GT_weights``, ``dataroot_LQ``,
+                ``scale``, ``force_multiple``, and in phase train the options of TileOptions.
+
+        Raises:
+            ConfigError: an option is missing or has a wrong value, HQ and LQ differ in the number of pictures, or a
+                picture of a store is too small.
+            StoreError: a path holds no pictures.
+        """
+        options = ConfigOptions.of_dataset(opt, mode="fullimage")
+        super().__init__(options)
+        self._scale = options.integer("scale", minimum=1)
+        self._multiple = options.integer("force_multiple", 1, minimum=1)
+        self._tile_options = None
+        if (opt.get("phase") or "train") == "train":
+            self._tile_options = read_tile_options(options, scale=self._scale)
+        else:
+            for field in fields(TileOptions):
+                options.has(field.name)  # marks the option as known, though it has no effect
+        self._pictures = open_pictures(options, key="dataroot_GT", weights_key="dataroot_GT_weights")
+        self._lq = _open_lq(options, self._pictures)
+        self._min_side = _find_min_side(self._tile_options, self._scale, self._multiple)
+        if not self.skips_bad:
+            check_min_sides(options, self._pictures.sources, self._min_side.side, reason=self._min_side.reason)
+        options.warn_of_unknown()
+
+    def make_item(self, index: int, random: SampleRng) -> dict[str, Any]:
+        """Return an item.
+
+        Args:
+            index: 0 <= index < len(self).
+            random: the item's random numbers.
+
+        Raises:
+            PatchIndexError: the index is out of range.
+            ImageError: a picture cannot be decoded or is too small, or LQ does not have the shape of its HQ.
+            StoreError: a picture cannot be read.
+        """
+        hq_picture = _read(self._pictures, index)
+        check_min_side(hq_picture.path, hq_picture.size, self._min_side.side, reason=self._min_side.reason)
+        lq_picture = None
+        if self._lq:
+            lq_pictures = self._lq[int(random.generator.integers(len(self._lq)))]
+            lq_picture = _read(lq_pictures, self._pictures.unweighted(index))
+        if self._tile_options is None:
+            hq, lq = self._make_full_pair(hq_picture, lq_picture)
+        else:
+            hq, lq = self._make_tile_pair(hq_picture, lq_picture, self._tile_options, random.generator)
+        return to_item(hq, lq)
+
+    def _make_full_pair(self, hq_picture: _Picture, lq_picture: _Picture | None) -> tuple[Sample, Sample]:
+        """Return whole pictures as HQ and LQ."""
+        hq = _as_sample(hq_picture)
+        if lq_picture is None:
+            lq = self._reduced(hq)
+        else:
+            lq = _as_sample(lq_picture)
+            lq = lq._replace(center=rescale_center(hq.center, hq.size, lq.size))
+        return self._to_multiple(hq, lq)
+
+    def _make_tile_pair(
+        self, hq_picture: _Picture, lq_picture: _Picture | None, opt: TileOptions, generator: np.random.Generator
+    ) -> tuple[Sample, Sample]:
+        """Return a random tile as HQ and LQ."""
+        if lq_picture is None:
+            tile = _random_tile(generator, hq_picture.size, opt.min_tile_size, opt)
+            hq = crop_tile(hq_picture.chw, hq_picture.path, tile, opt.min_tile_size)
+            lq = self._reduced(hq)
+        else:
+            # LQ's pixels are the coarser ones: a tile drawn in them crops both pictures along the same lines.
+            factor, (height, width) = _common_size(hq_picture, lq_picture)
+            hq_chw = hq_picture.chw[:, : height * factor, : width * factor]
+            min_side = min(-(-opt.min_tile_size // factor), height, width)
+            tile = _random_tile(generator, (height, width), min_side, opt)
+            hq = crop_tile(hq_chw, hq_picture.path, tile.enlarged(factor), opt.min_tile_size)
+            lq_chw = lq_picture.chw[:, :height, :width]
+            lq = crop_tile(lq_chw, lq_picture.path, tile, opt.min_tile_size // self._scale)
+        hq, lq = self._to_multiple(hq, lq)
+        lq = resize_sample(lq, opt.target_size // self._scale)
+        return resize_sample(hq, opt.target_size), degrade(lq, opt, generator)
+
+    def _reduced(self, hq: Sample) -> Sample:
+        """Return a sample reduced by ``scale``: the patch and its reference bicubically, the mask bilinearly."""
+        patch = matlab_reduce(hq.patch, self._scale)
+        mask = resize(hq.reference[-1:], patch.shape[1:], cv2.INTER_LINEAR)
+        reference = np.concatenate([matlab_reduce(hq.reference[:-1], self._scale), mask])
+        return Sample(patch, reference, rescale_center(hq.center, hq.size, patch.shape[1:]), hq.path)
+
+    def _to_multiple(self, hq: Sample, lq: Sample) -> tuple[Sample, Sample]:
+        """Return both samples, cropped at the bottom and right so that LQ's sides divide by ``force_multiple``.
+
+        Samples whose LQ has such sides already are returned as they are.
+
+        Raises:
+            ImageError: a side of LQ is below ``force_multiple``.
+        """
+        height, width = (side - side % self._multiple for side in lq.size)
+        if (height, width) == lq.size:
+            return hq, lq
+        if not height or not width:
+            sides = f"{lq.size[1]} x {lq.size[0]}"
+            raise ImageError(
+                f"{lq.path}: LQ of {sides} pixels is smaller than force_multiple {self._multiple}; remove the picture"
+            )
+        return _cropped(hq, height * self._scale, width * self._scale), _cropped(lq, height, width)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,20 +212,50 @@ def read_tile_options(options: ConfigOptions, *, scale: int) -> TileOptions:
     return tile_options
 
 
-def _random_tile(generator: np.random.Generator, size: tuple[int, int], least: int, opt: TileOptions) -> Tile:
-    stddev = None if opt.fixed_size else opt.tile_scale_normal_stddev
-    return random_tile(generator, size, least, flip=opt.use_flip, rotate=opt.use_rot, growth_stddev=stddev)
+class Sample(NamedTuple):
+    """A picture with its reference at one resolution.
+
+    Attributes:
+        patch: float32 (3, H, W).
+        reference: float32 (4, H, W); the last channel is the mask.
+        center: row and column of the patch's centre in the reference, in pixels of this resolution.
+        path: path of the file or image that the patch was cropped from.
+    """
+
+    patch: Chw
+    reference: Chw
+    center: tuple[int, int]
+    path: str
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.patch.shape[1], self.patch.shape[2]
 
 
-def crop_tile(planes: Chw, path: str, tile: Tile, side: int) -> Sample:
+def to_item(hq: Sample, lq: Sample) -> dict[str, Any]:
+    """Return an HQ and an LQ sample as an item; FullImageDataset describes its keys."""
+    return {
+        "hq": to_tensor(hq.patch),
+        "lq": to_tensor(lq.patch),
+        "gt_fullsize_ref": to_tensor(hq.reference),
+        "lq_fullsize_ref": to_tensor(lq.reference),
+        "gt_center": torch.tensor(hq.center),
+        "lq_center": torch.tensor(lq.center),
+        "HQ_path": hq.path,
+        "LQ_path": lq.path,
+    }
+
+
+def crop_tile(chw: Chw, path: str, tile: Tile, side: int) -> Sample:
     """Crop a tile from a picture (3, H, W); tile, reference, mask and centre are resized to ``side`` pixels."""
-    square = np.ascontiguousarray(tile.square.crop(tile.turn.apply(planes)))
+    square = np.ascontiguousarray(tile.square.crop(tile.flip_rotate.apply(chw)))
     mask = np.zeros((1, *square.shape[1:]), np.float32)
-    tile.part.crop(mask)[:] = 1
-    middle = tile.part.top + tile.part.side // 2, tile.part.left + tile.part.side // 2
+    tile.window.crop(mask)[:] = 1
+    middle = tile.window.top + tile.window.side // 2, tile.window.left + tile.window.side // 2
     size = side, side
     return Sample(
-        resize(tile.part.crop(square), size, cv2.INTER_LINEAR),
+        resize(tile.window.crop(square), size, cv2.INTER_LINEAR),
         resize(np.concatenate([square, mask]), size, cv2.INTER_LINEAR),
         rescale_center(middle, square.shape[1:], size),
         path,
@@ -155,184 +276,57 @@ def resize_sample(sample: Sample, side: int) -> Sample:
 
 
 def degrade(lq: Sample, opt: TileOptions, generator: np.random.Generator) -> Sample:
-    """Return LQ with blur and noise; its reference gets a fifth of the blur and the same noise."""
-    patch, reference = lq.patch, lq.reference
-    picture = reference[:-1]
+    """Return LQ with blur and noise; LQ's reference gets a fifth of the blur and the same noise."""
+    patch, picture, mask = lq.patch, lq.reference[:-1], lq.reference[-1:]
     if opt.use_blurring:
         patch = _blur(patch, opt.blur_magnitude, generator)
         picture = _blur(picture, opt.blur_magnitude // 5 | 1, generator)
     if opt.lq_noise:
         noise = generator.standard_normal(patch.shape, np.float32) * np.float32(opt.lq_noise / 255)
         patch, picture = patch + noise, picture + noise
-    return lq._replace(patch=patch, reference=np.concatenate([picture, reference[-1:]]))
-
-
-def _blur(planes: Chw, magnitude: int, generator: np.random.Generator) -> Chw:
-    """Blur by a Gaussian, along a line, or not at all, at random; ``magnitude`` is odd."""
-    kind = generator.random()
-    if kind < _GAUSSIAN_SHARE:
-        # From a sigma of 0, OpenCV derives the sigma that fits the kernel.
-        sigma = float(generator.integers(magnitude))
-        return np.stack([cv2.GaussianBlur(plane, (magnitude, magnitude), sigma) for plane in planes])
-    if kind < _GAUSSIAN_SHARE + _MOTION_SHARE:
-        length = int(generator.integers(1, 3 * magnitude))
-        return motion_blur(planes, length, float(generator.integers(361)))
-    return planes
-
-
-class FullImageDataset(PictureDataset):
-    """Pictures, or in phase train a random square tile of each.
-
-    An item is a dict; s is ``scale``, h and w the sides of HQ: those of the picture, ``target_size`` in phase train:
-
-    * ``hq`` float32 (3, h, w) and ``lq`` float32 (3, h/s, w/s): RGB in [0, 1]; LQ leaves it a little where it is a
-      bicubic reduction or has noise;
-    * ``gt_fullsize_ref`` float32 (4, h, w) and ``lq_fullsize_ref`` float32 (4, h/s, w/s): the whole picture (in phase
-      train the square that the tile lies in), and the mask of the tile as fourth channel;
-    * ``gt_center`` and ``lq_center`` int64 (2,): row and column of the tile's centre in the reference, in pixels;
-    * ``HQ_path`` and ``LQ_path`` str: the picture's path; the same one without ``dataroot_LQ``.
-
-    LQ is HQ brought down bicubically, or comes from ``dataroot_LQ``, whose pictures pair with those of HQ in order.
-    The dataset may be used from several threads, after a fork, and pickled.
-    """
-
-    def __init__(self, opt: Mapping[str, Any]) -> None:
-        """Open the data that the options name.
-
-        Args:
-            opt: options of the dataset: ``dataroot_GT`` or ``dataroot``, ``dataroot_GT_weights``, ``dataroot_LQ``,
-                ``scale``, ``force_multiple``, and in phase train those of TileOptions.
-
-        Raises:
-            ConfigError: an option is missing or of a wrong value, HQ and LQ differ in the number of pictures, or a
-                picture of a store is too small.
-            StoreError: a path holds no pictures.
-        """
-        options = ConfigOptions.of_dataset(opt, mode="fullimage")
-        super().__init__(options)
-        self._scale = options.integer("scale", minimum=1)
-        self._multiple = options.integer("force_multiple", 1, minimum=1)
-        self._tile = None
-        if (opt.get("phase") or "train") == "train":
-            self._tile = read_tile_options(options, scale=self._scale)
-        else:
-            for field in fields(TileOptions):
-                options.has(field.name)  # known, but of no effect
-        self._pictures = open_pictures(options, key="dataroot_GT", weights_key="dataroot_GT_weights")
-        self._lq = _open_lq(options, self._pictures)
-        self._least = _least_side(self._tile, self._scale, self._multiple)
-        if not self.skips_bad:
-            check_min_sides(options, self._pictures.sources, self._least.side, reason=self._least.reason)
-        options.warn_of_unknown()
-
-    def make_item(self, index: int, random: SampleRng) -> dict[str, Any]:
-        """Return an item.
-
-        Args:
-            index: 0 <= index < len(self).
-            random: where its random choices come from.
-
-        Raises:
-            PatchIndexError: the index is outside of that.
-            ImageError: a picture cannot be decoded, is too small, or LQ is not of the same shape as its HQ.
-            StoreError: a picture cannot be read.
-        """
-        hq_picture = _read(self._pictures, index)
-        check_min_side(hq_picture.path, hq_picture.size, self._least.side, reason=self._least.reason)
-        lq_picture = None
-        if self._lq:
-            root = self._lq[int(random.generator.integers(len(self._lq)))]
-            lq_picture = _read(root, self._pictures.unweighted(index))
-        if self._tile is None:
-            hq = _whole(hq_picture)
-            if lq_picture is None:
-                lq = self._reduced(hq)
-            else:
-                lq = _whole(lq_picture)
-                lq = lq._replace(center=rescale_center(hq.center, hq.size, lq.size))
-            hq, lq = self._to_multiple(hq, lq)
-        else:
-            hq, lq = self._cut(hq_picture, lq_picture, self._tile, random.generator)
-        return pack_pair(hq, lq)
-
-    def _cut(
-        self, hq_picture: _Picture, lq_picture: _Picture | None, opt: TileOptions, generator: np.random.Generator
-    ) -> tuple[Sample, Sample]:
-        """Return a tile as HQ and LQ."""
-        if lq_picture is None:
-            tile = _random_tile(generator, hq_picture.size, opt.min_tile_size, opt)
-            hq = crop_tile(hq_picture.planes, hq_picture.path, tile, opt.min_tile_size)
-            lq = self._reduced(hq)
-        else:
-            # Drawn in LQ's pixels, the coarser ones, so that both pictures are cut along the same lines.
-            factor, (height, width) = _common_size(hq_picture, lq_picture)
-            hq_planes = hq_picture.planes[:, : height * factor, : width * factor]
-            least = min(-(-opt.min_tile_size // factor), height, width)
-            tile = _random_tile(generator, (height, width), least, opt)
-            hq = crop_tile(hq_planes, hq_picture.path, tile.enlarged(factor), opt.min_tile_size)
-            lq_planes = lq_picture.planes[:, :height, :width]
-            lq = crop_tile(lq_planes, lq_picture.path, tile, opt.min_tile_size // self._scale)
-        hq, lq = self._to_multiple(hq, lq)
-        lq = resize_sample(lq, opt.target_size // self._scale)
-        return resize_sample(hq, opt.target_size), degrade(lq, opt, generator)
-
-    def _reduced(self, hq: Sample) -> Sample:
-        """Return a sample brought down by ``scale``: pictures bicubically, the mask bilinearly."""
-        patch = matlab_reduce(hq.patch, self._scale)
-        mask = resize(hq.reference[-1:], patch.shape[1:], cv2.INTER_LINEAR)
-        reference = np.concatenate([matlab_reduce(hq.reference[:-1], self._scale), mask])
-        return Sample(patch, reference, rescale_center(hq.center, hq.size, patch.shape[1:]), hq.path)
-
-    def _to_multiple(self, hq: Sample, lq: Sample) -> tuple[Sample, Sample]:
-        """Return both cropped at the bottom and right, where a side of LQ does not divide by ``force_multiple``."""
-        height, width = (side - side % self._multiple for side in lq.size)
-        if (height, width) == lq.size:
-            return hq, lq
-        if not height or not width:
-            sides = f"{lq.size[1]} x {lq.size[0]}"
-            raise ImageError(f"{lq.path}: LQ of {sides} pixels is smaller than force_multiple {self._multiple}")
-        return _cropped(hq, height * self._scale, width * self._scale), _cropped(lq, height, width)
+    return lq._replace(patch=patch, reference=np.concatenate([picture, mask]))
 
 
 class _Picture(NamedTuple):
-    planes: Chw
+    chw: Chw
     path: str
 
     @property
     def size(self) -> tuple[int, int]:
-        return self.planes.shape[1], self.planes.shape[2]
+        return self.chw.shape[1], self.chw.shape[2]
 
 
-class _Least(NamedTuple):
-    """How small a picture may be.
+class _MinSide(NamedTuple):
+    """Minimum height and width of a picture.
 
     Attributes:
-        side: pixels that both sides must have.
-        reason: what asks for them.
+        side: the minimum in pixels.
+        reason: the options that demand the minimum, for the error message.
     """
 
     side: int
     reason: str
 
 
-def _least_side(tile: TileOptions | None, scale: int, multiple: int) -> _Least:
+def _find_min_side(tile: TileOptions | None, scale: int, multiple: int) -> _MinSide:
     if tile is None:
-        return _Least(scale * (multiple - 1) + 1, f"scale {scale} with force_multiple {multiple}")
-    return _Least(tile.min_tile_size, f"min_tile_size {tile.min_tile_size}")
+        return _MinSide(scale * (multiple - 1) + 1, f"scale {scale} with force_multiple {multiple}")
+    return _MinSide(tile.min_tile_size, f"min_tile_size {tile.min_tile_size}")
 
 
 def _open_lq(options: ConfigOptions, hq: Pictures) -> list[Pictures]:
-    """Open each path of ``dataroot_LQ``; every one holds a picture for each of HQ."""
+    """Open each path of ``dataroot_LQ``, which must hold a picture for each of HQ; without the option open nothing."""
     if not options.has("dataroot_LQ"):
         return []
-    roots = [Pictures([source], [1]) for source in open_paths(options, layout="pictures", key="dataroot_LQ")]
-    for root in roots:
-        if len(root) != hq.unweighted_count:
+    sources = open_paths(options, layout="pictures", key="dataroot_LQ")
+    lqs = [Pictures([source], [1]) for source in sources]
+    for source, lq in zip(sources, lqs, strict=True):
+        if len(lq) != hq.unweighted_count:
             raise options.error(
-                f"dataroot_LQ must hold a picture for each of HQ: {root.source.path} holds {len(root)}, "
+                f"dataroot_LQ must hold a picture for each of HQ: {source.path} holds {len(lq)}, "
                 f"and HQ {hq.unweighted_count}"
             )
-    return roots
+    return lqs
 
 
 def _read(pictures: Pictures, index: int) -> _Picture:
@@ -340,11 +334,11 @@ def _read(pictures: Pictures, index: int) -> _Picture:
     return _Picture(to_chw_float(source.read_pixels([patch])[0]), source.patch_path(patch))
 
 
-def _whole(picture: _Picture) -> Sample:
-    """Return a picture as its own reference, with a mask of 1."""
+def _as_sample(picture: _Picture) -> Sample:
+    """Return a whole picture as a sample: the picture is its own reference, with a mask of 1."""
     height, width = picture.size
-    reference = np.concatenate([picture.planes, np.ones((1, height, width), np.float32)])
-    return Sample(picture.planes, reference, (height // 2, width // 2), picture.path)
+    reference = np.concatenate([picture.chw, np.ones((1, height, width), np.float32)])
+    return Sample(picture.chw, reference, (height // 2, width // 2), picture.path)
 
 
 def _cropped(sample: Sample, height: int, width: int) -> Sample:
@@ -355,14 +349,35 @@ def _cropped(sample: Sample, height: int, width: int) -> Sample:
 
 
 def _common_size(hq: _Picture, lq: _Picture) -> tuple[int, tuple[int, int]]:
-    """Return by how much HQ is larger than LQ, and the size of what both show in pixels of LQ.
+    """Return the factor from LQ's size to HQ's, and the height and width that both pictures cover, in pixels of LQ.
 
     Raises:
-        ImageError: HQ is not LQ's size times a whole number, give or take the remainder of a division.
+        ImageError: HQ's size is not LQ's times a whole number, up to the remainder of a division by that number.
     """
     factor = max(round(hq.size[0] / lq.size[0]), 1)
-    if any(abs(ours - theirs * factor) >= factor for ours, theirs in zip(hq.size, lq.size, strict=True)):
+    if any(abs(hq_side - lq_side * factor) >= factor for hq_side, lq_side in zip(hq.size, lq.size, strict=True)):
         sizes = [f"{picture.size[1]} x {picture.size[0]}" for picture in (lq, hq)]
-        raise ImageError(f"{lq.path}: {sizes[0]} pixels, no whole part of the {sizes[1]} pixels of {hq.path}")
-    height, width = (min(theirs, ours // factor) for ours, theirs in zip(hq.size, lq.size, strict=True))
+        raise ImageError(
+            f"{lq.path}: {sizes[0]} pixels, no whole part of the {sizes[1]} pixels of {hq.path}; "
+            "dataroot_LQ must hold the pictures of HQ in the same order"
+        )
+    height, width = (min(lq_side, hq_side // factor) for hq_side, lq_side in zip(hq.size, lq.size, strict=True))
     return factor, (height, width)
+
+
+def _random_tile(generator: np.random.Generator, size: tuple[int, int], min_side: int, opt: TileOptions) -> Tile:
+    stddev = None if opt.fixed_size else opt.tile_scale_normal_stddev
+    return random_tile(generator, size, min_side, flip=opt.use_flip, rotate=opt.use_rot, growth_stddev=stddev)
+
+
+def _blur(chw: Chw, magnitude: int, generator: np.random.Generator) -> Chw:
+    """Blur by a Gaussian, along a line, or not at all, at random; ``magnitude`` is odd."""
+    kind = generator.random()
+    if kind < _GAUSSIAN_SHARE:
+        # OpenCV replaces a sigma of 0 by the sigma that fits the kernel.
+        sigma = float(generator.integers(magnitude))
+        return np.stack([cv2.GaussianBlur(channel, (magnitude, magnitude), sigma) for channel in chw])
+    if kind < _GAUSSIAN_SHARE + _MOTION_SHARE:
+        length = int(generator.integers(1, 3 * magnitude))
+        return motion_blur(chw, length, float(generator.integers(361)))
+    return chw

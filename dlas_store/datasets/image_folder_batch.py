@@ -1,9 +1,4 @@
-"""The options of mode imagefolder.
-
-Crop and flip of a picture and its labelled boxes, as mode imagefolder takes them.
-
-A batch of pictures as HQ and LQ, written straight into the tensors that the trainer gets.
-"""
+"""Mode imagefolder: options, crop and flip of a picture, and a builder that writes batches into their tensors."""
 
 from __future__ import annotations
 
@@ -28,36 +23,40 @@ from dlas_store.sampling.rng import SampleKey, SampleRng
 from dlas_store.transforms.corruptions import Corruptions
 from dlas_store.transforms.resize import Chw, loops_for, write_pair
 
+CENTER_CROP = "center_crop_hq_sz"
+"""Name of the option that crops a picture around its centre."""
+
 Alternative = Literal["next", "tile"]
-"""``next``: the picture of the next number. ``tile``: another picture of the same folder, drawn at random."""
+"""Kind of the second picture of an item: ``next`` is the picture of the next number, ``tile`` another picture of the
+same folder, drawn at random."""
 
 _MEANS_AND_DEVIATIONS = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "stylegan2_norm": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
-"""Of red, green and blue; ImageNet's are those of torchvision's models."""
+"""Mean and standard deviation of red, green and blue; torchvision's models are trained with ImageNet's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageFolderOptions:
-    """How a picture becomes an item; sides are in pixels.
+    """Options that make an item of a picture; sides are in pixels.
 
     Attributes:
-        center_crop: side of the square that is cut from the middle first; None cuts nothing.
+        center_crop: side of the square around the centre to which a picture is cropped first; None does not crop.
         flip: flip left to right with a probability of one half.
-        force_square: cut the largest square from the middle.
-        jitter: how far colours are changed, 0 to 1; 0 leaves them.
-        target_size: side that HQ is resized to; None leaves it.
+        force_square: crop to the largest square around the centre.
+        jitter: maximum change of colours, 0 to 1; 0 does not change them.
+        target_size: side to which HQ is resized; None does not resize.
         scale: HQ side over LQ side.
-        force_multiple: what the sides of LQ divide by.
+        force_multiple: divisor of the sides of LQ; HQ is cropped to fit.
         skip_lq: make no LQ.
-        corruptions: what makes LQ worse.
-        corrupt_before_downsize: corrupt a copy of HQ that LQ is made from, in place of LQ.
-        downsize_before: by how much to bring that copy down first; divides ``scale``.
-        normalization: mean and standard deviation of red, green and blue to normalize by; None leaves [0, 1].
+        corruptions: the corruptions of LQ.
+        corrupt_before_downsize: corrupt a copy of HQ that LQ is reduced from, in place of LQ.
+        downsize_before: factor by which the copy of HQ is reduced before its corruption; divides ``scale``.
+        normalization: mean and standard deviation of red, green and blue to normalize by; None keeps [0, 1].
         rgb_n1_to_1: map x to 2x - 1, after the normalization.
-        alternative: which second picture comes with each; None for none.
-        constants: what is added to each item.
+        alternative: kind of the second picture of each item; None for items of one picture.
+        constants: tensors that are added to each item.
     """
 
     center_crop: int | None
@@ -78,7 +77,7 @@ class ImageFolderOptions:
 
     @property
     def is_plain(self) -> bool:
-        """Whether an item is its picture, cut, flipped and resized, and nothing else."""
+        """Whether an item is its picture cropped, flipped and resized, and nothing else."""
         return not (self.jitters or self.alternative or self.corruptions.is_active)
 
     @property
@@ -86,45 +85,55 @@ class ImageFolderOptions:
         """Whether colours are changed by one level or more."""
         return 255 * self.jitter > 1
 
-    def cut_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Return height and width of what is cut from a picture."""
+    def crop_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the height and width to which a picture of a (height, width) is cropped."""
         if self.center_crop is not None:
             return self.center_crop, self.center_crop
         return (min(size), min(size)) if self.force_square else size
 
     def resized(self, size: tuple[int, ...]) -> tuple[int, ...]:
-        """Return what height and width are resized to; the width follows the height, as in DL-Art-School."""
+        """Return the height and width to which a picture of a (height, width) is resized.
+
+        Only the height decides whether to resize, as in DL-Art-School.
+        """
         target = self.target_size
         return size if target is None or target == size[0] else (target, target)
 
     def to_multiple(self, size: tuple[int, ...], path: str) -> tuple[int, ...]:
-        """Return height and width of HQ for those that a picture was resized to.
+        """Return the height and width of HQ, cropped from a resized picture so that LQ divides by ``force_multiple``.
+
+        Args:
+            size: height and width of the resized picture.
+            path: path of the picture, for the error message.
 
         Raises:
-            ImageError: they are below the multiple; the message has the picture's path.
+            ImageError: the height or width is below ``force_multiple`` times ``scale``.
         """
         multiple = self.force_multiple * self.scale
         check_min_side(path, size, multiple, reason="force_multiple times scale")
         return tuple(side - side % multiple for side in size)
 
-    def map_values(self, planes: Chw, out: Chw | None = None) -> Chw:
-        """Return planes (3, h, w) in [0, 1] normalized and mapped, written to ``out`` where that is given."""
+    def map_values(self, chw: Chw, out: Chw | None = None) -> Chw:
+        """Return an array (3, h, w) in [0, 1] normalized and mapped: in ``out`` if given, else in a new array.
+
+        Without normalization and mapping, the argument is returned.
+        """
         if self.normalization:
             mean, deviation = (np.array(values, np.float32)[:, None, None] for values in self.normalization)
-            planes = np.divide(np.subtract(planes, mean, out=out), deviation, out=out)
+            chw = np.divide(np.subtract(chw, mean, out=out), deviation, out=out)
         if self.rgb_n1_to_1:
-            planes = np.subtract(np.multiply(planes, 2, out=out), 1, out=out)
-        return planes
+            chw = np.subtract(np.multiply(chw, 2, out=out), 1, out=out)
+        return chw
 
 
 def read_image_folder_options(options: ConfigOptions) -> ImageFolderOptions:
-    """Check the options, but for those that say where the data and its labels are.
+    """Read and check the options, except the paths of pictures and labels.
 
     Raises:
-        ConfigError: one is missing or of a wrong value, or two contradict each other.
+        ConfigError: an option is missing or has a wrong value, or two options contradict each other.
     """
     checked = ImageFolderOptions(
-        center_crop=_optional_size(options, "center_crop_hq_sz"),
+        center_crop=_optional_size(options, CENTER_CROP),
         flip=not options.flag("disable_flip", False),
         force_square=options.flag("force_square", True),
         jitter=options.number("all_image_color_jitter", 0, minimum=0, maximum=1),
@@ -151,38 +160,8 @@ def read_image_folder_options(options: ConfigOptions) -> ImageFolderOptions:
     return checked
 
 
-def _optional_size(options: ConfigOptions, key: str) -> int | None:
-    return options.integer(key, minimum=1) if options.has(key) else None
-
-
-def _read_normalization(options: ConfigOptions) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    if not options.has("normalize"):
-        return None
-    return _MEANS_AND_DEVIATIONS[options.choice("normalize", None, tuple(_MEANS_AND_DEVIATIONS))]
-
-
-def _read_alternative(options: ConfigOptions) -> Alternative | None:
-    following, tile = (options.flag(key, False) for key in ("fetch_alt_image", "fetch_alt_tiled_image"))
-    if following and tile:
-        raise options.error("fetch_alt_image and fetch_alt_tiled_image are both true; leave one out")
-    return "next" if following else "tile" if tile else None
-
-
-def _read_constants(options: ConfigOptions) -> dict[str, torch.Tensor]:
-    constants: dict[str, torch.Tensor] = {}
-    for key, value in options.mapping("fixed_parameters", {}).items():
-        try:
-            constants[key] = torch.tensor(value)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise options.error(f"fixed_parameters: {key} must be a number or lists of them, got {value!r}") from error
-    return constants
-
-
-CENTER_CROP = "center_crop_hq_sz"
-
-
 class Picture(NamedTuple):
-    """A picture's pixels, uint8 (H, W, 3), and the labelled boxes in it."""
+    """A picture's pixels, uint8 (H, W, 3), and its labelled boxes."""
 
     pixels: Pixels
     boxes: Sequence[Box] = ()
@@ -200,9 +179,9 @@ class Picture(NamedTuple):
     def flipped(self) -> Picture:
         """Return the picture flipped left to right."""
         width = self.size[1]
-        # OpenCV takes a fortieth of the time that a copy of a reversed view takes.
-        mirrored = np.asarray(cv2.flip(self.pixels, 1), np.uint8)
-        return Picture(mirrored, [box.flipped(width) for box in self.boxes])
+        # OpenCV takes a fortieth of the time of copying a reversed view.
+        pixels = np.asarray(cv2.flip(self.pixels, 1), np.uint8)
+        return Picture(pixels, [box.flipped(width) for box in self.boxes])
 
 
 def crop_and_flip(picture: Picture, path: str, opt: ImageFolderOptions, random: SampleRng) -> Picture:
@@ -231,15 +210,15 @@ def crop_and_flip(picture: Picture, path: str, opt: ImageFolderOptions, random: 
     return picture
 
 
-class ImageFolderBatch:
-    """Builds a batch of mode imagefolder where the options are plain; ImageFolderDataset describes the tensors."""
+class ImageFolderBatchBuilder:
+    """Builder of batches for plain options (see is_plain); ImageFolderDataset describes the tensors."""
 
     def __init__(
         self,
-        draws: Sequence[SampleKey],
+        keys: Sequence[SampleKey],
         frames: Frames,
         options: ImageFolderOptions,
-        memory: ScratchPool,
+        scratch: ScratchPool,
         *,
         seed: int,
         allocate: Allocate,
@@ -248,37 +227,37 @@ class ImageFolderBatch:
         """Begin a batch.
 
         Args:
-            draws: the items asked for.
-            frames: their pictures, one an item.
-            options: how a picture becomes HQ and LQ.
-            memory: what pictures are decoded into.
-            seed: of the random numbers.
-            allocate: gives the memory of the tensors.
-            replace: gives the item in place of one that cannot be read; None lets the error be raised.
+            keys: the sample keys of the items.
+            frames: the items' pictures, one an item.
+            options: the options that make HQ and LQ of a picture.
+            scratch: pool of the arrays that pictures are decoded into.
+            seed: seed of the items' random numbers.
+            allocate: function that returns the memory of the tensors.
+            replace: function that returns the item in place of an unreadable one; None lets the error be raised.
         """
-        self._draws = draws
+        self._keys = keys
         self._frames = frames
         self._options = options
-        self._memory = memory
+        self._scratch = scratch
         self._seed = seed
         self._replace = replace
         self._order = frames.argsort_on_disk()
-        self._paths = [""] * len(draws)
+        self._paths = [""] * len(keys)
         self._size, self._hq_size = self._likely_sizes()
-        self._cut_size = options.cut_size(self._size)
-        # HQ, and where it is wanted LQ: (items, 3, h, w).
-        self._planes = [allocate((len(draws), *shape), np.float32) for shape in self._shapes(self._hq_size)]
-        self._elsewhere: dict[int, list[Chw]] = {}
-        is_whole = options.resized(self._cut_size) == self._hq_size
-        self._loops = loops_for(self._cut_size, *(planes[0] for planes in self._planes)) if is_whole else None
+        self._crop_size = options.crop_size(self._size)
+        # HQ, and LQ unless it is skipped: (items, 3, h, w).
+        self._arrays = [allocate((len(keys), *shape), np.float32) for shape in self._shapes(self._hq_size)]
+        self._odd_sized: dict[int, list[Chw]] = {}
+        is_multiple = options.resized(self._crop_size) == self._hq_size
+        self._c_loops = loops_for(self._crop_size, *(array[0] for array in self._arrays)) if is_multiple else None
 
     def __len__(self) -> int:
-        return len(self._draws)
+        return len(self._keys)
 
     def fill(self, start: int, stop: int) -> None:
-        """Make a part of the items; see BatchBuilder."""
+        """Make the items at positions start to stop - 1 of the reading order; see BatchBuilder."""
         for items, pictures in decode_groups(
-            self._frames, self._order[start:stop], self._size, self._memory, self._replace_item
+            self._frames, self._order[start:stop], self._size, self._scratch, self._replace_item
         ):
             self._write(items, pictures)
 
@@ -286,12 +265,12 @@ class ImageFolderBatch:
         """Return the batch; see BatchBuilder.
 
         Raises:
-            StoreError: HQ is not of the same size in all items.
+            StoreError: HQ differs in size between items.
         """
-        if self._elsewhere:
-            self._gather()
-        count = len(self._draws)
-        hq, *lq = map(torch.from_numpy, self._planes)
+        if self._odd_sized:
+            self._stack_again()
+        count = len(self._keys)
+        hq, *lq = map(torch.from_numpy, self._arrays)
         batch = {
             "hq": hq,
             "HQ_path": self._paths,
@@ -304,67 +283,98 @@ class ImageFolderBatch:
         return batch | {key: torch.stack([constant] * count) for key, constant in constants}
 
     def _likely_sizes(self) -> tuple[tuple[int, int], tuple[int, ...]]:
-        """Return height and width of the first picture that says them and is large enough, and those of its HQ."""
+        """Return the (height, width) in the header of the first picture that is readable and large enough, and HQ's."""
         opt = self._options
         for patch in self._frames.patches:
-            with suppress(StoreError):  # to be raised, or replaced, when it is read
+            with suppress(StoreError):  # fill() raises the error, or replaces the item
                 size = self._frames.source.header_size(patch)
-                return size, opt.to_multiple(opt.resized(opt.cut_size(size)), "")
-        least = opt.force_multiple * opt.scale
-        return (least, least), (least, least)
+                return size, opt.to_multiple(opt.resized(opt.crop_size(size)), "")
+        min_side = opt.force_multiple * opt.scale
+        return (min_side, min_side), (min_side, min_side)
 
     def _replace_item(self, item: int, error: StoreError) -> None:
-        """Take over another item that was made on its own, or raise the error where none is to be."""
+        """Copy the replacement of an unreadable item into the batch, or raise the error if items are not replaced."""
         if self._replace is None:
             raise error
-        replacement = self._replace(self._draws[item])
+        replacement = self._replace(self._keys[item])
         self._paths[item] = replacement["HQ_path"]
         for key, out in zip(("hq", "lq"), self._outs(item, replacement["hq"].shape[1:]), strict=False):
             out[...] = replacement[key].numpy()
 
     def _write(self, items: Sequence[int], pictures: Sequence[Pixels]) -> None:
-        """Write decoded items, those whose part has the likely size with one call of C."""
+        """Write decoded items; all items whose crop has the likely size take one call of C."""
         opt, (source, patches, _) = self._options, self._frames
         written: list[Chw] = []
-        together: list[tuple[Pixels, *tuple[Chw, ...]]] = []
+        c_items: list[tuple[Pixels, *tuple[Chw, ...]]] = []
         for item, pixels in zip(items, pictures, strict=True):
             try:
                 path = self._paths[item] = source.patch_path(patches[item])
-                cut = crop_and_flip(Picture(pixels), path, opt, SampleRng(self._seed, self._draws[item])).pixels
-                cut = np.ascontiguousarray(cut)
-                if self._loops is not None and cut.shape[:2] == self._cut_size:
+                crop = crop_and_flip(Picture(pixels), path, opt, SampleRng(self._seed, self._keys[item])).pixels
+                crop = np.ascontiguousarray(crop)
+                if self._c_loops is not None and crop.shape[:2] == self._crop_size:
                     outs = self._outs(item, self._hq_size)
-                    together.append((cut, *outs))
+                    c_items.append((crop, *outs))
                 else:
-                    size = opt.resized(cut.shape[:2])
+                    size = opt.resized(crop.shape[:2])
                     outs = self._outs(item, opt.to_multiple(size, path))
-                    write_pair(cut, size, *outs)
+                    write_pair(crop, size, *outs)
             except StoreError as error:
                 self._replace_item(item, error)
             else:
                 written += outs
-        if together and self._loops is not None:
-            self._loops.write_patches(tuple(together), ())
-        for planes in written:
-            opt.map_values(planes, out=planes)
+        if c_items and self._c_loops is not None:
+            self._c_loops.write_patches(tuple(c_items), ())
+        for chw in written:
+            opt.map_values(chw, out=chw)
 
     def _outs(self, item: int, hq_size: tuple[int, ...]) -> list[Chw]:
-        """Return where HQ of a height and width goes, and where it is wanted LQ: into the batch if they fit there."""
+        """Return the arrays for an item's HQ of a (height, width), and LQ unless skipped: in the batch if they fit."""
         if hq_size == self._hq_size:
-            self._elsewhere.pop(item, None)
-            return [planes[item] for planes in self._planes]
-        outs = self._elsewhere[item] = [np.empty(shape, np.float32) for shape in self._shapes(hq_size)]
+            self._odd_sized.pop(item, None)
+            return [array[item] for array in self._arrays]
+        outs = self._odd_sized[item] = [np.empty(shape, np.float32) for shape in self._shapes(hq_size)]
         return outs
 
     def _shapes(self, hq_size: tuple[int, ...]) -> list[tuple[int, ...]]:
-        """Return the shapes of what an item has: HQ, and where it is wanted LQ."""
+        """Return the shapes of an item's arrays: HQ, and LQ unless it is skipped."""
         scales = [1] if self._options.skip_lq else [1, self._options.scale]
         return [(3, *(side // scale for side in hq_size)) for scale in scales]
 
-    def _gather(self) -> None:
-        """Make the batch of what lies elsewhere, where all of it has the size that the first picture did not claim."""
-        rows = [self._elsewhere.get(item, [planes[item] for planes in self._planes]) for item in range(len(self))]
-        sizes = [planes[0].shape[1:] for planes in rows]
+    def _stack_again(self) -> None:
+        """Stack all items into new arrays, if they have one size after all, though not the likely one.
+
+        Raises:
+            StoreError: HQ differs in size between items.
+        """
+        rows = [self._odd_sized.get(item, [array[item] for array in self._arrays]) for item in range(len(self))]
+        sizes = [hq.shape[1:] for hq, *_ in rows]
         advice = "set target_size, needs_collate to pad them, or batch_size to 1"
         check_one_size(self._paths.__getitem__, sizes, advice=advice)
-        self._planes = [np.stack(planes) for planes in zip(*rows, strict=True)]
+        self._arrays = [np.stack(arrays) for arrays in zip(*rows, strict=True)]
+
+
+def _optional_size(options: ConfigOptions, key: str) -> int | None:
+    return options.integer(key, minimum=1) if options.has(key) else None
+
+
+def _read_normalization(options: ConfigOptions) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    if not options.has("normalize"):
+        return None
+    return _MEANS_AND_DEVIATIONS[options.choice("normalize", None, tuple(_MEANS_AND_DEVIATIONS))]
+
+
+def _read_alternative(options: ConfigOptions) -> Alternative | None:
+    fetch_next, fetch_tile = (options.flag(key, False) for key in ("fetch_alt_image", "fetch_alt_tiled_image"))
+    if fetch_next and fetch_tile:
+        raise options.error("fetch_alt_image and fetch_alt_tiled_image are both true; set only one of them")
+    return "next" if fetch_next else "tile" if fetch_tile else None
+
+
+def _read_constants(options: ConfigOptions) -> dict[str, torch.Tensor]:
+    constants: dict[str, torch.Tensor] = {}
+    for key, value in options.mapping("fixed_parameters", {}).items():
+        try:
+            constants[key] = torch.tensor(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise options.error(f"fixed_parameters: {key} must be a number or lists of them, got {value!r}") from error
+    return constants

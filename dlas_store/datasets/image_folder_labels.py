@@ -1,4 +1,4 @@
-"""Labels of parts of pictures, from the JSON files of DL-Art-School's labelling tool."""
+"""Labelled boxes of pictures, from the JSON files of DL-Art-School's labelling tool."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _SIDES = ("patch_top", "patch_left", "patch_height", "patch_width")
 
 
 class Box(NamedTuple):
-    """A labelled part of a picture, in pixels.
+    """A labelled rectangle of a picture, in pixels.
 
     Attributes:
         top: first row, from 0.
         left: first column, from 0.
-        height: rows, from 0.
-        width: columns, from 0.
+        height: number of rows, from 0.
+        width: number of columns, from 0.
         label: index of the label.
     """
 
@@ -35,17 +35,28 @@ class Box(NamedTuple):
     label: int
 
     def crop(self, top: int, left: int, size: tuple[int, int]) -> Box:
-        """Return what lies in a part of the picture of that (height, width), from its corner; it may be empty."""
+        """Return the part of the box in a crop of the picture, in the crop's pixels; the part may be empty.
+
+        Args:
+            top: first row of the crop.
+            left: first column of the crop.
+            size: height and width of the crop.
+        """
         first_row, end_row = (min(max(row - top, 0), size[0]) for row in (self.top, self.top + self.height))
         first_col, end_col = (min(max(col - left, 0), size[1]) for col in (self.left, self.left + self.width))
         return Box(first_row, first_col, end_row - first_row, end_col - first_col, self.label)
 
     def flipped(self, width: int) -> Box:
-        """Return the box in the picture of that width, flipped left to right."""
+        """Return the box after the picture, which has that width, was flipped left to right."""
         return self._replace(left=width - self.left - self.width)
 
     def resized(self, old_size: tuple[int, ...], size: tuple[int, ...]) -> Box:
-        """Return the box in the picture resized from one (height, width) to another, each number rounded down."""
+        """Return the box after the picture was resized, each number rounded down.
+
+        Args:
+            old_size: height and width of the picture before.
+            size: height and width of the picture after.
+        """
         (old_height, old_width), (height, width) = old_size, size
         return Box(
             self.top * height // old_height,
@@ -57,24 +68,24 @@ class Box(NamedTuple):
 
 
 class PatchLabels:
-    """Which pictures of a source label files name, and their boxes.
+    """The pictures of a source that label files name, and their boxes.
 
     Attributes:
-        source: what the pictures are from.
+        source: the source that holds the pictures.
         names: label index -> name.
-        patches: the labelled patches of the source, in path order.
+        patches: indices in the source of the labelled patches, in path order.
     """
 
     def __init__(self, options: ConfigOptions, sources: Sequence[Source]) -> None:
-        """Read ``type`` and ``label_file``, a path or a list of paths.
+        """Read the options ``type`` and ``label_file``, a path or a list of paths, and the files.
 
         Args:
-            options: those of the labeler.
-            sources: those of the dataset, of which there must be one.
+            options: options of the labeler.
+            sources: sources of the dataset; labels need exactly one source.
 
         Raises:
-            ConfigError: an option is missing or of a wrong value; a file cannot be read, is ill-formed, or contradicts
-                itself or another; no picture is labelled, or one that the source lacks.
+            ConfigError: an option is missing or has a wrong value; a file cannot be read, is ill-formed, or contradicts
+                itself or another file; no picture is labelled, or the source lacks a labelled picture.
         """
         options.choice("type", None, ("patch_labels",))
         files = options.paths("label_file")
@@ -92,43 +103,44 @@ class PatchLabels:
         options.warn_of_unknown()
 
     def boxes_of(self, path: str) -> Sequence[Box]:
-        """Return the boxes of a labelled picture, by its path below the root of its source."""
+        """Return the boxes of a labelled picture, given by its path below the root of its source."""
         return self._boxes[path]
 
 
 def draw_boxes(boxes: Iterable[Box], size: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return boxes as planes of a picture.
+    """Draw boxes into an array of labels and a mask.
 
     Args:
-        boxes: later ones are drawn over earlier ones.
+        boxes: boxes of the picture; later boxes are drawn over earlier ones.
         size: height and width of the picture.
 
     Returns:
-        The labels, int64 (1, H, W), 0 outside of the boxes; and the mask, float32 (1, H, W), 1 in them and 0 outside.
+        The labels, int64 (1, H, W), 0 outside of the boxes; and the mask, float32 (1, H, W), 1 in the boxes and 0
+        outside.
     """
     labels = torch.zeros(1, *size, dtype=torch.int64)
     mask = torch.zeros(1, *size)
     for box in boxes:
-        part = (0, slice(box.top, box.top + box.height), slice(box.left, box.left + box.width))
-        labels[part] = box.label
-        mask[part] = 1
+        region = (0, slice(box.top, box.top + box.height), slice(box.left, box.left + box.width))
+        labels[region] = box.label
+        mask[region] = 1
     return labels, mask
 
 
 def _find_pictures(paths: Sequence[str], source: Source, options: ConfigOptions) -> list[int]:
-    found: list[int] = []
+    patches: list[int] = []
     missing: list[str] = []
     for path in paths:
         try:
-            found.append(find_path(source, path))
+            patches.append(find_path(source, path))
         except NameNotFoundError:
             missing.append(path)
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise options.error(f"label_file labels pictures that {source.path} lacks: {', '.join(missing[:3])}{more}")
-    if not found:
+    if not patches:
         raise options.error("label_file labels no picture")
-    return found
+    return patches
 
 
 def _parse(file: Path) -> Mapping[str, Any]:
@@ -146,29 +158,29 @@ def _add_file(content: Mapping[str, Any], names: dict[int, str], boxes: dict[str
             raise ValueError(f"index {index} stands for both {names[index]!r} and {label!r}")
     indices = {name: index for index, name in names.items()}
     if len(indices) < len(names):
-        twice = next(name for name in indices if list(names.values()).count(name) > 1)
-        raise ValueError(f"label {twice!r} has more than one index")
+        name = next(name for name in indices if list(names.values()).count(name) > 1)
+        raise ValueError(f"label {name!r} has more than one index")
     for binding, category in content.items():
         images = _field(category, "labeledImages", list, f"binding {binding!r}")
         for number, image in enumerate(images):
-            where = f"labeledImages[{number}] of binding {binding!r}"
-            label = _field(image, "label", str, where)
+            place = f"labeledImages[{number}] of binding {binding!r}"
+            label = _field(image, "label", str, place)
             if label not in indices:
-                raise ValueError(f"{where} has label {label!r}, which no binding has")
-            top, left, height, width = (_field(image, key, int, where) for key in _SIDES)
-            # The tool runs on Windows.
-            path = _field(image, "path", str, where).replace("\\", "/").lstrip("/")
+                raise ValueError(f"{place} has label {label!r}, which no binding has")
+            top, left, height, width = (_field(image, key, int, place) for key in _SIDES)
+            # The labelling tool runs on Windows.
+            path = _field(image, "path", str, place).replace("\\", "/").lstrip("/")
             boxes.setdefault(path, []).append(Box(top, left, height, width, indices[label]))
 
 
-def _field(mapping: Any, key: str, kind: type[Any], where: str) -> Any:
-    """Return what a mapping has under a key; numbers are to be integers from 0."""
+def _field(mapping: Any, key: str, kind: type[Any], place: str) -> Any:
+    """Return the value of a key, which must be of that kind; a number must be an integer from 0."""
     if not isinstance(mapping, dict) or key not in mapping:
-        raise ValueError(f"{where} has no {key}")
+        raise ValueError(f"{place} has no {key}")
     value = mapping[key]
     if not isinstance(value, kind) or isinstance(value, bool) or (kind is int and value < 0):
         allowed = {str: "a text", int: "an integer of at least 0", list: "a list"}[kind]
-        raise TypeError(f"{key} of {where} must be {allowed}, got {value!r}")
+        raise TypeError(f"{key} of {place} must be {allowed}, got {value!r}")
     return value
 
 

@@ -1,4 +1,4 @@
-"""The datasets by their mode, and functions that let a DL-Art-School checkout take its datasets from here."""
+"""Registration of the modes, and factories that let a DL-Art-School checkout take its datasets from this package."""
 
 from __future__ import annotations
 
@@ -31,20 +31,23 @@ MODES: Mapping[str, MakeDataset] = {
     "combined": CombinedDataset,
     "pixels": PixelsDataset,
 }
-"""The datasets by their mode: those of DL-Art-School, and one of our own. Importing this module registers them."""
+"""Mode -> its dataset. All modes but ``pixels`` are DL-Art-School's. Importing this module registers them."""
 
-for _mode, _cls in MODES.items():
-    register_dataset(_mode, _cls)
+for _mode, _dataset in MODES.items():
+    register_dataset(_mode, _dataset)
 
 
 def dlas_factories(
     dlas_create_dataset: Callable[..., Any], dlas_create_dataloader: Callable[..., Any]
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Return DL-Art-School's create_dataset and create_dataloader with the modes known here served from here.
+    """Return DL-Art-School's create_dataset and create_dataloader, extended by the modes of this package.
+
+    This package serves every mode that is registered here; the arguments serve all other modes.
 
     Args:
-        dlas_create_dataset: called as (dataset_opt, return_collate) for every other mode.
-        dlas_create_dataloader: called as (dataset, dataset_opt, opt, sampler, collate_fn, shuffle) for those.
+        dlas_create_dataset: DL-Art-School's function, called as (dataset_opt, return_collate).
+        dlas_create_dataloader: DL-Art-School's function, called as
+            (dataset, dataset_opt, opt, sampler, collate_fn, shuffle).
     """
 
     def dataset_by_mode(dataset_opt: Mapping[str, Any], return_collate: bool = False) -> Any:
@@ -66,4 +69,4 @@ def dlas_factories(
 
 
 take_over = dlas_factories
-"""The first name of dlas_factories, which DL-Art-School checkouts may use."""
+"""The first name of dlas_factories, for DL-Art-School checkouts that import it."""

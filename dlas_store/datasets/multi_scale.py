@@ -1,7 +1,4 @@
-"""Mode multiscale: a picture and its quadrants over several scales, all as patches of one size.
-
-Tree of the patches of a multi-scale item: the whole picture, its quadrants, the quadrants of these, and so on.
-"""
+"""Mode multiscale: an item is a tree of patches of one size: a picture, its quadrants, their quadrants, and so on."""
 
 from __future__ import annotations
 
@@ -21,11 +18,11 @@ from dlas_store.transforms.resize import Chw, resize_area, to_chw_float, to_tens
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TreeNode:
-    """A patch of a multi-scale item.
+    """A patch of a multi-scale item, a node of its tree.
 
     Attributes:
         index: index of the patch in ``hq`` and ``lq``.
-        parent: the patch of which this one is a quadrant; None for the whole picture.
+        parent: the patch of which the node's patch is a quadrant; None for the whole picture.
         depth: 0 for the whole picture, whose side is 2^depth times the patch's.
         row: row of the patch among all patches of its depth, 0 <= row < 2^depth.
         col: column of the patch among all patches of its depth, 0 <= col < 2^depth.
@@ -92,15 +89,15 @@ def tree_leaves(num_scales: int) -> list[TreeNode]:
 
 
 class MultiScaleDataset(PictureDataset):
-    """Pictures as trees of patches; multi_scale_tree says in which order the patches come.
+    """Pictures as trees of patches, in the order of build_tree().
 
-    An item is a dict; t is ``hq_tile_size``, s ``scale``, K = (4^num_scales - 1) / 3:
+    An item is a dict; t is ``hq_tile_size``, s is ``scale``, K is (4^num_scales - 1) / 3:
 
-    * ``hq`` float32 (K, 3, t, t) and ``lq`` float32 (K, 3, t/s, t/s): RGB in [0, 1] (noise leaves it); the same
-      patches, LQ cut from a corrupted copy of the picture;
+    * ``hq`` float32 (K, 3, t, t) and ``lq`` float32 (K, 3, t/s, t/s): RGB in [0, 1] (noise leaves that range); both
+      hold the same patches, ``lq`` cropped from a corrupted copy of the picture;
     * ``GT_path`` str: the picture's path.
 
-    The dataset may be used from several threads, after a fork, and pickled.
+    The dataset may be used from several threads and after a fork, and be pickled.
     """
 
     def __init__(self, opt: Mapping[str, Any]) -> None:
@@ -108,10 +105,10 @@ class MultiScaleDataset(PictureDataset):
 
         Args:
             opt: options of the dataset: ``paths`` or ``dataroot``, ``weights``, ``hq_tile_size``, ``num_scales``,
-                ``scale``, and those of Corruptions.
+                ``scale``, and the options of Corruptions.
 
         Raises:
-            ConfigError: an option is missing or of a wrong value, or ``hq_tile_size`` does not divide by ``scale``.
+            ConfigError: an option is missing or has a wrong value, or ``hq_tile_size`` does not divide by ``scale``.
             StoreError: a path holds no pictures.
         """
         options = ConfigOptions.of_dataset(opt, mode="multiscale")
@@ -130,36 +127,39 @@ class MultiScaleDataset(PictureDataset):
 
         Args:
             index: 0 <= index < len(self).
-            random: where its random choices come from.
+            random: the item's random numbers.
 
         Raises:
-            PatchIndexError: the index is outside of that.
+            PatchIndexError: the index is out of range.
             StoreError: the picture cannot be read.
         """
         source, patch = self._pictures.source, self._patch_at(index)
-        turn = random_flip_rotate(random.generator, flip=True, rotate=True)
-        turned = turn.apply(to_chw_float(source.read_pixels([patch])[0]))
-        square = random_square_crop(random.generator, (turned.shape[1], turned.shape[2]))
+        flip_rotate = random_flip_rotate(random.generator, flip=True, rotate=True)
+        rotated = flip_rotate.apply(to_chw_float(source.read_pixels([patch])[0]))
+        square = random_square_crop(random.generator, (rotated.shape[1], rotated.shape[2]))
         side = self._tile_size << self._num_scales
-        whole = resize_area(np.ascontiguousarray(square.crop(turned)), (side, side))
-        (corrupted,), _ = self._corruptions.apply([whole], random)
-        hq = self._levels(whole)
-        lq = hq if corrupted is whole else self._levels(corrupted)
+        picture = resize_area(np.ascontiguousarray(square.crop(rotated)), (side, side))
+        (corrupted,), _ = self._corruptions.apply([picture], random)
+        hq_levels = self._levels(picture)
+        lq_levels = hq_levels if corrupted is picture else self._levels(corrupted)
         lq_size = self._tile_size // self._scale
-        lq = [resize_area(level, (lq_size << depth, lq_size << depth)) for depth, level in enumerate(lq)]
+        lq_levels = [resize_area(level, (lq_size << depth, lq_size << depth)) for depth, level in enumerate(lq_levels)]
         return {
-            "hq": to_tensor(self._patches(hq, self._tile_size)),
-            "lq": to_tensor(self._patches(lq, lq_size)),
+            "hq": to_tensor(self._patches(hq_levels, self._tile_size)),
+            "lq": to_tensor(self._patches(lq_levels, lq_size)),
             "GT_path": source.patch_path(patch),
         }
 
-    def _levels(self, whole: Chw) -> list[Chw]:
-        """Return the whole at every depth, in which a patch of that depth is a tile: area averages can be chained."""
+    def _levels(self, picture: Chw) -> list[Chw]:
+        """Return the picture at the size of each depth of the tree, where every patch of that depth is a tile.
+
+        Each level is reduced from the next larger one, since averages of averages are averages of the whole.
+        """
         levels: list[Chw] = []
         for _ in range(self._num_scales):
-            half = whole.shape[1] // 2
-            whole = resize_area(whole, (half, half))
-            levels.insert(0, whole)
+            half = picture.shape[1] // 2
+            picture = resize_area(picture, (half, half))
+            levels.insert(0, picture)
         return levels
 
     def _patches(self, levels: list[Chw], side: int) -> Chw:

@@ -1,4 +1,4 @@
-"""A batch of patches as HQ and LQ with their references, written straight into the tensors that the trainer gets."""
+"""Builder of batches of patches: HQ and LQ with their references, written straight into the batch's tensors."""
 
 from __future__ import annotations
 
@@ -33,18 +33,28 @@ _NO_CENTER = (0, 0)
 
 _SHAPE = attrgetter("shape")
 
-_PLANES = ("hq", "lq", "gt_fullsize_ref", "lq_fullsize_ref")
+
+class _Images(NamedTuple):
+    """The image tensors of a batch as arrays, float32 (patches, C, h, w): one row a patch, item by item.
+
+    The fields have the names of the batch's keys.
+    """
+
+    hq: Chw
+    lq: Chw
+    gt_fullsize_ref: Chw
+    lq_fullsize_ref: Chw
 
 
 class _PatchInfo(NamedTuple):
-    """What is known of a patch before it is read, and where it goes.
+    """Facts about a patch that are known before it is decoded.
 
     Attributes:
-        row: of the batch that it becomes.
-        path: its own.
-        reference: of its image; None without one, or where none is needed.
-        square: where it lies in the reference, in pixels of a reference of its size.
-        center: row and column of its centre in HQ.
+        row: row of the patch in the batch.
+        path: path of the patch.
+        reference: reference of the patch's image; None if the image has no reference, or none is needed.
+        square: square that the patch covers in the reference, in pixels of a reference of the patch's size.
+        center: row and column of the square's centre in HQ.
     """
 
     row: int
@@ -55,18 +65,18 @@ class _PatchInfo(NamedTuple):
 
 
 class PatchBatchBuilder:
-    """Patches, corrupted by the random numbers of their items; see BatchBuilder.
+    """Builder of a batch of patches, whose corruptions follow from the items' own random numbers; see BatchBuilder.
 
-    Tensors are (items, ...), with ``has_frame_axis`` (items, frames, ...); PatchDataset says what they hold.
+    Tensors are (items, ...), with ``has_frame_axis`` (items, frames, ...); SingleImageDataset describes them.
     """
 
     def __init__(
         self,
-        draws: Sequence[SampleKey],
+        keys: Sequence[SampleKey],
         frames: Frames,
         options: PatchOptions,
         references: ReferenceCache[Reference],
-        memory: ScratchPool,
+        scratch: ScratchPool,
         *,
         seed: int,
         has_frame_axis: bool,
@@ -76,69 +86,60 @@ class PatchBatchBuilder:
         """Begin a batch.
 
         Args:
-            draws: the items asked for.
-            frames: their patches.
-            options: how a patch becomes HQ and LQ.
-            references: where references come from.
-            memory: what patches are decoded into, where several are.
-            seed: of the random numbers.
-            has_frame_axis: whether tensors have a dimension for the frames.
-            allocate: gives the memory of the tensors.
-            replace: gives the item in place of one that cannot be read; None lets the error be raised.
+            keys: the items of the batch.
+            frames: patches of the items.
+            options: the options by which a patch becomes HQ and LQ.
+            references: cache of the references.
+            scratch: pool of the arrays that patches are decoded into.
+            seed: seed of the random numbers.
+            has_frame_axis: whether tensors have a dimension for the frames of an item.
+            allocate: allocates the memory of the tensors.
+            replace: makes another item in place of an item that cannot be read; None raises the error.
         """
-        self._draws = draws
+        self._keys = keys
+        self._frames = frames
         self._options = options
         self._references = references
-        self._memory = memory
+        self._scratch = scratch
         self._seed = seed
         self._replace = replace
-        self._frames = frames
-        self._count = frames.per_item
-        self._shape = (len(draws), frames.per_item) if has_frame_axis else (len(draws),)
-        # Of a batch everything but paths has a row a patch, item by item.
-        items_and_frames = (len(draws), frames.per_item)
-        hq, lq = options.hq_size, options.lq_size
-        self._target, self._hq_size, self._lq_size = ((side, side) for side in (options.target_size, hq, lq))
-        self._hq, self._lq = (
-            allocate((*items_and_frames, 3, side, side), np.float32).reshape(-1, 3, side, side) for side in (hq, lq)
-        )
-        # Without references they are 0: memory that the system gives, and fills only where it is touched.
-        allocate_references = allocate if options.need_ref else np.zeros
-        self._hq_reference, self._lq_reference = (
-            allocate_references((*items_and_frames, 4, side, side), np.float32).reshape(-1, 4, side, side)
-            for side in (hq, lq)
-        )
+        self._shape = (len(keys), frames.per_item) if has_frame_axis else (len(keys),)
+        self._target = (options.target_size, options.target_size)
+        self._images = _allocate_images((len(keys), frames.per_item), options, allocate)
         self._centers = [_NO_CENTER] * len(frames.patches)  # in HQ
-        self._paths = [""] * len(draws)
+        self._paths = [""] * len(keys)
         self._order = frames.argsort_on_disk()
         self._patch_size = self._likely_size()
-        is_whole = self._hq_size == self._target and not options.corruptions.is_active
-        self._loops = loops_for(self._patch_size, self._hq[0], self._lq[0]) if is_whole else None
+        is_uncropped = options.hq_size == options.target_size
+        can_use_loops = is_uncropped and not options.corruptions.is_active
+        self._loops = loops_for(self._patch_size, self._images.hq[0], self._images.lq[0]) if can_use_loops else None
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def fill(self, start: int, stop: int) -> None:
-        """Make a part of the items; see BatchBuilder."""
-        part = self._order[start:stop]
-        info_of: Mapping[int, Sequence[_PatchInfo]] = dict.fromkeys(part, ())
+        """Make some of the items; see BatchBuilder."""
+        items = self._order[start:stop]
+        infos_of: Mapping[int, Sequence[_PatchInfo]] = dict.fromkeys(items, ())
         if self._loops is not None:
-            # All are looked up first, for decoding leaves nothing that this needs in the processor's caches.
-            info_of = {item: self._find_item(item) for item in part}
-        for items, pixels in decode_groups(self._frames, part, self._patch_size, self._memory, self._replace_item):
-            self._write(items, pixels, info_of)
+            # All patches are looked up before any is decoded: decoding evicts from the processor's caches what the
+            # look-up needs.
+            infos_of = {item: self._look_up_item(item) for item in items}
+        for group, pixels in decode_groups(self._frames, items, self._patch_size, self._scratch, self._replace_item):
+            self._write(group, pixels, infos_of)
 
     def finish(self) -> dict[str, Any]:
         """Return the batch; see BatchBuilder."""
-        centers = np.array(self._centers, np.int64)
-        arrays: tuple[NDArray[Any], ...] = (
-            *self._planes(),
-            centers,
-            rescale_centers(centers, self._hq_size, self._lq_size),
-        )
+        options = self._options
+        hq_size, lq_size = (options.hq_size, options.hq_size), (options.lq_size, options.lq_size)
+        hq_centers = np.array(self._centers, np.int64)
+        arrays: dict[str, NDArray[Any]] = {
+            **self._images._asdict(),
+            "gt_center": hq_centers,
+            "lq_center": rescale_centers(hq_centers, hq_size, lq_size),
+        }
         batch: dict[str, Any] = {
-            name: torch.from_numpy(array.reshape(*self._shape, *array.shape[1:]))
-            for name, array in zip((*_PLANES, "gt_center", "lq_center"), arrays, strict=True)
+            key: torch.from_numpy(array.reshape(*self._shape, *array.shape[1:])) for key, array in arrays.items()
         }
         batch["GT_path"] = self._paths
         if len(self._shape) == 1:
@@ -146,25 +147,24 @@ class PatchBatchBuilder:
         return batch
 
     def _likely_size(self) -> tuple[int, int]:
-        """Return the height and width of the first patch, which the others are likely to have."""
-        with suppress(StoreError):  # to be raised, or replaced, when it is read
+        """Return the height and width of the first patch, which all other patches are likely to have."""
+        with suppress(StoreError):  # The error is raised, or the item replaced, when the patch is decoded.
             return self._frames.source.header_size(self._frames.patches[0])
         return self._target
 
-    def _planes(self) -> tuple[Chw, ...]:
-        """Return the arrays (rows, C, h, w) in the order of _PLANES."""
-        return self._hq, self._lq, self._hq_reference, self._lq_reference
-
-    def _find_item(self, item: int) -> list[_PatchInfo]:
-        """Return what is known of an item's patches if they have the likely size; nothing after an error."""
-        rows = range(item * self._count, (item + 1) * self._count)
+    def _look_up_item(self, item: int) -> list[_PatchInfo]:
+        """Look up the patches of an item for the likely size. After an error the list is empty."""
         try:
-            return [self._find_patch(row, self._patch_size) for row in rows]
-        except StoreError:  # to be raised, or replaced, when the item is written
+            return [self._look_up(row, self._patch_size) for row in self._frames.rows_of([item])]
+        except StoreError:  # The error is raised, or the item replaced, when the item is written.
             return []
 
-    def _find_patch(self, row: int, size: tuple[int, int]) -> _PatchInfo:
-        """Look up what is known of a patch of a size."""
+    def _look_up(self, row: int, size: tuple[int, int]) -> _PatchInfo:
+        """Look up a patch for a height and width of it.
+
+        Raises:
+            StoreError: the reference cannot be read, or the source lacks a centre that is needed.
+        """
         source = self._frames.source
         number, position = source.locate(self._frames.patches[row])
         path = source.path_at(number, position)
@@ -176,94 +176,108 @@ class PatchBatchBuilder:
         center = rescale_center((square.row, square.col), size, self._target)
         return _PatchInfo(row, path, reference, square, center)
 
-    def _write(self, items: Sequence[int], pixels: list[Pixels], info_of: Mapping[int, Sequence[_PatchInfo]]) -> None:
-        """Write decoded items: together where all is known of them and their size is the likely one, else one by one.
+    def _write(self, items: Sequence[int], pixels: list[Pixels], infos_of: Mapping[int, Sequence[_PatchInfo]]) -> None:
+        """Write decoded items: with one call if all were looked up and have the likely size, else one by one.
 
         Args:
-            items: their places in the batch.
-            pixels: of their patches, item by item.
-            info_of: what is known of each item's patches if they have the likely size, or nothing.
+            items: positions of the items in the batch.
+            pixels: decoded patches of the items, item by item.
+            infos_of: for each item, facts about its patches for the likely size, or nothing.
         """
-        patches = [patch for item in items for patch in info_of[item]]
+        infos = [info for item in items for info in infos_of[item]]
         shapes = set(map(_SHAPE, pixels))
-        if self._loops is not None and len(patches) == len(pixels) and shapes == {(*self._patch_size, 3)}:
-            self._write_together(patches, pixels, self._loops)
+        if self._loops is not None and len(infos) == len(pixels) and shapes == {(*self._patch_size, 3)}:
+            self._write_together(infos, pixels, self._loops)
             return
+        per_item = self._frames.per_item
         for position, item in enumerate(items):
-            item_pixels = pixels[position * self._count : (position + 1) * self._count]
+            item_pixels = pixels[position * per_item : (position + 1) * per_item]
             try:
-                self._write_item(item, item_pixels, info_of[item])
+                self._write_item(item, item_pixels, infos_of[item])
             except StoreError as error:
                 self._replace_item(item, error)
 
-    def _write_together(self, patches: Sequence[_PatchInfo], pixels: list[Pixels], loops: ModuleType) -> None:
+    def _write_together(self, infos: Sequence[_PatchInfo], pixels: list[Pixels], loops: ModuleType) -> None:
         """Write patches of the likely size with one call of C."""
-        planes, references = [], []
-        for patch, decoded in zip(patches, pixels, strict=True):
-            self._note(patch)
-            row = patch.row
-            planes.append((decoded, self._hq[row], self._lq[row]))
-            if patch.reference is not None:
-                hq, lq = self._hq_reference[row], self._lq_reference[row]
-                references.append(loops_arguments(patch.reference, patch.square, self._patch_size, hq=hq, lq=lq))
-        loops.write_patches(tuple(planes), tuple(references))
+        images = self._images
+        patches, references = [], []
+        for info, decoded in zip(infos, pixels, strict=True):
+            self._record(info)
+            row = info.row
+            patches.append((decoded, images.hq[row], images.lq[row]))
+            if info.reference is not None:
+                hq, lq = images.gt_fullsize_ref[row], images.lq_fullsize_ref[row]
+                references.append(loops_arguments(info.reference, info.square, self._patch_size, hq=hq, lq=lq))
+        loops.write_patches(tuple(patches), tuple(references))
 
     def _write_item(self, item: int, pixels: Sequence[Pixels], infos: Sequence[_PatchInfo]) -> None:
         """Write the patches of an item, which may have any size; see _write."""
         for frame, decoded in enumerate(pixels):
-            size, row = (decoded.shape[0], decoded.shape[1]), item * self._count + frame
-            patch = infos[frame] if infos and size == self._patch_size else self._find_patch(row, size)
+            size, row = (decoded.shape[0], decoded.shape[1]), item * len(pixels) + frame
+            info = infos[frame] if infos and size == self._patch_size else self._look_up(row, size)
             self._write_patch(decoded, row)
-            self._note(patch)
-            if patch.reference is not None:
-                hq, lq = self._hq_reference[row], self._lq_reference[row]
-                write_reference(patch.reference, patch.square, size=size, target=self._target, hq=hq, lq=lq)
+            self._record(info)
+            if info.reference is not None:
+                hq, lq = self._images.gt_fullsize_ref[row], self._images.lq_fullsize_ref[row]
+                write_reference(info.reference, info.square, size=size, target=self._target, hq=hq, lq=lq)
         if self._options.corruptions.is_active:
             self._corrupt(item)
 
-    def _note(self, patch: _PatchInfo) -> None:
-        """Take over the path and the centre of a patch, and leave no reference where it has none."""
-        row = patch.row
-        self._paths[row // self._count] = patch.path  # that of the last frame stays
-        self._centers[row] = patch.center
-        if patch.reference is None and self._options.need_ref:
-            self._hq_reference[row] = self._lq_reference[row] = 0
+    def _record(self, info: _PatchInfo) -> None:
+        """Put the path and the centre of a patch into the batch, and zeros for a missing reference."""
+        row = info.row
+        self._paths[row // self._frames.per_item] = info.path  # The last frame's path stays.
+        self._centers[row] = info.center
+        if info.reference is None and self._options.need_ref:
+            self._images.gt_fullsize_ref[row] = self._images.lq_fullsize_ref[row] = 0
 
     def _replace_item(self, item: int, error: StoreError) -> None:
-        """Take over another item that was made on its own, or raise the error where none is to be."""
+        """Copy another item into the batch in place of an item that cannot be read, or raise the error; an OnBad."""
         if self._replace is None:
             raise error
-        replacement = self._replace(self._draws[item])
+        replacement = self._replace(self._keys[item])
         rows = self._rows_of(item)
-        for key, array in zip(_PLANES, self._planes(), strict=True):
+        for key, array in self._images._asdict().items():
             array[rows] = replacement[key].numpy()
         self._centers[rows] = map(tuple, replacement["gt_center"].reshape(-1, 2).tolist())
         self._paths[item] = replacement["GT_path"]
 
     def _rows_of(self, item: int) -> slice:
-        return slice(item * self._count, (item + 1) * self._count)
+        per_item = self._frames.per_item
+        return slice(item * per_item, (item + 1) * per_item)
 
     def _write_patch(self, pixels: Pixels, row: int) -> None:
-        """Write a patch as HQ, and as LQ where nothing is corrupted."""
-        opt, hq, lq = self._options, self._hq[row], self._lq[row]
-        if not opt.corruptions.is_active:
+        """Write a patch as HQ, and as LQ unless LQ is corrupted."""
+        hq, lq = self._images.hq[row], self._images.lq[row]
+        if not self._options.corruptions.is_active:
             write_pair(pixels, self._target, hq, lq)
         elif pixels.shape[:2] == self._target:
             write_pair(pixels, self._target, hq)
         else:
-            whole = resize_area(to_chw_float(pixels), self._target, interleaved=True)
-            hq[...] = whole[:, : hq.shape[1], : hq.shape[2]]
+            resized = resize_area(to_chw_float(pixels), self._target, interleaved=True)
+            hq[...] = resized[:, : hq.shape[1], : hq.shape[2]]
 
     def _corrupt(self, item: int) -> None:
-        """Write HQ brought down by ``scale`` and corrupted as LQ; references and masks are not corrupted."""
-        opt = self._options
-        random = SampleRng(self._seed, self._draws[item])
-        hq, lq = (planes[self._rows_of(item)] for planes in (self._hq, self._lq))
-        frames: list[Chw] = list(hq)
-        if opt.corrupt_before_downsize:
-            frames, _ = opt.corruptions.apply(frames, random)
+        """Make LQ of an item: HQ reduced by ``scale`` and corrupted. References and masks are not corrupted."""
+        options, rows = self._options, self._rows_of(item)
+        random = SampleRng(self._seed, self._keys[item])
+        frames: list[Chw] = list(self._images.hq[rows])
+        lq = self._images.lq[rows]
+        if options.corrupt_before_downsize:
+            frames, _ = options.corruptions.apply(frames, random)
         for frame, out in zip(frames, lq, strict=True):
-            resize_area(frame, self._lq_size, interleaved=True, out=out)
-        if not opt.corrupt_before_downsize:
-            corrupted, _ = opt.corruptions.apply(list(lq), random)
+            resize_area(frame, out.shape[1:], interleaved=True, out=out)
+        if not options.corrupt_before_downsize:
+            corrupted, _ = options.corruptions.apply(list(lq), random)
             lq[...] = corrupted
+
+
+def _allocate_images(rows: tuple[int, int], options: PatchOptions, allocate: Allocate) -> _Images:
+    """Return the image arrays of a batch of (items, frames) patches."""
+    # Without references their arrays are 0: the system gives memory of zeros, and fills only pages that are touched.
+    allocate_reference = allocate if options.need_ref else np.zeros
+    sides = options.hq_size, options.lq_size
+    return _Images(
+        *(allocate((*rows, 3, side, side), np.float32).reshape(-1, 3, side, side) for side in sides),
+        *(allocate_reference((*rows, 4, side, side), np.float32).reshape(-1, 4, side, side) for side in sides),
+    )

@@ -1,4 +1,4 @@
-"""Options of the chunked modes, and the place of a patch in its reference."""
+"""Options of the chunked modes, and the square that a patch covers in its reference."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from dlas_store.sources.base import Center, Source
 from dlas_store.transforms.corruptions import Corruptions
 
 MASK_OUTSIDE = float(np.float32(0.1))
-"""Mask of the reference outside of the patch's square."""
+"""Value of the mask outside of the patch's square; inside it is 1."""
 
 UNKNOWN_CENTER = Center(128, 128, 256)
-"""Taken when metadata is not needed: the whole of a patch of 256 pixels, the usual size."""
+"""Square of every patch if metadata is not needed: a whole reference of 256 pixels, the usual size."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PatchOptions:
-    """How a patch becomes HQ and LQ.
+    """The options by which a patch becomes HQ and LQ.
 
     Attributes:
-        target_size: side of HQ in pixels, before it is cropped to a multiple.
-        scale: HQ side over LQ side; 1 when ``eval`` is set.
-        force_multiple: what the sides of LQ divide by.
-        need_ref: read the reference; without it reference and mask are 0.
-        need_metadata: with a reference, a patch without a centre is an error.
-        corruptions: what makes LQ worse; none when ``eval`` is set.
-        corrupt_before_downsize: corrupt the copy of HQ that LQ is made from, in place of LQ.
+        target_size: side of HQ in pixels, before HQ is cropped to a multiple.
+        scale: HQ side over LQ side; 1 if ``eval`` is set.
+        force_multiple: the sides of LQ are multiples of this number.
+        need_ref: read the reference; without the reference it and its mask are 0.
+        need_metadata: a patch without a centre, in an image with a reference, is an error.
+        corruptions: corruptions of LQ; none if ``eval`` is set.
+        corrupt_before_downsize: corrupt a copy of HQ and make LQ from it, in place of corrupting LQ.
     """
 
     target_size: int
@@ -53,10 +53,10 @@ class PatchOptions:
 
 
 def read_patch_options(options: ConfigOptions) -> PatchOptions:
-    """Check the options that the three datasets share.
+    """Read and check the options that the three chunked modes share.
 
     Raises:
-        ConfigError: one is missing or of a wrong value, or ``target_size // scale`` does not divide by
+        ConfigError: an option is missing or has a wrong value, or ``target_size // scale`` is no multiple of
             ``force_multiple``.
     """
     evaluate = options.flag("eval", False)
@@ -77,7 +77,7 @@ def read_patch_options(options: ConfigOptions) -> PatchOptions:
 
 
 def rescale_center(center: tuple[int, int], old_size: tuple[int, ...], size: tuple[int, ...]) -> tuple[int, int]:
-    """Return a centre (row, column) after its image went from one (height, width) to another.
+    """Return a centre (row, column) after its image was resized from one (height, width) to another.
 
     >>> rescale_center((57, 113), (256, 256), (128, 128))
     (28, 56)
@@ -89,13 +89,13 @@ def rescale_center(center: tuple[int, int], old_size: tuple[int, ...], size: tup
 
 
 def rescale_centers(centers: NDArray[np.int64], old_size: tuple[int, int], size: tuple[int, int]) -> NDArray[np.int64]:
-    """Return what rescale_center() does for each of some centres, int64 (..., 2), as a new array."""
+    """Return centres, int64 (..., 2), after their image was resized; a new array. See rescale_center."""
     factors = [float(new) / float(old) for new, old in zip(size, old_size, strict=True)]
     return (np.array(factors) * centers).astype(np.int64)
 
 
 def rescale_square(square: Center, old_size: tuple[int, ...], size: tuple[int, ...]) -> Center:
-    """Return a square after its image went from one (height, width) to another."""
+    """Return a square after its image was resized from one (height, width) to another."""
     if old_size == size:
         return square
     row, col = rescale_center((square.row, square.col), old_size, size)
@@ -111,21 +111,29 @@ def square_in_reference(
     reference_size: tuple[int, ...],
     patch_size: tuple[int, ...],
 ) -> Center:
-    """Return where the patch at a position of an image lies, in pixels of a reference of the patch's size.
+    """Return the square that a patch covers in its reference, in pixels of a reference of the patch's size.
+
+    Args:
+        source: holds the patch.
+        number: number of the patch's image in the source.
+        position: position of the patch in its image.
+        options: options of the dataset; without ``need_metadata`` the square is UNKNOWN_CENTER.
+        reference_size: height and width of the reference.
+        patch_size: height and width of the patch.
 
     Raises:
-        MissingMetadataError: that is needed and the source does not say it.
+        MissingMetadataError: metadata is needed, and the source has no centre of the patch.
     """
     if not options.need_metadata:
         return UNKNOWN_CENTER
-    return rescale_square(_needed_center(source, number, position), reference_size, patch_size)
+    return rescale_square(_require_center(source, number, position), reference_size, patch_size)
 
 
-def _needed_center(source: Source, number: int, position: int) -> Center:
+def _require_center(source: Source, number: int, position: int) -> Center:
     """Return the centre of the patch at a position of an image.
 
     Raises:
-        MissingMetadataError: the source has none.
+        MissingMetadataError: the source has no centre of the patch.
     """
     image = source.image(number)
     center = image.center_of(position)
@@ -139,5 +147,5 @@ def _needed_center(source: Source, number: int, position: int) -> Center:
 
 
 def _rescale(value: int, old: int, new: int) -> int:
-    # The order of these operations is DL-Art-School's: another one truncates to another pixel now and then.
+    # DL-Art-School's order of operations: another order sometimes truncates to another pixel.
     return int(float(new) / float(old) * float(value))

@@ -1,11 +1,4 @@
-"""The pictures of a dataset: every patch of any source, in path order.
-
-Pictures that are too small for what a dataset cuts from them, found before training where sizes are known.
-
-What the datasets of pictures have in common.
-
-Which other picture goes with one: the next frame of its video, or another tile of its image.
-"""
+"""Picture datasets: every patch of any source is an item, in path order; their base class, size checks, neighbours."""
 
 from __future__ import annotations
 
@@ -24,6 +17,8 @@ from dlas_store.sampling.rng import SampleKey, SampleRng
 from dlas_store.sources.base import Source, relative_path
 from dlas_store.sources.concat import member_at, members
 
+_NUMBERED = re.compile(r"(?P<before>.*)(?P<number>[0-9]{8})(?P<ending>\.[^./]*)", re.ASCII | re.DOTALL)
+
 
 class Pictures:
     """The patches of sources, each a picture of its own, and each source repeated by its weight; see WeightedPatches.
@@ -31,10 +26,10 @@ class Pictures:
     Folders come in path order, and so do the patches of a chunked store: by the path that each had in its folder. A
     store of pictures keeps the order in which they were imported, path order within one import.
 
-    Picklable, and usable after a fork and from several threads, as its sources are.
+    Pictures can be pickled, and used after a fork and from several threads, as their sources can.
 
     Attributes:
-        source: the sources that give pictures, each once, as one.
+        source: the sources that give pictures, each once, joined to one source.
     """
 
     def __init__(self, sources: Sequence[Source], weights: Sequence[int]) -> None:
@@ -53,74 +48,113 @@ class Pictures:
         return len(self._patches)
 
     def patch_at(self, index: int) -> int:
-        """Return the index in the source of an item's picture.
+        """Return the index in ``source`` of an item's picture.
 
         Args:
-            index: of the item, 0 <= index < len(self).
+            index: index of the item, 0 <= index < len(self).
 
         Raises:
-            PatchIndexError: the index is outside of that.
+            PatchIndexError: the index is out of range.
         """
         patch = self._patches.patch_at(index)
         return patch if self._order is None else self._order.patch_at(patch)
 
     @property
     def unweighted_count(self) -> int:
-        """The number of pictures of all sources, each taken once."""
+        """The number of pictures of all sources, each source taken once."""
         return self._patches.unweighted_count
 
     def unweighted(self, index: int) -> int:
-        """Return the number of an item's picture among those of all sources, each taken once; see patch_at."""
+        """Return the number of an item's picture among the pictures of all sources, each source taken once.
+
+        Args:
+            index: index of the item, 0 <= index < len(self).
+
+        Raises:
+            PatchIndexError: the index is out of range.
+        """
         return self._patches.unweighted(index)
 
 
-class _PathOrder:
-    """The patches of a source, each member's in path order, where that is not the order of its images."""
+class PictureDataset(ItemDataset):
+    """A dataset with an item for every picture; a derived class opens the pictures."""
 
-    def __init__(self, source: Source, images: NDArray[np.int64]) -> None:
-        firsts = np.fromiter(map(source.first_patch, range(source.image_count + 1)), np.int64, source.image_count + 1)
-        self._firsts = firsts[images]
-        self._ends = np.cumsum(np.diff(firsts)[images])
+    _pictures: Pictures
 
-    @classmethod
-    def of(cls, source: Source) -> _PathOrder | None:
-        """Return the order of a source, None where it is the source's own."""
-        if all(member.layout == "pictures" for member in members(source)):
+    def __len__(self) -> int:
+        """Return the number of items in an epoch."""
+        return len(self._pictures)
+
+    def image_of(self, index: int) -> str:
+        """Return the path of the image that an item belongs to."""
+        return image_path(self._pictures.source, self._patch_at(index))
+
+    def prefetch(self, keys: Sequence[SampleKey]) -> None:
+        """Prefetch the items' pictures, but no other picture that an item may include; see ItemDataset."""
+        self._pictures.source.prefetch([self._patch_at(key.index) for key in keys])
+
+    def _patch_at(self, index: int) -> int:
+        """Return the index of an item's picture in the source of pictures.
+
+        Raises:
+            PatchIndexError: the index is not in 0 .. len(self) - 1.
+        """
+        return self._pictures.patch_at(index)
+
+
+class Siblings:
+    """The patches of a source grouped by folder, to draw another patch of a patch's folder.
+
+    A source of pictures takes 16 bytes of memory a patch, a chunked source none.
+    """
+
+    def __init__(self, source: Source) -> None:
+        """Read all names of a source of pictures."""
+        self._source = source
+        if source.layout == "pictures":
+            numbers: dict[str, int] = {}
+            names = map(source.image_name, range(source.image_count))
+            folders = (numbers.setdefault(name.rpartition("/")[0], len(numbers)) for name in names)
+            self._folders = np.fromiter(folders, np.int64, source.image_count)
+            self._patches_by_folder = np.argsort(self._folders, kind="stable")
+            sorted_folders = self._folders[self._patches_by_folder]
+            self._starts = np.searchsorted(sorted_folders, np.arange(len(numbers) + 1))
+
+    def draw(self, index: int, random: SampleRng) -> int | None:
+        """Return the index of another patch of a patch's folder, drawn uniformly; None if the patch is alone there."""
+        patches = self._folder_of(index)
+        if len(patches) == 1:
             return None
-        images: list[int] = []
-        for member in members(source):
-            first = len(images)
-            images += (first + number for number in _images_by_path(member))
-        return None if images == list(range(len(images))) else cls(source, np.array(images))
+        position = int(random.generator.integers(len(patches) - 1))
+        return int(patches[position + (position >= bisect_left(patches, index))])
 
-    def patch_at(self, position: int) -> int:
-        """Return the index in the source of the patch at a position, 0 <= position < len(source)."""
-        rank = int(np.searchsorted(self._ends, position, side="right"))
-        before = int(self._ends[rank - 1]) if rank else 0
-        return int(self._firsts[rank]) + position - before
-
-
-def _images_by_path(source: Source) -> Sequence[int]:
-    """Return the images of a source that joins no others, in the path order of their patches."""
-    if source.layout == "pictures":
-        return range(source.image_count)
-    # "a/1.jpg" comes after "a-b/1.jpg", though "a" comes before "a-b".
-    folders = [source.image_name(number) + "/" for number in range(source.image_count)]
-    return sorted(range(len(folders)), key=folders.__getitem__)
+    def _folder_of(self, index: int) -> range | NDArray[np.int64]:
+        """Return the patches of a patch's folder, in ascending order."""
+        if self._source.layout == "chunked":
+            number, _ = self._source.locate(index)
+            return range(self._source.first_patch(number), self._source.first_patch(number + 1))
+        folder = self._folders[index]
+        return self._patches_by_folder[self._starts[folder] : self._starts[folder + 1]]
 
 
 def open_pictures(options: ConfigOptions, *, key: str = "paths", weights_key: str | None = "weights") -> Pictures:
-    """Open what an option (or ``dataroot``) and its weights name.
+    """Open the sources that an option (or ``dataroot``) names, with their weights.
+
+    Args:
+        options: options of the dataset.
+        key: the option that names one path or more.
+        weights_key: the option that holds the weights; None for a dataset without weights.
 
     Raises:
-        ConfigError: neither or both are given, a path does not exist, the weights do not fit, or all are 0.
-        StoreError: a path holds nothing to read, or what is damaged.
+        ConfigError: neither or both of the options for paths are given, a path does not exist, the weights do not fit,
+            or all are 0.
+        StoreError: a path holds nothing to read, or holds damaged data.
     """
     sources, weights = open_weighted(options, layout="pictures", key=key, weights_key=weights_key)
     pictures = Pictures(sources, weights)
     if not len(pictures):
-        named = ", ".join(str(source.path) for source in sources)
-        raise options.error(f"no pictures in {data_key(options, key)}: {named}")
+        paths = ", ".join(str(source.path) for source in sources)
+        raise options.error(f"no pictures in {data_key(options, key)}: {paths}")
     return pictures
 
 
@@ -136,7 +170,7 @@ def find_path(source: Source, path: str) -> int:
     """Return the index of the patch at a path below the root of a source.
 
     Raises:
-        NameNotFoundError: there is none.
+        NameNotFoundError: the source has no patch at that path.
     """
     if source.layout == "pictures":
         return source.first_patch(source.find_image(path))
@@ -144,98 +178,12 @@ def find_path(source: Source, path: str) -> int:
     return source.find(image, file)
 
 
-def check_min_sides(options: ConfigOptions, sources: Iterable[Source], side: int, *, reason: str) -> None:
-    """Check the pictures of all sources that know their sizes, which stores do and folders do not.
-
-    It reads the metadata of every image: 8 us for each of a store of pictures, measured.
-
-    Args:
-        options: of the dataset.
-        sources: what it reads.
-        side: pixels that both sides of a picture must have.
-        reason: what asks for them.
-
-    Raises:
-        ConfigError: a picture is smaller; it is named.
-    """
-    if side <= 1:
-        return
-    for source in sources:
-        for number in range(source.image_count):
-            image = source.image(number)
-            if image.heights is None or image.widths is None:
-                break
-            small = np.flatnonzero(np.minimum(image.heights, image.widths) < side)
-            if len(small):
-                patch = int(small[0])
-                path = source.patch_path(source.first_patch(number) + patch)
-                size = int(image.heights[patch]), int(image.widths[patch])
-                raise options.error(f"{_too_small(path, size, side, reason)}, or set on_error to skip")
-
-
-def check_min_side(path: str, size: tuple[int, ...], side: int, *, reason: str) -> None:
-    """Check the height and width of one picture.
-
-    Raises:
-        ImageError: one is below ``side``.
-    """
-    if min(size) < side:
-        raise ImageError(_too_small(path, size, side, reason))
-
-
-def _too_small(path: str, size: tuple[int, ...], side: int, reason: str) -> str:
-    height, width = size
-    return f"{path}: {width} x {height} pixels are too few for {reason}, which needs {side} x {side}; leave it out"
-
-
-class PictureDataset(ItemDataset):
-    """A dataset with an item for every picture; whoever derives from it opens them."""
-
-    _pictures: Pictures
-
-    def __len__(self) -> int:
-        """Return the number of items in an epoch."""
-        return len(self._pictures)
-
-    def image_of(self, index: int) -> str:
-        """Return the path of the image that an item belongs to."""
-        return image_path(self._pictures.source, self._patch_at(index))
-
-    def prefetch(self, draws: Sequence[SampleKey]) -> None:
-        """Let the system fetch the pictures, not what else an item may take; see ItemDataset."""
-        self._pictures.source.prefetch([self._patch_at(draw.index) for draw in draws])
-
-    def _patch_at(self, index: int) -> int:
-        """Return the index of an item's picture in the source of pictures.
-
-        Raises:
-            PatchIndexError: the index is not in 0 .. len(self) - 1.
-        """
-        return self._pictures.patch_at(index)
-
-
-_NUMBERED = re.compile(r"(?P<before>.*)(?P<number>[0-9]{8})(?P<ending>\.[^./]*)", re.ASCII | re.DOTALL)
-
-
-def next_name(path: str) -> str | None:
-    """Return the path whose 8-digit number at the end is the next one, None where there is no such number.
-
-    >>> next_name("a/video.webm_00000478.jpg")
-    'a/video.webm_00000479.jpg'
-    >>> next_name("a/478.jpg"), next_name("99999999.jpg")
-    (None, None)
-    """
-    found = _NUMBERED.fullmatch(path)
-    number = int(found["number"]) + 1 if found else 10**8
-    return f"{found['before']}{number:08d}{found['ending']}" if found and number < 10**8 else None
-
-
 def find_next(source: Source, index: int) -> int | None:
-    """Return the patch of the next number in the same folder, None where there is none.
+    """Return the patch of the next number in the same folder, as of the next frame of a video; None without one.
 
     Args:
-        source: of the patch.
-        index: of the patch in it.
+        source: the source that holds the patch.
+        index: index of the patch in the source.
     """
     name = next_name(path_below(source, index))
     if name is None:
@@ -246,32 +194,100 @@ def find_next(source: Source, index: int) -> int | None:
         return None
 
 
-class Siblings:
-    """Which patches of a source lie in the same folder, at 16 bytes a patch; in a chunked source at none."""
+def next_name(path: str) -> str | None:
+    """Return a path with the 8-digit number at its end raised by 1; None without such a number, or after 99999999.
 
-    def __init__(self, source: Source) -> None:
-        """Read all names of a source of pictures."""
-        self._source = source
-        if source.layout == "pictures":
-            numbers: dict[str, int] = {}
-            names = map(source.image_name, range(source.image_count))
-            folders = (numbers.setdefault(name.rpartition("/")[0], len(numbers)) for name in names)
-            self._folders = np.fromiter(folders, np.int64, source.image_count)
-            self._members = np.argsort(self._folders, kind="stable")
-            self._starts = np.searchsorted(self._folders[self._members], np.arange(len(numbers) + 1))
+    >>> next_name("a/video.webm_00000478.jpg")
+    'a/video.webm_00000479.jpg'
+    >>> next_name("a/478.jpg"), next_name("99999999.jpg")
+    (None, None)
+    """
+    match = _NUMBERED.fullmatch(path)
+    number = int(match["number"]) + 1 if match else 10**8
+    return f"{match['before']}{number:08d}{match['ending']}" if match and number < 10**8 else None
 
-    def draw(self, index: int, random: SampleRng) -> int | None:
-        """Return the index of another patch of a patch's folder, each as likely, None where it is alone."""
-        members = self._members_with(index)
-        if len(members) == 1:
+
+def check_min_sides(options: ConfigOptions, sources: Iterable[Source], side: int, *, reason: str) -> None:
+    """Check the sizes of all pictures before training; stores know the sizes of their pictures, folders do not.
+
+    The check reads the metadata of every image: 8 us an image of a store of pictures, measured.
+
+    Args:
+        options: options of the dataset, for the error message.
+        sources: the sources of the dataset.
+        side: minimum height and width of a picture, in pixels.
+        reason: the option that demands the minimum, for the error message.
+
+    Raises:
+        ConfigError: a picture is smaller; the message names it.
+    """
+    if side <= 1:
+        return
+    for source in sources:
+        for number in range(source.image_count):
+            image = source.image(number)
+            if image.heights is None or image.widths is None:
+                break
+            small = np.flatnonzero(np.minimum(image.heights, image.widths) < side)
+            if len(small):
+                position = int(small[0])
+                path = source.patch_path(source.first_patch(number) + position)
+                size = int(image.heights[position]), int(image.widths[position])
+                raise options.error(f"{_too_small(path, size, side, reason)}, or set on_error to skip")
+
+
+def check_min_side(path: str, size: tuple[int, ...], side: int, *, reason: str) -> None:
+    """Check the height and width of one picture.
+
+    Args:
+        path: path of the picture, for the error message.
+        size: height and width of the picture.
+        side: minimum of both.
+        reason: the option that demands the minimum, for the error message.
+
+    Raises:
+        ImageError: the height or width is below ``side``.
+    """
+    if min(size) < side:
+        raise ImageError(_too_small(path, size, side, reason))
+
+
+class _PathOrder:
+    """A permutation of a source's patches that puts the patches of each of its members in path order."""
+
+    def __init__(self, source: Source, images: NDArray[np.int64]) -> None:
+        firsts = np.fromiter(map(source.first_patch, range(source.image_count + 1)), np.int64, source.image_count + 1)
+        self._firsts = firsts[images]
+        self._ends = np.cumsum(np.diff(firsts)[images])
+
+    @classmethod
+    def of(cls, source: Source) -> _PathOrder | None:
+        """Return the path order of a source; None if the source has that order already."""
+        if all(member.layout == "pictures" for member in members(source)):
             return None
-        drawn = int(random.generator.integers(len(members) - 1))
-        return int(members[drawn + (drawn >= bisect_left(members, index))])
+        images: list[int] = []
+        for member in members(source):
+            first = len(images)
+            images += (first + number for number in _images_by_path(member))
+        return None if images == list(range(len(images))) else cls(source, np.array(images))
 
-    def _members_with(self, index: int) -> range | NDArray[np.int64]:
-        """Return the patches of a patch's folder, in ascending order."""
-        if self._source.layout == "chunked":
-            number, _ = self._source.locate(index)
-            return range(self._source.first_patch(number), self._source.first_patch(number + 1))
-        folder = self._folders[index]
-        return self._members[self._starts[folder] : self._starts[folder + 1]]
+    def patch_at(self, position: int) -> int:
+        """Return the index in the source of the patch at a position, 0 <= position < len(source)."""
+        rank = int(np.searchsorted(self._ends, position, side="right"))
+        start = int(self._ends[rank - 1]) if rank else 0
+        return int(self._firsts[rank]) + position - start
+
+
+def _images_by_path(source: Source) -> Sequence[int]:
+    """Return the images of a source that joins no other sources, in the path order of their patches."""
+    if source.layout == "pictures":
+        return range(source.image_count)
+    # "a/1.jpg" comes after "a-b/1.jpg", though "a" comes before "a-b".
+    folders = [source.image_name(number) + "/" for number in range(source.image_count)]
+    return sorted(range(len(folders)), key=folders.__getitem__)
+
+
+def _too_small(path: str, size: tuple[int, ...], side: int, reason: str) -> str:
+    height, width = size
+    need = f"{width} x {height} pixels are too few for {reason}, which needs {side} x {side}"
+    return f"{path}: {need}; remove the picture"

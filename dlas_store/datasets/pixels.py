@@ -1,4 +1,4 @@
-"""Mode pixels: the pixels of a patch as they were decoded, for those who do the rest themselves."""
+"""Mode pixels: the decoded pixels of a patch or picture, for training code that does all further steps itself."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from dlas_store.sampling.rng import SampleKey, SampleRng
 class PixelsDataset(ItemDataset):
     """Every patch or picture of its sources, decoded and nothing else.
 
-    An item is a dict: ``pixels`` uint8 (H, W, 3), RGB, and ``index`` int, the item's own, for image_of() and the like.
+    An item is a dict: ``pixels``, uint8 (H, W, 3), RGB, and ``index``, int, the item's own index, for example for
+    image_of().
     """
 
     def __init__(self, opt: Mapping[str, Any]) -> None:
@@ -32,8 +33,8 @@ class PixelsDataset(ItemDataset):
             opt: options of the dataset: ``paths`` or ``dataroot``, ``weights``, and ``ignore_first``.
 
         Raises:
-            ConfigError: an option is missing or of a wrong value.
-            StoreError: a path holds nothing to read.
+            ConfigError: an option is missing or has a wrong value.
+            StoreError: a path holds no data.
         """
         options = ConfigOptions.of_dataset(opt, mode="pixels")
         super().__init__(options)
@@ -50,81 +51,89 @@ class PixelsDataset(ItemDataset):
 
     def make_item(self, index: int, random: SampleRng) -> dict[str, Any]:
         """Return an item; see ItemDataset."""
-        work = self._begin([SampleKey(index, random.repetition)], new_array, replace=None)
-        work.fill(0, 1)
-        item = BatchOfItems(work.finish(), 1)[0]
+        builder = self._begin([SampleKey(index, random.repetition)], new_array, replace=None)
+        builder.fill(0, 1)
+        item = BatchOfItems(builder.finish(), 1)[0]
         return {"pixels": item["pixels"], "index": index}
 
-    def _begin(self, draws: Sequence[SampleKey], allocate: Allocate, *, replace: MakeItem | None) -> BatchBuilder:
-        return _PixelsBatch(self._patches, draws, allocate, replace=replace)
+    def prefetch(self, keys: Sequence[SampleKey]) -> None:
+        """Let the system read the items' patches from the disk; see ItemDataset."""
+        self._patches.source.prefetch([self._patches.patch_at(key.index) for key in keys])
 
-    def prefetch(self, draws: Sequence[SampleKey]) -> None:
-        """Let the system fetch patches; see ItemDataset."""
-        self._patches.source.prefetch([self._patches.patch_at(draw.index) for draw in draws])
+    def _begin(self, keys: Sequence[SampleKey], allocate: Allocate, *, replace: MakeItem | None) -> BatchBuilder:
+        return _PixelsBatchBuilder(self._patches, keys, allocate, replace=replace)
 
 
-class _PixelsBatch:
-    """A batch of pictures of one size; see BatchBuilder."""
+class _PixelsBatchBuilder:
+    """Builder of a batch of pictures of one size; see BatchBuilder.
+
+    Pictures are decoded straight into their rows of the batch. A picture that does not fit its row is held back until
+    finish(): a replacement, or a picture of another size than the first picture's header says.
+    """
 
     def __init__(
-        self, items: WeightedPatches, draws: Sequence[SampleKey], allocate: Allocate, *, replace: MakeItem | None
+        self, patches: WeightedPatches, keys: Sequence[SampleKey], allocate: Allocate, *, replace: MakeItem | None
     ) -> None:
-        self._draws = draws
+        self._keys = keys
         self._replace = replace
-        indices = [draw.index for draw in draws]
-        self._frames = Frames(items.source, items.patches_at(indices))
+        indices = [key.index for key in keys]
+        self._frames = Frames(patches.source, patches.patches_at(indices))
         self._indices = np.array(indices, np.int64)
         self._order = self._frames.argsort_on_disk()
-        self._pixels = allocate((len(draws), *self._first_size(), 3), np.uint8)
+        self._pixels = allocate((len(keys), *self._first_size(), 3), np.uint8)
         self._rows = list(self._pixels)
-        self._elsewhere: dict[int, Pixels] = {}
+        self._held_back: dict[int, Pixels] = {}
 
     def __len__(self) -> int:
-        return len(self._draws)
+        return len(self._keys)
 
     def fill(self, start: int, stop: int) -> None:
-        """Decode a part of the pictures."""
-        part = self._order[start:stop]
-        outs = [self._rows[item] for item in part]
-        for items, pixels in decode_items(self._frames, part, outs, self._replace_item):
-            self._write(items, pixels)
+        """Decode some of the pictures; see BatchBuilder."""
+        items = self._order[start:stop]
+        outs = [self._rows[item] for item in items]
+        for group, pixels in decode_items(self._frames, items, outs, self._replace_item):
+            self._hold_back(group, pixels)
 
     def finish(self) -> dict[str, Any]:
-        """Return the batch."""
-        if self._elsewhere:
-            self._gather()
+        """Return the batch; see BatchBuilder."""
+        if self._held_back:
+            self._insert_held_back()
         return {"pixels": torch.from_numpy(self._pixels), "index": torch.from_numpy(self._indices)}
 
-    def _write(self, items: Sequence[int], pictures: Sequence[Pixels]) -> None:
-        """Keep the pictures that were not decoded in place."""
+    def _hold_back(self, items: Sequence[int], pictures: Sequence[Pixels]) -> None:
+        """Hold back the pictures that were not decoded into their rows."""
         for item, pixels in zip(items, pictures, strict=True):
             if pixels is not self._rows[item]:
-                self._elsewhere[item] = pixels
+                self._held_back[item] = pixels
 
     def _replace_item(self, item: int, error: StoreError) -> None:
-        """Take over another item that was made on its own, or raise the error where none is to be."""
+        """Take another item in place of an item that cannot be read, or raise the error; an OnBad."""
         if self._replace is None:
             raise error
-        replacement = self._replace(self._draws[item])
+        replacement = self._replace(self._keys[item])
         self._indices[item] = replacement["index"]
-        self._elsewhere[item] = replacement["pixels"].numpy()
+        self._held_back[item] = replacement["pixels"].numpy()
 
-    def _gather(self) -> None:
-        """Bring into the batch what is not: replacements, and pictures of another size than the first one claims."""
-        decoded = [self._elsewhere.get(item, row) for item, row in enumerate(self._rows)]
-        sizes = [pixels.shape[:2] for pixels in decoded]
+    def _insert_held_back(self) -> None:
+        """Copy the pictures that were held back into the batch.
+
+        Raises:
+            StoreError: the pictures of the batch differ in size.
+        """
+        pictures = [self._held_back.get(item, row) for item, row in enumerate(self._rows)]
+        sizes = [pixels.shape[:2] for pixels in pictures]
         check_one_size(self._path_of, sizes, advice="set needs_collate to pad them, or batch_size to 1")
-        if len(decoded) == len(self._elsewhere):
-            self._pixels = np.stack(decoded)
-        for item, pixels in self._elsewhere.items():
+        if len(pictures) == len(self._held_back):
+            self._pixels = np.stack(pictures)
+        for item, pixels in self._held_back.items():
             self._pixels[item] = pixels
 
     def _path_of(self, item: int) -> str:
         return self._frames.source.patch_path(self._frames.patches[item])
 
     def _first_size(self) -> tuple[int, int]:
-        """Return height and width of the first picture of the batch that says them; others are gathered at the end."""
+        """Return the height and width of the first picture whose header can be read, 1 x 1 if there is none."""
         for patch in self._frames.patches:
-            with suppress(StoreError):  # to be raised, or replaced, when it is read
+            with suppress(StoreError):  # The error is raised, or the item replaced, when the picture is decoded.
                 return self._frames.source.header_size(patch)
         return 1, 1

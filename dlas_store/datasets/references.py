@@ -1,7 +1,4 @@
-"""References of images, prepared for what they are needed for, the first few of them kept.
-
-The reference of a patch in a batch, with the mask of where the patch lies in it.
-"""
+"""References of images: a cache of prepared references, and writing one into a batch with the mask of a patch."""
 
 from __future__ import annotations
 
@@ -27,27 +24,8 @@ from dlas_store.transforms.resize import (
 )
 
 CACHE_BYTES = 128 << 20
-"""About 680 references of 256 x 256 pixels, or 550 at the sizes of scale 4, for each dataset and process."""
-
-
-class Reference(NamedTuple):
-    """A reference, ready to be written into batches.
-
-    Attributes:
-        size: height and width in pixels of what was decoded.
-        hq: at the size of HQ: uint8 (3, h, w) as decoded where it had that size, which takes a quarter of the memory
-            and of the time to read it; else float32 in [0, 1].
-        lq: at the size of LQ, float32 (3, h / s, w / s) in [0, 1].
-    """
-
-    size: tuple[int, int]
-    hq: Pixels | Chw
-    lq: Chw
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of both arrays."""
-        return self.hq.nbytes + self.lq.nbytes
+"""Capacity of the cache of each dataset and process: about 680 references of 256 x 256 pixels, or 550 prepared for
+scale 4."""
 
 
 class _HasBytes(Protocol):
@@ -58,24 +36,47 @@ class _HasBytes(Protocol):
 R = TypeVar("R", bound=_HasBytes)
 
 Prepare = Callable[[Pixels, int, tuple[int, int] | None], R]
+"""A function of a decoded reference, the number of its image, and the patch size given to ReferenceCache.get(). It
+returns what the cache keeps."""
 
 _Key = tuple[int, tuple[int, int] | None]
+"""Number of the image, and patch size."""
+
+
+class Reference(NamedTuple):
+    """A reference, prepared to be written into batches.
+
+    Attributes:
+        size: height and width of the decoded reference in pixels.
+        hq: the reference at the size of HQ. It is uint8 (3, h, w) if it was decoded at that size, which takes a quarter
+            of the memory and of the time to read it; else float32 (3, h, w) in [0, 1].
+        lq: the reference at the size of LQ, float32 (3, h / s, w / s) in [0, 1].
+    """
+
+    size: tuple[int, int]
+    hq: Pixels | Chw
+    lq: Chw
+
+    @property
+    def nbytes(self) -> int:
+        """Size of both arrays in bytes."""
+        return self.hq.nbytes + self.lq.nbytes
 
 
 class ReferenceCache(Generic[R]):
-    """Gives the references of a source, prepared for what they are needed for, the first ones kept.
+    """A cache of a source's references, each prepared for its use.
 
-    For any number of threads. A pickled one is empty.
+    Any number of threads may use it. A pickled cache is empty.
     """
 
     def __init__(self, source: Source, prepare: Prepare[R], *, likely_bytes: int = 1) -> None:
-        """Begin empty.
+        """Make an empty cache.
 
         Args:
             source: holds the images.
-            prepare: makes what is kept of the decoded pixels, the number of the image, and what get() was told of the
-                patch. Picklable.
-            likely_bytes: of what it makes. A larger one lowers how many are kept from then on.
+            prepare: prepares a decoded reference; picklable.
+            likely_bytes: expected size of a prepared reference in bytes. A larger reference lowers the number of
+                references that are kept from then on.
         """
         self._source = source
         self._prepare = prepare
@@ -86,14 +87,15 @@ class ReferenceCache(Generic[R]):
         return partial(ReferenceCache, likely_bytes=self._likely_bytes), (self._source, self._prepare)
 
     def get(self, number: int, patch_size: tuple[int, int] | None = None) -> R | None:
-        """Return the reference of an image, None where it has none.
+        """Return the prepared reference of an image, None if the image has no reference.
 
         Args:
-            number: of the image.
-            patch_size: height and width of the patch that it is prepared for; None where it is the same for all.
+            number: number of the image.
+            patch_size: height and width of the patch to prepare the reference for; None if references are prepared
+                alike for all patches.
 
         Raises:
-            StoreError: it cannot be read or decoded.
+            StoreError: the reference cannot be read or decoded.
         """
         key = (number, patch_size)
         return self._cache.peek(key) or self._cache.get(key, self._read) or None
@@ -115,30 +117,10 @@ class ReferenceCache(Generic[R]):
 
 
 def resized_references(source: Source, options: PatchOptions) -> ReferenceCache[Reference]:
-    """Return a cache of references at the sizes of HQ and LQ, each resized to its patch's size before anything else."""
-    # As if all were uint8; one that is not takes four times the room.
+    """Return a cache of references at the sizes of HQ and LQ. Each reference is first resized to its patch's size."""
+    # Expected: HQ as uint8. A reference whose HQ is float32 takes four times as much.
     likely_bytes = 3 * options.hq_size**2 + 4 * 3 * options.lq_size**2
     return ReferenceCache(source, partial(_resize, options), likely_bytes=likely_bytes)
-
-
-def _resize(options: PatchOptions, pixels: Pixels, _number: int, patch_size: tuple[int, int] | None) -> Reference:
-    assert patch_size is not None
-    size = (pixels.shape[0], pixels.shape[1])
-    target = (options.target_size, options.target_size)
-    lq = np.empty((3, options.lq_size, options.lq_size), np.float32)
-    if size == patch_size == target == (options.hq_size, options.hq_size):
-        write_chw(pixels, lq)
-        return Reference(size, split_channels(pixels), lq)
-    planes = to_chw_float(pixels)
-    for next_size in (patch_size, target):
-        planes = resize_area(planes, next_size) if planes.shape[1:] != next_size else planes
-    hq = np.ascontiguousarray(planes[:, : options.hq_size, : options.hq_size])
-    return Reference(size, hq, resize_area(hq, lq.shape[1:], out=lq))
-
-
-def _capacity(reference_bytes: int) -> int:
-    """Return how many references of a size are kept."""
-    return max(1, CACHE_BYTES // reference_bytes)
 
 
 def write_reference(
@@ -150,18 +132,18 @@ def write_reference(
     hq: Chw,
     lq: Chw,
 ) -> None:
-    """Write a reference, with the mask of a patch as its fourth channel, as HQ and as LQ.
+    """Write a reference at the sizes of HQ and LQ, with the mask of a patch as its fourth channel.
 
     Args:
-        reference: of the image.
-        square: where the patch lies in its reference, in pixels of a reference of ``size``.
+        reference: reference of the patch's image.
+        square: square that the patch covers in the reference, in pixels of a reference of ``size``.
         size: height and width of the patch.
-        target: height and width that the patch is brought to, before it is cropped at the bottom and right.
-        hq: float32 (4, h, w), contiguous.
-        lq: float32 (4, h / s, w / s), contiguous.
+        target: height and width that the patch is resized to, before it is cropped at the bottom and right.
+        hq: array that receives the reference at the size of HQ, float32 (4, h, w), contiguous.
+        lq: array that receives the reference at the size of LQ, float32 (4, h / s, w / s), contiguous.
     """
     _, height, width = hq.shape
-    if size == target:  # then cropping the mask and clamping its square are the same
+    if size == target:  # Cropping the mask and clamping its square are then the same.
         size = target = (height, width)
     loops = loops_for(size, hq, lq)
     if loops is not None and target == (height, width):
@@ -182,15 +164,15 @@ def write_reference(
 def loops_arguments(
     reference: Reference, square: Center, size: tuple[int, int], *, hq: Chw, lq: Chw
 ) -> tuple[Any, ...]:
-    """Return what the loops in C take to do it, where they can and nothing is cropped; see write_reference."""
+    """Return the arguments by which the C loops do the work of write_reference(), if nothing is cropped."""
     return reference.hq, reference.lq, mask_box(square, size), MASK_OUTSIDE, size, hq, lq
 
 
 def mask_box(square: Center, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Return where the mask of a patch's square is 1: first row, the row behind the last, and the same of columns.
+    """Return the rows and columns where the mask of a patch is 1: first row, end of rows, first column, end of columns.
 
     Args:
-        square: its centre and side, in pixels of the reference.
+        square: centre and side of the square that the patch covers, in pixels of the reference.
         size: height and width of the reference, to which the square is clamped.
     """
     half, (height, width) = square.width // 2, size
@@ -202,3 +184,24 @@ def mask_box(square: Center, size: tuple[int, int]) -> tuple[int, int, int, int]
         min(max(left, 0), width),
         min(max(right, 0), width),
     )
+
+
+def _capacity(reference_bytes: int) -> int:
+    """Return how many references of a size in bytes the cache keeps."""
+    return max(1, CACHE_BYTES // reference_bytes)
+
+
+def _resize(options: PatchOptions, pixels: Pixels, _number: int, patch_size: tuple[int, int] | None) -> Reference:
+    """Resize a decoded reference for patches of a size; a Prepare."""
+    assert patch_size is not None
+    size = (pixels.shape[0], pixels.shape[1])
+    target = (options.target_size, options.target_size)
+    lq = np.empty((3, options.lq_size, options.lq_size), np.float32)
+    if size == patch_size == target == (options.hq_size, options.hq_size):
+        write_chw(pixels, lq)
+        return Reference(size, split_channels(pixels), lq)
+    chw = to_chw_float(pixels)
+    for next_size in (patch_size, target):
+        chw = resize_area(chw, next_size) if chw.shape[1:] != next_size else chw
+    hq = np.ascontiguousarray(chw[:, : options.hq_size, : options.hq_size])
+    return Reference(size, hq, resize_area(hq, lq.shape[1:], out=lq))

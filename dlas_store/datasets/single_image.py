@@ -1,4 +1,4 @@
-"""Mode single_image_extensible: one patch an item; and PatchDataset, the base of all chunked modes."""
+"""Base class of the chunked modes, PatchDataset, and mode single_image_extensible, whose items are one patch each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from dlas_store.config import ConfigOptions
 from dlas_store.datasets.concat import image_path, open_sources
 from dlas_store.datasets.decoding import Frames
-from dlas_store.datasets.device import DeviceTransform, NamedReference, RawBatchBuilder, name_reference
+from dlas_store.datasets.device import DeviceTransform, RawBatchBuilder, RawReference, raw_references
 from dlas_store.datasets.patch_batch import PatchBatchBuilder
 from dlas_store.datasets.patch_options import PatchOptions, read_patch_options
 from dlas_store.datasets.references import Reference, ReferenceCache, resized_references
@@ -25,44 +25,57 @@ from dlas_store.sources.base import Source
 
 
 class PatchDataset(ItemDataset):
-    """A dataset with an item for every patch, made of it and of patches that go with it.
+    """Base class of the chunked modes: a dataset with an item for every patch.
+
+    Subclasses say in patches_of() which patches make up an item. SingleImageDataset describes the item.
 
     Attributes:
-        source: holds all patches; its indices are not those of items.
+        source: holds all patches. Its indices differ from the items'.
     """
 
     def __init__(self, options: ConfigOptions, *, has_frame_axis: bool) -> None:
-        """Open the data that ``paths`` or ``dataroot``, ``weights`` and ``ignore_first`` name, and read PatchOptions.
+        """Open the data of ``paths`` or ``dataroot``, with ``weights`` and ``ignore_first``, and read PatchOptions.
 
         Args:
-            options: of the dataset.
+            options: options of the dataset.
             has_frame_axis: whether the tensors of an item have a dimension for its patches.
 
         Raises:
-            ConfigError: an option is missing or of a wrong value.
+            ConfigError: an option is missing or has a wrong value.
             StoreError: a path holds no chunked images.
         """
         super().__init__(options)
         self._patch_options = read_patch_options(options)
-        self._items = open_sources(options, layout="chunked")
-        self.source: Source = self._items.source
-        # Made by the first batch that needs it; of two that threads make at the same time one stays.
+        self._patches = open_sources(options, layout="chunked")
+        self.source: Source = self._patches.source
+        # Each cache is made by the first batch that needs it. If two threads make a cache at once, one cache stays.
         self._references: ReferenceCache[Reference] | None = None
-        self._named_references: ReferenceCache[NamedReference] | None = None
-        self._decoding_memory = ScratchPool()
+        self._raw_references: ReferenceCache[RawReference] | None = None
+        self._scratch = ScratchPool()
         self._has_frame_axis = has_frame_axis
 
     def __len__(self) -> int:
         """Return the number of items in an epoch."""
-        return len(self._items)
+        return len(self._patches)
+
+    def __getitems__(self, items: Sequence[int | SampleKey]) -> Sequence[dict[str, Any]]:
+        """Return items, made as a batch; see ItemDataset."""
+        builder = self.batch_builder([self.as_key(item) for item in items], new_array)
+        builder.fill(0, len(builder))
+        return BatchOfItems(builder.finish(), len(builder))
 
     def image_of(self, index: int) -> str:
         """Return the path of the image that an item belongs to."""
-        return image_path(self.source, self._items.patch_at(index))
+        return image_path(self.source, self._patches.patch_at(index))
+
+    @property
+    def patch_options(self) -> PatchOptions:
+        """The options by which a patch becomes HQ and LQ."""
+        return self._patch_options
 
     @abstractmethod
     def patches_of(self, index: int) -> Sequence[int]:
-        """Return the indices in the dataset's source of the patches that an item is made of, as many for every item.
+        """Return the indices in ``source`` of an item's patches, the same number for every item.
 
         Raises:
             PatchIndexError: the index is not in 0 .. len(self) - 1.
@@ -76,29 +89,18 @@ class PatchDataset(ItemDataset):
         """Return an item.
 
         Args:
-            index: 0 <= index < len(self).
-            random: where its random choices come from.
+            index: index of the item, 0 <= index < len(self).
+            random: the item's random numbers.
 
         Raises:
-            PatchIndexError: the index is outside of that.
-            MissingMetadataError: a centre is needed and the source has none.
+            PatchIndexError: the index is out of that range.
+            MissingMetadataError: a centre is needed, and the source has none.
             StoreError: a patch or its reference cannot be read.
         """
-        work = self._begin([SampleKey(index, random.repetition)], new_array, replace=None)
-        work.fill(0, 1)
-        item: dict[str, Any] = BatchOfItems(work.finish(), 1)[0]
+        builder = self._begin([SampleKey(index, random.repetition)], new_array, replace=None)
+        builder.fill(0, 1)
+        item: dict[str, Any] = BatchOfItems(builder.finish(), 1)[0]
         return item
-
-    def __getitems__(self, items: Sequence[int | SampleKey]) -> Sequence[dict[str, Any]]:
-        """Return items, made as a batch; see ItemDataset."""
-        work = self.batch_builder([self.as_key(item) for item in items], new_array)
-        work.fill(0, len(work))
-        return BatchOfItems(work.finish(), len(work))
-
-    @property
-    def patch_options(self) -> PatchOptions:
-        """How a patch becomes HQ and LQ."""
-        return self._patch_options
 
     def device_transform(self, device: torch.device) -> DeviceTransform:
         """Return the transform that makes HQ and LQ on a device.
@@ -110,47 +112,50 @@ class PatchDataset(ItemDataset):
             raise ConfigError("device goes neither with corruptions nor with on_error: skip; leave one of them out")
         return DeviceTransform(self._patch_options, device)
 
-    def begin_raw_batch(self, draws: Sequence[SampleKey], allocate: Allocate) -> RawBatchBuilder:
-        """Begin a batch of which a device makes HQ and LQ; see batch_builder, and DeviceTransform."""
-        references = self._named_references = self._named_references or ReferenceCache(self.source, name_reference)
-        frames = self._frames_of(draws)
+    def begin_raw_batch(self, keys: Sequence[SampleKey], allocate: Allocate) -> RawBatchBuilder:
+        """Begin a batch whose HQ and LQ a device makes; see batch_builder and DeviceTransform."""
+        references = self._raw_references = self._raw_references or raw_references(self.source)
         return RawBatchBuilder(
-            frames, self._patch_options, references, has_frame_axis=self._has_frame_axis, allocate=allocate
-        )
-
-    def _frames_of(self, draws: Sequence[SampleKey]) -> Frames:
-        patches = self.patches_of_all([draw.index for draw in draws])
-        return Frames(self.source, patches, len(patches) // len(draws))
-
-    def prefetch(self, draws: Sequence[SampleKey]) -> None:
-        """Let the system fetch patches and references; see ItemDataset."""
-        self.source.prefetch([patch for draw in draws for patch in self.patches_of(draw.index)])
-
-    def _begin(self, draws: Sequence[SampleKey], allocate: Allocate, *, replace: MakeItem | None) -> BatchBuilder:
-        references = self._references = self._references or resized_references(self.source, self._patch_options)
-        return PatchBatchBuilder(
-            draws,
-            self._frames_of(draws),
+            self._frames_of(keys),
             self._patch_options,
             references,
-            self._decoding_memory,
+            has_frame_axis=self._has_frame_axis,
+            allocate=allocate,
+        )
+
+    def prefetch(self, keys: Sequence[SampleKey]) -> None:
+        """Let the system read the items' patches and references from the disk; see ItemDataset."""
+        self.source.prefetch([patch for key in keys for patch in self.patches_of(key.index)])
+
+    def _begin(self, keys: Sequence[SampleKey], allocate: Allocate, *, replace: MakeItem | None) -> BatchBuilder:
+        references = self._references = self._references or resized_references(self.source, self._patch_options)
+        return PatchBatchBuilder(
+            keys,
+            self._frames_of(keys),
+            self._patch_options,
+            references,
+            self._scratch,
             seed=self._seed,
             has_frame_axis=self._has_frame_axis,
             allocate=allocate,
             replace=replace,
         )
 
+    def _frames_of(self, keys: Sequence[SampleKey]) -> Frames:
+        patches = self.patches_of_all([key.index for key in keys])
+        return Frames(self.source, patches, len(patches) // len(keys))
+
 
 class SingleImageDataset(PatchDataset):
     """Patches of chunked sources, with the reference of their image.
 
-    An item is a dict; h and w are the sides of HQ, s is ``scale``:
+    An item is a dict. In the shapes, h and w are the sides of HQ, and s is ``scale``:
 
-    * ``hq`` float32 (3, h, w) and ``lq`` float32 (3, h/s, w/s): RGB in [0, 1] (noise leaves it);
+    * ``hq`` float32 (3, h, w) and ``lq`` float32 (3, h/s, w/s): RGB in [0, 1], which noise may leave;
     * ``gt_fullsize_ref`` float32 (4, h, w) and ``lq_fullsize_ref`` float32 (4, h/s, w/s): the reference and, as fourth
       channel, the mask of the patch in it; 0 without a reference;
     * ``gt_center`` and ``lq_center`` int64 (2,): row and column of the patch's centre in the reference, in pixels;
-    * ``GT_path`` and ``LQ_path`` str: the patch's path, ending in IMAGE/FILE.
+    * ``GT_path`` and ``LQ_path`` str: the patch's path, which ends in IMAGE/FILE.
 
     The dataset may be used from several threads, after a fork, and pickled.
     """
@@ -159,11 +164,11 @@ class SingleImageDataset(PatchDataset):
         """Open the data that the options name.
 
         Args:
-            opt: options of the dataset: ``paths`` or ``dataroot``, ``weights``, ``ignore_first``, and those of
+            opt: options of the dataset: ``paths`` or ``dataroot``, ``weights``, ``ignore_first``, and the options of
                 PatchOptions.
 
         Raises:
-            ConfigError: an option is missing or of a wrong value.
+            ConfigError: an option is missing or has a wrong value.
             StoreError: a path holds no chunked images.
         """
         options = ConfigOptions.of_dataset(opt, mode="single_image_extensible")
@@ -171,9 +176,9 @@ class SingleImageDataset(PatchDataset):
         options.warn_of_unknown()
 
     def patches_of(self, index: int) -> Sequence[int]:
-        """Return the item's own patch."""
-        return [self._items.patch_at(index)]
+        """Return the item's only patch."""
+        return [self._patches.patch_at(index)]
 
     def patches_of_all(self, indices: Sequence[int]) -> list[int]:
         """Return the patches of one or more items."""
-        return self._items.patches_at(indices)
+        return self._patches.patches_at(indices)

@@ -1,4 +1,4 @@
-"""Mode stylegan2: the middle square of a picture, or a random one, as both HQ and LQ."""
+"""Mode stylegan2: the middle square of a picture, or a random crop, as both HQ and LQ."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from dlas_store.sampling.rng import SampleRng
 from dlas_store.transforms.crops import random_resized_crop
 from dlas_store.transforms.resize import to_chw_float, to_tensor
 
-_AREAS = (0.5, 1.0)
-_RATIOS = (0.98, 1.02)
+_CROP_AREAS = (0.5, 1.0)
+_CROP_RATIOS = (0.98, 1.02)
 
 
 class Stylegan2Dataset(PictureDataset):
-    """Pictures at any depth of folders, ``ref.jpg`` left out; of a chunked store every patch.
+    """Pictures at any depth of folders, except ``ref.jpg``; of a chunked store every patch.
 
-    An item is a dict, t is ``target_size``:
+    An item is a dict; t is ``target_size``:
 
-    * ``hq`` and ``lq``, the same: float32 (3, t, t), RGB in [0, 1]; with ``transparent`` (4, t, t) RGBA, with alpha 1
-      where a picture has none;
+    * ``hq`` and ``lq``, two tensors with the same values: float32 (3, t, t), RGB in [0, 1]; with ``transparent``
+      (4, t, t) RGBA, with alpha 1 if a picture has no alpha;
     * ``GT_path`` str: the picture's path.
 
-    The dataset may be used from several threads, after a fork, and pickled.
+    The dataset may be used from several threads and after a fork, and be pickled.
     """
 
     def __init__(self, opt: Mapping[str, Any]) -> None:
@@ -38,7 +38,7 @@ class Stylegan2Dataset(PictureDataset):
                 random crop) and ``transparent`` (false).
 
         Raises:
-            ConfigError: an option is missing or of a wrong value.
+            ConfigError: an option is missing or has a wrong value.
             StoreError: a path holds no pictures.
         """
         options = ConfigOptions.of_dataset(opt, mode="stylegan2")
@@ -54,29 +54,30 @@ class Stylegan2Dataset(PictureDataset):
 
         Args:
             index: 0 <= index < len(self).
-            random: where its random choices come from.
+            random: the item's random numbers.
 
         Raises:
-            PatchIndexError: the index is outside of that.
+            PatchIndexError: the index is out of range.
             StoreError: the picture cannot be read.
         """
         source, patch = self._pictures.source, self._patch_at(index)
         pixels = source.read_pixels([patch], alpha=self._transparent)[0]
-        square = self._cut(self._resize(PillowImage.fromarray(pixels)), random)
+        square = self._crop(self._resize(PillowImage.fromarray(pixels)), random)
         hq = to_tensor(to_chw_float(np.asarray(square)))
         return {"hq": hq, "lq": hq.clone(), "GT_path": source.patch_path(patch)}
 
     def _resize(self, picture: PillowImage.Image) -> PillowImage.Image:
-        """Bring the shorter side to ``target_size``."""
+        """Return a picture resized so that its shorter side has ``target_size`` pixels."""
         shorter = min(picture.size)
         width, height = (self._target_size * side // shorter for side in picture.size)
         return _resized(picture, (width, height))
 
-    def _cut(self, picture: PillowImage.Image, random: SampleRng) -> PillowImage.Image:
+    def _crop(self, picture: PillowImage.Image, random: SampleRng) -> PillowImage.Image:
+        """Return a random crop resized to ``target_size``, or the middle square; ``aug_prob`` decides how often."""
         side = self._target_size
         if random.generator.random() < self._crop_probability:
             size = (picture.height, picture.width)
-            crop = random_resized_crop(size, areas=_AREAS, ratios=_RATIOS, generator=random.generator)
+            crop = random_resized_crop(size, areas=_CROP_AREAS, ratios=_CROP_RATIOS, generator=random.generator)
             box = (crop.left, crop.top, crop.left + crop.width, crop.top + crop.height)
             return _resized(picture.crop(box), (side, side))
         left, top = (round((length - side) / 2) for length in picture.size)
@@ -84,5 +85,5 @@ class Stylegan2Dataset(PictureDataset):
 
 
 def _resized(picture: PillowImage.Image, size: tuple[int, int]) -> PillowImage.Image:
-    """Resize bilinearly; Pillow does it antialiased, and weighs colours by alpha."""
+    """Return a picture resized bilinearly; Pillow antialiases, and weighs colours by alpha."""
     return picture if picture.size == size else picture.resize(size, PillowImage.Resampling.BILINEAR)

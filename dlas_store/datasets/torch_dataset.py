@@ -1,4 +1,4 @@
-"""Mode torch_dataset: labelled pictures for classification, of a store or of the files of a published dataset."""
+"""Mode torch_dataset: labelled pictures for classification, from a store or the files of a published dataset."""
 
 from __future__ import annotations
 
@@ -21,36 +21,37 @@ from dlas_store.transforms.resize import Chw, to_chw_float, to_tensor
 
 _MEAN = np.array([0.485, 0.456, 0.406], np.float32).reshape(3, 1, 1)
 _STDDEV = np.array([0.229, 0.224, 0.225], np.float32).reshape(3, 1, 1)
-"""Of ImageNet, by which torchvision's models are trained."""
+"""Mean and standard deviation of ImageNet's red, green and blue, by which torchvision's models are trained."""
 
 _CROP_AREAS = (0.08, 1.0)
 _CROP_RATIOS = (3 / 4, 4 / 3)
-"""Those of torchvision's RandomResizedCrop."""
+"""Fractions of the area, and width over height, of torchvision's RandomResizedCrop."""
 
 
 class TorchDataset(PictureDataset):
-    """Labelled pictures, cropped to one size, mirrored at random, normalized.
+    """Labelled pictures, cropped to one size, flipped at random, normalized.
 
     An item is a dict; t is ``image_size``:
 
-    * ``lq`` and ``hq`` float32 (3, t, t): the same tensor, RGB less ImageNet's mean over its standard deviation;
-    * ``labels`` int, and ``coarse_labels`` int where the pictures have them, as those of CIFAR-100 do;
+    * ``lq`` and ``hq`` float32 (3, t, t): the same tensor, RGB less ImageNet's mean, over ImageNet's standard
+      deviation;
+    * ``labels`` int; and ``coarse_labels`` int if the picture has one, as pictures of CIFAR-100 do;
     * ``GT_path`` and ``LQ_path`` str: the picture's name, its path below the source.
 
-    The dataset may be used from several threads, after a fork, and pickled.
+    The dataset may be used from several threads and after a fork, and be pickled.
     """
 
     def __init__(self, opt: Mapping[str, Any]) -> None:
         """Open the data that the options name.
 
         Args:
-            opt: options of the dataset: ``paths`` or ``dataroot``, of stores that ``dlas-store import torch:NAME``
-                made, or folders with a metadata.jsonl; without them ``dataset``, one of published.NAMES, and
-                ``kwargs`` with ``root`` and ``train`` or ``split``. Then ``image_size``, ``random_crop``,
-                ``fixed_len`` and ``offset``.
+            opt: options of the dataset: ``paths`` or ``dataroot``, which name stores that
+                ``dlas-store import torch:NAME`` made or folders with a metadata.jsonl; or ``dataset``, one of
+                published.NAMES, with ``kwargs`` that hold ``root`` and ``train`` or ``split``. Further options are
+                ``image_size``, ``random_crop``, ``fixed_len`` and ``offset``.
 
         Raises:
-            ConfigError: an option is missing or of a wrong value, or too few pictures are there.
+            ConfigError: an option is missing or has a wrong value, or the source has too few pictures.
             MissingMetadataError: the first picture has no label.
             StoreError: the data cannot be opened.
         """
@@ -78,12 +79,12 @@ class TorchDataset(PictureDataset):
 
         Args:
             index: 0 <= index < len(self).
-            random: where its random choices come from.
+            random: the item's random numbers.
 
         Raises:
-            PatchIndexError: the index is outside of that.
+            PatchIndexError: the index is out of range.
             MissingMetadataError: the picture has no label.
-            StoreError: it cannot be read.
+            StoreError: the picture cannot be read.
         """
         source, patch = self._pictures.source, self._patch_at(index)
         labels = _labels(source, patch)
@@ -99,7 +100,7 @@ class TorchDataset(PictureDataset):
         return self._pictures.patch_at(index + self._offset)
 
     def _crop(self, pixels: Pixels) -> Pixels:
-        """Return the square from the middle of a picture whose shorter side was brought to ``image_size``."""
+        """Resize a picture so that its shorter side has ``image_size`` pixels, and return the square in its middle."""
         height, width = pixels.shape[:2]
         shorter = min(height, width)
         resized = _resize(pixels, int(self._size * height / shorter), int(self._size * width / shorter))
@@ -109,11 +110,12 @@ class TorchDataset(PictureDataset):
     def _crop_at_random(self, pixels: Pixels, generator: np.random.Generator) -> Pixels:
         height, width = pixels.shape[:2]
         crop = random_resized_crop((height, width), areas=_CROP_AREAS, ratios=_CROP_RATIOS, generator=generator)
-        cut = pixels[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
-        return _resize(np.ascontiguousarray(cut), self._size, self._size)
+        cropped = pixels[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
+        return _resize(np.ascontiguousarray(cropped), self._size, self._size)
 
 
 def _open(options: ConfigOptions) -> Pictures:
+    """Open the stores or folders that the options name, else the files of the published dataset."""
     if options.has("dataset"):
         options.choice("dataset", None, NAMES)
     kwargs = options.section("kwargs") if options.has("kwargs") else None
@@ -134,7 +136,11 @@ def _open(options: ConfigOptions) -> Pictures:
 
 
 def _labels(source: Source, patch: int) -> dict[str, int]:
-    """Return the labels of a picture, by their keys in an item."""
+    """Return the labels of a picture, each under its key of an item.
+
+    Raises:
+        MissingMetadataError: the picture has no label.
+    """
     image = source.image(source.locate(patch)[0])
     if not isinstance(image.extra.get("label"), int):
         raise MissingMetadataError(
@@ -148,7 +154,7 @@ def _labels(source: Source, patch: int) -> dict[str, int]:
 
 
 def _resize(pixels: Pixels, height: int, width: int) -> Pixels:
-    """Resize as torchvision does it: bilinearly, antialiased, in bytes."""
+    """Return uint8 pixels resized as torchvision does: bilinearly, antialiased, to uint8."""
     if pixels.shape[:2] == (height, width):
         return pixels
     return np.asarray(PillowImage.fromarray(pixels).resize((width, height), PillowImage.Resampling.BILINEAR))

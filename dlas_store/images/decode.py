@@ -1,7 +1,4 @@
-"""Decode pictures to RGB: JPEG by libjpeg-turbo, other formats by Pillow.
-
-Decode JPEG with PyTurboJPEG and the system's libjpeg-turbo, an optional extra.
-"""
+"""Decoder of pictures to RGB: JPEG by libjpeg-turbo, other formats by Pillow."""
 
 from __future__ import annotations
 
@@ -21,64 +18,15 @@ from PIL import UnidentifiedImageError
 from dlas_store.errors import ConfigError, ImageError
 from dlas_store.images.memory import Pixels, empty_aligned
 
-_REMEDY = "pip install dlas-store[turbojpeg] and the system's libjpeg-turbo, or take decoder simplejpeg"
-
-
-def decode_turbojpeg(data: bytes, colorspace: Literal["RGB", "RGBA", "BGR"]) -> Pixels:
-    """Decode a JPEG to uint8 (H, W, 3) RGB or BGR, or (H, W, 4) RGBA; safe in several threads at once.
-
-    Raises:
-        ImageError: the JPEG is damaged or truncated.
-        ConfigError: PyTurboJPEG or libjpeg-turbo is missing, or too old or too new.
-    """
-    decoder = _load()
-    try:
-        # Never pass dst=: some versions write outside a strided array, or into a read-only one.
-        pixels: Pixels = decoder.decode(data, pixel_format={"RGB": 0, "BGR": 1, "RGBA": 7}[colorspace])
-    except (OSError, ValueError) as error:
-        raise ImageError(f"damaged or truncated JPEG ({error})") from error
-    return pixels
-
-
-@cache
-def _load() -> Any:
-    """Return a TurboJPEG that raises for damaged data, where the package's own warns and returns partial pixels."""
-    try:
-        from turbojpeg import TurboJPEG  # noqa: PLC0415 - an extra
-
-        decoder = TurboJPEG()
-        error_string = decoder._TurboJPEG__get_error_string
-        decoder._TurboJPEG__report_error  # noqa: B018 - raises AttributeError if this version lacks it
-    except (ImportError, OSError, RuntimeError, AttributeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ConfigError(f"decoder pyturbojpeg cannot be loaded ({reason}); {_REMEDY}") from error
-
-    def report_error(handle: object) -> NoReturn:
-        raise OSError(error_string(handle))
-
-    # TurboJPEG calls this for every status but success. A warnings filter would also do, but all threads share it.
-    decoder._TurboJPEG__report_error = report_error
-    return decoder
-
+Decoder = Literal["simplejpeg", "pyturbojpeg"]
+"""Decoder of JPEG; both decoders give the same pixels."""
 
 MAX_PIXELS = 89_478_485
 """Height times width above which a picture is refused before any allocation; Pillow's limit, 256 MiB of RGB."""
 
 IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".webp"})
-"""File name endings that DL-Art-School takes for pictures, in lower or upper case."""
+"""File name endings, in lower or upper case, by which DL-Art-School recognises pictures."""
 
-Decoder = Literal["simplejpeg", "pyturbojpeg"]
-
-_Colors = Literal["RGB", "RGBA", "BGR"]
-
-_JPEG_START = b"\xff\xd8\xff"
-_UNNAMED = "a subsampling that simplejpeg has no name for"
-
-_LEFT_TO_PILLOW = ("CMYK", "YCCK", _UNNAMED)
-"""Colour spaces of JPEGs that simplejpeg cannot convert to RGB, or converts to other pixels than Pillow."""
-
-_PNG_START = b"\x89PNG\r\n\x1a\n"
-_PNG_END = b"IEND\xaeB`\x82"
 PICTURE_FORMATS = ("BMP", "JPEG", "PNG", "PPM", "WEBP")
 """Formats that stores and folders may hold. Pillow reads more, and starts other programs for some of them (EPS)."""
 
@@ -89,11 +37,25 @@ ORIENTATION = 0x112
 """Number of the EXIF tag Orientation."""
 
 DECODING_OFFSET = 16
-"""Bytes after the start of a cache line at which decoding into an array is fastest.
+"""Bytes from the start of a cache line to the start of an array into which decoding is fastest.
 
 At this offset the decoder's vectors are not aligned. The decoder writes aligned vectors past the caches, which takes
 longer (``python -m benchmarks steps``), and the next reader of the pixels then waits for memory.
 """
+
+_Colors = Literal["RGB", "RGBA", "BGR"]
+
+_JPEG_START = b"\xff\xd8\xff"
+_JPEG_END = b"\xff\xd9"
+_PNG_START = b"\x89PNG\r\n\x1a\n"
+_PNG_END = b"IEND\xaeB`\x82"
+
+_UNNAMED_SUBSAMPLING = "a subsampling that simplejpeg has no name for"
+
+_PILLOW_COLORSPACES = ("CMYK", "YCCK", _UNNAMED_SUBSAMPLING)
+"""Colour spaces of JPEGs that Pillow decodes: simplejpeg cannot convert them to RGB, or gives other pixels."""
+
+_TURBOJPEG_REMEDY = "pip install dlas-store[turbojpeg] and the system's libjpeg-turbo, or take decoder simplejpeg"
 
 
 class Size(NamedTuple):
@@ -118,12 +80,12 @@ def decode(
 
     Args:
         data: the bytes of an image file; the format is recognised by these bytes, not by a name.
-        alpha: return RGBA, with alpha 255 where the picture has none. Without this option alpha is dropped, not
+        alpha: return RGBA, with alpha 255 if the picture has none. Without this option alpha is dropped, not
             composited.
         max_pixels: height times width above which the picture is refused.
-        decoder: decoder of baseline and progressive JPEG. Both decoders give the same pixels.
-        formats: allowed formats, by Pillow's names.
-        reduction: divisor of a JPEG's sides, rounded up, which simplejpeg applies; other pictures keep their size.
+        decoder: decoder of baseline and progressive JPEG.
+        formats: Pillow's names of the allowed formats.
+        reduction: divisor by which simplejpeg reduces a JPEG's sides, rounded up; other pictures keep their size.
         bgr: return colours in OpenCV's order; excludes alpha.
         buffer: uint8 array, contiguous and large enough, into which simplejpeg decodes a JPEG; the result is a view.
 
@@ -133,16 +95,17 @@ def decode(
 
     Raises:
         ImageError: the bytes are no picture, are damaged or truncated, or have more than max_pixels pixels.
+        ConfigError: the decoder is pyturbojpeg, which cannot be loaded.
     """
     assert not (alpha and bgr)
     if data.startswith(_JPEG_START):
         size, colorspace = _jpeg_header(data)
         _check_size(size, max_pixels)
-        if colorspace not in _LEFT_TO_PILLOW:
+        if colorspace not in _PILLOW_COLORSPACES:
             colors: _Colors = "RGBA" if alpha else "BGR" if bgr else "RGB"
             min_size = Size(-(-size.height // reduction), -(-size.width // reduction))
             return _decode_jpeg(data, colors, decoder, min_size, buffer)
-    pixels = _decode_other(data, alpha=alpha, max_pixels=max_pixels, formats=formats)
+    pixels = _decode_by_pillow(data, alpha=alpha, max_pixels=max_pixels, formats=formats)
     return np.ascontiguousarray(pixels[:, :, ::-1]) if bgr else pixels
 
 
@@ -167,7 +130,7 @@ def decode_into(
         try:
             simplejpeg.decode_jpeg(data, "RGB", buffer=out)
         except ValueError:
-            pass  # decode below describes the damage
+            pass  # decode() below describes the damage
         else:
             return out
     pixels = decode(bytes(data), max_pixels=max_pixels, decoder=decoder)
@@ -177,18 +140,21 @@ def decode_into(
     return out
 
 
-def _is_jpeg_for(data: bytes | memoryview, out: Pixels, max_pixels: int) -> bool:
-    """Return whether a picture is a JPEG that simplejpeg can decode straight into ``out``."""
-    try:
-        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
-    except (ValueError, KeyError):
-        return False
-    return (height, width, 3) == out.shape and colorspace not in _LEFT_TO_PILLOW and height * width <= max_pixels
-
-
 def empty_pixels(shape: tuple[int, ...]) -> Pixels:
-    """Return an uninitialised array for decoded pictures: uint8 (..., 3), contiguous, at DECODING_OFFSET."""
+    """Return an uninitialised array for decoded pictures: uint8 (..., 3), contiguous, aligned at DECODING_OFFSET."""
     return empty_aligned(shape, np.uint8, offset=DECODING_OFFSET)
+
+
+def to_rgb(array: Pixels, *, alpha: bool) -> Pixels:
+    """Return (H, W), (H, W, 3) or (H, W, 4) pixels as RGB (H, W, 3), or with ``alpha`` as RGBA (H, W, 4).
+
+    The result is contiguous. It may share the memory of ``array``.
+    """
+    if array.ndim == 2:
+        array = np.repeat(array[:, :, None], 3, axis=2)
+    if alpha and array.shape[2] == 3:
+        array = np.dstack([array, np.full(array.shape[:2], 255, np.uint8)])
+    return np.ascontiguousarray(array[:, :, : 4 if alpha else 3])
 
 
 def as_batch(pictures: Sequence[Pixels]) -> Pixels | list[Pixels]:
@@ -228,7 +194,7 @@ def image_size(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Size:
     if data.startswith(_JPEG_START):
         size = _jpeg_header(data)[0]
     else:
-        with _open_with_pillow(data) as picture:
+        with _open_bytes(data) as picture:
             size = Size(picture.height, picture.width)
     _check_size(size, max_pixels)
     return size
@@ -237,61 +203,20 @@ def image_size(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Size:
 def check_picture(
     data: bytes, *, decode_all: bool = False, max_pixels: int = MAX_PIXELS, decoder: Decoder = "simplejpeg"
 ) -> Size:
-    """Check that bytes are a whole picture and return its size.
+    """Check that bytes are a complete picture and return the picture's size.
 
     The check reads the header and looks for the end marker of JPEG and PNG. A picture without an end marker is decoded;
-    with ``decode_all`` every picture is.
+    with ``decode_all`` every picture is decoded.
 
     Raises:
         ImageError: the bytes are no picture, are damaged or truncated, or have more than max_pixels pixels.
     """
     size = image_size(data, max_pixels=max_pixels)
-    jpeg_ends = data.startswith(_JPEG_START) and data.endswith(b"\xff\xd9")
+    jpeg_ends = data.startswith(_JPEG_START) and data.endswith(_JPEG_END)
     png_ends = data.startswith(_PNG_START) and data.endswith(_PNG_END)
     if decode_all or not (jpeg_ends or png_ends):
         decode(data, max_pixels=max_pixels, decoder=decoder)
     return size
-
-
-def _check_size(size: Size, max_pixels: int) -> None:
-    if size.height * size.width > max_pixels:
-        raise ImageError(f"{size.width} x {size.height} pixels are more than the limit of {max_pixels}")
-
-
-def _jpeg_header(data: bytes) -> tuple[Size, str]:
-    try:
-        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError as error:
-        raise ImageError(f"damaged JPEG header ({error})") from error
-    except KeyError:
-        with _open_with_pillow(data, ("JPEG",)) as picture:
-            return Size(picture.height, picture.width), _UNNAMED
-    return Size(height, width), colorspace
-
-
-def _decode_other(data: bytes, *, alpha: bool, max_pixels: int, formats: tuple[str, ...]) -> Pixels:
-    if data.startswith(_PNG_START) and data[24:25] == b"\x10":
-        image_size(data, max_pixels=max_pixels)
-        return _decode_png16(data, alpha=alpha)
-    with _open_with_pillow(data, formats) as picture:
-        _check_size(Size(picture.height, picture.width), max_pixels)
-        return _pillow_pixels(picture, alpha=alpha)
-
-
-def _decode_jpeg(data: bytes, colorspace: _Colors, decoder: Decoder, min_size: Size, buffer: Pixels | None) -> Pixels:
-    if decoder == "pyturbojpeg":
-        return decode_turbojpeg(data, colorspace)
-    try:
-        pixels: Pixels = simplejpeg.decode_jpeg(
-            data, colorspace, min_height=min_size.height, min_width=min_size.width, buffer=buffer
-        )
-    except ValueError as error:
-        raise ImageError(f"damaged or truncated JPEG ({error})") from error
-    return pixels
-
-
-def _open_with_pillow(data: bytes, formats: tuple[str, ...] = PICTURE_FORMATS) -> PillowImage.Image:
-    return open_with_pillow(io.BytesIO(data), formats)
 
 
 def open_with_pillow(file: IO[bytes], formats: tuple[str, ...]) -> PillowImage.Image:
@@ -299,7 +224,7 @@ def open_with_pillow(file: IO[bytes], formats: tuple[str, ...]) -> PillowImage.I
 
     Args:
         file: an image file; it must stay open as long as the picture is in use.
-        formats: allowed formats, by Pillow's names.
+        formats: Pillow's names of the allowed formats.
 
     Raises:
         ImageError: the file has another format, is damaged, or has more than MAX_PIXELS pixels.
@@ -317,12 +242,102 @@ def open_with_pillow(file: IO[bytes], formats: tuple[str, ...]) -> PillowImage.I
         raise ImageError(f"damaged picture ({error})") from error
 
 
+def _check_size(size: Size, max_pixels: int) -> None:
+    if size.height * size.width > max_pixels:
+        raise ImageError(f"{size.width} x {size.height} pixels are more than the limit of {max_pixels}")
+
+
+def _jpeg_header(data: bytes) -> tuple[Size, str]:
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError as error:
+        raise ImageError(f"damaged JPEG header ({error})") from error
+    except KeyError:
+        with _open_bytes(data, ("JPEG",)) as picture:
+            return Size(picture.height, picture.width), _UNNAMED_SUBSAMPLING
+    return Size(height, width), colorspace
+
+
+def _is_jpeg_for(data: bytes | memoryview, out: Pixels, max_pixels: int) -> bool:
+    """Return whether a picture is a JPEG that simplejpeg can decode directly into ``out``."""
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+    except (ValueError, KeyError):
+        return False
+    return (height, width, 3) == out.shape and colorspace not in _PILLOW_COLORSPACES and height * width <= max_pixels
+
+
+def _decode_jpeg(data: bytes, colorspace: _Colors, decoder: Decoder, min_size: Size, buffer: Pixels | None) -> Pixels:
+    if decoder == "pyturbojpeg":
+        return _decode_by_turbojpeg(data, colorspace)
+    try:
+        pixels: Pixels = simplejpeg.decode_jpeg(
+            data, colorspace, min_height=min_size.height, min_width=min_size.width, buffer=buffer
+        )
+    except ValueError as error:
+        raise ImageError(f"damaged or truncated JPEG ({error})") from error
+    return pixels
+
+
+def _decode_by_turbojpeg(data: bytes, colorspace: _Colors) -> Pixels:
+    """Decode a JPEG by PyTurboJPEG, an optional package, to uint8 (H, W, 3) RGB or BGR, or (H, W, 4) RGBA.
+
+    Several threads may decode at once.
+
+    Raises:
+        ImageError: the JPEG is damaged or truncated.
+        ConfigError: PyTurboJPEG or libjpeg-turbo is missing, or too old or too new.
+    """
+    decoder = _load_turbojpeg()
+    try:
+        # Never pass dst=: some versions write outside a strided array, or into a read-only array.
+        pixels: Pixels = decoder.decode(data, pixel_format={"RGB": 0, "BGR": 1, "RGBA": 7}[colorspace])
+    except (OSError, ValueError) as error:
+        raise ImageError(f"damaged or truncated JPEG ({error})") from error
+    return pixels
+
+
+@cache
+def _load_turbojpeg() -> Any:
+    """Return a TurboJPEG that raises for damaged data; an unchanged TurboJPEG warns and returns partial pixels."""
+    try:
+        from turbojpeg import TurboJPEG  # noqa: PLC0415 - an optional package
+
+        decoder = TurboJPEG()
+        error_string = decoder._TurboJPEG__get_error_string
+        decoder._TurboJPEG__report_error  # noqa: B018 - raises AttributeError if this version lacks it
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"decoder pyturbojpeg cannot be loaded ({reason}); {_TURBOJPEG_REMEDY}") from error
+
+    def report_error(handle: object) -> NoReturn:
+        raise OSError(error_string(handle))
+
+    # TurboJPEG calls this for every status but success. A warnings filter would do too, but all threads would share it.
+    decoder._TurboJPEG__report_error = report_error
+    return decoder
+
+
+def _decode_by_pillow(data: bytes, *, alpha: bool, max_pixels: int, formats: tuple[str, ...]) -> Pixels:
+    """Decode a picture by Pillow, but a PNG of 16 bits by OpenCV."""
+    if data.startswith(_PNG_START) and data[24:25] == b"\x10":
+        image_size(data, max_pixels=max_pixels)
+        return _decode_png16(data, alpha=alpha)
+    with _open_bytes(data, formats) as picture:
+        _check_size(Size(picture.height, picture.width), max_pixels)
+        return _pillow_pixels(picture, alpha=alpha)
+
+
+def _open_bytes(data: bytes, formats: tuple[str, ...] = PICTURE_FORMATS) -> PillowImage.Image:
+    return open_with_pillow(io.BytesIO(data), formats)
+
+
 def _pillow_pixels(picture: PillowImage.Image, *, alpha: bool) -> Pixels:
     try:
         if picture.mode == "F":
             raise ImageError("pixels are floating point numbers, which have no range to convert from")
         if picture.mode.startswith("I"):
-            return _with_channels(_from_16_bits(np.asarray(picture)), alpha=alpha)
+            return to_rgb(_from_16_bits(np.asarray(picture)), alpha=alpha)
         has_alpha = picture.has_transparency_data
         orientation = picture.getexif().get(ORIENTATION, 1) if picture.format == "TIFF" else 1
         array: Pixels = np.array(picture.convert("RGBA" if has_alpha else "RGB"))
@@ -332,7 +347,7 @@ def _pillow_pixels(picture: PillowImage.Image, *, alpha: bool) -> Pixels:
         if isinstance(error, ImageError):
             raise
         raise ImageError(f"damaged or truncated picture ({error})") from error
-    return _with_channels(array, alpha=alpha)
+    return to_rgb(array, alpha=alpha)
 
 
 def _as_stored(array: Pixels, orientation: int) -> Pixels:
@@ -347,10 +362,10 @@ def _as_stored(array: Pixels, orientation: int) -> Pixels:
 
 
 def _decode_png16(data: bytes, *, alpha: bool) -> Pixels:
-    # Pillow cuts 16-bit colour to its high bytes; OpenCV keeps all 16 bits.
+    # Pillow reduces 16-bit colour to its high bytes; OpenCV keeps all 16 bits.
     import cv2  # noqa: PLC0415 - slow to load and rarely needed here
 
-    with _open_with_pillow(data) as picture:
+    with _open_bytes(data) as picture:
         try:
             picture.load()  # Pillow raises for a truncated file; OpenCV would fill the missing part
         except PILLOW_ERRORS as error:
@@ -360,17 +375,8 @@ def _decode_png16(data: bytes, *, alpha: bool) -> Pixels:
         raise ImageError("damaged or truncated picture")
     if array.ndim == 3:
         array = array[:, :, [2, 1, 0, 3][: array.shape[2]]]
-    return _with_channels(_from_16_bits(array), alpha=alpha)
+    return to_rgb(_from_16_bits(array), alpha=alpha)
 
 
 def _from_16_bits(array: NDArray[np.generic]) -> Pixels:
     return ((np.clip(array.astype(np.int64), 0, 65535) + 128) // 257).astype(np.uint8)
-
-
-def _with_channels(array: Pixels, *, alpha: bool) -> Pixels:
-    """Return (H, W), (H, W, 3) or (H, W, 4) pixels as RGB (H, W, 3), or with ``alpha`` as RGBA (H, W, 4)."""
-    if array.ndim == 2:
-        array = np.repeat(array[:, :, None], 3, axis=2)
-    if alpha and array.shape[2] == 3:
-        array = np.dstack([array, np.full(array.shape[:2], 255, np.uint8)])
-    return np.ascontiguousarray(array[:, :, : 4 if alpha else 3])

@@ -1,8 +1,8 @@
-"""Loader of Pillow's libjpeg-turbo for the reader in C, used if it decodes to the same pixels as simplejpeg.
+"""Loader of Pillow's libjpeg-turbo for the reader in C; the library must decode to the same pixels as simplejpeg.
 
-The reader then needs no new decoder for each patch, nor Python's lock, which simplejpeg takes twice (``python -m
-benchmarks read``). Both libraries are libjpeg-turbo, maybe of different versions; simplejpeg does not export its own.
-``_native/huffman.c`` decodes the Huffman code of a scan in the library's place.
+With the library the reader creates no decoder for each patch and does not take Python's lock, which simplejpeg takes
+twice (``python -m benchmarks read``). simplejpeg contains a libjpeg-turbo too, maybe of another version, but does not
+export it. ``_native/huffman.c`` decodes the Huffman code of a scan in the library's place.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from dlas_store.errors import ConfigError
 
 try:
     from dlas_store._native.patch_reader import Libjpeg, PatchReader
-except ImportError:  # installed where there was no compiler
+except ImportError:  # installed without a C compiler
     Libjpeg = PatchReader = None  # type: ignore[assignment, misc]
 
-__all__ = ["VARIABLE", "Libjpeg", "PatchReader", "check_named", "find_libjpeg"]
+__all__ = ["VARIABLE", "Libjpeg", "PatchReader", "check_named_library", "find_libjpeg"]
 
 VARIABLE = "DLAS_STORE_LIBJPEG"
-"""Environment variable that names a library to use in place of Pillow's; if it is empty, none is used."""
+"""Environment variable that names a library to use in place of Pillow's; an empty value means no library."""
 
 _SAMPLINGS = ("444", "422", "440", "420", "411", "Gray")
-"""Chroma subsamplings of the JPEGs that the reader decodes."""
+"""Chroma subsamplings of the JPEGs that the reader in C decodes."""
 
 
-def check_named() -> None:
-    """Check the library that DLAS_STORE_LIBJPEG names; without the variable, do not load any.
+def check_named_library() -> None:
+    """Check the library that DLAS_STORE_LIBJPEG names; without the variable, load no library.
 
     Raises:
         ConfigError: the library cannot be loaded, or decodes to other pixels than simplejpeg.
@@ -42,36 +42,36 @@ def check_named() -> None:
 
 @cache
 def find_libjpeg() -> Libjpeg | None:
-    """Return the library; None if Pillow has none that can be called, or if its pixels differ from simplejpeg's.
+    """Return libjpeg-turbo; None if Pillow has none that can be called, or if it decodes otherwise than simplejpeg.
 
     Raises:
-        ConfigError: see check_named.
+        ConfigError: see check_named_library.
     """
-    named = os.environ.get(VARIABLE)
-    file = _pillows_module() if named is None else named
+    named_file = os.environ.get(VARIABLE)
+    file = _pillows_module() if named_file is None else named_file
     if not file or Libjpeg is None:
         return None
     try:
         library = Libjpeg(file)
     except OSError as error:
-        if named is None:
+        if named_file is None:
             return None
         raise ConfigError(f"{VARIABLE} names {file!r}, which is no libjpeg-turbo ({error}); unset it") from error
     if all(_decodes_as_simplejpeg(library, sampling) for sampling in _SAMPLINGS):
         return library
-    if named is None:
+    if named_file is None:
         return None
     raise ConfigError(f"{VARIABLE} names {file!r}, which decodes to other pixels than simplejpeg; unset it")
 
 
 def _pillows_module() -> str | None:
     """Return the file of Pillow's extension module, which is linked to libjpeg-turbo."""
-    found = importlib.util.find_spec("PIL._imaging")
-    return found.origin if found else None
+    spec = importlib.util.find_spec("PIL._imaging")
+    return spec.origin if spec else None
 
 
 def _decodes_as_simplejpeg(library: Libjpeg, sampling: str) -> bool:
-    # The picture has all values, sides that are no multiples of an MCU, and rows longer than the longest vectors.
+    # The picture has all values, sides that are no multiples of an MCU's, and rows longer than the longest vectors.
     picture = (np.arange(20 * 75 * 3, dtype=np.uint32) ** 2 // 97).astype(np.uint8).reshape(20, 75, 3)
     if sampling == "Gray":
         data = simplejpeg.encode_jpeg(np.ascontiguousarray(picture[:, :, :1]), 80, "GRAY", sampling)

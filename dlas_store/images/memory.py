@@ -1,7 +1,4 @@
-"""A cache of a bounded number of values that are slow to make.
-
-Arrays that begin where a processor's cache lines do, or at a distance from there.
-"""
+"""Memory of pixels: arrays aligned to cache lines, and a cache of a bounded number of values."""
 
 from __future__ import annotations
 
@@ -16,17 +13,21 @@ from numpy.typing import DTypeLike, NDArray
 Pixels = NDArray[np.uint8]
 
 _CACHE_LINE = 64
+"""Bytes of a cache line."""
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 def empty_aligned(shape: tuple[int, ...], dtype: DTypeLike, *, offset: int = 0) -> NDArray[Any]:
-    """Return an array, contiguous, its content undefined.
+    """Return an uninitialised contiguous array that begins at an offset from a cache line.
 
-    Views of it refer to it, as they do to an array that owns its memory.
+    The base of a view of the array is the array, as if the array owned its memory.
 
     Args:
-        shape: its shape.
-        dtype: its type, one that a memoryview has too.
-        offset: after how many bytes of a cache line it begins.
+        shape: shape of the array.
+        dtype: type of the array; memoryview must have the type too.
+        offset: bytes from the start of a cache line to the start of the array.
     """
     dtype = np.dtype(dtype)
     size = math.prod(shape) * dtype.itemsize
@@ -34,29 +35,26 @@ def empty_aligned(shape: tuple[int, ...], dtype: DTypeLike, *, offset: int = 0) 
         return np.empty(shape, dtype)
     memory = np.empty(size + _CACHE_LINE, np.uint8)
     start = (offset - memory.__array_interface__["data"][0]) % _CACHE_LINE
-    # Not a slice of the array, or made of it by numpy: views would refer to it.
+    # A slice or view of ``memory`` would not do: ``memory`` would be the base of its views.
     return np.asarray(memory.data[start : start + size].cast(dtype.char, shape))  # type: ignore[arg-type]
 
 
-K = TypeVar("K")
-V = TypeVar("V")
-
-
 class BoundedCache(Generic[K, V]):
-    """A cache for any number of threads, without a lock, which a fork beside one of them could leave locked.
+    """A cache of a bounded number of values, for any number of threads.
 
-    Two threads may therefore make the same value. At the capacity the newest value makes room, so that reading in order
-    costs the others nothing. A cache of bound methods (lru_cache) would keep their owner alive; this one gets the
-    function with each call.
+    The cache has no lock: a child forked while a thread holds a lock could never take it. So two threads may make the
+    same value. A full cache replaces its newest value, so that reading everything in order keeps the older values.
+    Each call brings the function that makes a missing value: a cache that kept a bound method, like lru_cache, would
+    keep the method's object alive.
 
     >>> cache = BoundedCache[int, str](capacity=2)
     >>> cache.get(5, str), cache.peek(5), cache.peek(6)
     ('5', '5', None)
 
     Attributes:
-        capacity: how many values to keep, from 1; may be lowered at any time.
-        entries: the values that are kept; always the same dict, so that code in C may hold it.
-        peek: returns the kept value of a key, else None; a lookup in the dict and nothing else.
+        capacity: number of values to keep, at least 1. It may be lowered at any time.
+        entries: the cached values by key. It stays the same dict, so that code in C may hold it.
+        peek: function that returns the cached value of a key, else None; just the dict's look-up.
     """
 
     __slots__ = ("capacity", "entries", "peek")
@@ -67,16 +65,16 @@ class BoundedCache(Generic[K, V]):
         self.peek: Callable[[K], V | None] = self.entries.get
 
     def get(self, key: K, make: Callable[[K], V]) -> V:
-        """Return the value of a key, made by ``make(key)`` and kept where it is not there."""
+        """Return the cached value of a key; a missing value is made by ``make(key)`` and cached."""
         value = self.entries.get(key)
         if value is None:
             value = make(key)
             if len(self.entries) >= self.capacity:
-                with suppress(KeyError):  # another thread may have cleared it
+                with suppress(KeyError):  # another thread may have emptied the cache
                     self.entries.popitem()
             self.entries[key] = value
         return value
 
     def clear(self) -> None:
-        """Forget all values."""
+        """Remove all values."""
         self.entries.clear()

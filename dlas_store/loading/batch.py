@@ -1,7 +1,4 @@
-"""A batch while it is made: begun once, filled in parts by any number of threads, then finished.
-
-Batches of items whose tensors differ in size.
-"""
+"""Batches: the contract of a builder that threads fill together, builders for any dataset, and a padding collate."""
 
 from __future__ import annotations
 
@@ -21,78 +18,128 @@ from dlas_store.images.memory import empty_aligned
 from dlas_store.sampling.rng import SampleKey
 
 Allocate = Callable[[tuple[int, ...], DTypeLike], NDArray[Any]]
-"""Gives an array of a shape and a type, contiguous, its content undefined; new_array does."""
+"""Returns a contiguous array of a shape and a type, its content undefined, as new_array does."""
 
 Collate = Callable[[list[Any]], Any]
 
 MakeItem = Callable[[SampleKey], dict[str, Any]]
 
+NO_REFERENCE = -1
+"""In RawBatch.images, a patch that has no reference."""
 
-def new_array(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-    """Return an array in new memory, where writing is fastest: bytes where pictures are decoded, floats in whole lines.
+_IN_BATCH = object()
+"""A placeholder for an item's value that was copied into the batch."""
 
-    Planes that are written past the caches take longer where their rows begin in the middle of a cache line.
-    """
-    if np.dtype(dtype) == np.uint8:
-        return empty_pixels(shape)
-    return empty_aligned(shape, dtype) if np.dtype(dtype) == np.float32 else np.empty(shape, dtype)
+_NUMPY_TYPES = frozenset(
+    {
+        torch.bool,
+        torch.uint8,
+        torch.int8,
+        torch.int16,
+        torch.int32,
+        torch.int64,
+        torch.float16,
+        torch.float32,
+        torch.float64,
+    }
+)
 
 
 class BatchBuilder(Protocol):
-    """A batch that is being made.
+    """A batch that is being made: begun once, filled in parts by any number of threads, then finished.
 
-    ``fill`` is called for parts that cover 0 .. len(work) - 1 once, by one thread or several at a time; ``finish`` when
-    all of them are done. Neither order nor parts change the batch.
+    The parts passed to ``fill`` cover each of 0 .. len(builder) - 1 once. One thread calls ``fill``, or several threads
+    at a time. ``finish`` is called when all parts are done. The batch depends neither on the parts nor on their order.
     """
 
     def __len__(self) -> int:
         """Return the number of items."""
 
     def fill(self, start: int, stop: int) -> None:
-        """Make a part of the items; positions are in reading order, not in that of the batch."""
+        """Make a part of the items. Positions refer to the order of reading, not to the order in the batch."""
 
     def finish(self) -> Any:
-        """Return the batch, equal to what PyTorch's own collate makes of the items, in the order asked for."""
+        """Return the batch, equal to PyTorch's collation of the items in the order of the keys."""
 
 
-NO_REFERENCE = -1
-"""In RawBatch.images, a patch that has no reference."""
+class CollatingBuilder:
+    """A batch of items that are made one by one, then collated: for datasets that cannot make a batch faster."""
+
+    def __init__(self, make_item: MakeItem, keys: Sequence[SampleKey], collate: Collate) -> None:
+        self._make_item = make_item
+        self._keys = keys
+        self._collate = collate
+        self._items: list[Any] = [None] * len(keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def fill(self, start: int, stop: int) -> None:
+        """Make a part of the items."""
+        for position in range(start, stop):
+            self._items[position] = self._make_item(self._keys[position])
+
+    def finish(self) -> Any:
+        """Return the batch that the collate function makes."""
+        return self._collate(self._items)
 
 
-class RawBatch(NamedTuple):
-    """A batch of N patches as they are decoded, item by item and in each frame by frame.
+class StackingBuilder:
+    """A batch of items that are made one by one, each copied into the batch while the processor's caches hold it.
 
-    Attributes:
-        pixels: uint8 (N, H, W, 3), RGB.
-        references: the number of the image in the dataset's source, which is the same in every process, and uint8
-            (h, w, 3), RGB, of each reference that a patch of the batch has.
-        images: int64 (N,), the place of a patch's reference among them, NO_REFERENCE for none.
-        squares: int64 (N, 3): where the patch lies in its reference, row, column and width, in pixels of a reference
-            of the size of the patch; 0 without a reference.
-        paths: of the items.
-        shape: the leading dimensions of the tensors that are made of it: (items,) or (items, frames).
+    Items are dicts. The batch equals PyTorch's collation of the items; ``allocate`` returns the memory of its tensors.
     """
 
-    pixels: torch.Tensor
-    references: list[tuple[int, torch.Tensor]]
-    images: torch.Tensor
-    squares: torch.Tensor
-    paths: list[str]
-    shape: tuple[int, ...]
+    def __init__(self, make_item: MakeItem, keys: Sequence[SampleKey], allocate: Allocate) -> None:
+        self._make_item = make_item
+        self._keys = keys
+        self._allocate = allocate
+        self._lock = threading.Lock()
+        self._arrays: dict[str, NDArray[Any]] = {}
+        self._items: list[dict[str, Any]] = [{}] * len(keys)
 
+    def __len__(self) -> int:
+        return len(self._keys)
 
-class BatchTransform(Protocol):
-    """Makes batches on a device of what ItemDataset.begin_raw_batch() gives."""
+    def fill(self, start: int, stop: int) -> None:
+        """Make a part of the items."""
+        for position in range(start, stop):
+            item = self._make_item(self._keys[position])
+            self._items[position] = {
+                key: _IN_BATCH if is_plain(value) and self._copy(position, key, value.numpy()) else value
+                for key, value in item.items()
+            }
 
-    def make(self, raw: RawBatch) -> Any:
-        """Return the batch that a trainer takes, its tensors on the device."""
+    def finish(self) -> dict[str, Any]:
+        """Return the batch."""
+        return {key: self._collated(key, [item[key] for item in self._items]) for key in self._items[0]}
+
+    def _copy(self, position: int, key: str, value: NDArray[Any]) -> bool:
+        """Copy a value into the batch if it has shape and type of the first value; return whether it was copied."""
+        with self._lock:
+            array = self._arrays.get(key)
+            if array is None:
+                array = self._arrays[key] = self._allocate((len(self._keys), *value.shape), value.dtype)
+        if array.shape[1:] != value.shape or array.dtype != value.dtype:
+            return False
+        array[position] = value
+        return True
+
+    def _collated(self, key: str, values: list[Any]) -> Any:
+        if all(value is _IN_BATCH for value in values):
+            return torch.from_numpy(self._arrays[key])
+        rows = enumerate(values)
+        # PyTorch's own collation explains what is wrong with tensors of several sizes.
+        return default_collate(
+            [torch.from_numpy(self._arrays[key][row]) if value is _IN_BATCH else value for row, value in rows]
+        )
 
 
 class BatchOfItems(Sequence[dict[str, Any]]):
-    """A finished batch that can be taken apart into its items.
+    """A finished batch, as a sequence of its items.
 
     Attributes:
-        batch: the whole batch.
+        batch: the batch.
     """
 
     def __init__(self, batch: dict[str, Any], count: int) -> None:
@@ -111,144 +158,92 @@ class BatchOfItems(Sequence[dict[str, Any]]):
         return map(self.__getitem__, range(self._count))
 
 
-class CollatingBuilder:
-    """A batch of items that are made one by one, for datasets that have no better way."""
+class RawBatch(NamedTuple):
+    """A batch of N decoded patches, item by item and within an item frame by frame.
 
-    def __init__(self, make_item: MakeItem, draws: Sequence[SampleKey], collate: Collate) -> None:
-        self._make_item = make_item
-        self._draws = draws
-        self._collate = collate
-        self._items: list[Any] = [None] * len(draws)
-
-    def __len__(self) -> int:
-        return len(self._draws)
-
-    def fill(self, start: int, stop: int) -> None:
-        """Make a part of the items."""
-        for position in range(start, stop):
-            self._items[position] = self._make_item(self._draws[position])
-
-    def finish(self) -> Any:
-        """Return the batch that the collate function makes."""
-        return self._collate(self._items)
-
-
-class StackingBuilder:
-    """A batch of items that are made one by one, each copied into the batch while the processor's caches hold it.
-
-    Items are dicts; the batch is what PyTorch's own collate makes of them, its tensors in memory that is given.
+    Attributes:
+        pixels: uint8 (N, H, W, 3), RGB.
+        references: a pair for each reference that a patch of the batch has: the number of its image in the dataset's
+            source, which is the same in every process, and its pixels, uint8 (h, w, 3), RGB.
+        images: int64 (N,), the position in ``references`` of each patch's reference, NO_REFERENCE for none.
+        squares: int64 (N, 3), where each patch lies in its reference: row, column and width, in pixels of a reference
+            that has the size of the patch; 0 without a reference.
+        paths: of the items.
+        shape: leading dimensions of the tensors made from the batch: (items,) or (items, frames).
     """
 
-    def __init__(self, make_item: MakeItem, draws: Sequence[SampleKey], allocate: Allocate) -> None:
-        self._make_item = make_item
-        self._draws = draws
-        self._allocate = allocate
-        self._lock = threading.Lock()
-        self._arrays: dict[str, NDArray[Any]] = {}
-        self._items: list[dict[str, Any]] = [{}] * len(draws)
-
-    def __len__(self) -> int:
-        return len(self._draws)
-
-    def fill(self, start: int, stop: int) -> None:
-        """Make a part of the items."""
-        for position in range(start, stop):
-            item = self._make_item(self._draws[position])
-            self._items[position] = {
-                key: _IN_BATCH if is_plain(value) and self._take(position, key, value.numpy()) else value
-                for key, value in item.items()
-            }
-
-    def finish(self) -> dict[str, Any]:
-        """Return the batch."""
-        return {key: self._collated(key, [item[key] for item in self._items]) for key in self._items[0]}
-
-    def _take(self, position: int, key: str, value: NDArray[Any]) -> bool:
-        """Copy a value into the batch, if it is of the shape and type of the first one there."""
-        with self._lock:
-            array = self._arrays.get(key)
-            if array is None:
-                array = self._arrays[key] = self._allocate((len(self._draws), *value.shape), value.dtype)
-        if array.shape[1:] != value.shape or array.dtype != value.dtype:
-            return False
-        array[position] = value
-        return True
-
-    def _collated(self, key: str, values: list[Any]) -> Any:
-        if all(value is _IN_BATCH for value in values):
-            return torch.from_numpy(self._arrays[key])
-        rows = enumerate(values)
-        # PyTorch's own says what is wrong with tensors of several sizes.
-        return default_collate(
-            [torch.from_numpy(self._arrays[key][row]) if value is _IN_BATCH else value for row, value in rows]
-        )
+    pixels: torch.Tensor
+    references: list[tuple[int, torch.Tensor]]
+    images: torch.Tensor
+    squares: torch.Tensor
+    paths: list[str]
+    shape: tuple[int, ...]
 
 
-_IN_BATCH = object()
+class BatchTransform(Protocol):
+    """A transform that makes batches on a device from the raw batches of an ItemDataset."""
 
-
-def check_one_size(path_of: Callable[[int], str], sizes: Sequence[tuple[int, ...]], *, advice: str) -> None:
-    """Check that the pictures of a batch have one size.
-
-    Args:
-        path_of: gives the path of one by its position.
-        sizes: height and width of each.
-        advice: what to do where they differ.
-
-    Raises:
-        StoreError: they differ; the message names the first one that is unlike those before it.
-    """
-    for position, (height, width) in enumerate(sizes):
-        if (height, width) != sizes[0]:
-            raise StoreError(
-                f"{path_of(position)}: {width} x {height} pixels, where others of its batch have "
-                f"{sizes[0][1]} x {sizes[0][0]}; {advice}"
-            )
-
-
-def is_plain(value: Any) -> bool:
-    """Return whether a value is a tensor whose memory numpy can share."""
-    if type(value) is not torch.Tensor or value.layout != torch.strided or value.requires_grad:
-        return False
-    return value.device.type == "cpu" and value.dtype in _NUMPY_TYPES and not (value.is_conj() or value.is_neg())
-
-
-_NUMPY_TYPES = frozenset(
-    {
-        torch.bool,
-        torch.uint8,
-        torch.int8,
-        torch.int16,
-        torch.int32,
-        torch.int64,
-        torch.float16,
-        torch.float32,
-        torch.float64,
-    }
-)
+    def make(self, raw: RawBatch) -> Any:
+        """Return the batch for a trainer, its tensors on the device."""
 
 
 def zero_pad(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Make a batch, padding tensors to one size.
+    """Collate items, padding tensors to one size.
 
     Args:
-        items: one or more, of the same keys.
+        items: one or more, with the same keys.
 
     Returns:
-        For each key the tensors of all items, padded with zeros at the end of each dimension to the largest, and
-        stacked; numbers as a tensor (n,); a list of the values where they are neither.
+        For each key, the items' tensors, padded with zeros at the end of each dimension to the largest size and
+        stacked. Numbers become a tensor (n,). Values of any other type become a list.
 
     Raises:
-        StoreError: items differ in their keys, or their tensors in the number of dimensions.
+        StoreError: the items have different keys, or a key's tensors different numbers of dimensions.
     """
     for item in items:
         if item.keys() != items[0].keys():
             differing = ", ".join(sorted(map(str, item.keys() ^ items[0].keys())))
             raise StoreError(f"a batch cannot be made of items that differ in their keys: {differing}")
-    return {key: _batch(key, [item[key] for item in items]) for key in items[0]}
+    return {key: _padded_values(key, [item[key] for item in items]) for key in items[0]}
 
 
-def _batch(key: str, values: list[Any]) -> Any:
+def new_array(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    """Return an array in new memory, aligned for fast writing: uint8 for the decoder, float32 to cache lines.
+
+    Non-temporal stores to large float channels take longer if rows begin in the middle of a cache line.
+    """
+    if np.dtype(dtype) == np.uint8:
+        return empty_pixels(shape)
+    return empty_aligned(shape, dtype) if np.dtype(dtype) == np.float32 else np.empty(shape, dtype)
+
+
+def is_plain(value: Any) -> bool:
+    """Return whether a value is a tensor whose memory NumPy can share."""
+    if type(value) is not torch.Tensor or value.layout != torch.strided or value.requires_grad:
+        return False
+    return value.device.type == "cpu" and value.dtype in _NUMPY_TYPES and not (value.is_conj() or value.is_neg())
+
+
+def check_one_size(path_at: Callable[[int], str], sizes: Sequence[tuple[int, ...]], *, advice: str) -> None:
+    """Check that the images of a batch have one size.
+
+    Args:
+        path_at: returns the path of the image at a position.
+        sizes: height and width of each image.
+        advice: end of the message: what to do if sizes differ.
+
+    Raises:
+        StoreError: sizes differ; the message names the first image whose size differs from that of the images before.
+    """
+    for position, (height, width) in enumerate(sizes):
+        if (height, width) != sizes[0]:
+            raise StoreError(
+                f"{path_at(position)}: {width} x {height} pixels, where others of its batch have "
+                f"{sizes[0][1]} x {sizes[0][0]}; {advice}"
+            )
+
+
+def _padded_values(key: str, values: list[Any]) -> Any:
     if all(isinstance(value, int | float) for value in values):
         return torch.tensor(values)
     if not all(isinstance(value, torch.Tensor) for value in values):
@@ -261,6 +256,6 @@ def _batch(key: str, values: list[Any]) -> Any:
 
 
 def _padded(tensor: torch.Tensor, size: list[int]) -> torch.Tensor:
-    # pad() counts from the last dimension, with a number for either end of each.
+    # pad() takes two numbers a dimension, one for each end, and begins with the last dimension.
     missing = [number for side, full in zip(tensor.shape, size, strict=True) for number in (full - side, 0)]
     return functional.pad(tensor, missing[::-1]) if any(missing) else tensor

@@ -1,7 +1,4 @@
-"""The buffer pool of batches, whose memory is used again once nothing refers to the batch that had it.
-
-Memory that patches are decoded into before they are written elsewhere.
-"""
+"""Pools of memory: buffers of batches, reused once nothing refers to them, and scratch arrays to decode into."""
 
 from __future__ import annotations
 
@@ -22,15 +19,25 @@ from dlas_store.images.decode import empty_pixels
 from dlas_store.images.memory import Pixels
 from dlas_store.loading.batch import Allocate, new_array
 
+BYTES_TOGETHER = 1 << 20
+"""Largest size of the patches that are decoded before they are written, so that the processor's caches hold them."""
+
 _SMALL_BYTES = 1 << 16
-"""Below this numpy's own allocator is as fast."""
+"""Size below which NumPy's own allocator is as fast as the pool."""
+
+_MAX_LEARNED_BYTES = (32 << 20) - (1 << 16)
+"""Size just below 32 MiB, the largest freed block that glibc adapts to."""
+
+_PROBE = [np.empty(0)]
+_FREE_REFERENCES = sys.getrefcount(_PROBE[0])
+"""Reference count of an array that only a list refers to; measured, because it is a detail of the interpreter."""
 
 
 class BufferPool:
-    """Lends arrays, and lends their memory again when no array, tensor or view of it is left.
+    """A pool of arrays: an array's memory is lent again once no array, tensor or view refers to it.
 
-    So a batch may be kept for as long as anyone likes: it then keeps its memory. New memory costs as much time as
-    decoding into it, for the system has to clear every page of it. For any number of threads.
+    A reader may therefore keep a batch, and its memory, for any time. New memory costs as much time as decoding into
+    it, because the system has to clear each page. Any number of threads may use the pool.
     """
 
     def __init__(self, batches: int) -> None:
@@ -41,16 +48,17 @@ class BufferPool:
         """
         self._batches = batches
         self._arrays: dict[tuple[tuple[int, ...], str, int], list[NDArray[Any]]] = {}
-        # A lock for each process: one that another thread holds during a fork stays locked in the child.
+        # Each process has its own lock: a lock that another thread holds during a fork stays locked in the child.
         self._locks: dict[int, threading.Lock] = {}
 
-    def of_batch(self) -> Allocate:
+    def batch_allocator(self) -> Allocate:
         """Return a function that lends the arrays of one batch, each contiguous, its content undefined."""
         count_of: Counter[tuple[tuple[int, ...], str]] = Counter()
 
         def allocate(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
             kind = (shape, np.dtype(dtype).str)
-            # A batch may have several of a kind, as HQ and LQ at scale 1; each is held for as many batches.
+            # A batch may have several arrays of a kind, as HQ and LQ at scale 1. Each of them has its own list, so that
+            # as many batches' arrays are kept.
             count_of[kind] += 1
             return self._lend(shape, dtype, self._arrays.setdefault((*kind, count_of[kind]), []))
 
@@ -64,54 +72,15 @@ class BufferPool:
             array = new_array(shape, dtype)
             if array.nbytes >= _SMALL_BYTES:
                 arrays.append(array)
-                # An array that is in use for long belongs to its reader.
+                # All arrays of the list are in use. The oldest leaves the pool, and its reader alone keeps it.
                 del arrays[: -self._batches]
             return array
 
 
-_LARGEST_LEARNT_FROM = (32 << 20) - (1 << 16)
-
-
-@cache
-def keep_freed_memory_in_process() -> None:
-    """Let memory that the arrays of an item free stay with the process, where the next item's arrays take it from.
-
-    glibc gives memory back to the system once twice the largest block that it ever freed lies at the end of a heap; the
-    system has to clear every page of it when it is taken again. It learns from blocks of up to 32 MiB, which need not
-    be written to. Loaders call this as they start, in each process that makes batches.
-    """
-    np.empty(_LARGEST_LEARNT_FROM, np.uint8)
-
-
-def pinned(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-    """Return an array in page-locked memory, which a GPU copies from by itself.
-
-    PyTorch keeps such memory for reuse, and knows until when a GPU reads it. It knows it by its first byte, so that the
-    array has to begin there (compare pixels.DECODING_OFFSET).
-    """
-    empty = torch.empty(shape, dtype=torch.from_numpy(np.empty(0, dtype)).dtype, pin_memory=True)
-    array: NDArray[Any] = empty.numpy()
-    return array
-
-
-def is_free(arrays: Sequence[Any], position: int) -> bool:
-    """Return whether nothing but a list refers to an array (or a tuple) in it: no variable, no view, no tensor."""
-    return sys.getrefcount(arrays[position]) == _FREE
-
-
-_PROBE = [np.empty(0)]
-_FREE = sys.getrefcount(_PROBE[0])
-"""The count of what only its list refers to; measured, for it is a detail of the interpreter."""
-
-
-BYTES_TOGETHER = 1 << 20
-"""Patches up to so many bytes are decoded before they are written: they stay in the processor's caches."""
-
-
 class ScratchPool:
-    """Gives arrays, and gives those again that were given back last, which a processor's caches may still hold.
+    """A LIFO pool of scratch arrays: the last one returned, still warm in cache, is lent first.
 
-    For any number of threads; it keeps as many as were in use at a time. A pickled one is empty.
+    The pool keeps as many arrays as were in use at a time. Any number of threads may use it. Pickling empties it.
     """
 
     def __init__(self) -> None:
@@ -122,15 +91,47 @@ class ScratchPool:
 
     @contextmanager
     def patches(self, shape: tuple[int, ...]) -> Iterator[list[Pixels]]:
-        """Lend the arrays of a shape (N, H, W, 3), uint8, one a patch, their content undefined.
+        """Lend arrays to decode patches into; nothing may refer to them after the block.
 
-        Nothing may refer to them behind the block.
+        Args:
+            shape: of the patches, (N, H, W, 3).
+
+        Yields:
+            N arrays, uint8 (H, W, 3), their content undefined.
         """
         try:
-            kept, arrays = self._free.pop()
+            free_shape, arrays = self._free.pop()
         except IndexError:
-            kept, arrays = (), []
-        if kept != shape:  # those of another shape are let go of
+            free_shape, arrays = (), []
+        if free_shape != shape:  # arrays of another shape are dropped
             arrays = list(empty_pixels(shape))
         yield arrays
         self._free.append((shape, arrays))
+
+
+@cache
+def keep_freed_memory_in_process() -> None:
+    """Make glibc keep the memory that an item's arrays free, so that the next item's arrays reuse it.
+
+    glibc returns memory to the system when the free end of a heap exceeds twice the largest block that was ever freed;
+    the system has to clear each page that the process takes again. A single free of a block of up to 32 MiB, which
+    need not be written to, raises that limit. Loaders call this function as they start, in each process that makes
+    batches.
+    """
+    np.empty(_MAX_LEARNED_BYTES, np.uint8)
+
+
+def new_pinned_array(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    """Return an array in page-locked memory, which a GPU copies from without the processor.
+
+    PyTorch reuses such memory, once a GPU has read it. PyTorch recognises the memory by its first byte, so that the
+    array has to begin there (compare DECODING_OFFSET in images/decode.py).
+    """
+    empty = torch.empty(shape, dtype=torch.from_numpy(np.empty(0, dtype)).dtype, pin_memory=True)
+    array: NDArray[Any] = empty.numpy()
+    return array
+
+
+def is_free(arrays: Sequence[Any], position: int) -> bool:
+    """Return whether only the list refers to its array (or tuple) at a position: no variable, view or tensor."""
+    return sys.getrefcount(arrays[position]) == _FREE_REFERENCES

@@ -1,7 +1,4 @@
-"""A function that makes the loader that a config describes.
-
-The registry of modes, and a function that makes the dataset of an options dict.
-"""
+"""The dataset and the loader that a config describes, and the registry of modes."""
 
 from __future__ import annotations
 
@@ -25,6 +22,57 @@ from dlas_store.sampling.samplers import EpochSampler
 
 START_METHODS = ("fork", "forkserver", "spawn")
 
+MakeDataset = Callable[[Any], Dataset[Any]]
+"""A dataset's class: called with the options dict alone."""
+
+_MODES: dict[str, MakeDataset] = {}
+
+
+@overload
+def create_dataset(opt: Mapping[str, Any], return_collate: Literal[False] = False) -> Dataset[Any]: ...
+@overload
+def create_dataset(opt: Mapping[str, Any], return_collate: Literal[True]) -> tuple[Dataset[Any], Collate | None]: ...
+@overload
+def create_dataset(
+    opt: Mapping[str, Any], return_collate: bool
+) -> Dataset[Any] | tuple[Dataset[Any], Collate | None]: ...
+def create_dataset(
+    opt: Mapping[str, Any], return_collate: bool = False
+) -> Dataset[Any] | tuple[Dataset[Any], Collate | None]:
+    """Make the dataset that options describe, of the class that is registered for ``mode``.
+
+    Args:
+        opt: the options of one dataset.
+        return_collate: return the pair (dataset, collate function). The collate function is the class's own; otherwise
+            zero_pad if ``needs_collate`` is true; otherwise None, which means PyTorch's own.
+
+    Raises:
+        ConfigError: the mode is unknown, or an option is missing or has a wrong value.
+        StoreError: the data cannot be opened.
+    """
+    mode = opt.get("mode") if isinstance(opt, Mapping) else None
+    if not isinstance(mode, str) or mode not in _MODES:
+        raise ConfigError(f"mode: no mode {mode!r}; known are {', '.join(sorted(_MODES))}")
+    dataset = _MODES[mode](opt)
+    if not return_collate:
+        return dataset
+    return dataset, getattr(dataset, "collate_fn", zero_pad if opt.get("needs_collate") else None)
+
+
+def register_dataset(mode: str, cls: MakeDataset) -> None:
+    """Register the class whose datasets create_dataset makes for a mode, in place of an earlier class.
+
+    Args:
+        mode: the value of the option ``mode``.
+        cls: called with the options dict alone. A dataset's attribute ``collate_fn``, if any, is its collate function.
+    """
+    _MODES[mode] = cls
+
+
+def has_mode(mode: object) -> bool:
+    """Return whether a class is registered for a mode."""
+    return mode in _MODES
+
 
 def create_dataloader(  # noqa: PLR0917 - DL-Art-School's signature
     dataset: Dataset[Any],
@@ -36,26 +84,36 @@ def create_dataloader(  # noqa: PLR0917 - DL-Art-School's signature
 ) -> Loader:
     """Make the loader of a dataset, as DL-Art-School's function of this name does.
 
-    In phase train (the default) batches are shuffled, unless a sampler gives the order, and an incomplete last one is
-    dropped. In other phases they come in order from this process, one item each where no ``batch_size`` is given.
+    In phase train (the default) items are shuffled, unless a sampler determines the order, and an incomplete last batch
+    is dropped. In other phases items come in order, and ``batch_size`` is 1 by default; a WorkersLoader then makes
+    batches in this process.
+
+    Options that are read from ``dataset_opt``, with their defaults in parentheses:
+        phase: train, or any other word (train).
+        batch_size: items of a batch, of all processes together (required in phase train, otherwise 1).
+        drop_last: drop an incomplete last batch (true in phase train, otherwise false).
+        loader: threads (for the datasets of this library) or workers (for any other dataset).
+        n_workers: number of processes of a workers loader (0: this process makes the batches), or of threads of a
+            threads loader, at most one a core (0: one a core).
+        n_threads: number of threads of this process (n_workers), or of each worker process (1).
+        start_method: of the worker processes (the system's).
+        device: a device on which HQ and LQ are made (none).
+        pin_memory: put batches into page-locked memory (true; without a GPU the option has no effect).
+        needs_collate: pad tensors to one size (false).
+        seed: of the shuffle (the dataset's seed, or else a random one; 0 with ``dist``).
+        shuffle_window, uneven_ranks: see EpochSampler (none, false).
 
     Args:
         dataset: any PyTorch dataset with a length.
-        dataset_opt: its options, of which are read here: ``phase``; ``batch_size``; ``drop_last`` (true in phase
-            train, else false); ``loader``: threads (the default
-            for the datasets of this library) or workers (for any other); ``n_workers`` (0): processes for workers,
-            threads for threads, where 0 is one a core; ``n_threads``: of this process for threads, of each worker (1)
-            for workers; ``start_method`` of the workers; ``device``: where HQ and LQ are made;
-            ``pin_memory`` (true; it has an effect only where there is a GPU); ``needs_collate`` (false); ``seed`` (of
-            the shuffle; where it is not given the one that the dataset drew, 0 with ``dist``);
-            ``shuffle_window`` and ``uneven_ranks`` (false): see EpochSampler.
-        opt: options of the whole training; ``dist`` divides each batch among the processes.
-        sampler: gives the order in place of a shuffle.
-        collate_fn: makes a batch of a list of items; by default zero_pad with ``needs_collate``, else PyTorch's own.
+        dataset_opt: options of the dataset.
+        opt: options of the training; ``dist`` divides each batch among the processes.
+        sampler: determines the order in place of a shuffle.
+        collate_fn: makes a batch from a list of items; by default zero_pad with ``needs_collate``, otherwise PyTorch's
+            own.
         shuffle: whether to shuffle in phase train.
 
     Raises:
-        ConfigError: an option is missing or of a wrong value.
+        ConfigError: an option is missing or has a wrong value.
     """
     options = ConfigOptions.of_dataset(dataset_opt, mode=type(dataset).__name__)
     train = (dataset_opt.get("phase") or "train") == "train"
@@ -63,23 +121,25 @@ def create_dataloader(  # noqa: PLR0917 - DL-Art-School's signature
     batch_size = options.integer("batch_size", None if train else 1, minimum=1)
     if options.flag("needs_collate", False) and collate_fn is None:
         collate_fn = zero_pad
-    ranks = _processes(options, batch_size) if train and opt is not None and opt.get("dist") else 1
+    ranks = _world_size(options, batch_size) if train and opt is not None and opt.get("dist") else 1
     order: Sampler[Any] | Iterable[Any]
     if sampler is None:
         order = _sampler(options, dataset, batch_size, ranks, shuffles=train and shuffle, drop_last=drop_last)
     else:
         for option in ("shuffle_window", "uneven_ranks"):
             if options.has(option):
-                raise options.error(f"{option} is given, but a sampler gives the order; leave one of them out")
+                raise options.error(
+                    f"{option} has no effect, because a sampler gives the order; remove {option} or the sampler"
+                )
         order = sampler
     batch_size //= ranks
     workers = options.integer("n_workers", 0, minimum=0)
     pin_memory = options.flag("pin_memory", True) and torch.cuda.is_available()
     start_method = options.choice("start_method", None, START_METHODS) if options.has("start_method") else None
     to_device = _to_device(options, dataset, collate_fn)
-    if _kind(options, dataset) == "threads":
+    if _loader_kind(options, dataset) == "threads":
         if start_method:
-            raise options.error("start_method is of worker processes; set loader to workers, or leave it out")
+            raise options.error("start_method is of worker processes; set loader to workers, or remove start_method")
         return ThreadsLoader(
             dataset,
             sampler=order,
@@ -104,7 +164,7 @@ def create_dataloader(  # noqa: PLR0917 - DL-Art-School's signature
     )
 
 
-def _kind(options: ConfigOptions, dataset: Dataset[Any]) -> str:
+def _loader_kind(options: ConfigOptions, dataset: Dataset[Any]) -> str:
     default = "threads" if isinstance(dataset, ItemDataset) else "workers"
     return options.choice("loader", default, ("threads", "workers"))
 
@@ -145,13 +205,13 @@ def _sampler(
     uneven = options.flag("uneven_ranks", False)
     if uneven and drop_last:
         raise options.error(
-            "uneven_ranks is about a last batch that is kept, but it is dropped; set drop_last to false, or leave "
-            "uneven_ranks out"
+            "uneven_ranks is about a last batch that is kept, but drop_last drops the last batch; set drop_last to "
+            "false, or remove uneven_ranks"
         )
     if options.has("seed"):
         seed = options.integer("seed", minimum=0)
     elif ranks > 1:
-        seed = 0  # each process must have the same order
+        seed = 0  # all processes need the same order
     else:
         seed = dataset.seed if isinstance(dataset, ItemDataset) else new_seed()
     return EpochSampler(
@@ -167,63 +227,11 @@ def _sampler(
     )
 
 
-def _processes(options: ConfigOptions, batch_size: int) -> int:
-    """Return how many processes share each batch."""
+def _world_size(options: ConfigOptions, batch_size: int) -> int:
+    """Return the number of processes that divide each batch."""
     if not distributed.is_initialized():
         raise options.error("dist is set, but torch.distributed.init_process_group has not been called")
     processes = distributed.get_world_size()
     if batch_size % processes:
         raise options.error(f"batch_size must be a multiple of the {processes} processes, got {batch_size}")
     return processes
-
-
-MakeDataset = Callable[[Any], Dataset[Any]]
-"""A dataset's class: called with the options dict alone."""
-
-_MODES: dict[str, MakeDataset] = {}
-
-
-def register_dataset(mode: str, cls: MakeDataset) -> None:
-    """Let create_dataset make datasets of a class for a mode, in place of what it made for that mode before.
-
-    Args:
-        mode: what ``mode`` says in the options.
-        cls: called with the options dict alone; where it has an attribute ``collate_fn``, that is its collate function.
-    """
-    _MODES[mode] = cls
-
-
-@overload
-def create_dataset(opt: Mapping[str, Any], return_collate: Literal[False] = False) -> Dataset[Any]: ...
-@overload
-def create_dataset(opt: Mapping[str, Any], return_collate: Literal[True]) -> tuple[Dataset[Any], Collate | None]: ...
-@overload
-def create_dataset(
-    opt: Mapping[str, Any], return_collate: bool
-) -> Dataset[Any] | tuple[Dataset[Any], Collate | None]: ...
-def create_dataset(
-    opt: Mapping[str, Any], return_collate: bool = False
-) -> Dataset[Any] | tuple[Dataset[Any], Collate | None]:
-    """Make the dataset that options describe, of the class that ``mode`` stands for.
-
-    Args:
-        opt: the options of one dataset.
-        return_collate: return (dataset, collate function) as well: the class's own, else zero_pad where
-            ``needs_collate`` is true, else None, which stands for PyTorch's own.
-
-    Raises:
-        ConfigError: the mode is none, or an option is missing or of a wrong value.
-        StoreError: the data cannot be opened.
-    """
-    mode = opt.get("mode") if isinstance(opt, Mapping) else None
-    if not isinstance(mode, str) or mode not in _MODES:
-        raise ConfigError(f"mode: no mode {mode!r}; known are {', '.join(sorted(_MODES))}")
-    dataset = _MODES[mode](opt)
-    if not return_collate:
-        return dataset
-    return dataset, getattr(dataset, "collate_fn", zero_pad if opt.get("needs_collate") else None)
-
-
-def has_mode(mode: object) -> bool:
-    """Return whether a class is registered for a mode."""
-    return mode in _MODES

@@ -1,13 +1,10 @@
-"""The batches of a loader's epochs, and how far the epoch that runs has come.
-
-The base class of loaders: beside batches they have a length, an order, epochs, and a state.
-"""
+"""The base class of loaders: the batches of each epoch, and a state from which an interrupted epoch resumes."""
 
 from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -15,7 +12,8 @@ from torch.utils.data import Dataset, Sampler
 
 from dlas_store.errors import ConfigError
 from dlas_store.loading.dataset import ItemDataset
-from dlas_store.sampling.samplers import Epoch, EpochSampler, StatefulSampler, integer_of_state, plain_indices
+from dlas_store.sampling.rng import SampleKey
+from dlas_store.sampling.samplers import Epoch, EpochSampler, StatefulSampler, integer_of_state
 
 _LOG = logging.getLogger(__name__)
 
@@ -23,16 +21,92 @@ Batch = list[Any]
 """The sampler's items for one batch: keys, or plain indices for a dataset that does not know keys."""
 
 
+class Loader(ABC):
+    """Yields the batches of a dataset, epoch after epoch.
+
+    The same seed gives the same batches in the same order, from any loader with any number of threads or workers.
+    Epochs count as 0, 1, 2, ... unless set_epoch() chooses a number; ``set_epoch(n)`` repeats epoch n at any time.
+    After load_state_dict() the next epoch begins at the state's position. The end of an epoch logs how many samples
+    were replaced.
+    """
+
+    def __init__(self, batches: EpochBatches, *, num_workers: int, num_threads: int) -> None:
+        """Set up the loader.
+
+        Args:
+            batches: dataset and sampler.
+            num_workers: processes, 0 for this one.
+            num_threads: threads of each process.
+        """
+        self._batches = batches
+        self.num_workers = num_workers
+        self.num_threads = num_threads
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the batches of an epoch."""
+
+    def __len__(self) -> int:
+        """Return the number of batches in a full epoch."""
+        return len(self._batches)
+
+    @property
+    def dataset(self) -> Dataset[Any]:
+        """The dataset that is read."""
+        return self._batches.dataset
+
+    @property
+    def sampler(self) -> Any:
+        """The sampler, which determines the order."""
+        return self._batches.sampler
+
+    @property
+    def batch_size(self) -> int:
+        """Number of items in a batch of this process."""
+        return self._batches.batch_size
+
+    @property
+    def drop_last(self) -> bool:
+        """Whether an incomplete last batch is dropped."""
+        return self._batches.drop_last
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the number of the next epoch, 0 or more, and pass the number on to a sampler that has a set_epoch."""
+        self._batches.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the state after the batches that were delivered, ready for JSON: seed, epoch, position, length.
+
+        The seed is that of the order. The items have the same seed, or else the state has an ``item_seed``. A seed that
+        no config sets is in the state as well, so that a resumed epoch has the same items.
+
+        The position counts items of the epoch's order, in all processes together, so that other batch sizes, loaders
+        and numbers of processes can resume. The length is the number of items in the dataset, which must not change.
+
+        Raises:
+            ConfigError: the sampler keeps no state.
+        """
+        return self._batches.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Resume: the next epoch begins at a state's position, with the state's seeds for order and items.
+
+        Raises:
+            ConfigError: the state is invalid, or of a dataset of another length; or the sampler keeps no state.
+        """
+        self._batches.load_state_dict(state)
+
+
 class EpochBatches:
     """Divides each epoch of a sampler into batches.
 
-    Epochs count as 0, 1, 2, ... unless set_epoch() says otherwise.
+    Epochs count as 0, 1, 2, ... unless set_epoch() chooses a number.
 
     Attributes:
-        dataset: what is read.
-        sampler: gives the order.
-        batch_size: items a batch, of this process.
-        drop_last: whether an incomplete last batch is left out; a sampler that makes batches has decided that itself.
+        dataset: the dataset that is read.
+        sampler: determines the order.
+        batch_size: number of items in a batch of this process.
+        drop_last: whether an incomplete last batch is dropped. An EpochSampler decides that itself.
     """
 
     def __init__(
@@ -43,11 +117,13 @@ class EpochBatches:
         self.batch_size = batch_size
         self.drop_last = drop_last
         if isinstance(sampler, EpochSampler):
-            if sampler.share != batch_size:
-                raise ConfigError(f"batch_size is {batch_size}, but the sampler makes batches of {sampler.share} items")
+            if sampler.local_batch_size != batch_size:
+                raise ConfigError(
+                    f"batch_size is {batch_size}, but the sampler makes batches of {sampler.local_batch_size} items"
+                )
             self.drop_last = sampler.drop_last
-        self._next_number = 0  # of a sampler that does not count epochs itself
-        self._epoch: Epoch | None = None  # the last one that was begun, until it ends
+        self._next_number = 0  # the next epoch's number, for a sampler that does not count epochs itself
+        self._epoch: Epoch | None = None  # the epoch that began last, until it ends
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
@@ -55,19 +131,19 @@ class EpochBatches:
         return items // self.batch_size if self.drop_last else -(-items // self.batch_size)
 
     def set_epoch(self, epoch: int) -> None:
-        """Let the next epoch be that of a number, from 0; a sampler with a set_epoch is told as well."""
+        """Choose the number of the next epoch, 0 or more, and pass the number on to a sampler that has a set_epoch."""
         self._next_number = epoch
         self._epoch = None
         if hasattr(self.sampler, "set_epoch"):
             self.sampler.set_epoch(epoch)
 
     def begin(self) -> tuple[Epoch, Iterator[Batch]]:
-        """Begin an epoch, of which the state tells from now on; return it, and its batches or the rest of them."""
+        """Begin an epoch, which the state describes from now on; return the epoch and its remaining batches."""
         if isinstance(self.sampler, StatefulSampler):
-            batches = self._of_stateful(self.sampler)
+            batches = self._stateful_batches(self.sampler)
             epoch = self.sampler.epoch
         else:
-            batches = self._of_foreign(self.sampler)
+            batches = self._foreign_batches(self.sampler)
             epoch = Epoch(self._next_number)
             self._next_number += 1
         if isinstance(self.dataset, ItemDataset):
@@ -76,14 +152,14 @@ class EpochBatches:
         return epoch, batches
 
     def end(self, epoch: Epoch) -> None:
-        """Note that an epoch came to its end, and report what was skipped in it."""
+        """Record that an epoch is finished, and log how many samples were replaced."""
         if epoch is self._epoch:
             self._epoch = None
         if isinstance(self.dataset, ItemDataset) and (skipped := self.dataset.take_skipped()):
             _LOG.warning("%d samples of this epoch could not be read and were replaced", skipped)
 
     def state_dict(self) -> dict[str, int]:
-        """Return where the epoch is, after the batches that were delivered; see Loader.
+        """Return the state after the batches that were delivered; see Loader.
 
         Raises:
             ConfigError: the sampler keeps no state.
@@ -95,10 +171,10 @@ class EpochBatches:
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Let the next epoch go on where a state says.
+        """Resume: the next epoch begins at a state's position.
 
         Raises:
-            ConfigError: the state is none, or of data with another number of items; or the sampler keeps none.
+            ConfigError: the state is invalid, or of data with another number of items; or the sampler keeps no state.
         """
         sampler = self._stateful_sampler()
         has_item_seed = isinstance(state, Mapping) and "item_seed" in state
@@ -121,16 +197,16 @@ class EpochBatches:
             )
         return self.sampler
 
-    def _of_stateful(self, sampler: StatefulSampler) -> Iterator[Batch]:
+    def _stateful_batches(self, sampler: StatefulSampler) -> Iterator[Batch]:
         batches = sampler.batches() if isinstance(sampler, EpochSampler) else self._grouped(iter(sampler))
         return batches if isinstance(self.dataset, ItemDataset) else plain_indices(batches)
 
-    def _of_foreign(self, sampler: Sampler[Any] | Iterable[Any]) -> Iterator[Batch]:
+    def _foreign_batches(self, sampler: Sampler[Any] | Iterable[Any]) -> Iterator[Batch]:
         batches = self._grouped(iter(sampler))
-        return self._as_keys(self.dataset, batches) if isinstance(self.dataset, ItemDataset) else batches
+        return self._key_batches(self.dataset, batches) if isinstance(self.dataset, ItemDataset) else batches
 
     @staticmethod
-    def _as_keys(dataset: ItemDataset, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def _key_batches(dataset: ItemDataset, batches: Iterator[Batch]) -> Iterator[Batch]:
         for batch in batches:
             yield [dataset.as_key(item) for item in batch]
 
@@ -140,77 +216,6 @@ class EpochBatches:
                 yield batch
 
 
-class Loader(ABC):
-    """Gives the batches of a dataset, epoch after epoch.
-
-    The same seed gives the same batches in the same order, from any loader with any number of threads or workers.
-    Epochs count as 0, 1, 2, ... unless set_epoch() says otherwise; ``set_epoch(n)`` gives epoch n's again at any time.
-    A state loaded by load_state_dict() is where the next epoch goes on. Samples that were skipped are reported at the
-    end of an epoch.
-    """
-
-    def __init__(self, batches: EpochBatches, *, num_workers: int, num_threads: int) -> None:
-        """Take the batches of each epoch, and what they are made by.
-
-        Args:
-            batches: dataset and sampler.
-            num_workers: processes, 0 for this one.
-            num_threads: threads of each.
-        """
-        self._batches = batches
-        self.num_workers = num_workers
-        self.num_threads = num_threads
-
-    @abstractmethod
-    def __iter__(self) -> Iterator[Any]:
-        """Give the batches of an epoch."""
-
-    def __len__(self) -> int:
-        """Return the number of batches in a whole epoch."""
-        return len(self._batches)
-
-    @property
-    def dataset(self) -> Dataset[Any]:
-        """The dataset that is read."""
-        return self._batches.dataset
-
-    @property
-    def sampler(self) -> Any:
-        """The sampler, which gives the order."""
-        return self._batches.sampler
-
-    @property
-    def batch_size(self) -> int:
-        """Items a batch, of this process."""
-        return self._batches.batch_size
-
-    @property
-    def drop_last(self) -> bool:
-        """Whether an incomplete last batch is left out."""
-        return self._batches.drop_last
-
-    def set_epoch(self, epoch: int) -> None:
-        """Let the next epoch be that of a number, from 0; a sampler with a set_epoch is told as well."""
-        self._batches.set_epoch(epoch)
-
-    def state_dict(self) -> dict[str, int]:
-        """Return where the epoch stands after the batches that it gave, as JSON: seed, epoch, position, length.
-
-        The seed is that of the order, and of the items unless there is an ``item_seed`` beside it. Whether a config
-        gave it or it was drawn, an epoch that is resumed has the same items.
-
-        The position counts items of the epoch's order, of all processes together, so that it can be resumed with other
-        batch sizes, loaders, and numbers of processes; the length is the dataset's, which must be the same then.
-
-        Raises:
-            ConfigError: the sampler keeps no state.
-        """
-        return self._batches.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Let the next epoch go on where a state says, with its seeds in place of those of loader and dataset.
-
-        Raises:
-            ConfigError: the state is none, or of a dataset of another length; or the sampler keeps none.
-        """
-        self._batches.load_state_dict(state)
+def plain_indices(batches: Iterable[Sequence[SampleKey]]) -> Iterator[list[int]]:
+    """Yield batches of keys as batches of indices, for a dataset that does not know keys."""
+    return ([key.index for key in batch] for batch in batches)

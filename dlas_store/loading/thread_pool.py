@@ -16,27 +16,32 @@ R = TypeVar("R")
 
 _POLL_SECONDS = 0.0002
 
-_PATIENCE_SECONDS = 5.0
-"""Of a fork with jobs that do not come to an end, such as one that waits for another pool's, which is paused."""
+_MAX_WAIT_SECONDS = 5.0
+"""How long a fork waits for jobs that do not end, such as a job that waits for a job of another, paused pool."""
 
 
 class ForkSafeThreadPool(ThreadPoolExecutor):
-    """A pool of threads beside which, and right after which, paused_for_fork() lets worker processes be forked.
+    """A thread pool that paused_for_fork() pauses, so that worker processes can be forked beside it and right after it.
 
-    A forked process has the thread that forked it alone, but every lock as it was: one that another thread held stays
-    locked for ever. Python sees to its own locks, OpenCV does not to its. Threads take those while they work, and once
-    more when they end: what OpenCV keeps for each of them is freed when Python has joined it already.
+    A forked process has only the thread that forked it, but every lock in the state of that moment: a lock that another
+    thread held stays locked for ever. Python makes its own locks safe for forks, but OpenCV does not. A thread takes
+    OpenCV's locks while it works, and once more when it ends: the memory that OpenCV keeps for each thread is freed
+    after Python has joined the thread.
     """
 
     def __init__(self, threads: int) -> None:
-        """Take the number of threads."""
+        """Set up the pool.
+
+        Args:
+            threads: number of threads.
+        """
         self._jobs = 0
         self._closing = False
         self._files_of_threads: dict[int, int | None] = {}
-        super().__init__(threads, "dlas_store", initializer=_thread_noter(self._files_of_threads))
+        super().__init__(threads, "dlas_store", initializer=_thread_recorder(self._files_of_threads))
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
-        """Let a thread do a job; one that none has begun when the pool is shut down is given up."""
+        """Run a job in a thread. A job that has not begun when the pool is shut down is cancelled."""
         with _gate.changed:
             self._jobs += 1
         try:
@@ -46,11 +51,12 @@ class ForkSafeThreadPool(ThreadPoolExecutor):
             raise
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """End the threads; with ``wait`` the process has none of them any more when this returns.
+        """Cancel the jobs that have not begun, with ``cancel_futures`` or without, and end the threads.
 
-        Jobs that wait are given up, with ``cancel_futures`` or not.
+        With ``wait`` the method returns when the process has none of the pool's threads.
         """
-        # An iterator that was forgotten may be ended by the garbage collection of one of its own threads.
+        # Garbage collection in one of the pool's own threads may close a forgotten iterator; that thread cannot wait
+        # for itself.
         wait = wait and threading.get_ident() not in self._files_of_threads
         with _gate.changed:
             self._closing = True
@@ -61,7 +67,7 @@ class ForkSafeThreadPool(ThreadPoolExecutor):
             with _gate.section():
                 super().shutdown(wait=True)
                 for file in self._files():
-                    _wait_until_gone(file)
+                    _wait_for_thread_end(file)
         else:
             super().shutdown(wait=False, cancel_futures=cancel_futures)
         for file in self._files():
@@ -89,69 +95,76 @@ class ForkSafeThreadPool(ThreadPoolExecutor):
 
 @contextmanager
 def paused_for_fork() -> Iterator[None]:
-    """Pause the pools of this process for the block; wait some seconds for the jobs that they have begun."""
-    this_thread = threading.get_ident()
+    """Pause all pools of this process during the block; wait some seconds for running jobs first."""
+    thread = threading.get_ident()
     try:
         with _gate.changed:
-            _gate.closed_by.append(this_thread)
-            _gate.changed.wait_for(lambda: not _gate.inside, _PATIENCE_SECONDS)
+            _gate.forking_threads.append(thread)
+            _gate.changed.wait_for(lambda: not _gate.sections, _MAX_WAIT_SECONDS)
         yield
     finally:
         with _gate.changed:
-            _gate.closed_by.remove(this_thread)
+            _gate.forking_threads.remove(thread)
             _gate.changed.notify_all()
 
 
 class _Gate:
-    """Counts the sections that no fork may meet, and knows the threads that wish to fork."""
+    """A gate that keeps forks and sections apart.
+
+    A section is a block during which no fork may happen. The gate counts the running sections, and lists the threads
+    that fork or wait to fork.
+    """
 
     def __init__(self) -> None:
-        self.open()
+        self.reset()
 
-    def open(self) -> None:
-        """Begin anew, as in a forked process, which has none of the threads."""
+    def reset(self) -> None:
+        """Open the gate, also in a forked process, which has none of the other threads."""
         self.changed = threading.Condition()
-        self.inside = 0
-        self.closed_by: list[int] = []
+        self.sections = 0
+        self.forking_threads: list[int] = []
 
     @contextmanager
     def section(self, unless: Callable[[], bool] = lambda: False) -> Iterator[None]:
-        """Run a block that no fork may meet, once nobody wishes to fork or the condition holds."""
-        this_thread = threading.get_ident()
+        """Run a block during which no fork may happen.
+
+        The block begins when no thread waits to fork, or when ``unless`` returns true.
+        """
+        thread = threading.get_ident()
         with self.changed:
-            # A thread that forks may itself end an epoch, when its garbage is collected.
-            self.changed.wait_for(lambda: not self.closed_by or this_thread in self.closed_by or unless())
-            self.inside += 1
+            # A forking thread may itself close an epoch's iterator, by garbage collection, so it must not wait.
+            self.changed.wait_for(lambda: not self.forking_threads or thread in self.forking_threads or unless())
+            self.sections += 1
         try:
             yield
         finally:
             with self.changed:
-                self.inside -= 1
-                if self.closed_by:
+                self.sections -= 1
+                if self.forking_threads:
                     self.changed.notify_all()
 
 
 _gate = _Gate()
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_gate.open)
+    os.register_at_fork(after_in_child=_gate.reset)
 
 
-def _thread_noter(files_of_threads: dict[int, int | None]) -> Callable[[], None]:
-    def note_thread() -> None:
+def _thread_recorder(files_of_threads: dict[int, int | None]) -> Callable[[], None]:
+    def record_thread() -> None:
         try:
-            # Unlike a number, which the system gives again, an open file never comes to mean another thread.
+            # The system reuses a thread's number, but an open file always refers to the same thread.
             files_of_threads[threading.get_ident()] = os.open("/proc/thread-self/comm", os.O_RDONLY)
-        except OSError:  # not on Linux, and nowhere else are workers forked unless asked for
+        except OSError:  # not on Linux; no other system forks workers by default
             files_of_threads[threading.get_ident()] = None
 
-    return note_thread
+    return record_thread
 
 
-def _wait_until_gone(thread: int) -> None:
+def _wait_for_thread_end(file: int) -> None:
     while True:
         try:
-            os.pread(thread, 1, 0)
+            os.pread(file, 1, 0)
         except ProcessLookupError:
             return
         time.sleep(_POLL_SECONDS)

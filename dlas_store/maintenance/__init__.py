@@ -1,4 +1,4 @@
-"""Work on whole stores: verify them, rebuild their index, describe them."""
+"""Maintenance of whole stores: verification, rebuilding of the index, and a summary."""
 
 from dlas_store.maintenance.info import info
 from dlas_store.maintenance.reindex import reindex

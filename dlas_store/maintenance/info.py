@@ -1,4 +1,4 @@
-"""Description of a store: numbers of images and patches, bytes, and sizes in pixels."""
+"""Summary of a store: numbers of images and patches, sizes in bytes, and sizes in pixels."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from dlas_store.storage.store import Store
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoreInfo:
-    """What is in a store.
+    """The summary of a store's content.
 
     Attributes:
         images: number of images.
         patches: number of patches.
         references: number of images with a reference.
-        bytes: of all patches and references.
-        disk_bytes: of the store's files.
+        bytes: size of all patches and references in bytes.
+        disk_bytes: size of the store's files in bytes.
         shards: number of shards.
-        layout: chunked or pictures.
-        format_version: of the store.
-        store_id: 32 hexadecimal digits.
-        generation: how often the index was replaced.
-        sizes: number of patches by "WIDTHxHEIGHT" in pixels, the most frequent first.
+        layout: layout of the store, chunked or pictures.
+        format_version: version of the store's format.
+        store_id: id of the store, 32 hexadecimal digits.
+        generation: number of times that the index was replaced.
+        sizes: "WIDTHxHEIGHT" in pixels -> number of patches of that size, the most frequent size first.
     """
 
     images: int
@@ -44,16 +44,20 @@ class StoreInfo:
     sizes: dict[str, int]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the facts in JSON types."""
+        """Return the summary in JSON types."""
         return asdict(self)
 
 
 def info(path: Path) -> StoreInfo:
-    """Return what is in a store; reads the metadata of every image.
+    """Return the summary of a store, from the index and the metadata of every image.
+
+    Args:
+        path: the store's folder, its index.lmdb, or a single shard.
 
     Raises:
-        NotASourceError: no store.
-        DamagedError: a store that is not as it was written.
+        NotASourceError: the path is not a store.
+        DamagedError: the index, a shard or the metadata of an image is damaged.
+        FormatVersionError: a later version wrote the store.
     """
     with Store(path) as store:
         entries = store.index.shards.values()

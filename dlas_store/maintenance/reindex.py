@@ -1,4 +1,4 @@
-"""Rebuild a store's index from its shards alone."""
+"""Rebuilding of a store's index from its shards alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dlas_store.storage.shard import Shard
 
 
 class SkippedShard(NamedTuple):
-    """A shard that is not in the new index, and why."""
+    """A shard that is not in the new index, and the reason."""
 
     path: Path
     reason: str
@@ -27,13 +27,13 @@ class SkippedShard(NamedTuple):
 
 @dataclass(kw_only=True)
 class ReindexSummary:
-    """What rebuilding an index came to.
+    """The result of reindex().
 
     Attributes:
         shards: number of shards in the new index.
-        images: number of images.
-        patches: number of patches.
-        left_out: what is not in it.
+        images: number of images in the new index.
+        patches: number of patches in the new index.
+        skipped: shards that are not in the new index.
     """
 
     shards: int = 0
@@ -52,60 +52,103 @@ class ReindexSummary:
 
 
 def reindex(store: Path, *, workers: int | None = None) -> ReindexSummary:
-    """Write a new index for the shards in a store's folder, in place of the one that is there.
+    """Write a new index for the shards in a store's folder, and replace the old index.
 
-    Left out are shards whose pages or metadata are damaged, shards of another store, and those of an append that never
-    ended. Payloads are not checked: a damaged patch is found when it is read, and by verify. Sources that are open
-    keep the old index.
+    The new index skips shards with damaged pages or metadata, shards of another store, and shards of an append that did
+    not end. Payloads are not checked: a read, or verify, finds a damaged patch. Open sources keep the old index.
 
     Args:
         store: the store's folder.
-        workers: number of processes; None takes one a core, 0 works in this process.
+        workers: number of processes; None takes one per core, 0 works in this process.
 
     Raises:
-        NotASourceError: no folder, or no usable shard in it.
-        BusyError: another process writes the store.
-        WriteError: no room.
+        NotASourceError: the folder does not exist or holds no usable shard.
+        BusyError: another process is writing the store.
+        WriteError: the disk refused a write.
     """
     if not store.is_dir():
         raise NotASourceError(f"{store}: is no folder of shards")
     with StagingDirectory(store):
         Commit.recover(store)
         summary = ReindexSummary()
-        old = _old_index(store)
-        shards = select_published(_open_shards(store, summary), old, summary.skipped)
+        old_index = _open_old_index(store)
+        shards = select_published(_open_shards(store, summary), old_index, summary.skipped)
         if shards:
-            _write_index(store, shards, old, workers, summary)
+            _write_index(store, shards, old_index, workers, summary)
     if not summary.shards:
         reasons = "; ".join(f"{path.name}: {reason}" for path, reason in summary.skipped)
         raise NotASourceError(f"{store}: holds no shard that can be used{f' ({reasons})' if reasons else ''}")
     return summary
 
 
+def select_published(shards: Sequence[Shard], old_index: Index | None, skipped: list[SkippedShard]) -> list[Shard]:
+    """Return the shards of published commits, and add all other shards to a list.
+
+    Args:
+        shards: shards in a store's folder, in the order of their numbers.
+        old_index: the store's index, if it can be read; it proves that its shards were published.
+        skipped: list that gets the other shards.
+    """
+    counts = Counter(shard.header.store_id for shard in shards)
+    if old_index and old_index.store_id not in counts:
+        old_index = None  # the index of another store, copied here by mistake
+    most_frequent_id = next((store_id for store_id, _ in counts.most_common(1)), b"")
+    store_id = old_index.store_id if old_index else most_frequent_id
+    published_ids = {entry.shard_id for entry in old_index.shards.values()} if old_index else set()
+    commits: dict[tuple[int, int], list[Shard]] = defaultdict(list)
+    for shard in shards:
+        if shard.header.store_id == store_id:
+            commits[shard.header.commit, shard.header.commit_first].append(shard)
+        else:
+            skipped.append(SkippedShard(shard.path, "is a shard of another store"))
+    selected: dict[int, list[Shard]] = {}
+    newest = max((commit for commit, _ in commits), default=0)
+    # Two commits of one number are an append that was given up, and the same append done again with higher shard
+    # numbers. The order puts a commit of the old index last, and else the higher shard numbers; the last one is taken.
+    ordered = sorted(commits.items(), key=lambda item: (_is_published(item[1], published_ids), item[0]))
+    for (commit, _), members in ordered:
+        # The first import is published as a whole, and an append follows only a published commit. If shards of such a
+        # commit are missing, they were lost after it was published.
+        was_published = commit in range(newest) or commit == 0 or _is_published(members, published_ids)
+        if was_published or len(members) == members[0].header.commit_shards:
+            replaced = selected.get(commit, [])
+            selected[commit] = members
+            skipped.extend(SkippedShard(shard.path, "is of an append done again later") for shard in replaced)
+        else:
+            reason = (
+                f"is of an append of which {len(members)} of {members[0].header.commit_shards} shards are here; "
+                "run it again"
+            )
+            skipped.extend(SkippedShard(shard.path, reason) for shard in members)
+    return [shard for commit in sorted(selected) for shard in selected[commit]]
+
+
 def _write_index(
-    store: Path, shards: Sequence[Shard], old: Index | None, workers: int | None, summary: ReindexSummary
+    store: Path, shards: Sequence[Shard], old_index: Index | None, workers: int | None, summary: ReindexSummary
 ) -> None:
+    """Scan shards, write their index and publish it, and count what it holds in the summary."""
     temporary = store / (INDEX_FILE + ".tmp")
     header = shards[0].header
-    generation = 0 if old is None else old.generation + 1
+    generation = 0 if old_index is None else old_index.generation + 1
     writer = IndexWriter(temporary, store_id=header.store_id, layout=header.layout, generation=generation)
     try:
         paths = [shard.path for shard in shards]
         with progress_bar(sum(shard.header.patches for shard in shards), "reading shards") as bar:
-            for read in run_in_order(_read_shard, paths, workers=count_workers(workers, jobs=len(paths)), bar=bar):
-                if isinstance(read, SkippedShard):
-                    summary.skipped.append(read)
+            worker_count = count_workers(workers, jobs=len(paths))
+            for shard in run_in_order(_read_shard, paths, workers=worker_count, bar=bar):
+                if isinstance(shard, SkippedShard):
+                    summary.skipped.append(shard)
                     continue
-                writer.add(read.header, read.directory, size=read.size)
+                writer.add(shard.header, shard.entries, size=shard.size)
                 summary.shards += 1
-                summary.images += read.header.images
-                summary.patches += read.header.patches
+                summary.images += shard.header.images
+                summary.patches += shard.header.patches
         if summary.shards:
             writer.finish()
             publish_file(temporary, store / INDEX_FILE)
     finally:
         writer.close()
-        with suppress(OSError):  # what went wrong before must not be hidden; the next one replaces the file
+        with suppress(OSError):  # must not hide an earlier error, and the next reindex replaces the file
             temporary.unlink()
 
 
@@ -118,7 +161,8 @@ def _read_shard(path: Path, progress: Progress) -> SealedShard | SkippedShard:
     return shard
 
 
-def _old_index(store: Path) -> Index | None:
+def _open_old_index(store: Path) -> Index | None:
+    """Return the index of a store, None if it is missing or damaged."""
     try:
         return Index.open(store / INDEX_FILE)
     except StoreError:
@@ -126,6 +170,7 @@ def _old_index(store: Path) -> Index | None:
 
 
 def _open_shards(store: Path, summary: ReindexSummary) -> list[Shard]:
+    """Return the readable shards of a store in the order of their numbers, and list the others as skipped."""
     shards = []
     for path in sorted(store.glob("shard-*.lmdb")):
         try:
@@ -141,40 +186,6 @@ def _open_shards(store: Path, summary: ReindexSummary) -> list[Shard]:
     return sorted(shards, key=lambda shard: shard.header.number)
 
 
-def select_published(shards: Sequence[Shard], old: Index | None, skipped: list[SkippedShard]) -> list[Shard]:
-    """Return the shards of a store that were published, as far as can be told, and add the others to a list."""
-    counts = Counter(shard.header.store_id for shard in shards)
-    if old and old.store_id not in counts:
-        old = None  # that of another store, copied here by mistake
-    store_id = old.store_id if old else next((store_id for store_id, _ in counts.most_common(1)), b"")
-    published = {entry.shard_id for entry in old.shards.values()} if old else set()
-    commits: dict[tuple[int, int], list[Shard]] = defaultdict(list)
-    for shard in shards:
-        if shard.header.store_id == store_id:
-            commits[shard.header.commit, shard.header.commit_first].append(shard)
-        else:
-            skipped.append(SkippedShard(shard.path, "is a shard of another store"))
-    selected: dict[int, list[Shard]] = {}
-    newest = max((commit for commit, _ in commits), default=0)
-    # An append that was given up, and done again under higher numbers, comes first here; the published one stays.
-    for (commit, _), members in sorted(commits.items(), key=lambda item: (_is_published(item[1], published), item[0])):
-        # A first import becomes visible as a whole, and no append follows one that was not published: if some of their
-        # shards are missing, they were lost later.
-        was_published = commit in range(newest) or commit == 0 or _is_published(members, published)
-        if was_published or len(members) == members[0].header.commit_shards:
-            selected, replaced = selected | {commit: members}, selected.get(commit, [])
-            skipped.extend(SkippedShard(shard.path, "is of an append done again later") for shard in replaced)
-        else:
-            skipped.extend(
-                SkippedShard(
-                    shard.path,
-                    f"is of an append of which {len(members)} of {shard.header.commit_shards} "
-                    "shards are here; run it again",
-                )
-                for shard in members
-            )
-    return [shard for commit in sorted(selected) for shard in selected[commit]]
-
-
-def _is_published(members: Sequence[Shard], published: set[bytes]) -> bool:
-    return any(shard.header.shard_id in published for shard in members)
+def _is_published(members: Sequence[Shard], published_ids: set[bytes]) -> bool:
+    """Return whether an index names a shard of a commit."""
+    return any(shard.header.shard_id in published_ids for shard in members)

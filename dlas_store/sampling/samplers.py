@@ -1,13 +1,10 @@
-"""A base class of samplers: ranks share an order, epoch by epoch, and a state says how far they are.
-
-The samplers: in which order items come, and how often each came before.
-"""
+"""Samplers of sample keys: each epoch's order, its division among ranks, and a state to resume from."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,44 +15,45 @@ from torch.utils.data import Sampler
 from dlas_store.errors import ConfigError
 from dlas_store.sampling.rng import Indices, Permutation, SampleKey
 
-_AHEAD = 512
-"""Keys are made for about so many positions at a time: few, for the first batch waits for them, and enough that what
-numpy takes however few they are is 0.1 us a key."""
+_KEYS_AT_ONCE = 512
+"""Approximate number of keys computed at once: few, because the first batch waits for them, yet so many that NumPy's
+calls cost 0.1 us a key."""
 
 
 @dataclass
 class Epoch:
-    """One rank's way through an epoch, or through the rest of it.
+    """One rank's progress through an epoch, or through the remainder of an epoch that resumes.
 
-    A StatefulSampler makes it, and a loader holds it while it reads the epoch. For a sampler that keeps no state a
-    loader makes one without positions.
+    A StatefulSampler makes the Epoch, and a loader holds it while it reads the epoch. A loader makes the Epoch itself,
+    without positions, if its sampler keeps no state.
 
     Attributes:
-        number: of the epoch, from 0.
-        start: positions of the epoch's order that lay behind when it began, in all ranks together.
-        stop: the position where it ends, start <= stop.
-        count: items of this rank from start to stop, those that fill up a short share included.
-        handed_out: how many of them the sampler handed out.
-        delivered: how many batches the reader of a loader got.
+        number: of the epoch, 0 or more.
+        start: first position of the epoch's order that is read; positions count the items of all ranks together.
+        stop: position after the last one, start <= stop.
+        count: number of this rank's items from start to stop, including items that pad a short rank.
+        yielded: how many of these items the sampler has yielded.
+        delivered: how many batches the loader has given to its reader.
     """
 
     number: int
     start: int = 0
     stop: int = 0
     count: int = 0
-    handed_out: int = 0
+    yielded: int = 0
     delivered: int = 0
 
 
 class StatefulSampler(Sampler[SampleKey], ABC):
-    """A sampler of keys that keeps a state.
+    """A sampler of keys that keeps a state, in the same form for every rank.
 
-    Global batch k of size B is positions kB to (k+1)B of the epoch's order; rank r takes every R-th of it from r. The
-    state counts positions, for all ranks together, so it can be resumed by any number of ranks, in batches of any size.
+    Global batch k of size B holds positions kB to (k+1)B of the epoch's order. Of R ranks, rank r takes every R-th
+    position of the batch, beginning with the r-th. The state counts the positions of all ranks together, so that any
+    number of ranks can resume, with batches of any size.
 
-    An epoch begins where the state says: at its position. A finished epoch leaves the state at the start of the next
-    one. An epoch that is broken off leaves it where it was, for a checkpoint; but then this sampler goes on with the
-    next epoch, from its start. Of two epochs at the same time, the state is that of the later.
+    An epoch begins at the state's position. A finished epoch leaves the state at the start of the next epoch. An
+    interrupted epoch leaves the state at the last position, for a checkpoint; the sampler itself begins the next epoch
+    then, from its start. If two epochs run at a time, the state describes the later epoch.
     """
 
     def __init__(
@@ -70,6 +68,13 @@ class StatefulSampler(Sampler[SampleKey], ABC):
         drop_last: bool,
         uneven: bool,
     ) -> None:
+        """Set up the sampler of one rank.
+
+        Args are those of EpochSampler, and positions: number of positions in an epoch's order.
+
+        Raises:
+            ConfigError: batch_size or rank does not fit ranks.
+        """
         if ranks < 1 or batch_size < 1 or batch_size % ranks:
             raise ConfigError(
                 f"batch_size must be a positive multiple of ranks, got batch_size {batch_size} and ranks {ranks}"
@@ -85,50 +90,68 @@ class StatefulSampler(Sampler[SampleKey], ABC):
         self._drop_last = drop_last
         self._uneven = uneven
         self._last_begun: Epoch | None = None
-        self._next: Epoch | None = self._plan(0, 0)  # None while an epoch runs, and after one was broken off
+        self._next: Epoch | None = self._plan(0, 0)  # None while an epoch runs, and after one was interrupted
 
     @abstractmethod
     def keys_at(self, epoch: int) -> Callable[[Indices], list[SampleKey]]:
         """Return a function from positions in an epoch to sample keys. Positions past the end pad short ranks."""
 
     def __len__(self) -> int:
-        """Return the number of this rank's items in a whole epoch."""
+        """Return the number of this rank's items in a full epoch."""
         return self._plan(0, 0).count
 
     def __iter__(self) -> Iterator[SampleKey]:
         return self._keys_of(self._begin())
 
     def batches(self) -> Iterator[list[SampleKey]]:
-        """Give what __iter__ gives, each list being this rank's share of a global batch; none is empty."""
+        """Begin an epoch and yield its keys in lists: this rank's items of each global batch. No list is empty."""
         return self._batches_of(self._begin())
 
     @property
     def epoch(self) -> Epoch:
-        """The epoch that the state tells of: the one that began last, until it is over or another is to come."""
+        """The epoch that the state describes: the next epoch if it is planned, otherwise the epoch that began last."""
         epoch = self._next or self._last_begun
         assert epoch is not None
         return epoch
 
     @property
     def position(self) -> int:
-        """How many items of the epoch were handed out, in all ranks together."""
+        """Number of the epoch's items that were yielded, in all ranks together."""
         return int(self.state_dict()["position"])
 
+    @property
+    def local_batch_size(self) -> int:
+        """Number of this rank's items in a full batch."""
+        return self._batch_size // self._ranks
+
+    @property
+    def drop_last(self) -> bool:
+        """Whether the last items of an epoch that fill no global batch are dropped."""
+        return self._drop_last
+
+    @property
+    def seed(self) -> int:
+        """The seed of the order."""
+        return self._seed
+
     def set_epoch(self, epoch: int) -> None:
-        """Let the next epoch be that of a number, from 0: whole, unless a loaded state stands inside this epoch."""
+        """Choose the number of the next epoch, 0 or more.
+
+        The epoch begins at its start, unless a loaded state has a position in the epoch of this number.
+        """
         if self._next is None or self._next.number != epoch:
             self._next = self._plan(epoch, 0)
 
     def state_dict(self) -> dict[str, int]:
-        """Return where this sampler is, as integers: seed, epoch, position and length (items of the dataset)."""
-        return self.state_after(self.epoch, self.epoch.handed_out)
+        """Return the sampler's state, as integers: seed, epoch, position and length (items of the dataset)."""
+        return self.state_after(self.epoch, self.epoch.yielded)
 
     def state_after(self, epoch: Epoch, items: int) -> dict[str, int]:
-        """Return the state after some items of an epoch, however far ahead the sampler is meanwhile.
+        """Return the state after some items of an epoch, even if the sampler is further ahead.
 
         Args:
-            epoch: that this sampler made.
-            items: of this rank, from the begin of the epoch. More than it has count as all.
+            epoch: an epoch of this sampler.
+            items: number of this rank's items since the epoch's start. A number above the epoch's count means all.
         """
         return self.state_at_position(epoch.number, self._position(epoch, min(items, epoch.count)))
 
@@ -136,25 +159,26 @@ class StatefulSampler(Sampler[SampleKey], ABC):
         """Return the state after some batches; see state_after.
 
         Args:
-            batches: of this rank, as batches() gives them, from the begin of the epoch that began last; where none
-                began since the state was loaded, of the next.
+            batches: number of this rank's batches, as batches() yields them, since the start of the epoch that began
+                last. If no epoch has begun since a state was loaded, the count refers to the next epoch.
         """
-        return self.state_after(self._last_begun or self.epoch, batches * self.share)
+        return self.state_after(self._last_begun or self.epoch, batches * self.local_batch_size)
 
     def state_at_position(self, epoch: int, position: int) -> dict[str, int]:
         """Return the state at a position of an epoch; see state_dict."""
         return {"seed": self._seed, "epoch": epoch, "position": position, "length": self._length}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Let the next epoch go on where a state says, with its seed.
+        """Resume: the next epoch begins at a state's position, with the state's seed.
 
-        What else makes the order must be as it was: whether it is shuffled, the window, the ratio.
+        The order's other parameters (shuffle, window, ratio) must equal those of the sampler that gave the state.
 
         Args:
-            state: from state_dict() or state_at(), in this process or another. Other keys in it are ignored.
+            state: from state_dict() or state_at(), in any process. Further keys are ignored.
 
         Raises:
-            ConfigError: a value is missing or wrong, or the dataset has another number of items. Nothing has changed.
+            ConfigError: a value is missing or wrong, or the dataset has another number of items. The sampler is
+                unchanged then.
         """
         length = integer_of_state(state, "length")
         seed, number = integer_of_state(state, "seed"), integer_of_state(state, "epoch")
@@ -168,21 +192,6 @@ class StatefulSampler(Sampler[SampleKey], ABC):
         position = integer_of_state(state, "position", self._positions)
         self._seed, self._next, self._last_begun = seed, self._plan(number, position), None
 
-    @property
-    def share(self) -> int:
-        """This rank's items of a whole batch."""
-        return self._batch_size // self._ranks
-
-    @property
-    def drop_last(self) -> bool:
-        """Whether the last items of an epoch that fill no global batch are left out."""
-        return self._drop_last
-
-    @property
-    def seed(self) -> int:
-        """Of the order."""
-        return self._seed
-
     def _begin(self) -> Epoch:
         if self._next is None:
             self._next = self._plan(self.epoch.number + 1, 0)
@@ -193,35 +202,35 @@ class StatefulSampler(Sampler[SampleKey], ABC):
         positions = self._positions - start
         if self._drop_last:
             positions -= positions % self._batch_size
-        # Batches are multiples of the ranks, so only in the last one a share can be short.
+        # Batches are multiples of the ranks, so that a rank can be short only in the last batch.
         is_short = self._uneven and self._rank >= positions % self._ranks
         count = positions // self._ranks if is_short else math.ceil(positions / self._ranks)
         return Epoch(number, start, start + positions, count)
 
     def _position(self, epoch: Epoch, items: int) -> int:
-        """Return the position after so many of this rank's items, as if the others were as far."""
-        batches, items_of_batch = divmod(items, self.share)
+        """Return the position after so many items of this rank, as if all ranks had come equally far."""
+        batches, items_of_batch = divmod(items, self.local_batch_size)
         if items_of_batch and items == epoch.count:
             return epoch.stop
         return min(epoch.start + batches * self._batch_size + items_of_batch * self._ranks, epoch.stop)
 
     def _keys_of(self, epoch: Epoch) -> Iterator[SampleKey]:
-        for keys in self._keys_ahead(epoch):
+        for keys in self._chunks_of(epoch):
             for key in keys:
-                epoch.handed_out += 1
+                epoch.yielded += 1
                 yield key
 
     def _batches_of(self, epoch: Epoch) -> Iterator[list[SampleKey]]:
-        for keys in self._keys_ahead(epoch):
-            for start in range(0, len(keys), self.share):
-                batch = keys[start : start + self.share]
-                epoch.handed_out += len(batch)
+        for keys in self._chunks_of(epoch):
+            for start in range(0, len(keys), self.local_batch_size):
+                batch = keys[start : start + self.local_batch_size]
+                epoch.yielded += len(batch)
                 yield batch
 
-    def _keys_ahead(self, epoch: Epoch) -> Iterator[list[SampleKey]]:
-        """Give the keys of an epoch, whole shares at a time."""
+    def _chunks_of(self, epoch: Epoch) -> Iterator[list[SampleKey]]:
+        """Yield the keys of an epoch in lists of several batches, none of them divided."""
         keys_at = self.keys_at(epoch.number)
-        step = max(1, _AHEAD // self.share) * self.share
+        step = max(1, _KEYS_AT_ONCE // self.local_batch_size) * self.local_batch_size
         for first in range(0, epoch.count, step):
             numbers = np.arange(first, min(first + step, epoch.count), dtype=np.int64)
             yield keys_at(epoch.start + self._rank + numbers * self._ranks)
@@ -229,26 +238,12 @@ class StatefulSampler(Sampler[SampleKey], ABC):
             self._next = self._plan(epoch.number + 1, 0)
 
 
-def integer_of_state(state: Mapping[str, Any], key: str, maximum: int | None = None) -> int:
-    """Return an integer of a state, from 0.
-
-    Raises:
-        ConfigError: it is missing, or no such integer.
-    """
-    allowed = "an integer of at least 0" if maximum is None else f"an integer from 0 to {maximum}"
-    if not isinstance(state, Mapping) or key not in state:
-        raise ConfigError(f"state: {key} is missing; it must be {allowed}")
-    value = state[key]
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0 or (maximum is not None and value > maximum):
-        raise ConfigError(f"state: {key} must be {allowed}, got {value!r}")
-    return value
-
-
 class EpochSampler(StatefulSampler):
-    """Every item once an epoch, in order or shuffled by (seed, epoch); epochs count up unless set_epoch() is called.
+    """Every item once an epoch, in order or shuffled by (seed, epoch).
 
-    A key's repetition is its epoch. The order takes no memory, and an epoch that resumes does not walk through the
-    items that lie behind. StatefulSampler says how ranks share an epoch, and how one begins and ends.
+    Epochs count up from 0 unless set_epoch() chooses a number. A key's repetition is its epoch. The order takes no
+    memory, and an epoch that is resumed does not iterate over its earlier items. StatefulSampler describes how ranks
+    divide an epoch, and how epochs begin and end.
     """
 
     def __init__(
@@ -264,22 +259,23 @@ class EpochSampler(StatefulSampler):
         uneven: bool = False,
         window: int | None = None,
     ) -> None:
-        """Set up the sampler of one process.
+        """Set up the sampler of one rank.
 
         Args:
-            length: number of items, from 0.
-            seed: of the shuffle, from 0.
-            shuffle: whether to shuffle; else items come in order.
-            batch_size: of the global batch, all ranks together: a multiple of ranks.
-            drop_last: whether to leave out the last items of an epoch that fill no global batch.
-            rank: this process, 0 <= rank < ranks.
-            ranks: number of processes that share each batch.
-            uneven: whether ranks whose share of the last batch is short leave it so; else they repeat the first items
-                of the epoch's order.
-            window: shuffles windows of so many consecutive items, and the items inside each (see Permutation).
+            length: number of items, 0 or more.
+            seed: of the shuffle, 0 or more.
+            shuffle: whether to shuffle; otherwise items come in order.
+            batch_size: items of a global batch, that is, of all ranks together; a multiple of ranks.
+            drop_last: whether to drop the last items of an epoch that fill no global batch.
+            rank: number of this process, 0 <= rank < ranks.
+            ranks: number of processes that divide each batch.
+            uneven: whether ranks that are short in the last batch stay short; otherwise the first items of the epoch's
+                order pad them.
+            window: shuffle windows of so many consecutive items, and the items inside each window (see Permutation);
+                None shuffles all items together.
 
         Raises:
-            ConfigError: a value is not as said here.
+            ConfigError: batch_size, rank or window is out of range.
         """
         if window is not None and window < 1:
             raise ConfigError(f"window must be a positive integer, got {window}")
@@ -311,10 +307,10 @@ class EpochSampler(StatefulSampler):
 class DistIterSampler(StatefulSampler):
     """DL-Art-School's distributed sampler: an epoch is enlarged ``ratio`` times, so that loaders restart rarely.
 
-    Each of R processes gets ceil(length * ratio / R) items: every R-th of a permutation of the enlarged epoch, seeded
-    by (seed, epoch), modulo the length. The last few of short ranks go on counting beyond the enlarged epoch, so the
-    permutation is the same for any R. The state counts positions of the enlarged epoch; its batches are one item a
-    rank. StatefulSampler says how an epoch begins and ends.
+    Each of R processes gets ceil(length * ratio / R) items: every R-th item of a permutation of the enlarged epoch,
+    seeded by (seed, epoch), modulo the length. Short ranks are padded by positions past the enlarged epoch, so that the
+    permutation is the same for any R. The state counts positions of the enlarged epoch. A batch of the state is one
+    item a rank. StatefulSampler describes how an epoch begins and ends.
     """
 
     def __init__(
@@ -331,12 +327,12 @@ class DistIterSampler(StatefulSampler):
         Args:
             length: number of items of the dataset.
             replicas: number of processes; None asks torch.distributed.
-            rank: this process among them; None asks torch.distributed.
-            ratio: how often each item comes in an epoch, about.
-            seed: of the permutation, from 0.
+            rank: number of this process among them; None asks torch.distributed.
+            ratio: about how often each item comes in an epoch.
+            seed: of the permutation, 0 or more.
 
         Raises:
-            ConfigError: a value is out of range.
+            ConfigError: replicas or rank is out of range.
         """
         replicas = distributed.get_world_size() if replicas is None else replicas
         rank = distributed.get_rank() if rank is None else rank
@@ -350,8 +346,8 @@ class DistIterSampler(StatefulSampler):
             drop_last=False,
             uneven=False,
         )
-        # Beyond the ratio, for what fills up short ranks; or two epochs would share a repetition. One more is enough
-        # for as many replicas as items: then the number, and with it every key, is the same for any of them.
+        # Padding of short ranks repeats items beyond the ratio. An epoch reserves repetitions for it, or two epochs
+        # would use the same ones. One is enough for up to length + 1 replicas, whose keys are then the same.
         self._repetitions = ratio + max(1, math.ceil((replicas - 1) / max(1, length)))
 
     def keys_at(self, epoch: int) -> Callable[[Indices], list[SampleKey]]:
@@ -369,6 +365,16 @@ class DistIterSampler(StatefulSampler):
         return keys
 
 
-def plain_indices(batches: Iterable[Sequence[SampleKey]]) -> Iterator[list[int]]:
-    """Give batches of keys as batches of indices, for a dataset that knows ints only."""
-    return ([key.index for key in batch] for batch in batches)
+def integer_of_state(state: Mapping[str, Any], key: str, maximum: int | None = None) -> int:
+    """Return the integer that a state holds for a key: 0 or more, at most ``maximum`` unless that is None.
+
+    Raises:
+        ConfigError: the value is missing, no integer, or out of range.
+    """
+    allowed = "an integer of at least 0" if maximum is None else f"an integer from 0 to {maximum}"
+    if not isinstance(state, Mapping) or key not in state:
+        raise ConfigError(f"state: {key} is missing; it must be {allowed}")
+    value = state[key]
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0 or (maximum is not None and value > maximum):
+        raise ConfigError(f"state: {key} must be {allowed}, got {value!r}")
+    return value

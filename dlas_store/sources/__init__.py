@@ -1,4 +1,4 @@
-"""Kinds of data that patches are read from, and the contract that they all keep: Source."""
+"""Sources of patches: the contract Source, and the kinds of data that keep it."""
 
 from dlas_store.sources.base import Source
 from dlas_store.sources.concat import ConcatSource

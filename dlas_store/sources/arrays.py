@@ -1,4 +1,4 @@
-"""Labelled pictures that lie in arrays as a source: the classification datasets that are published as a few files."""
+"""ArrayPictures, a source of labelled pictures in an array, as MNIST and CIFAR are published."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
 from dlas_store.errors import ClosedError, NameNotFoundError, PatchIndexError
-from dlas_store.images.decode import as_batch
+from dlas_store.images.decode import as_batch, to_rgb
 from dlas_store.images.memory import Pixels
 from dlas_store.sources.base import Image, Layout, Listing, Source
 
@@ -23,10 +23,10 @@ class LabelledPictures:
     """Pictures of one size, with their labels.
 
     Attributes:
-        split: the part of the dataset that they are, which begins their names.
+        split: split of the dataset (``train`` or ``test``), the first part of every image name.
         pixels: uint8, (n, H, W) grey or (n, H, W, 3) RGB.
-        labels: field of Image.extra -> int64 (n,).
-        class_names: such a field -> the names that its labels are positions in, where those are known.
+        labels: field of Image.extra -> label of each picture, int64 (n,).
+        class_names: field of Image.extra -> class names, indexed by label; a field without known names is absent.
     """
 
     split: str
@@ -35,7 +35,7 @@ class LabelledPictures:
     class_names: Mapping[str, Sequence[str]]
 
     def fields_of(self, number: int) -> dict[str, Any]:
-        """Return the labels of a picture, and the names of its classes (``label_name`` for ``label``)."""
+        """Return the labels of a picture and its class names (``label_name`` for ``label``), for Image.extra."""
         fields: dict[str, Any] = {}
         for name, labels in self.labels.items():
             label = int(labels[number])
@@ -47,14 +47,14 @@ class LabelledPictures:
 
 
 class ArrayPictures(Source):
-    """Pictures of an array, each the one patch of an image ``SPLIT/NNNNNN.png``; see Source for what is promised.
+    """A source whose images ``SPLIT/NNNNNN.png`` are the pictures of one array; Source documents the methods.
 
-    They are loaded when they are first needed, and all are held. ``read`` gives PNG: the same bytes for the same
-    picture as long as Pillow stays the same.
+    The first use loads all pictures and keeps them in memory. ``read`` encodes a picture as PNG; one version of Pillow
+    always encodes a picture to the same bytes.
 
     Args:
-        path: where they lie.
-        load: loads them; picklable.
+        path: folder of the published files.
+        load: function that loads the pictures; it must be picklable.
     """
 
     layout: Layout = "pictures"
@@ -62,15 +62,15 @@ class ArrayPictures(Source):
     def __init__(self, path: Path, load: Callable[[], LabelledPictures]) -> None:
         self._path = path
         self.load = load
-        self._loaded: LabelledPictures | None = None
-        self._closed = False
+        self._cached_pictures: LabelledPictures | None = None
+        self._is_closed = False
 
     def __reduce__(self) -> tuple[type[ArrayPictures], tuple[Path, Callable[[], LabelledPictures]]]:
         return ArrayPictures, (self.path, self.load)
 
     @property
     def path(self) -> Path:
-        """The folder that the files lie in."""
+        """The folder of the published files."""
         return self._path
 
     @property
@@ -89,32 +89,32 @@ class ArrayPictures(Source):
         return encoded.getvalue()
 
     def header_size(self, index: int) -> tuple[int, int]:
-        """Return the height and width of a picture; see Source.header_size."""
+        """Return the height and width of a picture in pixels."""
         height, width = self._pixels(index).shape[:2]
         return height, width
 
     def decode_into(self, index: int, out: Pixels) -> Pixels:
-        """Return a picture in an array; see Source.decode_into."""
-        pixels = _to_colour(self._pixels(index), alpha=False)
+        """Copy a picture into an array of its size; see Source.decode_into."""
+        pixels = to_rgb(self._pixels(index), alpha=False)
         if pixels.shape != out.shape:
-            return pixels
+            return pixels.copy()
         out[...] = pixels
         return out
 
     def read_pixels(self, indices: Sequence[int], *, alpha: bool = False) -> Pixels | list[Pixels]:
-        """Return pixels; see Source.read_pixels."""
-        return as_batch([_to_colour(self._pixels(index), alpha=alpha) for index in indices])
+        """Return the pixels of pictures; see Source.read_pixels."""
+        return as_batch([to_rgb(self._pixels(index), alpha=alpha) for index in indices])  # copies: all have one size
 
     def locate(self, index: int) -> tuple[int, int]:
-        """Return (image number, 0)."""
+        """Return (image number, 0), because an image has one patch."""
         return self._check(index), 0
 
     def first_patch(self, number: int) -> int:
-        """Return the index of an image's patch, which is its number."""
+        """Return the number itself: an image and its only patch have the same number."""
         return number if number == self.image_count else self._check(number)
 
     def path_at(self, number: int, position: int) -> str:
-        """Return the path of a picture by where it is; see Source.path_at."""
+        """Return the path that a picture would have as a file below ``path``."""
         return f"{self.path}/{self.image_name(number + position)}"
 
     def image_name(self, number: int) -> str:
@@ -122,7 +122,7 @@ class ArrayPictures(Source):
         return f"{self._pictures().split}/{_file_name(self._check(number))}"
 
     def image(self, number: int) -> Image:
-        """Return what is known of an image."""
+        """Return the name, size, labels and class names of a picture."""
         height, width = self._pixels(number).shape[:2]
         return Image(
             name=self.image_name(number),
@@ -135,11 +135,11 @@ class ArrayPictures(Source):
         )
 
     def read_reference(self, number: int) -> None:
-        """Return None: pictures have no reference."""
+        """Return None, because the pictures have no references."""
         self._check(number)
 
     def find_image(self, name: str) -> int:
-        """Return the number of the image of that name."""
+        """Return the number of the image of a name, or raise NameNotFoundError."""
         split, _, file = name.rpartition("/")
         digits = file.removesuffix(".png")
         number = int(digits) if digits.isascii() and digits.isdigit() else self.image_count
@@ -148,25 +148,25 @@ class ArrayPictures(Source):
         raise NameNotFoundError(f"{self.path}: no image {name!r}")
 
     def listings(self) -> Iterator[Listing]:
-        """Yield the file of every image in order; each is encoded for its size."""
+        """Yield the listing of every image in order; each picture is encoded to learn its size."""
         for number in range(self.image_count):
             yield Listing(self.image_name(number), (_file_name(number),), np.array([len(self.read(number))]), None)
 
     def close(self) -> None:
-        """Forget the pictures."""
-        self._closed = True
-        self._loaded = None
+        """Free the memory of the pictures."""
+        self._is_closed = True
+        self._cached_pictures = None
 
     def _check_open(self) -> None:
-        if self._closed:
+        if self._is_closed:
             raise ClosedError(f"{self.path}: the source is closed")
 
     def _pictures(self) -> LabelledPictures:
-        loaded = self._loaded
-        if loaded is None:
+        pictures = self._cached_pictures
+        if pictures is None:
             self._check_open()
-            loaded = self._loaded = self.load()
-        return loaded
+            pictures = self._cached_pictures = self.load()
+        return pictures
 
     def _pixels(self, index: int) -> NDArray[np.uint8]:
         pixels: NDArray[np.uint8] = self._pictures().pixels[self._check(index)]
@@ -179,11 +179,5 @@ class ArrayPictures(Source):
 
 
 def _file_name(number: int) -> str:
-    # Six digits keep the publisher's order when the pictures are exported: none of the datasets has a million.
+    # Six digits keep the publisher's order in an exported folder: no dataset has a million pictures.
     return f"{number:06d}.png"
-
-
-def _to_colour(pixels: NDArray[np.uint8], *, alpha: bool) -> Pixels:
-    if pixels.ndim == 2:
-        pixels = np.repeat(pixels[:, :, None], 3, axis=2)
-    return np.dstack([pixels, np.full(pixels.shape[:2], 255, np.uint8)]) if alpha else pixels.copy()

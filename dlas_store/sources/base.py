@@ -1,4 +1,4 @@
-"""The one storage API: the contract of a source of patches, and the words that its callers share."""
+"""Source, the contract that every kind of data keeps, and the values that its methods return."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from dlas_store.images.decode import MAX_PIXELS, Decoder, as_batch, decode, deco
 from dlas_store.images.memory import Pixels
 
 Layout = Literal["chunked", "pictures"]
-"""``chunked``: an image is a group of patches. ``pictures``: an image is one whole picture, named by its path."""
+"""``chunked``: an image is a group of patches. ``pictures``: an image is one picture, its only patch."""
 
 REFERENCE_FILE = "ref.jpg"
 CENTERS_FILE = "centers.pt"
 
 FIRST_UNNUMBERED_ID = 1 << 63
-"""Patch ids from here up belong to files whose name gives none."""
+"""Patch ids from this one up belong to files whose names are no numbers."""
 
 _NUMBER = re.compile(r"([0-9]{1,19})\.[^.]*", re.ASCII)
 
 
 class Center(NamedTuple):
-    """Where a patch lies in its image, in pixels of the reference."""
+    """The centre of a patch in its image, and the patch's width, in pixels of the reference."""
 
     row: int
     col: int
@@ -41,18 +41,18 @@ class Center(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Image:
-    """What is known of one image.
+    """The names and metadata of one image.
 
     Attributes:
-        name: folder name in a chunked layout, relative path in one of pictures.
-        files: patch file names in item order (by code point).
-        centers: number in the file name -> centre, as centers.pt has it (it may name patches that do not exist and
-            lack some that do); None where the image has no centers.pt.
-        has_reference: whether there is a ref.jpg.
-        patch_ids: what a store's keys name the patches by, uint64 (len(files),); None outside of a store.
-        heights: pixels, uint32 (len(files),); None where they are not known without opening the files.
-        widths: likewise.
-        extra: what else is kept of the image (labels, sizes of the photo); JSON types only.
+        name: name of the image's folder in the layout ``chunked``, path of the picture below the root in ``pictures``.
+        files: file names of the patches, sorted by code point.
+        centers: number in a patch's file name -> centre, as in centers.pt, which may have numbers without a patch and
+            lack numbers of patches. None if the image has no centers.pt.
+        has_reference: whether the image has a reference.
+        patch_ids: ids of the patches in the keys of a store, uint64 (len(files),). None outside a store.
+        heights: heights of the patches in pixels, uint32 (len(files),). None if only opening the files would tell them.
+        widths: widths of the patches, like ``heights``.
+        extra: other fields of the image, such as labels or the size of its photo. The values have JSON types.
     """
 
     name: str
@@ -65,14 +65,14 @@ class Image:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def center_of(self, position: int) -> Center | None:
-        """Return the centre of the patch at a position, None where there is none."""
+        """Return the centre of the patch at a position in ``files``, None for a patch without a centre."""
         number = file_number(self.files[position])
         return None if self.centers is None or number is None else self.centers.get(number)
 
 
 @lru_cache(4096)  # patches of many images have the same names
 def file_number(file: str) -> int | None:
-    """Return the number that a patch's file name is, None for a name that is no number below 2^63.
+    """Return the number that is a patch's file name, None if the name is no number below 2^63.
 
     >>> file_number("00000012.jpg"), file_number("12.png"), file_number("a12.jpg")
     (12, 12, None)
@@ -83,11 +83,11 @@ def file_number(file: str) -> int | None:
 
 
 class Listing(NamedTuple):
-    """The files of one image, without their contents.
+    """The names and sizes of one image's files.
 
     Attributes:
-        name: the image's name.
-        files: patch file names in item order.
+        name: name of the image.
+        files: file names of the patches, sorted by code point.
         sizes: bytes of each patch, int64 (len(files),).
         reference_size: bytes of the reference, None without one.
     """
@@ -104,25 +104,27 @@ class Listing(NamedTuple):
 
 
 class Source(ABC):
-    """Anything patches are read from.
+    """A collection of images, each a group of encoded patches.
 
-    Index domain: patches are numbered 0 <= index < len(source), images 0 <= number < image_count; the patches of
-    image n are ``first_patch(n) <= index < first_patch(n + 1)``. Order is that of images, and within one of file
-    names by code point. Other numbers, negative ones too, raise PatchIndexError.
+    Numbers: a patch has an index 0 <= index < len(source), an image a number 0 <= number < image_count. The patches of
+    image n are ``first_patch(n) <= index < first_patch(n + 1)``, sorted by file name (by code point). A source chooses
+    the order of its images. Any other number, also a negative one, raises PatchIndexError.
 
-    Determinism: the same index gives the same bytes as long as the source is open, also while a store is appended to.
+    Determinism: while a source is open, an index gives the same bytes, even if another process appends to a store.
 
-    Threads: every method may be called from several threads at once. Fork: a source opened before a fork works in the
-    child. Pickle: a source pickles as its path and options, and is opened again where it is unpickled.
+    Threads: several threads may call every method at once. Fork: an open source works in a forked child. Pickle: a
+    pickle holds the path and options, and unpickling opens the source. Python pickles plain attributes by itself; a
+    source with open files defines ``__reduce__``.
 
-    Errors: what cannot be read raises a StoreError that names the image and the file; nothing is replaced.
+    Errors: unreadable data raises a StoreError that names the image and the file, and is never replaced. After
+    ``close()`` every other call raises ClosedError: ``image_count`` and ``len`` do, and each method uses one of them.
 
-    A subclass implements the twelve abstract members. The other methods follow from these; a subclass overrides those
-    that it can do faster. Each picture here is an image of one patch:
+    A subclass implements the twelve abstract members below. All other methods follow from them; a subclass overrides
+    the methods that it can do faster. Here is a whole source, whose images are pictures in a dict of name -> bytes:
 
     >>> from dlas_store.errors import ClosedError, PatchIndexError
     >>> class Pictures(Source):
-    ...     path = Path("pictures")
+    ...     path = Path("pictures")  # begins the paths in messages and items
     ...     layout = "pictures"
     ...     def __init__(self, data):
     ...         self.names, self.data = sorted(data), data
@@ -133,14 +135,14 @@ class Source(ABC):
     ...         return len(self.names)
     ...     def __len__(self):
     ...         return self.image_count
-    ...     def locate(self, index):
+    ...     def locate(self, index):  # an image has one patch, at position 0
     ...         if not 0 <= index < len(self):
     ...             raise PatchIndexError(f"{self.path}: patch {index} of {len(self)}")
     ...         return index, 0
     ...     def first_patch(self, number):
     ...         return number if number == self.image_count else self.locate(number)[0]
     ...     def image(self, number):
-    ...         name = self.names[self.first_patch(number)]
+    ...         name = self.names[self.locate(number)[0]]
     ...         return Image(name, (name.rpartition("/")[2],), centers=None, has_reference=False)
     ...     def find_image(self, name):
     ...         if self.image_count and name in self.data:
@@ -149,11 +151,11 @@ class Source(ABC):
     ...     def read(self, index):
     ...         return self.data[self.names[self.locate(index)[0]]]
     ...     def read_reference(self, number):
-    ...         self.locate(number)
+    ...         self.locate(number)  # an unknown number is an error; a known image has no reference
     ...     def listings(self):
     ...         for number in range(self.image_count):
     ...             sizes = np.array([len(self.read(number))])
-    ...             yield Listing(self.image_name(number), self.image(number).files, sizes, None)
+    ...             yield Listing(self.image_name(number), self.image(number).files, sizes, reference_size=None)
     ...     def close(self):
     ...         self.data = None
     >>> with Pictures({"cat.ppm": b"P6 2 1 255 " + bytes(range(6))}) as source:
@@ -161,8 +163,8 @@ class Source(ABC):
     ([[[[0, 1, 2], [3, 4, 5]]]], 0, 'pictures/cat.ppm')
 
     Attributes:
-        decoder: what decodes JPEG; see pixels.decode. Fixed when the source is opened.
-        max_pixels: height times width above which a patch is refused. Fixed when the source is opened.
+        decoder: decoder of JPEG, see images.decode. It does not change while the source is open.
+        max_pixels: height times width above which a patch is refused. It does not change while the source is open.
     """
 
     decoder: Decoder = "simplejpeg"
@@ -176,7 +178,7 @@ class Source(ABC):
     @property
     @abstractmethod
     def layout(self) -> Layout:
-        """How the source groups patches into images."""
+        """The way in which the source groups patches into images."""
 
     @property
     @abstractmethod
@@ -193,7 +195,7 @@ class Source(ABC):
 
     @abstractmethod
     def locate(self, index: int) -> tuple[int, int]:
-        """Return (image number, position of the patch in its image)."""
+        """Return (number of the patch's image, position of the patch in ``Image.files``)."""
 
     @abstractmethod
     def first_patch(self, number: int) -> int:
@@ -201,7 +203,7 @@ class Source(ABC):
 
     @abstractmethod
     def image(self, number: int) -> Image:
-        """Return what is known of an image."""
+        """Return the names and metadata of an image."""
 
     @abstractmethod
     def read_reference(self, number: int) -> bytes | None:
@@ -209,46 +211,46 @@ class Source(ABC):
 
     @abstractmethod
     def find_image(self, name: str) -> int:
-        """Return the number of the image of that name, or raise NameNotFoundError."""
+        """Return the number of the image of a name, or raise NameNotFoundError."""
 
     @abstractmethod
     def listings(self) -> Iterator[Listing]:
-        """Yield the files of every image in order, holding no more than one image's."""
+        """Yield the listing of every image in order, and hold one listing at a time."""
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of files and maps. Closing twice is fine; any other use after it raises ClosedError."""
+        """Release files and maps. Closing twice is fine; any other use of a closed source raises ClosedError."""
 
     def view(self, index: int) -> bytes | memoryview:
-        """Return the encoded bytes of a patch, without a copy where the source is mapped.
+        """Return the encoded bytes of a patch; a mapped source returns a view into its map, without a copy.
 
-        What was mapped stays so for as long as a view of it is held, also after close().
+        The map stays as long as a view of it exists, also after close().
         """
         return self.read(index)
 
     def prefetch(self, indices: Sequence[int], /) -> None:  # noqa: ARG002
-        """Let the system fetch patches and references from the disk, without waiting for it; a hint.
+        """Let the system read patches and their images' references from the disk, and do not wait: a hint.
 
-        Nothing is fetched where a subclass does not say how: opening files for it would cost as much as reading them.
+        By default nothing is prefetched, because opening files for a prefetch would cost as much as reading them.
         """
         self._check_open()
 
     def header_size(self, index: int) -> tuple[int, int]:
-        """Return the height and width in pixels that a patch claims to have."""
+        """Return the height and width in pixels in a patch's header."""
         try:
             return image_size(self.read(index), max_pixels=self.max_pixels)
         except ImageError as error:
             raise self._image_error(index, error) from error
 
     def decode_into(self, index: int, out: Pixels) -> Pixels:
-        """Decode a patch into an array, where it has exactly that size.
+        """Decode a patch into an array if the patch has exactly the size of the array.
 
         Args:
-            index: of the patch.
-            out: uint8 (H, W, 3), contiguous; its content is undefined where something else is returned.
+            index: index of the patch.
+            out: uint8 (H, W, 3), contiguous. Its content is undefined if another array is returned.
 
         Returns:
-            RGB: ``out``, or a new array where the patch has another size.
+            RGB pixels: ``out``, or a new array if the patch has another size.
         """
         try:
             return decode_into(self.view(index), out, max_pixels=self.max_pixels, decoder=self.decoder)
@@ -256,40 +258,40 @@ class Source(ABC):
             raise self._image_error(index, error) from error
 
     def decode_many_into(self, indices: list[int], outs: list[Pixels]) -> list[Pixels]:
-        """Decode patches, each into its array; returns what decode_into() does for each.
+        """Decode patches, each into its array, and return what decode_into() returns for each.
 
         Args:
-            indices: of the patches; reading is fastest in ascending order.
-            outs: as many arrays, as in decode_into(); their content is undefined after an error.
+            indices: indices of the patches; ascending order is the fastest to read.
+            outs: one array for each index, as in decode_into(). Their content is undefined after an error.
         """
         return [self.decode_into(index, out) for index, out in zip(indices, outs, strict=True)]
 
     def read_pixels(self, indices: Sequence[int], *, alpha: bool = False) -> Pixels | list[Pixels]:
-        """Decode patches.
+        """Decode patches into new arrays, which belong to the caller.
 
         Args:
-            indices: patch indices, in any order, repeats allowed.
-            alpha: keep the alpha channel (255 where a patch has none).
+            indices: patch indices, in any order; an index may occur several times.
+            alpha: return the alpha channel too (255 if a patch has none).
 
         Returns:
-            RGB (RGBA with ``alpha``) uint8, in the order asked for: one array (n, H, W, 3 or 4) when all sizes agree,
-            else a list of (H, W, 3 or 4) arrays. The arrays are new and belong to the caller.
+            RGB (RGBA with ``alpha``) uint8 in the order of ``indices``: one array (n, H, W, 3 or 4) if all patches have
+            one size, else a list of arrays (H, W, 3 or 4).
         """
         if alpha:
             return as_batch([self._decode(index, alpha=True) for index in indices])
         return decode_batch(indices, self._decode, self.decode_into)
 
     def patch_path(self, index: int) -> str:
-        """Return the path of a patch: ROOT/IMAGE/FILE in a chunked source, ROOT/IMAGE in one of pictures."""
+        """Return the path of a patch: ROOT/IMAGE/FILE in the layout ``chunked``, ROOT/IMAGE in ``pictures``."""
         return self.path_at(*self.locate(index))
 
     def path_at(self, number: int, position: int) -> str:
-        """Return the path of a patch by where locate() says that it is."""
+        """Return the path of the patch at a position in an image; locate() returns both numbers."""
         image = self.image(number)
         return f"{self.path}/{relative_path(self.layout, image.name, image.files[position])}"
 
     def source_path(self, number: int) -> Path:  # noqa: ARG002
-        """Return the path of the source that holds an image: this one's, or that of the one among several."""
+        """Return the path of the source that holds an image: ``path``, unless this source joins several."""
         return self.path
 
     def image_name(self, number: int) -> str:
@@ -305,30 +307,31 @@ class Source(ABC):
         return self.first_patch(number) + files.index(file)
 
     def image_without_centers(self, number: int) -> Image:
-        """Return what is known of an image but its centres, whose file image() may refuse with a CentersError."""
+        """Return an image with ``centers`` None; a folder can do so even if image() raises CentersError."""
         return replace(self.image(number), centers=None)
 
     def subset(self, names: Sequence[str]) -> Source:  # noqa: ARG002
-        """Return a source of at least the images of these names, to be pickled for another process.
+        """Return a source with at least the named images, to be pickled for a process that needs no others.
 
-        A subclass whose opening takes longer the more images there are returns a source of these only.
+        By default the source itself is returned. A source that lists files when it is opened returns one of the named
+        images only, so that the other process does not list all files again.
         """
         self._check_open()
         return self
 
     def __enter__(self) -> Self:
-        """Return self."""
+        """Return the source itself; leaving the block closes it."""
         self._check_open()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Close."""
+        """Close the source."""
         self.close()
 
     def _check_open(self) -> object:
-        """Raise ClosedError where the source was closed, as every use does."""
+        """Raise ClosedError if the source is closed, as ``len`` of a closed source does."""
         return len(self)
 
     def _decode(self, index: int, *, alpha: bool = False) -> Pixels:
@@ -338,19 +341,19 @@ class Source(ABC):
             raise self._image_error(index, error) from error
 
     def _image_error(self, index: int, error: ImageError) -> ImageError:
-        """Return the error that names the patch whose bytes are no picture."""
+        """Return an error that also names the patch whose bytes are no picture."""
         return ImageError(f"{self.patch_path(index)}: {error}")
 
 
 class PickledSubset(NamedTuple):
-    """Images of a source, for a job in another process.
+    """Images of a source as a value that a job takes to another process and opens there.
 
-    The source is opened where the job runs, so that a source that cannot be opened is an error of the job; unpickled
-    with the job, it would end the worker.
+    The source is pickled to bytes at once, and the job unpickles them. If the process pool unpickled the source with
+    the job, a source that cannot be opened would end the worker in place of failing the job.
 
     Attributes:
-        names: the images.
-        pickled: a source of at least these images.
+        names: names of the images.
+        pickled: pickle of a source with at least these images.
     """
 
     names: list[str]
@@ -358,15 +361,15 @@ class PickledSubset(NamedTuple):
 
     @classmethod
     def of(cls, source: Source, names: list[str]) -> Self:
-        """Return images of an open source."""
+        """Return the named images of an open source."""
         return cls(names, pickle.dumps(source.subset(names)))
 
     def open(self) -> Source:
-        """Open the source, with the options that it had."""
-        source: Source = pickle.loads(self.pickled)  # noqa: S301 - of our own making
+        """Open the source with the options that the pickled source had."""
+        source: Source = pickle.loads(self.pickled)  # noqa: S301 - bytes that of() wrote
         return source
 
 
 def relative_path(layout: Layout, image: str, file: str) -> str:
-    """Return a patch's path below the root of its folder."""
+    """Return the path of a patch below the root of its source."""
     return f"{image}/{file}" if layout == "chunked" else image

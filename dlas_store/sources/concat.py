@@ -1,4 +1,4 @@
-"""Several sources one after another, as one source."""
+"""ConcatSource, several sources joined to one."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from dlas_store.sources.base import Image, Layout, Listing, Source
 
 
 class ConcatSource(Source):
-    """Sources joined in order: the patches and images of each are numbered behind those of the sources before it.
+    """Several sources, the members, as one source: the numbers of each member follow the numbers of the member before.
 
-    Each method asks the source that holds the patch or image, so that paths and errors name that source. Of all sources
-    at once:
+    A method of one patch or image asks the member that holds the patch or image, so that paths and errors name that
+    member. Attributes and methods of all members at once:
 
-    * ``path``, ``decoder`` and ``max_pixels`` are those of the first source; source_path() says which one an image is
-      in, and each source decodes by its own options.
-    * ``layout`` is ``pictures`` where all sources have that layout, else ``chunked``.
-    * ``find_image`` and ``find`` ask the sources in order, and return the first match; they never find an image whose
-      name an earlier source has, too.
-    * ``close`` closes all sources.
+    * ``path``, ``decoder`` and ``max_pixels`` are the values of the first member. source_path() returns the path of the
+      member that holds an image. Each member decodes by its own options.
+    * ``layout`` is ``pictures`` if all members have that layout, else ``chunked``.
+    * ``find_image`` and ``find`` ask the members in order and return the first match. If two members have an image of
+      one name, ``find_image`` never returns the later image.
+    * ``close`` closes all members.
 
     Attributes:
-        sources: the sources, in order.
+        sources: the members, in order.
     """
 
     def __init__(self, sources: Sequence[Source]) -> None:
-        """Join sources, which stay open for as long as this one is used."""
+        """Join open sources; closing the joined source closes them."""
         self.sources = tuple(sources)
         for source in self.sources[:1]:
             self.decoder, self.max_pixels = source.decoder, source.max_pixels
@@ -40,40 +40,40 @@ class ConcatSource(Source):
 
     @property
     def path(self) -> Path:
-        """The path of the first source."""
+        """The path of the first member."""
         return self.sources[0].path
 
     @property
     def layout(self) -> Layout:
-        """The layout of all sources, ``chunked`` where they differ."""
+        """The layout of all members, ``chunked`` if their layouts differ."""
         return "chunked" if "chunked" in [source.layout for source in self.sources] else "pictures"
 
     @property
     def image_count(self) -> int:
-        """Number of images of all sources."""
+        """Number of images of all members."""
         return sum(source.image_count for source in self.sources)
 
     def __len__(self) -> int:
         return sum(map(len, self.sources))
 
     def member_at(self, index: int) -> tuple[Source, int]:
-        """Return the source that holds a patch, and the patch's index there.
+        """Return the member that holds a patch, and the patch's index in that member.
 
         Raises:
             PatchIndexError: the index is not in 0 .. len(self) - 1.
         """
-        number = self._member_number(index)
-        return self.sources[number], index - self._starts[number]
+        member = self._member_number(index)
+        return self.sources[member], index - self._starts[member]
 
     def member_of_image(self, number: int) -> tuple[Source, int]:
-        """Return the source that holds an image, and the image's number there.
+        """Return the member that holds an image, and the image's number in that member.
 
         Raises:
             PatchIndexError: the number is not in 0 .. image_count - 1.
         """
         member = bisect_right(self._first_images, number) - 1
         if not 0 <= member < len(self.sources):
-            raise PatchIndexError(f"image {number} is not in 0 .. {self._first_images[-1] - 1}: of {self._names()}")
+            raise PatchIndexError(f"image {number} is not in 0 .. {self._first_images[-1] - 1}: of {self._paths()}")
         return self.sources[member], number - self._first_images[member]
 
     def read(self, index: int) -> bytes:
@@ -82,48 +82,48 @@ class ConcatSource(Source):
         return source.read(index)
 
     def view(self, index: int) -> bytes | memoryview:
-        """Return the encoded bytes of a patch; see Source."""
+        """Return the encoded bytes of a patch; see Source.view."""
         source, index = self.member_at(index)
         return source.view(index)
 
     def prefetch(self, indices: Sequence[int], /) -> None:
-        """Let the system fetch patches and references; see Source."""
-        of_member: dict[int, list[int]] = {}
+        """Let the system read patches and references from the disk; see Source.prefetch."""
+        indices_of: dict[int, list[int]] = {}
         for index in indices:
-            number = self._member_number(index)
-            of_member.setdefault(number, []).append(index - self._starts[number])
-        for number, source in enumerate(self.sources):
-            source.prefetch(of_member.get(number, ()))
+            member = self._member_number(index)
+            indices_of.setdefault(member, []).append(index - self._starts[member])
+        for member, source in enumerate(self.sources):
+            source.prefetch(indices_of.get(member, ()))
 
     def header_size(self, index: int) -> tuple[int, int]:
-        """Return the height and width in pixels that a patch claims to have."""
+        """Return the height and width in pixels in a patch's header."""
         source, index = self.member_at(index)
         return source.header_size(index)
 
     def decode_into(self, index: int, out: Pixels) -> Pixels:
-        """Decode a patch into an array, where it has exactly that size; see Source."""
+        """Decode a patch into an array of its size; see Source.decode_into."""
         source, index = self.member_at(index)
         return source.decode_into(index, out)
 
     def decode_many_into(self, indices: list[int], outs: list[Pixels]) -> list[Pixels]:
-        """Decode patches, each into its array; consecutive ones of a source in one call. See Source."""
+        """Decode patches, each into its array, with one call for successive patches of one member; see Source."""
         if len(indices) != len(outs):
             longer = "indices" if len(indices) > len(outs) else "arrays"
             raise ValueError(f"{len(indices)} indices for {len(outs)} arrays: the {longer} are longer")
         pixels: list[Pixels] = []
         while len(pixels) < len(indices):
             first = len(pixels)
-            number = self._member_number(indices[first])
-            start, end = self._starts[number : number + 2]
+            member = self._member_number(indices[first])
+            start, end = self._starts[member : member + 2]
             stop = first + 1
             while stop < len(indices) and start <= indices[stop] < end:
                 stop += 1
-            members = [index - start for index in indices[first:stop]]
-            pixels += self.sources[number].decode_many_into(members, outs[first:stop])
+            member_indices = [index - start for index in indices[first:stop]]
+            pixels += self.sources[member].decode_many_into(member_indices, outs[first:stop])
         return pixels
 
     def read_pixels(self, indices: Sequence[int], *, alpha: bool = False) -> Pixels | list[Pixels]:
-        """Decode patches; see Source."""
+        """Decode patches into new arrays; see Source.read_pixels."""
         places = [self.member_at(index) for index in indices]
         if len({id(source) for source, _ in places}) == 1:
             return places[0][0].read_pixels([index for _, index in places], alpha=alpha)
@@ -131,9 +131,9 @@ class ConcatSource(Source):
 
     def locate(self, index: int) -> tuple[int, int]:
         """Return (image number, position of the patch in its image)."""
-        number = self._member_number(index)
-        image, position = self.sources[number].locate(index - self._starts[number])
-        return image + self._first_images[number], position
+        member = self._member_number(index)
+        number, position = self.sources[member].locate(index - self._starts[member])
+        return number + self._first_images[member], position
 
     def first_patch(self, number: int) -> int:
         """Return the index of an image's first patch; ``first_patch(image_count)`` is ``len(source)``."""
@@ -144,27 +144,27 @@ class ConcatSource(Source):
         return self._starts[member] + source.first_patch(number)
 
     def path_at(self, number: int, position: int) -> str:
-        """Return the path of a patch by where locate() says that it is."""
+        """Return the path of the patch at a position in an image."""
         source, number = self.member_of_image(number)
         return source.path_at(number, position)
 
     def source_path(self, number: int) -> Path:
-        """Return the path of the source that holds an image."""
+        """Return the path of the member that holds an image."""
         source, number = self.member_of_image(number)
         return source.source_path(number)
 
     def image_name(self, number: int) -> str:
-        """Return the name of an image, which images of other sources may have as well."""
+        """Return the name of an image; images of several members may have the same name."""
         source, number = self.member_of_image(number)
         return source.image_name(number)
 
     def image(self, number: int) -> Image:
-        """Return what is known of an image."""
+        """Return the names and metadata of an image."""
         source, number = self.member_of_image(number)
         return source.image(number)
 
     def image_without_centers(self, number: int) -> Image:
-        """Return what is known of an image but its centres; see Source."""
+        """Return an image with ``centers`` None; see Source.image_without_centers."""
         source, number = self.member_of_image(number)
         return source.image_without_centers(number)
 
@@ -174,53 +174,53 @@ class ConcatSource(Source):
         return source.read_reference(number)
 
     def find_image(self, name: str) -> int:
-        """Return the number of the first image of that name, or raise NameNotFoundError."""
+        """Return the number of the first image of a name, or raise NameNotFoundError."""
         for source, first in zip(self.sources, self._first_images, strict=False):
             try:
                 return first + source.find_image(name)
             except NameNotFoundError:
                 continue
-        raise NameNotFoundError(f"no image {name!r} in {self._names()}")
+        raise NameNotFoundError(f"no image {name!r} in {self._paths()}")
 
     def find(self, image: str, file: str) -> int:
-        """Return the index of the first patch of that image and file name, or raise NameNotFoundError."""
+        """Return the index of the first patch of an image and file name, or raise NameNotFoundError."""
         for source, start in zip(self.sources, self._starts, strict=False):
             try:
                 return start + source.find(image, file)
             except NameNotFoundError:
                 continue
-        raise NameNotFoundError(f"no patch {file!r} of image {image!r} in {self._names()}")
+        raise NameNotFoundError(f"no patch {file!r} of image {image!r} in {self._paths()}")
 
     def listings(self) -> Iterator[Listing]:
-        """Yield the files of every image in order, holding no more than one image's."""
+        """Yield the listing of every image in order, and hold one listing at a time."""
         return chain.from_iterable(source.listings() for source in self.sources)
 
     def close(self) -> None:
-        """Close all sources."""
+        """Close all members."""
         for source in self.sources:
             source.close()
 
     def _member_number(self, index: int) -> int:
-        number = bisect_right(self._starts, index) - 1
-        if not 0 <= number < len(self.sources):
-            raise PatchIndexError(f"patch {index} is not in 0 .. {self._starts[-1] - 1}: of {self._names()}")
-        return number
+        member = bisect_right(self._starts, index) - 1
+        if not 0 <= member < len(self.sources):
+            raise PatchIndexError(f"patch {index} is not in 0 .. {self._starts[-1] - 1}: of {self._paths()}")
+        return member
 
-    def _names(self) -> str:
+    def _paths(self) -> str:
         return ", ".join(str(source.path) for source in self.sources)
 
 
 def concat(sources: Sequence[Source]) -> Source:
-    """Return sources as one: joined in order, each once, or the only one itself, which then costs no detour."""
+    """Return the distinct sources joined in order; a single source is returned itself, to save the detour."""
     distinct = list(dict.fromkeys(sources))
     return distinct[0] if len(distinct) == 1 else ConcatSource(distinct)
 
 
 def members(source: Source) -> tuple[Source, ...]:
-    """Return the sources that a source joins; itself where it joins none."""
+    """Return the members of a ConcatSource; any other source is its only member."""
     return source.sources if isinstance(source, ConcatSource) else (source,)
 
 
 def member_at(source: Source, index: int) -> tuple[Source, int]:
-    """Return which of its members() holds a patch of a source, and the patch's index there."""
+    """Return the one of a source's members() that holds a patch, and the patch's index in that member."""
     return source.member_at(index) if isinstance(source, ConcatSource) else (source, index)

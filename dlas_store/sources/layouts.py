@@ -1,9 +1,4 @@
-"""Reading DL-Art-School's chunked folder: one sub folder an image, one file a patch.
-
-Reading a plain folder of pictures, at any depth: each picture is an image of one patch.
-
-Reading pictures that are labelled by the folder that they lie in.
-"""
+"""Layouts of folders as sources: DL-Art-School's chunked folder, a folder of pictures, class folders."""
 
 from __future__ import annotations
 
@@ -16,28 +11,31 @@ from posixpath import basename
 from dlas_store.errors import NotASourceError
 from dlas_store.sources.base import CENTERS_FILE, REFERENCE_FILE, Center, Image
 from dlas_store.sources.centers import read_centers
-from dlas_store.sources.folder import FolderSource, FoundImage, is_picture
+from dlas_store.sources.folder import FolderSource, ImageFiles, is_picture
 from dlas_store.sources.walk import EXTRA_FILE, FolderWalk
 
 _CACHE_FILE = "cache.pth"
+
+_CHUNKED_FILES = {REFERENCE_FILE: "reference of a chunked folder", CENTERS_FILE: "centres of a chunked folder"}
+"""File of a chunked folder that PictureFolder skips -> the reason."""
 
 
 class ChunkedFolder(FolderSource):
     """The images of a chunked folder: ROOT/IMAGE/FILE, with ref.jpg and centers.pt beside the patches.
 
-    Patches are the files with an image ending, in any case, other than ``ref.jpg``. A folder without patches is left
-    out. See FolderSource for the arguments.
+    A patch is a file with the ending of a picture, in lower or upper case, other than ``ref.jpg``. A folder without
+    patches is skipped. FolderSource documents the arguments.
     """
 
     layout = "chunked"
 
-    def _find_images(self, walk: FolderWalk, images: tuple[str, ...] | None) -> Iterator[FoundImage]:
+    def _find_images(self, walk: FolderWalk, images: tuple[str, ...] | None) -> Iterator[ImageFiles]:
         root = walk.identity("")
         for name in self._image_folders(walk) if images is None else images:
             if walk.identity(name) == root:
                 walk.skip([name], "link to a folder that it lies in")
-            elif found := _find_image(walk, name):
-                yield found
+            elif image := _list_image(walk, name):
+                yield image
 
     def _read_centers(self, image: str) -> dict[int, Center]:
         return read_centers(self.path / image / CENTERS_FILE)
@@ -54,7 +52,7 @@ class ChunkedFolder(FolderSource):
         return folders
 
 
-def _find_image(walk: FolderWalk, name: str) -> FoundImage | None:
+def _list_image(walk: FolderWalk, name: str) -> ImageFiles | None:
     paths, folders = walk.entries(name)
     files = sorted(path[len(name) + 1 :] for path in paths)
     patches = [file for file in files if is_picture(file) and file != REFERENCE_FILE]
@@ -64,26 +62,24 @@ def _find_image(walk: FolderWalk, name: str) -> FoundImage | None:
     known = {*patches, REFERENCE_FILE, CENTERS_FILE}
     walk.skip((f"{name}/{file}" for file in files if file not in known), "unknown file")
     walk.skip(sorted(folders), "folder in an image folder")
-    return FoundImage(name, patches, has_reference=REFERENCE_FILE in files, has_centers=CENTERS_FILE in files)
-
-
-_LEFT_OUT = {REFERENCE_FILE: "reference of a chunked folder", CENTERS_FILE: "centres of a chunked folder"}
+    return ImageFiles(name, patches, has_reference=REFERENCE_FILE in files, has_centers=CENTERS_FILE in files)
 
 
 class PictureFolder(FolderSource):
-    """The pictures below a folder; an image is named by its path below it, with "/" between the parts.
+    """The pictures at any depth below a folder, each an image of one patch.
 
-    Order is that of the paths by code point. ``ref.jpg`` is left out, so that a chunked folder read as pictures gives
-    its patches. See FolderSource for the arguments.
+    The name of an image is its path below the folder, with "/" between the parts; images are sorted by that path, by
+    code point. ``ref.jpg`` is skipped, so that a chunked folder read as pictures gives its patches. FolderSource
+    documents the arguments.
     """
 
     layout = "pictures"
 
-    def _find_images(self, walk: FolderWalk, images: tuple[str, ...] | None) -> Iterator[FoundImage]:
+    def _find_images(self, walk: FolderWalk, images: tuple[str, ...] | None) -> Iterator[ImageFiles]:
         for name in self._pictures(walk) if images is None else images:
             if images is not None and not (walk.root / name).is_file():
                 raise NotASourceError(f"{walk.root / name}: no such picture")
-            yield FoundImage(name, [basename(name)], has_reference=False, has_centers=False)
+            yield ImageFiles(name, [basename(name)], has_reference=False, has_centers=False)
 
     def _read_centers(self, image: str) -> dict[int, Center]:
         raise AssertionError(f"{image}: a picture has no centres")
@@ -91,37 +87,37 @@ class PictureFolder(FolderSource):
     def _pictures(self, walk: FolderWalk) -> Iterator[str]:
         """Yield the paths of all pictures, sorted."""
         for path in walk.files():
-            if reason := _why_no_picture(path):
+            if reason := _skip_reason(path):
                 walk.skip([path], reason)
             elif path != EXTRA_FILE:
                 yield path
 
 
-def _why_no_picture(path: str) -> str | None:
+def _skip_reason(path: str) -> str | None:
     if path == EXTRA_FILE:
         return None
-    return _LEFT_OUT.get(basename(path)) or (None if is_picture(path) else "unknown file")
+    return _CHUNKED_FILES.get(basename(path)) or (None if is_picture(path) else "unknown file")
 
 
 class ClassFolders(PictureFolder):
-    """The pictures of a folder with one sub folder a class; those that lie beside the sub folders are left out.
+    """The pictures of a folder with one sub folder for each class; pictures beside the sub folders are skipped.
 
-    A picture's ``label`` is the position of its class among the sorted names of the sub folders, ``label_name`` that
-    name. See FolderSource for the arguments.
+    A picture's ``label`` is the position of its class in the sorted names of the sub folders, its ``label_name`` the
+    name of the sub folder. FolderSource documents the arguments.
     """
 
     def image(self, number: int) -> Image:
-        """Return what is known of an image, its label included."""
+        """Return the names and metadata of an image, with ``label`` and ``label_name`` in ``extra``."""
         image = super().image(number)
         name = image.name.partition("/")[0]
         return replace(image, extra={**image.extra, "label": self._labels[name], "label_name": name})
 
-    def _find_images(self, walk: FolderWalk, images: tuple[str, ...] | None) -> Iterator[FoundImage]:
-        for found in super()._find_images(walk, images):
-            if "/" in found.name:
-                yield found
+    def _find_images(self, walk: FolderWalk, images: tuple[str, ...] | None) -> Iterator[ImageFiles]:
+        for image in super()._find_images(walk, images):
+            if "/" in image.name:
+                yield image
             else:
-                walk.skip([found.name], "in no folder of a class")
+                walk.skip([image.name], "in no folder of a class")
 
     @cached_property
     def _labels(self) -> dict[str, int]:

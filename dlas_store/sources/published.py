@@ -1,9 +1,4 @@
-"""Reader of CIFAR-10 and CIFAR-100 as published: pickled batches, read without running the pickles.
-
-Readers of MNIST and Fashion-MNIST as published: IDX files, plain or compressed by gzip.
-
-Published classification datasets as sources: by name, from the files that their publishers distribute.
-"""
+"""Published classification datasets as sources: MNIST, Fashion-MNIST, CIFAR-10, CIFAR-100, class folders."""
 
 from __future__ import annotations
 
@@ -30,53 +25,216 @@ from dlas_store.sources.inert_pickle import (
     InertUnpickler,
     PickleRules,
     RefusedError,
-    Unfinished,
+    UnfinishedObject,
     encode_latin1,
     make_dtype,
 )
 from dlas_store.sources.layouts import ClassFolders
 
+SPLITS = ("train", "test", "val")
+"""Splits of a dataset; ``val`` is another name for ``test``."""
+
 MAX_FILE_BYTES = 1 << 30
-"""Largest file that is read; the largest published one, CIFAR-100's train, has 155 MB."""
+"""Largest file that is read; the largest published files are CIFAR-100's train with 155 MB and MNIST's with 47 MB."""
 
-_SIDE = 32
-_ROW = 3 * _SIDE * _SIDE
+_DIGITS = tuple("0123456789")
+_CLOTHES = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
 
-# Exceptions that the unpickler raises for malformed bytes.
+_IDX_UINT8 = 8
+"""Code of the type uint8 in the header of an IDX file."""
+
+_CIFAR_SIDE = 32
+_CIFAR_PICTURE_BYTES = 3 * _CIFAR_SIDE * _CIFAR_SIDE
+
 _FAILURES = (
     ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError,
     TypeError, ValueError, pickle.PickleError, struct.error,
 )  # fmt: skip
+"""Exceptions that the unpickler raises for malformed bytes."""
+
+
+def open_published(name: str, root: Path, *, split: str | None = None) -> Source:
+    """Open the files of a published dataset as pictures with ``label`` and ``label_name`` in Image.extra.
+
+    CIFAR-100 has ``coarse_label`` and ``coarse_label_name`` as well. The pictures keep the publisher's order; pictures
+    in class folders are sorted by path.
+
+    Args:
+        name: one of NAMES.
+        root: folder of the publisher's files, or the folder that contains it, as torchvision downloads it.
+        split: one of SPLITS. None means ``train``; for imagefolder, None means that ``root`` holds the class folders.
+
+    Raises:
+        ConfigError: the name or the split is unknown.
+        NotASourceError: the files are missing.
+    """
+    if name not in NAMES:
+        raise ConfigError(f"no dataset {name!r}; known are {', '.join(NAMES)}")
+    if split not in (None, *SPLITS):
+        raise ConfigError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+    return _OPENERS[name](root, split)
+
+
+def _open_idx(folders: tuple[str, ...], class_names: tuple[str, ...], root: Path, split: str | None) -> Source:
+    split = "train" if split in (None, "train") else "test"
+    start = "train" if split == "train" else "t10k"
+    names = (f"{start}-images-idx3-ubyte", f"{start}-labels-idx1-ubyte")
+    for folder in (root / name for name in folders):
+        files = [next(filter(Path.is_file, (folder / name, folder / f"{name}.gz")), None) for name in names]
+        match files:
+            case Path() as images, Path() as labels:
+                load = partial(load_idx, images, labels, split=split, class_names=class_names)
+                return ArrayPictures(folder, load)
+    raise _missing_files(root, " and ".join(names), folders)
+
+
+def _open_cifar10(root: Path, split: str | None) -> Source:
+    split = "train" if split in (None, "train") else "test"
+    files = [f"data_batch_{number}" for number in range(1, 6)] if split == "train" else ["test_batch"]
+    load = partial(load_cifar, split=split, labels={"label": "labels"}, names={"label": "label_names"})
+    return _open_cifar(root, files, "cifar-10-batches-py", "batches.meta", load)
+
+
+def _open_cifar100(root: Path, split: str | None) -> Source:
+    split = "train" if split in (None, "train") else "test"
+    load = partial(
+        load_cifar,
+        split=split,
+        labels={"label": "fine_labels", "coarse_label": "coarse_labels"},
+        names={"label": "fine_label_names", "coarse_label": "coarse_label_names"},
+    )
+    return _open_cifar(root, [split], "cifar-100-python", "meta", load)
+
+
+def _open_cifar(
+    root: Path, files: list[str], folder_name: str, meta: str, load: Callable[..., LabelledPictures]
+) -> Source:
+    for folder in (root / folder_name, root):
+        if (folder / files[0]).is_file():
+            for file in files:
+                if not (folder / file).is_file():
+                    raise NotASourceError(f"{folder / file}: is missing; unpack the publisher's archive again")
+            return ArrayPictures(folder, partial(load, [folder / file for file in files], folder / meta))
+    raise _missing_files(root, files[0], (folder_name, ""))
+
+
+def _open_imagenet(root: Path, split: str | None) -> Source:
+    return _open_classes(root / ("train" if split in (None, "train") else "val"))
+
+
+def _open_image_folder(root: Path, split: str | None) -> Source:
+    return _open_classes(root if split is None else root / split)
+
+
+def _open_classes(folder: Path) -> Source:
+    source = ClassFolders(folder)
+    if next(source.listings(), None) is None:
+        raise NotASourceError(f"{folder}: holds no pictures in folders of classes")
+    return source
+
+
+def _missing_files(root: Path, names: str, folders: tuple[str, ...]) -> NotASourceError:
+    paths = ", ".join(str(root / folder) for folder in folders)
+    return NotASourceError(f"{root}: holds no {names}, looked for in {paths}; download and unpack it there")
+
+
+_OPENERS: Mapping[str, Callable[[Path, str | None], Source]] = MappingProxyType(
+    {
+        "mnist": partial(_open_idx, ("MNIST/raw", "raw", ""), _DIGITS),
+        "fmnist": partial(_open_idx, ("FashionMNIST/raw", "raw", ""), _CLOTHES),
+        "cifar10": _open_cifar10,
+        "cifar100": _open_cifar100,
+        "imagenet": _open_imagenet,
+        "imagefolder": _open_image_folder,
+    }
+)
+NAMES = tuple(_OPENERS)
+"""DL-Art-School's names of the datasets."""
+
+
+def load_idx(images: Path, labels: Path, *, split: str, class_names: tuple[str, ...]) -> LabelledPictures:
+    """Load MNIST's pictures and their labels from two IDX files.
+
+    Args:
+        images: IDX file of the pictures, with three dimensions (n, H, W).
+        labels: IDX file of the labels, with one dimension (n,).
+        split: see LabelledPictures.
+        class_names: class names, indexed by label.
+
+    Raises:
+        DamagedError: a file is damaged or no IDX file, or the files differ in length.
+    """
+    pixels, numbers = read_idx(images, dimensions=3), read_idx(labels, dimensions=1)
+    if len(pixels) != len(numbers):
+        raise DamagedError(f"{labels}: has {len(numbers)} labels for the {len(pixels)} pictures of {images.name}")
+    return LabelledPictures(
+        split=split,
+        pixels=pixels,
+        labels={"label": numbers.astype(np.int64)},
+        class_names={"label": class_names},
+    )
+
+
+def read_idx(path: Path, *, dimensions: int) -> NDArray[np.uint8]:
+    """Read an IDX file of bytes, decompressed if it begins with gzip's magic number.
+
+    Args:
+        path: the file.
+        dimensions: number of dimensions that the file must have.
+
+    Raises:
+        DamagedError: the file cannot be read, is no IDX file of bytes, or has another length than its header says.
+    """
+    header_size = 4 + 4 * dimensions
+    try:
+        with path.open("rb") as raw:
+            is_compressed = raw.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if is_compressed else path.open("rb") as file:
+            header = file.read(header_size)
+            if len(header) != header_size or header[:4] != bytes([0, 0, _IDX_UINT8, dimensions]):
+                raise DamagedError(f"{path}: no IDX file of bytes in {dimensions} dimensions; download it again")
+            shape = struct.unpack(f">{dimensions}I", header[4:])
+            size = int(np.prod(shape, dtype=object))
+            if size > MAX_FILE_BYTES:
+                raise DamagedError(f"{path}: claims {size} bytes, more than {MAX_FILE_BYTES}")
+            data = file.read(size + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DamagedError(f"{path}: cannot be read ({error}); download it again") from error
+    if len(data) != size:
+        raise DamagedError(f"{path}: is not of the {header_size + size} bytes that it should be; download it again")
+    return np.frombuffer(data, np.uint8).reshape(shape)
 
 
 def load_cifar(
     batches: Sequence[Path], meta: Path, *, split: str, labels: Mapping[str, str], names: Mapping[str, str]
 ) -> LabelledPictures:
-    """Load the pictures of several batches.
+    """Load the pictures in several of CIFAR's pickled batches, read without running the pickles.
 
     Args:
-        batches: the files, in order.
-        meta: the file with the class names; if it is missing, classes have no names.
+        batches: the batch files, in order.
+        meta: file of the class names; if the file is missing, classes have no names.
         split: see LabelledPictures.
         labels: field of Image.extra -> key of the labels in a batch.
         names: field of Image.extra -> key of the class names in ``meta``.
 
     Raises:
-        DamagedError: a file is damaged, is no batch, or holds something that no batch holds.
+        DamagedError: a file is damaged, is no batch, or holds a value that no batch holds.
     """
-    contents = [_Batch(path) for path in batches]
-    pixels = np.concatenate([batch.pixels() for batch in contents])
+    batch_files = [_Batch(path) for path in batches]
+    pixels = np.concatenate([batch.pixels() for batch in batch_files])
     meta_fields = _read_batch(meta) if meta.exists() else {}
     return LabelledPictures(
         split=split,
-        pixels=np.ascontiguousarray(pixels.reshape(-1, 3, _SIDE, _SIDE).transpose(0, 2, 3, 1)),
-        labels={field: np.concatenate([batch.labels(key) for batch in contents]) for field, key in labels.items()},
+        pixels=np.ascontiguousarray(pixels.reshape(-1, 3, _CIFAR_SIDE, _CIFAR_SIDE).transpose(0, 2, 3, 1)),
+        labels={field: np.concatenate([batch.labels(key) for batch in batch_files]) for field, key in labels.items()},
         class_names={field: _texts(meta_fields[key], meta) for field, key in names.items() if key in meta_fields},
     )
 
 
 class _Batch:
-    """One file of pictures and labels, whose fields are checked as they are read."""
+    """A file of CIFAR's pictures and labels; each method checks the field that it returns."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -84,8 +242,8 @@ class _Batch:
 
     def pixels(self) -> NDArray[np.uint8]:
         data = self._field("data")
-        if not isinstance(data, np.ndarray) or data.ndim != 2 or data.shape[1] != _ROW:
-            raise self._error(f"data is no array of {_ROW} bytes a picture")
+        if not isinstance(data, np.ndarray) or data.ndim != 2 or data.shape[1] != _CIFAR_PICTURE_BYTES:
+            raise self._error(f"data is no array of {_CIFAR_PICTURE_BYTES} bytes a picture")
         return data
 
     def labels(self, key: str) -> NDArray[np.int64]:
@@ -133,8 +291,8 @@ def _texts(names: object, path: Path) -> tuple[str, ...]:
     raise DamagedError(f"{path}: the names of the classes are no list of texts; download it again")
 
 
-class _UnfinishedArray(Unfinished):
-    """An array whose shape and numbers follow in its state."""
+class _UnfinishedArray(UnfinishedObject):
+    """An array without shape and numbers, which follow in its state."""
 
     def with_state(self, state: object) -> NDArray[np.uint8]:
         match state:
@@ -144,7 +302,7 @@ class _UnfinishedArray(Unfinished):
 
 
 def _make_array(data: object, dtype: object, shape: object, order: object = "C", *_: object) -> NDArray[np.uint8]:
-    """Return an array of bytes; ``data`` is a str if Python 2 wrote it."""
+    """Return a uint8 array of pickled bytes; ``data`` is a str if Python 2 wrote the pickle."""
     if isinstance(data, str):
         data = data.encode("latin1")
     if not isinstance(data, bytes) or not isinstance(dtype, DType) or dtype.code[-1] != "B":
@@ -159,7 +317,7 @@ def _start_array(*_: object) -> _UnfinishedArray:
 
 
 def _load_long_bytes(unpickler: InertUnpickler) -> None:
-    """Read bytes whose length takes eight bytes; the unpickler in Python would first reserve the claimed length."""
+    """Read bytes with a length of eight bytes; the base class would reserve the claimed length before it reads."""
     (size,) = struct.unpack("<Q", unpickler.read(8))
     data = unpickler.read(size) if size <= MAX_FILE_BYTES else b""
     if len(data) != size:
@@ -175,7 +333,7 @@ _OPCODES: dict[int, Callable[[Any], None]] = {
     **{code[0]: _load_long_bytes for code in _LONG_OPCODES},
 }
 _BATCH_RULES = PickleRules(
-    what="a batch of CIFAR",
+    kind="a batch of CIFAR",
     names={
         ("numpy.core.multiarray", "_reconstruct"): _start_array,  # numpy 1, which wrote the published files
         ("numpy._core.multiarray", "_reconstruct"): _start_array,
@@ -188,170 +346,3 @@ _BATCH_RULES = PickleRules(
     opcodes=_OPCODES,
     key_types=frozenset({str, bytes}),
 )
-
-
-MAX_BYTES = 1 << 30
-"""Most bytes that a file's header may claim; MNIST's largest file has 47 MB."""
-
-_UINT8 = 8
-
-
-def load_idx(images: Path, labels: Path, *, split: str, class_names: tuple[str, ...]) -> LabelledPictures:
-    """Load the pictures from one file and their labels from another.
-
-    Args:
-        images: IDX file of three dimensions (n, H, W).
-        labels: IDX file of one dimension (n,).
-        split: see LabelledPictures.
-        class_names: name of each label, in the order of the labels' numbers.
-
-    Raises:
-        DamagedError: a file is damaged or no IDX file, or their lengths differ.
-    """
-    pixels, numbers = read_idx(images, dimensions=3), read_idx(labels, dimensions=1)
-    if len(pixels) != len(numbers):
-        raise DamagedError(f"{labels}: has {len(numbers)} labels for the {len(pixels)} pictures of {images.name}")
-    return LabelledPictures(
-        split=split,
-        pixels=pixels,
-        labels={"label": numbers.astype(np.int64)},
-        class_names={"label": class_names},
-    )
-
-
-def read_idx(path: Path, *, dimensions: int) -> NDArray[np.uint8]:
-    """Read an IDX file of bytes; a file that begins with gzip's magic number is decompressed.
-
-    Args:
-        path: the file.
-        dimensions: number of dimensions that the file must have.
-
-    Raises:
-        DamagedError: the file cannot be read, is no IDX file of bytes, or is shorter or longer than its header says.
-    """
-    header_size = 4 + 4 * dimensions
-    try:
-        with path.open("rb") as raw:
-            is_compressed = raw.read(2) == b"\x1f\x8b"
-        with gzip.open(path) if is_compressed else path.open("rb") as file:
-            header = file.read(header_size)
-            if len(header) != header_size or header[:4] != bytes([0, 0, _UINT8, dimensions]):
-                raise DamagedError(f"{path}: no IDX file of bytes in {dimensions} dimensions; download it again")
-            shape = struct.unpack(f">{dimensions}I", header[4:])
-            size = int(np.prod(shape, dtype=object))
-            if size > MAX_BYTES:
-                raise DamagedError(f"{path}: claims {size} bytes, more than {MAX_BYTES}")
-            data = file.read(size + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DamagedError(f"{path}: cannot be read ({error}); download it again") from error
-    if len(data) != size:
-        raise DamagedError(f"{path}: is not of the {header_size + size} bytes that it should be; download it again")
-    return np.frombuffer(data, np.uint8).reshape(shape)
-
-
-SPLITS = ("train", "test", "val")
-"""What a dataset may be split into; ``val`` is another name for ``test``."""
-
-_DIGITS = tuple("0123456789")
-_CLOTHES = (
-    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
-)  # fmt: skip
-
-
-def open_published(name: str, root: Path, *, split: str | None = None) -> Source:
-    """Open a dataset, as pictures with ``label`` and ``label_name`` in Image.extra.
-
-    CIFAR-100 has ``coarse_label`` and ``coarse_label_name`` as well. Order is that of the files of the publisher, and
-    in folders of classes that of the paths.
-
-    Args:
-        name: one of NAMES.
-        root: the folder that the files lie in, or the one above it, as torchvision has them.
-        split: one of SPLITS; None is train, and for imagefolder the root itself.
-
-    Raises:
-        ConfigError: no such name or split.
-        NotASourceError: the files are not there.
-    """
-    if name not in NAMES:
-        raise ConfigError(f"no dataset {name!r}; known are {', '.join(NAMES)}")
-    if split not in (None, *SPLITS):
-        raise ConfigError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
-    return _OPENERS[name](root, split)
-
-
-def _open_idx(folders: tuple[str, ...], class_names: tuple[str, ...], root: Path, split: str | None) -> Source:
-    split = "train" if split in (None, "train") else "test"
-    start = "train" if split == "train" else "t10k"
-    wanted = (f"{start}-images-idx3-ubyte", f"{start}-labels-idx1-ubyte")
-    for folder in (root / name for name in folders):
-        files = [next(filter(Path.is_file, (folder / file, folder / f"{file}.gz")), None) for file in wanted]
-        match files:
-            case Path() as images, Path() as labels:
-                load = partial(load_idx, images, labels, split=split, class_names=class_names)
-                return ArrayPictures(folder, load)
-    raise _not_there(root, " and ".join(wanted), folders)
-
-
-def _open_cifar10(root: Path, split: str | None) -> Source:
-    split = "train" if split in (None, "train") else "test"
-    files = [f"data_batch_{number}" for number in range(1, 6)] if split == "train" else ["test_batch"]
-    load = partial(load_cifar, split=split, labels={"label": "labels"}, names={"label": "label_names"})
-    return _open_cifar(root, files, "cifar-10-batches-py", "batches.meta", load)
-
-
-def _open_cifar100(root: Path, split: str | None) -> Source:
-    split = "train" if split in (None, "train") else "test"
-    load = partial(
-        load_cifar,
-        split=split,
-        labels={"label": "fine_labels", "coarse_label": "coarse_labels"},
-        names={"label": "fine_label_names", "coarse_label": "coarse_label_names"},
-    )
-    return _open_cifar(root, [split], "cifar-100-python", "meta", load)
-
-
-def _open_cifar(
-    root: Path, files: list[str], folder_name: str, meta: str, load: Callable[..., LabelledPictures]
-) -> Source:
-    for folder in (root / folder_name, root):
-        if (folder / files[0]).is_file():
-            for file in files:
-                if not (folder / file).is_file():
-                    raise NotASourceError(f"{folder / file}: is missing; unpack the publisher's archive again")
-            return ArrayPictures(folder, partial(load, [folder / file for file in files], folder / meta))
-    raise _not_there(root, files[0], (folder_name, ""))
-
-
-def _open_imagenet(root: Path, split: str | None) -> Source:
-    return _open_classes(root / ("train" if split in (None, "train") else "val"))
-
-
-def _open_image_folder(root: Path, split: str | None) -> Source:
-    return _open_classes(root if split is None else root / split)
-
-
-def _open_classes(folder: Path) -> Source:
-    source = ClassFolders(folder)
-    if next(source.listings(), None) is None:
-        raise NotASourceError(f"{folder}: holds no pictures in folders of classes")
-    return source
-
-
-def _not_there(root: Path, wanted: str, folders: tuple[str, ...]) -> NotASourceError:
-    places = ", ".join(str(root / folder) for folder in folders)
-    return NotASourceError(f"{root}: holds no {wanted}, looked for in {places}; download and unpack it there")
-
-
-_OPENERS: Mapping[str, Callable[[Path, str | None], Source]] = MappingProxyType(
-    {
-        "mnist": partial(_open_idx, ("MNIST/raw", "raw", ""), _DIGITS),
-        "fmnist": partial(_open_idx, ("FashionMNIST/raw", "raw", ""), _CLOTHES),
-        "cifar10": _open_cifar10,
-        "cifar100": _open_cifar100,
-        "imagenet": _open_imagenet,
-        "imagefolder": _open_image_folder,
-    }
-)
-NAMES = tuple(_OPENERS)
-"""The datasets, by DL-Art-School's names."""

@@ -1,7 +1,4 @@
-"""A walk over a folder: it lists files and folders, and records each skipped path with the reason.
-
-Read and write metadata.jsonl, the extra fields of a folder's images: one JSON object a line, one line an image.
-"""
+"""A folder's content: a walk that lists files and records skipped paths, and the extra fields in metadata.jsonl."""
 
 from __future__ import annotations
 
@@ -15,14 +12,17 @@ import msgpack
 
 from dlas_store.errors import DamagedError, NotASourceError
 
+EXTRA_FILE = "metadata.jsonl"
+"""Name of the file of extra fields, in the root of the folder."""
+
 _NAMES_IN_MESSAGE = 20
 
 
 class SkippedPath(NamedTuple):
-    """A path in a folder that is no part of the source.
+    """A path in a folder that does not belong to the source.
 
     Attributes:
-        path: path below the root of the folder, with "/" between its parts.
+        path: path below the folder, with "/" between its parts.
         reason: why the path was skipped.
     """
 
@@ -31,11 +31,11 @@ class SkippedPath(NamedTuple):
 
 
 class FolderWalk:
-    """Lists the folders below a root and collects skipped paths.
+    """A walk over the folders below a root, which lists files and collects skipped paths.
 
     Attributes:
-        root: the folder that all paths are relative to.
-        left_out: the paths skipped so far.
+        root: the folder; all paths are relative to it.
+        skipped: the paths skipped so far.
     """
 
     def __init__(self, root: Path) -> None:
@@ -56,14 +56,14 @@ class FolderWalk:
         try:
             status = (self.root / folder).stat()
         except OSError as error:
-            raise self._unreadable(folder, error) from error
+            raise self._unlistable(folder, error) from error
         return status.st_dev, status.st_ino
 
     def entries(self, folder: str) -> tuple[list[str], list[str]]:
-        """Return the paths of all files, and of all folders, in a folder, unsorted; links are followed.
+        """Return the paths of all files and of all folders in one folder, unsorted; links are followed.
 
         Args:
-            folder: path below the root, "" for the root.
+            folder: path of the folder below the root, "" for the root.
 
         Raises:
             NotASourceError: the folder cannot be listed.
@@ -76,18 +76,19 @@ class FolderWalk:
                     path = f"{folder}/{entry.name}" if folder else entry.name
                     if not _is_utf8(entry.name):
                         self._not_utf8.append(path)
-                    elif reason := _why_unusable(entry):
+                    elif reason := _skip_reason(entry):
                         self.skip([path], reason)
                     else:
                         (folders if entry.is_dir() else files).append(path)
         except OSError as error:
-            raise self._unreadable(folder, error) from error
+            raise self._unlistable(folder, error) from error
         return files, folders
 
     def files(self) -> Iterator[str]:
         """Yield the paths of all files at any depth, sorted by code point.
 
-        The walk holds the names of one folder for each level of depth. A link to a folder that contains it is skipped.
+        The walk keeps the names of one folder for each level of depth. A link to a folder that contains the link is
+        skipped.
         """
         stack = [(self.identity(""), self._sorted_entries(""))]
         while stack:
@@ -106,16 +107,16 @@ class FolderWalk:
 
     def _sorted_entries(self, folder: str) -> Iterator[str]:
         entries, folders = self.entries(folder)
-        # A folder with "/" appended sorts as the paths below it do: "a-b/1.jpg", "a.jpg", "a/1.jpg".
+        # A folder with "/" appended sorts like the paths below the folder: "a-b/1.jpg", "a.jpg", "a/1.jpg".
         entries.extend(f"{path}/" for path in folders)
         entries.sort()
         return iter(entries)
 
     def finish(self) -> None:
-        """End the walk.
+        """Check, at the end of the walk, that all listed names are UTF-8.
 
         Raises:
-            NotASourceError: a listed name is not UTF-8; the message shows the first of them.
+            NotASourceError: some names are not; the message shows the first 20.
         """
         if self._not_utf8:
             names = ", ".join(repr(os.fsencode(path)) for path in self._not_utf8[:_NAMES_IN_MESSAGE])
@@ -124,46 +125,18 @@ class FolderWalk:
                 f"{self.root}: {len(self._not_utf8)} names are not UTF-8, rename them: {names}{ellipsis}"
             )
 
-    def _unreadable(self, folder: str, error: OSError) -> NotASourceError:
+    def _unlistable(self, folder: str, error: OSError) -> NotASourceError:
         return NotASourceError(f"{self.root / folder}: cannot be listed ({error.strerror})")
 
 
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _why_unusable(entry: os.DirEntry[str]) -> str | None:
-    try:
-        if entry.is_dir() or entry.is_file():
-            return None
-    except OSError as error:
-        return f"link that cannot be followed ({error.strerror})"
-    return "broken link" if entry.is_symlink() else "neither a file nor a folder"
-
-
-EXTRA_FILE = "metadata.jsonl"
-"""Name of the file, in the root of the folder."""
-
-
-def extra_line(image: str, extra: Mapping[str, Any]) -> str:
-    r"""Return the line of an image in metadata.jsonl.
-
-    >>> extra_line("cat_0", {"label": 3})
-    '{"image": "cat_0", "label": 3}\n'
-    """
-    return json.dumps({"image": image, **extra}, ensure_ascii=False, allow_nan=False) + "\n"
-
-
 class ExtraFields:
-    """The extra fields of a folder's images; only the offset of each line is kept, and of() parses the line.
+    """The extra fields of a folder's images, from metadata.jsonl: one JSON object a line, one line an image.
+
+    Opening parses every line, but keeps only its offset in the file; of() parses the line again.
 
     Args:
-        root: the folder; the file may be missing.
-        images: names of the images whose lines are kept; None keeps all.
+        root: the folder; metadata.jsonl may be missing.
+        images: names of the images whose fields may be asked for; None means all images.
 
     Raises:
         DamagedError: a line is no JSON object with an "image", or an image has a second line.
@@ -185,7 +158,7 @@ class ExtraFields:
         return self._offsets.keys()
 
     def of(self, image: str) -> dict[str, Any]:
-        """Return the fields of an image, an empty dict if it has no line.
+        """Return the extra fields of an image, an empty dict if the image has no line.
 
         Raises:
             DamagedError: the file changed or became unreadable since it was opened.
@@ -224,11 +197,37 @@ class ExtraFields:
         )
 
 
+def extra_line(image: str, extra: Mapping[str, Any]) -> str:
+    r"""Return the line of an image in metadata.jsonl, a JSON object.
+
+    >>> extra_line("cat_0", {"label": 3})
+    '{"image": "cat_0", "label": 3}\n'
+    """
+    return json.dumps({"image": image, **extra}, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _skip_reason(entry: os.DirEntry[str]) -> str | None:
+    try:
+        if entry.is_dir() or entry.is_file():
+            return None
+    except OSError as error:
+        return f"link that cannot be followed ({error.strerror})"
+    return "broken link" if entry.is_symlink() else "neither a file nor a folder"
+
+
 def _parse(line: bytes) -> tuple[str, dict[str, Any]]:
-    """Return the image name and the fields of a line.
+    """Return the image name and the extra fields of a line.
 
     Raises:
-        ValueError: the line is no JSON object with an "image", or msgpack cannot hold it.
+        ValueError: the line is no JSON object with an "image", or msgpack cannot encode the object.
     """
     try:
         fields = json.loads(line)

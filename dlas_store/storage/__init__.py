@@ -1,6 +1,6 @@
-"""The store on disk, as FORMAT.md describes it: shards, their index, and how both are read and written.
+"""The store on disk, as FORMAT.md describes it: reading and writing of shards and of their index.
 
-Writers are imported from their modules, so that a reader does not load the LMDB engine.
+Import writers from their modules: this package does not, so that a reader does not load the LMDB engine.
 """
 
 from dlas_store.storage.index import Index

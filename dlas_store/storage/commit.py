@@ -1,4 +1,4 @@
-"""One import or append: planned shards, built one by one, become visible together."""
+"""A commit, that is an import or append: its shards are built one by one and published together."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from dlas_store.storage.shard_writer import ShardWriter
 
 
 class PlannedShard(NamedTuple):
-    """What one shard is to hold.
+    """The planned content of one shard.
 
     Attributes:
         images: number of images.
         patches: number of patches.
-        payload_bytes: bytes of their files.
-        fingerprint: what its names, sizes and the options came to, as the converter computed it.
+        payload_bytes: bytes of all patches and references.
+        fingerprint: hash that the converter computed from file names, sizes and options.
     """
 
     images: int
@@ -39,16 +39,16 @@ class PlannedShard(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CommitPlan:
-    """Everything about a commit that a rerun of its command must find again.
+    """The plan of a commit, recorded so that a rerun of the same command continues it.
 
     Attributes:
-        store_id: of the store that is written or appended to, hex.
-        layout: that of the store.
-        commit: its number, from 0.
-        first_shard: number of its first shard.
-        first_image: id of its first image.
-        shards: what each shard is to hold.
-        shard_ids: their ids, hex.
+        store_id: id of the new or appended store, hex.
+        layout: layout of the store.
+        commit: number of the commit in its store, from 0.
+        first_shard: number of the commit's first shard.
+        first_image: id of the commit's first image.
+        shards: planned content of each shard.
+        shard_ids: id of each shard, hex.
     """
 
     store_id: str
@@ -60,7 +60,7 @@ class CommitPlan:
     shard_ids: tuple[str, ...]
 
     def headers(self) -> list[ShardHeader]:
-        """Return the header of each shard, its counts still zero."""
+        """Return the header of each shard, with all counts zero."""
         headers = []
         first_image = self.first_image
         for position, (shard, shard_id) in enumerate(zip(self.shards, self.shard_ids, strict=True)):
@@ -80,56 +80,89 @@ class CommitPlan:
         return headers
 
 
+class SealedShard(NamedTuple):
+    """A sealed shard, as the index takes it.
+
+    Attributes:
+        header: the shard's header.
+        entries: the shard's entries as index rows.
+        size: size of the shard's file in bytes.
+    """
+
+    header: ShardHeader
+    entries: ShardEntries
+    size: int
+
+
 def plan_commit(store: Path, layout: Layout, shards: Sequence[PlannedShard], *, base: Index | None) -> CommitPlan:
-    """Return the plan of a new store, or of new shards of one.
+    """Return the plan of a new store, or of new shards of a store.
 
     Args:
         store: the store's folder.
-        layout: that of the store.
-        shards: what each new shard is to hold.
-        base: the index of the store that is appended to, None for a new one.
+        layout: layout of the store.
+        shards: planned content of each new shard.
+        base: index of the store to append to, None for a new store.
     """
-    earlier = base.shards.values() if base else ()
+    base_shards = base.shards.values() if base else ()
     return CommitPlan(
         store_id=base.store_id.hex() if base else secrets.token_hex(16),
         layout=layout,
-        commit=max((shard.commit for shard in earlier), default=-1) + 1,
+        commit=max((shard.commit for shard in base_shards), default=-1) + 1,
         first_shard=_next_shard_number(store, base) if base else 0,
-        first_image=max((shard.first_image_id + shard.images for shard in earlier), default=0),
+        first_image=max((shard.first_image_id + shard.images for shard in base_shards), default=0),
         shards=tuple(shards),
         shard_ids=tuple(secrets.token_hex(16) for _ in shards),
     )
 
 
-class SealedShard(NamedTuple):
-    """What the index needs of a sealed shard; size in bytes."""
+def write_shard(folder: Path, header: ShardHeader, fill: Callable[[ShardWriter], None]) -> SealedShard:
+    """Build a shard under a temporary name, seal it and give it its name.
 
-    header: ShardHeader
-    directory: ShardEntries
-    size: int
+    Args:
+        folder: the commit's staging folder.
+        header: the shard's header from the plan.
+        fill: function that adds the images.
+
+    Raises:
+        WriteError: the disk refused a write.
+    """
+    temporary = folder / (header.file_name + ".tmp")
+    with ShardWriter(temporary, header) as writer:
+        fill(writer)
+        sealed_header, entries = writer.seal()
+    publish_file(temporary, folder / header.file_name)
+    return SealedShard(sealed_header, entries, (folder / header.file_name).stat().st_size)
+
+
+def read_shard(path: Path, *, check_values: bool) -> SealedShard:
+    """Return a shard as the index takes it, from a scan of its file; see scan_shard."""
+    shard = Shard(path)
+    return SealedShard(shard.header, scan_shard(shard, check_values=check_values), len(shard.data))
 
 
 class Commit:
-    """Writes a new store, or new shards of one that is there.
+    """A commit in progress: it writes a new store, or new shards of an existing store.
 
-    A context manager: left without publish(), it keeps what is sealed, and the same command goes on from there. Shards
-    are built by write_shard() in ``folder``, by this or other processes, and handed to add() in order.
+    A commit is a context manager. If the block ends without publish(), the staging folder keeps all sealed shards, and
+    a rerun of the same command continues from there. Any process may build the shards in ``folder`` with write_shard();
+    this process then passes them to add() in order.
 
     Attributes:
-        plan: the plan, with the ids that an interrupted run gave the shards that are the same.
-        folder: where the shards are built.
+        plan: the plan. Shards that an interrupted run planned in the same way have the ids of that run.
+        folder: the staging folder in which the shards are built.
     """
 
     def __init__(self, store: Path, plan: CommitPlan, *, base: Index | None) -> None:
-        """Take the lock and agree on a plan.
+        """Take the lock, and record the plan or continue that of an interrupted run.
 
         Args:
             store: the store's folder.
-            plan: what is to be written.
-            base: the index of the store that is appended to, None for a new one.
+            plan: the plan of the commit.
+            base: index of the store to append to, None for a new store.
 
         Raises:
-            BusyError: another process writes the store, or did since its index was read.
+            BusyError: another process is writing the store, or has replaced its index since ``base`` was read.
+            TargetExistsError: a new store's folder exists already.
             StoreError: an interrupted run had another source or other options.
         """
         self._store = store
@@ -140,7 +173,7 @@ class Commit:
             on_failure.callback(self._staging.close)
             _check_unchanged(store, base)
             self.recover(store)
-            self.plan = self._agree(plan)
+            self.plan = self._record_or_continue(plan)
             self._index = IndexWriter(
                 self.folder / (INDEX_FILE + ".tmp"),
                 store_id=bytes.fromhex(self.plan.store_id),
@@ -154,25 +187,25 @@ class Commit:
 
     @staticmethod
     def recover(store: Path, index: Index | None = None) -> None:
-        """Remove what a run left in or beside a store, if it was killed right after it had published.
+        """Remove the leftovers of a run that was killed after it had published its commit.
 
         Args:
-            store: the store's folder; it need not be there.
-            index: the store's, to look for what an append left beside it; None looks into the folder only, which needs
-                no lock.
+            store: the store's folder, which need not exist.
+            index: the store's index, to remove the staging folder of an append, too. With None, only the lock file of a
+                new store is removed from the store's folder, which needs no lock.
 
         Raises:
-            BusyError: another process appends to the store.
-            WriteError: the disk refused it.
+            BusyError: another process is appending to the store.
+            WriteError: the disk refused the removal.
         """
         if (store / INDEX_FILE).is_file():
-            with suppress(OSError):  # a new store's lock harms nobody, and the store may be read-only
+            with suppress(OSError):  # a lock file in a store does no harm, and the store may be read-only
                 (store / LOCK_FILE).unlink(missing_ok=True)
         if index is not None:
             StagingDirectory.recover(store, partial(_is_append_published, store=store, index=index))
 
     def find_shard(self, header: ShardHeader) -> Path | None:
-        """Return where a shard lies that an earlier run sealed, None where it did not get that far."""
+        """Return the path of a shard that an interrupted run has sealed, None if there is none."""
         for folder in (self.folder, self._store):
             path = folder / header.file_name
             if path.exists() and Shard(path).header.shard_id == header.shard_id:
@@ -180,16 +213,21 @@ class Commit:
         return None
 
     def add(self, shard: SealedShard) -> None:
-        """Add a sealed shard to the index; shards come in order."""
-        self._index.add(shard.header, shard.directory, size=shard.size)
+        """Add a sealed shard to the index. Shards must come in the order of their numbers."""
+        self._index.add(shard.header, shard.entries, size=shard.size)
 
     def publish(self) -> None:
-        """Make all shards visible, durably: first they, then the index that names them."""
+        """Publish all shards durably: first the shards, then the index that names them.
+
+        Raises:
+            TargetExistsError: a new store's folder appeared meanwhile.
+            WriteError: the disk refused a write.
+        """
         self._index.finish()
         publish_file(self.folder / (INDEX_FILE + ".tmp"), self.folder / INDEX_FILE)
         if self._base is None:
             for file in self.folder.iterdir():
-                if file.suffix == ".json":
+                if file.suffix == ".json":  # the plan, and records of a converter for a rerun
                     remove_file(file)
             self._staging.publish()
             return
@@ -200,7 +238,7 @@ class Commit:
         self._staging.remove()
 
     def discard(self) -> None:
-        """Remove all that was built; of use where that is nothing."""
+        """Remove the staging folder, for a commit that has nothing to add."""
         self._staging.remove()
 
     def __enter__(self) -> Self:
@@ -210,86 +248,65 @@ class Commit:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Let go of the lock."""
+        """Release the lock."""
         self._index.close()
         self._staging.close()
 
-    def _agree(self, wanted: CommitPlan) -> CommitPlan:
-        """Return the wanted plan with the ids of those shards that an interrupted run may have sealed, and record it.
+    def _record_or_continue(self, plan: CommitPlan) -> CommitPlan:
+        """Record a plan and return it, with the ids of the shards that an interrupted run planned in the same way.
 
-        So a file that was mended costs its own shard only.
+        So a change of one source file costs its own shard only.
         """
         path = self.folder / PLAN_FILE
         if path.exists():
             earlier = _decode_plan(path.read_bytes())
-            # An append of an earlier number was published, and killed before it had cleaned up.
-            if earlier.commit == wanted.commit:
+            # A plan with another number is from a published append that was killed before it removed the plan.
+            if earlier.commit == plan.commit:
                 sealed = [header for header in earlier.headers() if self.find_shard(header)]
-                wanted = _with_ids_of(earlier, wanted)
-                if sealed and not set(wanted.shard_ids).intersection(header.shard_id.hex() for header in sealed):
+                plan = _with_ids_of(earlier, plan)
+                if sealed and not set(plan.shard_ids).intersection(header.shard_id.hex() for header in sealed):
                     raise StoreError(
                         f"{self.folder}: holds shards of an interrupted run with other files or options; run it again "
                         "with those, or remove that folder to start over"
                     )
-        write_file(path, json.dumps(asdict(wanted)).encode())
-        return wanted
+        write_file(path, json.dumps(asdict(plan)).encode())
+        return plan
 
 
 def _is_append_published(staging: Path, *, store: Path, index: Index) -> bool:
-    """Tell whether an index names what an append built; make that durable, as the append may not have come to it."""
+    """Return whether an index names the shards of an append, after making their renames durable.
+
+    The append may have been killed before it made them durable itself.
+    """
     with write_errors(store):
         sync_folder(store)
     path = staging / PLAN_FILE
     plan = _decode_plan(path.read_bytes()) if path.exists() else None
-    # Without its plan nobody can go on with what is there: it was being removed.
+    # A staging folder without a plan was being removed, and no run can continue it.
     return plan is None or plan.commit in {shard.commit for shard in index.shards.values()}
 
 
 def _check_unchanged(store: Path, base: Index | None) -> None:
+    """Check that a new store's folder does not exist, or that a store's index is still the one that was read."""
     if base is None and store.exists():
         raise TargetExistsError(f"{store}: appeared meanwhile; move it away and run the same command again")
-    if base is not None and Index.open(base.place).generation != base.generation:
+    if base is not None and Index.open(base.path).generation != base.generation:
         raise BusyError(f"{store}: another process changed it meanwhile; run the same command again")
 
 
-def _with_ids_of(earlier: CommitPlan, wanted: CommitPlan) -> CommitPlan:
-    """Return the wanted plan with the store and shard ids of an earlier one, wherever the shards are the same."""
-    wanted = replace(wanted, store_id=earlier.store_id, first_shard=earlier.first_shard)
-    pairs = zip(earlier.headers(), earlier.shards, wanted.headers(), wanted.shards, strict=False)
-    ids = list(wanted.shard_ids)
-    for position, (old_header, old_shard, header, shard) in enumerate(pairs):
-        if old_shard == shard and replace(old_header, shard_id=header.shard_id) == header:
+def _with_ids_of(earlier: CommitPlan, plan: CommitPlan) -> CommitPlan:
+    """Return a plan with the store id of an earlier plan, and its shard ids where both plan the same shard."""
+    plan = replace(plan, store_id=earlier.store_id, first_shard=earlier.first_shard)
+    pairs = zip(earlier.headers(), earlier.shards, plan.headers(), plan.shards, strict=False)
+    ids = list(plan.shard_ids)
+    for position, (earlier_header, earlier_shard, header, shard) in enumerate(pairs):
+        if earlier_shard == shard and replace(earlier_header, shard_id=header.shard_id) == header:
             ids[position] = earlier.shard_ids[position]
-    return replace(wanted, shard_ids=tuple(ids))
-
-
-def write_shard(folder: Path, header: ShardHeader, fill: Callable[[ShardWriter], None]) -> SealedShard:
-    """Build a shard under a temporary name and seal it.
-
-    Args:
-        folder: a commit's folder.
-        header: one of its plan's.
-        fill: adds the images.
-
-    Raises:
-        WriteError: the disk refused it.
-    """
-    temporary = folder / (header.file_name + ".tmp")
-    with ShardWriter(temporary, header) as writer:
-        fill(writer)
-        sealed, directory = writer.seal()
-    publish_file(temporary, folder / header.file_name)
-    return SealedShard(sealed, directory, (folder / header.file_name).stat().st_size)
-
-
-def read_shard(path: Path, *, check_values: bool) -> SealedShard:
-    """Return what the index needs of a shard, found by a walk through it; see scan_shard."""
-    shard = Shard(path)
-    return SealedShard(shard.header, scan_shard(shard, check_values=check_values), len(shard.data))
+    return replace(plan, shard_ids=tuple(ids))
 
 
 def _next_shard_number(store: Path, base: Index) -> int:
-    """Return the first number that no shard of a store has, named by its index or not."""
+    """Return the lowest number above all shards of the index that no shard file in the store's folder has."""
     number = max(base.shards, default=-1) + 1
     while (store / shard_file_name(number)).exists():
         number += 1

@@ -1,4 +1,4 @@
-"""Write an index from the entries of its shards, in memory that does not grow with the number of patches."""
+"""Writer of an index, in memory that does not grow with the number of patches."""
 
 from __future__ import annotations
 
@@ -17,16 +17,22 @@ from dlas_store.storage.index import NAME_ROW, ROW_TYPES, Index, ShardEntry, sha
 from dlas_store.storage.lmdb_reader import iter_entries
 from dlas_store.storage.lmdb_writer import LmdbWriter
 from dlas_store.storage.sealed_file import Table, TableWriter, map_file, seal
-from dlas_store.storage.shard import ShardEntries, ShardHeader, shifted
+from dlas_store.storage.shard import ShardEntries, ShardHeader, shift_column
 
-_CHUNKS_A_BATCH = 4
-_ROWS_AT_ONCE = 1 << 12
+_CHUNKS_PER_WRITE = 4
+_ROWS_PER_SLICE = 1 << 12
 
 
 class IndexWriter:
     """Writes an index under a temporary name, from the entries of its shards in order.
 
-    The writer holds 8 bytes an image for the hash of its name, 16 more during finish(), and some MiB of rows.
+    The writer keeps 8 bytes per image for the hash of its name, 16 more during finish(), and some MiB of rows.
+
+    Args:
+        path: the temporary name.
+        store_id: id of the store, 16 bytes.
+        layout: layout of the store.
+        generation: number of times that the store's index was replaced.
     """
 
     def __init__(self, path: Path, *, store_id: bytes, layout: Layout, generation: int) -> None:
@@ -46,24 +52,27 @@ class IndexWriter:
         self._buffered: list[tuple[bytes, bytes]] = []
         self._lmdb = LmdbWriter(path)
 
-    def add(self, header: ShardHeader, directory: ShardEntries, *, size: int) -> None:
-        """Add a shard; its images and patches are numbered after those of earlier shards.
+    def add(self, header: ShardHeader, entries: ShardEntries, *, size: int) -> None:
+        """Add a shard. Its images and patches are numbered after those of earlier shards.
 
         Args:
-            header: the shard's trailer.
-            directory: the shard's entries.
-            size: bytes of the shard's file.
+            header: the shard's header.
+            entries: the shard's entries.
+            size: size of the shard's file in bytes.
+
+        Raises:
+            WriteError: the disk refused a write.
         """
         first_image, first_patch = self._tables["images"].count, self._tables["patches"].count
         self._shards.append(shard_entry(header, size=size, first_image=first_image))
-        self._name_hashes.frombytes(directory.name_hashes.tobytes())
-        for rows in _slices(directory.images):
-            self._extend("images", shifted(rows, "first_patch", first_patch))
-        for rows in _slices(directory.patches):
-            self._extend("patches", shifted(rows, "image", first_image))
+        self._name_hashes.frombytes(entries.name_hashes.tobytes())
+        for rows in _slices(entries.images):
+            self._extend("images", shift_column(rows, "first_patch", first_patch))
+        for rows in _slices(entries.patches):
+            self._extend("patches", shift_column(rows, "image", first_image))
 
     def add_index(self, index: Index) -> None:
-        """Add all shards of an index that was opened from a file; call this before add()."""
+        """Add all shards of an index that was opened from a file. This call must precede every add()."""
         assert isinstance(index.images, Table)
         assert isinstance(index.patches, Table)
         assert isinstance(index.names, Table)
@@ -78,11 +87,11 @@ class IndexWriter:
         self._shards.extend(index.shards.values())
 
     def close(self) -> None:
-        """Close the file; without finish() it is unusable."""
+        """Close the file. Without an earlier finish(), the file is unusable."""
         self._lmdb.close()
 
     def finish(self) -> None:
-        """Write the table of names, close the file, append its trailer and sync it."""
+        """Write the table of names, close the file, append its trailer and sync the file."""
         hashes = np.frombuffer(self._name_hashes, np.uint64)
         order = np.argsort(hashes, kind="stable")
         for numbers in _slices(order):
@@ -110,15 +119,15 @@ class IndexWriter:
         for chunk in chunks:
             self._buffered.append((_chunk_key(name, self._chunk_counts[name]), chunk))
             self._chunk_counts[name] += 1
-            if len(self._buffered) == _CHUNKS_A_BATCH:
+            if len(self._buffered) == _CHUNKS_PER_WRITE:
                 self._lmdb.write(self._buffered)
                 self._buffered = []
 
 
 def _slices(rows: NDArray[Any]) -> Iterator[NDArray[Any]]:
-    """Yield slices of at most _ROWS_AT_ONCE rows, so that arrays computed from them stay small."""
-    for start in range(0, len(rows), _ROWS_AT_ONCE):
-        yield rows[start : start + _ROWS_AT_ONCE]
+    """Yield slices of at most _ROWS_PER_SLICE rows, so that arrays computed from a slice stay small."""
+    for start in range(0, len(rows), _ROWS_PER_SLICE):
+        yield rows[start : start + _ROWS_PER_SLICE]
 
 
 def _chunk_key(name: str, number: int) -> bytes:
@@ -126,8 +135,8 @@ def _chunk_key(name: str, number: int) -> bytes:
 
 
 def _chunk_offsets(path: Path) -> dict[str, bytes]:
-    """Return, for each table, the offsets of its chunks in a finished LMDB file, as packed little-endian u64."""
+    """Return table name -> offsets of the table's chunks in a finished LMDB file, as packed little-endian u64."""
     offsets: dict[str, list[int]] = {row_type.name: [] for row_type in ROW_TYPES}
     for entry in iter_entries(map_file(path)):
         offsets[entry.key.decode().partition("/")[0]].append(entry.offset)
-    return {name: np.array(places, "<u8").tobytes() for name, places in offsets.items()}
+    return {name: np.array(chunk_offsets, "<u8").tobytes() for name, chunk_offsets in offsets.items()}

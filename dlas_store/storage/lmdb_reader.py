@@ -1,8 +1,8 @@
-"""Read the B+ tree of an LMDB file from its bytes, without the engine.
+"""Reader of an LMDB file's B+ tree from the bytes of the file, without the LMDB engine.
 
 The engine trusts its pages: a flipped bit or a missing page can end the process. This reader checks every number of a
-page before it uses it, so a damaged file raises a DamagedError. The reader also gives the offset of each value, so that
-plain slices read a sealed file afterwards. Layout: LMDB 0.9, data version 1, little-endian.
+page before use, so a damaged file raises a DamagedError. The reader also gives the offset of each value, so that slices
+of the mapped file can read the values afterwards. Layout: LMDB 0.9, data version 1, little-endian.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _MAX_DEPTH = 32
 
 
 class Meta(NamedTuple):
-    """The newer of the two meta pages.
+    """The fields of the newer of the two meta pages.
 
     Attributes:
         page_size: bytes.
@@ -68,10 +68,10 @@ def is_lmdb(data: bytes | mmap.mmap) -> bool:
 
 
 def read_meta(data: bytes | mmap.mmap) -> Meta:
-    """Return the newer meta page, after a check that the file holds all pages that the meta page counts.
+    """Return the newer meta page, after a check that the file has all pages that the meta page counts.
 
     Raises:
-        DamagedError: the file is no LMDB file, or is cut short.
+        DamagedError: the file is not an LMDB file, or is truncated.
     """
     if not is_lmdb(data):
         raise DamagedError("not an LMDB file")
@@ -86,16 +86,6 @@ def read_meta(data: bytes | mmap.mmap) -> Meta:
     if meta.file_size > len(data):
         raise DamagedError(f"cut short: {len(data)} bytes where LMDB's header needs {meta.file_size}")
     return meta
-
-
-def _read_meta_page(data: bytes | mmap.mmap, offset: int) -> Meta | None:
-    magic, version = struct.unpack_from("<II", data, offset + 16)
-    if magic != _MAGIC or version != _DATA_VERSION:
-        return None
-    (page_size,) = struct.unpack_from("<I", data, offset + 40)
-    (depth,) = struct.unpack_from("<H", data, offset + 94)
-    entries, root, last_page, transaction = struct.unpack_from("<QQQQ", data, offset + 120)
-    return Meta(page_size, depth, entries, root, last_page, transaction)
 
 
 def iter_entries(data: bytes | mmap.mmap) -> Iterator[Entry]:
@@ -125,10 +115,10 @@ def iter_entries(data: bytes | mmap.mmap) -> Iterator[Entry]:
 
 
 def iter_intact_entries(data: bytes | mmap.mmap) -> Iterator[Entry]:
-    """Yield the entries of every intact leaf page of a damaged or cut file, found page by page without the tree.
+    """Yield the entries of all intact leaf pages of a damaged or truncated file, page by page without the tree.
 
     Some of these pages may be stale copies from earlier transactions. So a key can come several times, keys come in any
-    order, and a value can belong to another key: the caller checks each value.
+    order, and a value can belong to another key: the caller must check each value.
     """
     page_size = struct.unpack_from("<I", data, 40)[0] if len(data) >= _META_SIZE else 0
     if not (512 <= page_size <= 65536 and page_size.bit_count() == 1):
@@ -139,16 +129,26 @@ def iter_intact_entries(data: bytes | mmap.mmap) -> Iterator[Entry]:
     while page <= last_page:
         number, _, flags, low, high = _PAGE.unpack_from(data, page * page_size)
         next_page = page + max(1, low | high << 16)
-        is_run = number == page and flags == _OVERFLOW
-        if is_run and (next_page > last_page or _U64.unpack_from(data, next_page * page_size)[0] == next_page):
-            page = next_page  # bytes of a value must not be read as a page
+        is_overflow = number == page and flags == _OVERFLOW
+        if is_overflow and (next_page > last_page or _U64.unpack_from(data, next_page * page_size)[0] == next_page):
+            page = next_page  # skip the value's bytes, which could look like a leaf page
             continue
         if number == page and flags == _LEAF:
-            yield from _whole_entries(data, meta, page)
+            yield from _intact_entries(data, meta, page)
         page += 1
 
 
-def _whole_entries(data: bytes | mmap.mmap, meta: Meta, page: int) -> Iterator[Entry]:
+def _read_meta_page(data: bytes | mmap.mmap, offset: int) -> Meta | None:
+    magic, version = struct.unpack_from("<II", data, offset + 16)
+    if magic != _MAGIC or version != _DATA_VERSION:
+        return None
+    (page_size,) = struct.unpack_from("<I", data, offset + 40)
+    (depth,) = struct.unpack_from("<H", data, offset + 94)
+    entries, root, last_page, transaction = struct.unpack_from("<QQQQ", data, offset + 120)
+    return Meta(page_size, depth, entries, root, last_page, transaction)
+
+
+def _intact_entries(data: bytes | mmap.mmap, meta: Meta, page: int) -> Iterator[Entry]:
     """Yield the intact entries of a leaf page."""
     try:
         nodes = _nodes(data, meta, page, _LEAF)
@@ -193,7 +193,7 @@ def _leaf_entry(data: bytes | mmap.mmap, meta: Meta, page: int, node: int) -> En
     elif flags == 0 and value_start + length <= page_end:
         offset = value_start
     else:
-        raise DamagedError(f"page {page} has a node that is no plain key and value")
+        raise DamagedError(f"page {page} has a node that is not a plain key and value")
     return Entry(data[node + _NODE.size : value_start], offset, length)
 
 

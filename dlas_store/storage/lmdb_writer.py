@@ -1,4 +1,4 @@
-"""Write LMDB files; no other module uses the engine."""
+"""Writer of LMDB files, the only module that uses the LMDB engine."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ import lmdb
 from dlas_store.errors import WriteError
 
 BATCH_BYTES = 32 << 20
-"""Bytes of one transaction. LMDB keeps a transaction in memory, so a larger one costs memory and is slower."""
+"""Bytes of one transaction. LMDB keeps a transaction in memory, so a larger transaction costs memory and is slower."""
 
 _FIRST_MAP_SIZE = 1 << 30
 
 
 class LmdbWriter:
-    """Writes one new LMDB file that no other process has open.
+    """Writes a new LMDB file that no other process has open.
 
-    The file is durable only after close() and seal(); seal() syncs it.
+    The file is durable only after close() and sealed_file.seal(), which syncs it.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._last_key = b""
-        # Engine 0.9 by number, because an environment variable can switch the default to a format that other programs
-        # cannot read. No lock file, because only this process knows the name. No sync, because each sync takes as long
-        # for a small file as for a large one: seal() syncs once.
+        # lib_version 0 is engine 0.9: an environment variable can switch the default to a format that other programs
+        # cannot read. The file needs no lock, because only this process knows its name. Writes do not sync, because a
+        # sync of a small file takes as long as that of a large file: seal() syncs once.
         try:
             self._environment = lmdb.open(
                 str(path), map_size=_FIRST_MAP_SIZE, subdir=False, lock=False, sync=False, lib_version=0
@@ -36,7 +36,7 @@ class LmdbWriter:
             raise _write_error(path, error) from error
 
     def write(self, values: Iterable[tuple[bytes, bytes]]) -> None:
-        """Write keys and values, in any order, as one transaction.
+        """Write (key, value) pairs, in any order, as one transaction.
 
         Raises:
             WriteError: the disk refused the write.

@@ -1,7 +1,4 @@
-"""The msgpack record that holds what is known of an image in a store.
-
-Keys of a shard, and the checksum that binds a value to its key.
-"""
+"""Encoding of a shard's entries: keys, values with a checksum, and the msgpack record of an image's metadata."""
 
 from __future__ import annotations
 
@@ -19,7 +16,12 @@ from dlas_store.errors import DamagedError
 from dlas_store.sources.base import FIRST_UNNUMBERED_ID, Center, Image, file_number
 
 MAX_RECORD_BYTES = 1 << 28
-"""Records above this are refused: msgpack can grow a small record to a hundred times its size."""
+"""Larger metadata records are refused: msgpack can expand a record to a hundred times its size in memory."""
+
+CHECKSUM = struct.Struct("<Q")
+"""Encoding of the checksum, which precedes the payload in every value."""
+
+_KEY = struct.Struct(">QBQ")
 
 _FAILURES = (
     AttributeError,
@@ -30,13 +32,71 @@ _FAILURES = (
     ValueError,
     msgpack.UnpackException,
 )
-"""All that msgpack and numpy raise for bytes that make no sense."""
+"""Errors that msgpack and NumPy raise for bytes that are no metadata record."""
 
 _CENTER_KEYS = ("center_ids", "center_rows", "center_cols", "center_widths")
 
 
+class Kind(IntEnum):
+    """Kinds of value, in the order of an image's values on disk."""
+
+    METADATA = 0
+    REFERENCE = 1
+    PATCH = 2
+
+
+class Key(NamedTuple):
+    """The key of a value. Numbers are big-endian on disk, so that key order is reading order.
+
+    Attributes:
+        image_id: id of the image.
+        kind: kind of the value.
+        patch_id: id of the patch, 0 for metadata and references.
+    """
+
+    image_id: int
+    kind: int
+    patch_id: int
+
+
+def pack_key(image_id: int, kind: Kind, patch_id: int = 0) -> bytes:
+    """Return the 17 bytes of a key.
+
+    Raises:
+        DamagedError: a number does not fit a key.
+    """
+    try:
+        return _KEY.pack(image_id, kind, patch_id)
+    except struct.error as error:
+        raise DamagedError(f"image id {image_id} and patch id {patch_id} do not fit a key") from error
+
+
+def unpack_key(key: bytes) -> Key:
+    """Return the fields of a key.
+
+    Raises:
+        DamagedError: the bytes are not a key of a shard.
+    """
+    if len(key) != _KEY.size or key[8] > Kind.PATCH:
+        raise DamagedError(f"key {key.hex()} is not one of a shard")
+    return Key._make(_KEY.unpack(key))
+
+
+def value_checksum(key: bytes, payload: bytes | memoryview) -> int:
+    """Return the checksum of a value: XXH3-64 of the payload, seeded by XXH3-64 of its key.
+
+    The seed makes a payload fail the check under any other key. It costs one hash of 17 bytes.
+    """
+    return xxh3_64_intdigest(payload, xxh3_64_intdigest(key))
+
+
+def encode_value(key: bytes, payload: bytes) -> bytes:
+    """Return the value to store under a key: the checksum, then the payload."""
+    return CHECKSUM.pack(value_checksum(key, payload)) + payload
+
+
 class PatchIds:
-    """Gives the patches of one image their ids, in item order.
+    """Assigns ids to the patches of one image, in item order.
 
     >>> ids = PatchIds()
     >>> [ids.assign(file) - (file != "1.jpg") * 2**63 for file in ("1.jpg", "a.jpg", "01.jpg")]
@@ -48,7 +108,7 @@ class PatchIds:
         self._next_free = FIRST_UNNUMBERED_ID
 
     def assign(self, file: str) -> int:
-        """Return the id of the next patch: its number, or the next from 2^63 where that is missing or taken."""
+        """Return the id of the next patch: the number in its name; if missing or taken, the next free id from 2^63."""
         number = file_number(file)
         if number is None or number in self._taken:
             number = self._next_free
@@ -58,7 +118,7 @@ class PatchIds:
 
 
 def encode_image(image: Image) -> bytes:
-    """Return the metadata record of an image; FORMAT.md describes it."""
+    """Return the metadata record of an image, as FORMAT.md describes it."""
     assert image.patch_ids is not None
     assert image.heights is not None
     assert image.widths is not None
@@ -85,7 +145,7 @@ def decode_image(record: bytes) -> Image:
     """Return the image of a metadata record.
 
     Raises:
-        DamagedError: the record is not one that encode_image writes; the caller adds where it lies.
+        DamagedError: encode_image cannot have written the record. The caller adds the record's location.
     """
     if len(record) > MAX_RECORD_BYTES:
         raise DamagedError(f"metadata record of {len(record)} bytes, more than {MAX_RECORD_BYTES}")
@@ -112,34 +172,39 @@ def decode_image(record: bytes) -> Image:
 
 
 class _PackedCenters(Mapping[int, Center]):
-    """Centres as they are packed: made when they are asked for, for most readers ask for few of an image's.
+    """Centres that are unpacked on demand, because most readers need few centres of an image.
 
-    For any number of threads.
+    Safe in any number of threads.
     """
 
-    __slots__ = ("_columns", "_made", "_numbers")
+    __slots__ = ("_columns", "_numbers", "_unpacked")
 
     def __init__(self, numbers: NDArray[Any], *columns: NDArray[Any]) -> None:
-        """Take the numbers, and rows, columns and widths of as many centres."""
+        """Create the mapping.
+
+        Args:
+            numbers: integers (centres,), the number in the file name of each centre's patch.
+            columns: rows, columns and widths of the centres, integers (centres,) each.
+        """
         if {len(column) for column in columns} != {len(numbers)}:
             raise ValueError("columns of centres have different lengths")
         self._numbers = numbers
         self._columns = columns
-        self._made: dict[int, Center] = {}
+        self._unpacked: dict[int, Center] = {}
 
     def __getitem__(self, number: int) -> Center:
-        center = self._made.get(number)
+        center = self._unpacked.get(number)
         if center is None:
-            (places,) = np.nonzero(self._numbers == number)
-            if not len(places):
+            (positions,) = np.nonzero(self._numbers == number)
+            if not len(positions):
                 raise KeyError(number)
-            center = self._made[number] = Center(*(int(column[places[-1]]) for column in self._columns))
+            center = self._unpacked[number] = Center(*(int(column[positions[-1]]) for column in self._columns))
         return center
 
     def __iter__(self) -> Iterator[int]:
-        if len(self._made) < len(self):
+        if len(self._unpacked) < len(self):
             centers = map(Center._make, zip(*(column.tolist() for column in self._columns), strict=True))
-            self._made = dict(zip(self._numbers.tolist(), centers, strict=True))
+            self._unpacked = dict(zip(self._numbers.tolist(), centers, strict=True))
         return iter(self._numbers.tolist())
 
     def __len__(self) -> int:
@@ -147,7 +212,7 @@ class _PackedCenters(Mapping[int, Center]):
 
 
 def _pack(numbers: NDArray[Any]) -> list[Any]:
-    """Return [type code, little-endian bytes] in the smallest type that holds all the numbers."""
+    """Return integers as [type code, little-endian bytes], in the smallest type that holds all of them."""
     low, high = (int(numbers.min()), int(numbers.max())) if len(numbers) else (0, 0)
     for code in ("<u1", "<u2", "<u4", "<i8", "<u8"):
         limits = np.iinfo(code)
@@ -177,61 +242,3 @@ def _expect_texts(values: Any) -> tuple[str, ...]:
 
 def _refuse_ext(code: int, _: bytes) -> None:
     raise ValueError(f"extension type {code}")
-
-
-CHECKSUM = struct.Struct("<Q")
-"""Layout of the checksum, which precedes the payload of every value."""
-
-_KEY = struct.Struct(">QBQ")
-
-
-class Kind(IntEnum):
-    """Kinds of value, in the order of an image's values on disk."""
-
-    METADATA = 0
-    REFERENCE = 1
-    PATCH = 2
-
-
-class Key(NamedTuple):
-    """Image id, kind and patch id (0 except for patches); big-endian on disk, so that key order is reading order."""
-
-    image_id: int
-    kind: int
-    patch_id: int
-
-
-def pack_key(image_id: int, kind: Kind, patch_id: int = 0) -> bytes:
-    """Return the 17 bytes of a key.
-
-    Raises:
-        DamagedError: a number does not fit a key.
-    """
-    try:
-        return _KEY.pack(image_id, kind, patch_id)
-    except struct.error as error:
-        raise DamagedError(f"image id {image_id} and patch id {patch_id} do not fit a key") from error
-
-
-def unpack_key(key: bytes) -> Key:
-    """Return the fields of a key.
-
-    Raises:
-        DamagedError: the bytes are no key of a shard.
-    """
-    if len(key) != _KEY.size or key[8] > Kind.PATCH:
-        raise DamagedError(f"key {key.hex()} is not one of a shard")
-    return Key._make(_KEY.unpack(key))
-
-
-def value_checksum(key: bytes, payload: bytes | memoryview) -> int:
-    """Return the checksum of a value: XXH3-64 of the payload, seeded by XXH3-64 of its key.
-
-    The seed makes a payload fail the check under any other key. It costs one hash of 17 bytes.
-    """
-    return xxh3_64_intdigest(payload, xxh3_64_intdigest(key))
-
-
-def encode_value(key: bytes, payload: bytes) -> bytes:
-    """Return the value to store under a key: the checksum, then the payload."""
-    return CHECKSUM.pack(value_checksum(key, payload)) + payload

@@ -1,4 +1,4 @@
-"""Recovery of values from a shard's file that is damaged or cut short."""
+"""Recovery of values from a shard's file that is damaged or truncated."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from dlas_store.storage.records import CHECKSUM, Kind, decode_image, pack_key, u
 from dlas_store.storage.sealed_file import map_file
 from dlas_store.storage.shard import read_payload
 
-_COLUMNS = 5  # image id, kind, patch id, offset, length
+_CANDIDATE_COLUMNS = 5  # image id, kind, patch id, payload offset, payload length
 
 
 class DamagedShard:
-    """A shard's file read by the intact pages of its tree and by the rows of an index.
+    """A shard's file, read through the intact pages of its LMDB tree and the rows of an index.
 
-    Every value is checked against its key, so a wrong or stale offset is skipped. The object holds 40 bytes for each
-    candidate offset.
+    Tree and index give candidate offsets. A read checks each candidate against the value's key, so it skips a wrong or
+    stale offset. The object keeps 40 bytes per candidate.
 
     Args:
-        path: the file; trailer and tree may be damaged.
-        index: an index with further offsets; None without one.
-        entry: the shard's entry in that index.
+        path: path of the file, whose trailer and tree may be damaged.
+        index: index that gives more candidates, or None.
+        entry: the shard's entry in that index, or None.
 
     Raises:
         NotASourceError: the file does not exist or may not be read.
@@ -39,29 +39,29 @@ class DamagedShard:
     def __init__(self, path: Path, *, index: Index | None = None, entry: ShardEntry | None = None) -> None:
         self.path = path
         self._data = map_file(path)
-        places = array("Q")
+        candidates = array("Q")
         if index is not None and entry is not None:
-            _add_index_places(places, index, entry)
+            _add_index_candidates(candidates, index, entry)
         for value in iter_intact_entries(self._data):
             with suppress(DamagedError):
                 key = unpack_key(value.key)
                 if value.length >= CHECKSUM.size:
-                    places.extend((*key, value.offset + CHECKSUM.size, value.length - CHECKSUM.size))
-        table = np.frombuffer(places, np.uint64).reshape(-1, _COLUMNS)
-        self._places = table[np.argsort(table[:, 0], kind="stable")]
+                    candidates.extend((*key, value.offset + CHECKSUM.size, value.length - CHECKSUM.size))
+        table = np.frombuffer(candidates, np.uint64).reshape(-1, _CANDIDATE_COLUMNS)
+        self._table = table[np.argsort(table[:, 0], kind="stable")]
         self._cached_image = -1
-        self._cached_places: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        self._candidates_of_cached_image: dict[tuple[int, int], list[tuple[int, int]]] = {}
 
     def image_ids(self) -> list[int]:
         """Return the ids of all images with at least one candidate value, intact or not."""
-        ids: list[int] = np.unique(self._places[:, 0]).tolist()
+        ids: list[int] = np.unique(self._table[:, 0]).tolist()
         return ids
 
     def image(self, image_id: int) -> Image:
         """Return the metadata of an image.
 
         Raises:
-            DamagedError: the metadata is damaged or not found.
+            DamagedError: the metadata is damaged, not found, or lists no patches.
         """
         try:
             image = decode_image(self.read(image_id, Kind.METADATA))
@@ -99,21 +99,21 @@ class DamagedShard:
         return image
 
     def _candidates(self, image_id: int) -> dict[tuple[int, int], list[tuple[int, int]]]:
-        """Return the (offset, length) candidates of each (kind, patch id) of an image, the index's first."""
+        """Return (kind, patch id) -> candidate (offset, length) pairs of an image, those of the index first."""
         if self._cached_image != image_id:
-            ids = self._places[:, 0]
+            ids = self._table[:, 0]
             first, end = (np.searchsorted(ids, np.uint64(image_id), side) for side in ("left", "right"))
-            self._cached_places = {}
-            for _, kind, patch_id, offset, length in self._places[first:end].tolist():
-                candidates = self._cached_places.setdefault((kind, patch_id), [])
+            self._candidates_of_cached_image = {}
+            for _, kind, patch_id, offset, length in self._table[first:end].tolist():
+                candidates = self._candidates_of_cached_image.setdefault((kind, patch_id), [])
                 if (offset, length) not in candidates:
                     candidates.append((offset, length))
             self._cached_image = image_id
-        return self._cached_places
+        return self._candidates_of_cached_image
 
 
 def _values_of(image: Image) -> Iterator[tuple[str, Kind, int]]:
-    """Yield file name, kind and patch id of each value of an image, metadata excepted."""
+    """Yield the file name, kind and patch id of each patch and the reference of an image."""
     assert image.patch_ids is not None
     if image.has_reference:
         yield REFERENCE_FILE, Kind.REFERENCE, 0
@@ -121,8 +121,8 @@ def _values_of(image: Image) -> Iterator[tuple[str, Kind, int]]:
         yield file, Kind.PATCH, patch_id
 
 
-def _add_index_places(places: array[int], index: Index, entry: ShardEntry) -> None:
+def _add_index_candidates(candidates: array[int], index: Index, entry: ShardEntry) -> None:
     for number in range(entry.first_image, entry.first_image + entry.images):
-        with suppress(DamagedError):  # a block of the index is damaged; the tree holds the same offsets
-            for key, offset, length in index.places(number):
-                places.extend((*key, offset, length))
+        with suppress(DamagedError):  # a block of the index is damaged; the tree has the same offsets
+            for key, offset, length in index.values_of(number):
+                candidates.extend((*key, offset, length))

@@ -1,12 +1,12 @@
-"""Tables of fixed-size rows in checked blocks, read in place from a mapped file.
+"""Sealed LMDB files: a trailer that is checked at opening, and tables whose blocks are checked at their first read.
 
-A block is 4,096 bytes: as many whole rows as fit before its last eight, zeros, and the XXH3-64 checksum of all that,
-seeded by table and block number. So a flipped bit, or a block in the place of another, is found when the block is first
-touched, and nothing needs to be read before. Blocks lie in chunks of 64, one LMDB value each.
+The trailer follows LMDB's pages and describes the file. LMDB ignores bytes after its last page, so every LMDB tool
+still reads the file.
 
-A sealed LMDB file: LMDB's pages, then a trailer that describes the file and is checked when the file is opened.
-
-LMDB ignores bytes after its last page, so every LMDB tool still reads the file.
+A table holds rows of fixed size, which are read in place from the mapped file. A block of a table has 4,096 bytes: as
+many whole rows as fit before the last eight bytes, zeros, and the XXH3-64 checksum of rows and zeros, seeded by table
+and block number. The checksum shows a flipped bit, or a block in the place of another, at the block's first read, so
+that opening reads no block. A chunk is 64 blocks and one LMDB value.
 """
 
 from __future__ import annotations
@@ -25,32 +25,37 @@ from xxhash import xxh3_64_intdigest
 
 from dlas_store.errors import DamagedError, FormatVersionError, NotASourceError, write_errors
 from dlas_store.sources.base import Layout
-from dlas_store.storage import lmdb_reader
+from dlas_store.storage.lmdb_reader import is_lmdb, read_meta
 
 FORMAT_VERSION = 1
+
+BLOCK_BYTES = 4096
+BLOCKS_PER_CHUNK = 64
 
 _MAGIC = b"dlasseal"
 _FOOTER = struct.Struct("<8sIIQ")  # magic, format version, body bytes, bytes of LMDB's pages
 _CHECKSUM = struct.Struct("<Q")
 _FOOTER_SIZE = _FOOTER.size + _CHECKSUM.size
 _MAX_BODY_BYTES = 1 << 28
+_ROW_BYTES_PER_BLOCK = BLOCK_BYTES - 8
 _IDS = frozenset({"store_id", "shard_id", "table_id"})
 _ID_BYTES = 16
 _NUMBER_LIMIT = 1 << 63
-"""Exclusive limit of a trailer's numbers; the sum of two of them still fits the 64 bits of a key."""
+"""Exclusive limit of a trailer's numbers. The sum of two such numbers still fits the 64 bits of a key."""
 
 _SHARD_LIMIT = 1 << 32
-"""Exclusive limit of a shard's number; rows of the index store it in 32 bits."""
+"""Exclusive limit of a shard's number. Rows of the index store the number in 32 bits."""
 
 
 class SealedFile:
     """A sealed file, mapped read-only.
 
-    The map needs no lock, survives a fork, and is released with its last slice.
+    The map needs no lock and survives a fork. The system releases it with its last slice.
 
     Attributes:
         path: path of the file.
         data: all bytes of the file.
+        lmdb_size: size of LMDB's pages in bytes.
         body: the trailer's fields.
     """
 
@@ -58,8 +63,8 @@ class SealedFile:
         """Map a file and check its trailer.
 
         Raises:
-            NotASourceError: the file does not exist or is no file of a store.
-            DamagedError: the file is empty, cut short or changed.
+            NotASourceError: the file does not exist or is not one of a store.
+            DamagedError: the file is empty, truncated or changed, or is of the other kind.
             FormatVersionError: a later version wrote the file.
         """
         self.path = path
@@ -71,7 +76,7 @@ class SealedFile:
 
 
 def map_file(path: Path) -> mmap.mmap:
-    """Map a whole file read-only.
+    """Map all bytes of a file read-only.
 
     Raises:
         NotASourceError: the file does not exist or may not be read.
@@ -92,9 +97,21 @@ def map_file(path: Path) -> mmap.mmap:
 
 
 def seal(path: Path, body: Mapping[str, Any]) -> int:
-    """Append the trailer to a finished LMDB file, sync it, and return the file's size in bytes."""
+    """Append the trailer to a finished LMDB file and sync the file.
+
+    Args:
+        path: path of the file.
+        body: fields of the trailer.
+
+    Returns:
+        The file's size in bytes.
+
+    Raises:
+        DamagedError: the LMDB file is truncated.
+        WriteError: the disk refused a write.
+    """
     data = map_file(path)
-    lmdb_size = lmdb_reader.read_meta(data).file_size
+    lmdb_size = read_meta(data).file_size
     data.close()
     packed_body = msgpack.packb(dict(body), use_bin_type=True)
     footer = _FOOTER.pack(_MAGIC, FORMAT_VERSION, len(packed_body), lmdb_size)
@@ -108,10 +125,10 @@ def seal(path: Path, body: Mapping[str, Any]) -> int:
 
 
 def check_fields(path: Path, fields: Mapping[str, object]) -> None:
-    """Check that each field of a trailer fits its name: an id, a layout, else a whole number from 0.
+    """Check the type and range of a trailer's fields: ids, the layout, and non-negative integers otherwise.
 
     Raises:
-        DamagedError: a field does not fit.
+        DamagedError: a field has a wrong type or is out of range.
     """
     for key, value in fields.items():
         if key in _IDS:
@@ -124,10 +141,189 @@ def check_fields(path: Path, fields: Mapping[str, object]) -> None:
             raise DamagedError(f"{path}: the trailer's {key} cannot be {value!r:.80}; restore it from a copy")
 
 
+class RowType(NamedTuple):
+    """A table's name and the layout of its rows (little-endian, unaligned)."""
+
+    name: str
+    dtype: np.dtype[np.void]
+
+    @property
+    def rows_per_block(self) -> int:
+        """Number of rows in a full block."""
+        return _ROW_BYTES_PER_BLOCK // self.dtype.itemsize
+
+
+class MappedRows(NamedTuple):
+    """Raw location of a table's rows, for the C reader.
+
+    Attributes:
+        data: the mapped file.
+        chunk_offsets: uint64 (chunks,), offset of each chunk in the file, in bytes.
+        checked: one byte per block, non-zero after the block's checksum was verified; the table keeps updating these
+            bytes. Rows of a block whose byte is 0 must not be read.
+        rows: number of rows.
+    """
+
+    data: mmap.mmap
+    chunk_offsets: NDArray[np.uint64]
+    checked: bytearray
+    rows: int
+
+
+class Table(Sequence[tuple[Any, ...]]):
+    """A table in a mapped file, as a sequence of rows.
+
+    Args:
+        row_type: name of the table and layout of its rows.
+        table_id: id that, with table name and block number, seeds the blocks' checksums; 16 bytes.
+        data: the mapped file.
+        chunk_offsets: offset of each chunk in the file, in bytes.
+        count: number of rows.
+        path: path of the file, for error messages.
+
+    Raises:
+        DamagedError: the number of chunks does not fit the number of rows, or a chunk lies outside the file.
+    """
+
+    def __init__(
+        self,
+        row_type: RowType,
+        *,
+        table_id: bytes,
+        data: mmap.mmap,
+        chunk_offsets: Sequence[int],
+        count: int,
+        path: str,
+    ) -> None:
+        self._row_type = row_type
+        self._table_id = table_id
+        self._data = data
+        self._chunk_offsets = chunk_offsets
+        self._count = count
+        self._path = path
+        self._rows_per_block = row_type.rows_per_block
+        self._row_bytes = row_type.dtype.itemsize
+        self._unpack = _row_struct(row_type.dtype).unpack_from
+        blocks = -(-count // self._rows_per_block)
+        chunk_ends = [offset + BLOCK_BYTES * BLOCKS_PER_CHUNK for offset in chunk_offsets]
+        if len(chunk_ends) != -(-blocks // BLOCKS_PER_CHUNK):
+            raise DamagedError(
+                f"{path}: {len(chunk_ends)} chunks do not hold the {count} rows of {row_type.name}; "
+                "restore it from a copy"
+            )
+        if chunk_ends:  # the last chunk may hold fewer blocks
+            chunk_ends[-1] -= BLOCK_BYTES * (len(chunk_ends) * BLOCKS_PER_CHUNK - blocks)
+        if any(end > len(data) for end in chunk_ends):
+            raise DamagedError(f"{path}: {row_type.name} reaches beyond the end of the file; restore it from a copy")
+        self._checked = bytearray(blocks)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return a row as a tuple of ints, 0 <= index < len(self).
+
+        Raises:
+            IndexError: the index is out of range.
+            DamagedError: the row's block is damaged.
+        """
+        if not 0 <= index < self._count:
+            raise IndexError(index)
+        block, row = divmod(index, self._rows_per_block)
+        start = self._chunk_offsets[block // BLOCKS_PER_CHUNK] + block % BLOCKS_PER_CHUNK * BLOCK_BYTES
+        if not self._checked[block]:
+            self._check(block, start)
+        return self._unpack(self._data, start + row * self._row_bytes)
+
+    @property
+    def mapped(self) -> MappedRows:
+        """Raw location of the rows."""
+        return MappedRows(self._data, np.array(self._chunk_offsets, np.uint64), self._checked, self._count)
+
+    def arrays(self, start: int = 0, stop: int | None = None) -> Iterator[NDArray[np.void]]:
+        """Yield the rows start .. stop - 1 as structured arrays, one block at a time.
+
+        Raises:
+            DamagedError: a block is damaged.
+        """
+        stop = self._count if stop is None else stop
+        while start < stop:
+            self[start]  # reading a row checks its block
+            block, row = divmod(start, self._rows_per_block)
+            count = min(self._rows_per_block - row, stop - start)
+            block_start = self._chunk_offsets[block // BLOCKS_PER_CHUNK] + block % BLOCKS_PER_CHUNK * BLOCK_BYTES
+            yield np.frombuffer(self._data, self._row_type.dtype, count, block_start + row * self._row_bytes)
+            start += count
+
+    def damaged_blocks(self) -> Iterator[str]:
+        """Check all blocks and yield an error message for each damaged block."""
+        for first_row in range(0, self._count, self._rows_per_block):
+            try:
+                self[first_row]
+            except DamagedError as error:
+                yield str(error)
+
+    def _check(self, block: int, start: int) -> None:
+        content = self._data[start : start + _ROW_BYTES_PER_BLOCK]
+        stored = int.from_bytes(self._data[start + _ROW_BYTES_PER_BLOCK : start + BLOCK_BYTES], "little")
+        if stored != xxh3_64_intdigest(content, _seed(self._row_type, self._table_id, block)):
+            raise DamagedError(
+                f"{self._path}: block {block} of {self._row_type.name} is damaged; "
+                "run dlas-store reindex, which rebuilds it from the shards"
+            )
+        self._checked[block] = 1
+
+
+class TableWriter:
+    """Encodes rows as blocks, and joins blocks to chunks.
+
+    Args:
+        row_type: name of the table and layout of its rows.
+        table_id: see Table.
+
+    Attributes:
+        count: number of rows so far.
+    """
+
+    def __init__(self, row_type: RowType, *, table_id: bytes) -> None:
+        self._row_type = row_type
+        self._table_id = table_id
+        self._buffer = bytearray()
+        self._blocks: list[bytes] = []
+        self._block_count = 0
+        self.count = 0
+
+    def extend(self, rows: NDArray[np.void]) -> Iterator[bytes]:
+        """Add rows and yield the chunks that are full."""
+        self._buffer += rows.tobytes()
+        self.count += len(rows)
+        block_bytes = self._row_type.rows_per_block * self._row_type.dtype.itemsize
+        full_blocks_end = len(self._buffer) // block_bytes * block_bytes
+        for start in range(0, full_blocks_end, block_bytes):
+            yield from self._add_block(bytes(self._buffer[start : start + block_bytes]))
+        del self._buffer[:full_blocks_end]
+
+    def finish(self) -> Iterator[bytes]:
+        """Yield the last chunk, if any."""
+        if self._buffer:
+            yield from self._add_block(bytes(self._buffer))
+        if self._blocks:
+            yield b"".join(self._blocks)
+
+    def _add_block(self, rows: bytes) -> Iterator[bytes]:
+        content = rows.ljust(_ROW_BYTES_PER_BLOCK, b"\0")
+        checksum = xxh3_64_intdigest(content, _seed(self._row_type, self._table_id, self._block_count))
+        self._blocks.append(content + checksum.to_bytes(8, "little"))
+        self._block_count += 1
+        if len(self._blocks) == BLOCKS_PER_CHUNK:
+            yield b"".join(self._blocks)
+            self._blocks.clear()
+
+
 def _read_trailer(path: Path, data: mmap.mmap) -> tuple[dict[str, Any], int]:
     start = len(data) - _FOOTER_SIZE
     if start < 0 or data[start : start + len(_MAGIC)] != _MAGIC:
-        if not lmdb_reader.is_lmdb(data):
+        if not is_lmdb(data):
             raise NotASourceError(f"{path}: is not a file of a dlas_store store")
         raise DamagedError(
             f"{path}: is an LMDB file without the trailer of a dlas_store store: cut short, or written by another "
@@ -140,38 +336,21 @@ def _read_trailer(path: Path, data: mmap.mmap) -> tuple[dict[str, Any], int]:
     body = data[lmdb_size:start]
     if _CHECKSUM.unpack_from(data, start + _FOOTER.size)[0] != _checksum(body, footer):
         raise DamagedError(f"{path}: the trailer's checksum does not match; restore it from a copy")
-    if version > FORMAT_VERSION:  # after the checksum, so that a flipped bit does not look like a later version
+    if version > FORMAT_VERSION:  # checked after the checksum, so that a flipped bit does not look like a later version
         raise FormatVersionError(
-            f"{path}: is of format version {version}, this version reads up to {FORMAT_VERSION}; upgrade dlas-store"
+            f"{path}: has format version {version}, but this version reads up to {FORMAT_VERSION}; upgrade dlas-store"
         )
     try:
         fields = msgpack.unpackb(body, raw=False)
     except (ValueError, MemoryError, msgpack.UnpackException) as error:
         raise DamagedError(f"{path}: the trailer cannot be read ({error!r}); restore it from a copy") from error
     if not isinstance(fields, dict):
-        raise DamagedError(f"{path}: the trailer is no map of fields; restore it from a copy")
+        raise DamagedError(f"{path}: the trailer is not a map of fields; restore it from a copy")
     return fields, lmdb_size
 
 
 def _checksum(body: bytes, footer: bytes) -> int:
     return xxh3_64_intdigest(body, xxh3_64_intdigest(footer))
-
-
-BLOCK_BYTES = 4096
-BLOCKS_A_CHUNK = 64
-_DATA_BYTES = BLOCK_BYTES - 8
-
-
-class RowType(NamedTuple):
-    """A table's name and the layout of its rows (little-endian, unaligned)."""
-
-    name: str
-    dtype: np.dtype[np.void]
-
-    @property
-    def rows_a_block(self) -> int:
-        """Whole rows in a block."""
-        return _DATA_BYTES // self.dtype.itemsize
 
 
 def _row_struct(dtype: np.dtype[np.void]) -> struct.Struct:
@@ -180,148 +359,5 @@ def _row_struct(dtype: np.dtype[np.void]) -> struct.Struct:
 
 
 def _seed(row_type: RowType, table_id: bytes, block: int) -> int:
+    """Return the seed that binds a block's checksum to its table and number."""
     return xxh3_64_intdigest(b"%s:%s:%d" % (table_id, row_type.name.encode(), block))
-
-
-class MappedRows(NamedTuple):
-    """Where the rows of a table lie, for who reads them without Python.
-
-    Attributes:
-        data: the mapped file.
-        chunk_offsets: uint64 (chunks,), where each chunk starts in it, bytes.
-        checked: a byte for each block, not 0 once its checksum was found right, which the table goes on noting here;
-            rows of other blocks must not be read.
-        rows: how many there are.
-    """
-
-    data: mmap.mmap
-    chunk_offsets: NDArray[np.uint64]
-    checked: bytearray
-    rows: int
-
-
-class Table(Sequence[tuple[Any, ...]]):
-    """A table in a mapped file.
-
-    Args:
-        row_type: its layout.
-        table_id: what the checksums of its blocks are bound to beside table and number.
-        data: the mapped file.
-        chunk_offsets: where each chunk starts in it, bytes.
-        count: number of rows.
-        place: what to name in errors.
-    """
-
-    def __init__(
-        self,
-        row_type: RowType,
-        *,
-        table_id: bytes,
-        data: mmap.mmap,
-        chunk_offsets: Sequence[int],
-        count: int,
-        place: str,
-    ) -> None:
-        self._row_type = row_type
-        self._table_id = table_id
-        self._data = data
-        self._chunk_offsets = chunk_offsets
-        self._count = count
-        self._place = place
-        self._rows_a_block = row_type.rows_a_block
-        self._row_bytes = row_type.dtype.itemsize
-        self._unpack = _row_struct(row_type.dtype).unpack_from
-        blocks = -(-count // self._rows_a_block)
-        ends = [offset + BLOCK_BYTES * BLOCKS_A_CHUNK for offset in chunk_offsets]
-        if len(ends) != -(-blocks // BLOCKS_A_CHUNK):
-            raise DamagedError(f"{place}: {len(ends)} chunks do not hold the {count} rows of {row_type.name}")
-        if ends:
-            ends[-1] -= BLOCK_BYTES * (len(ends) * BLOCKS_A_CHUNK - blocks)
-        if any(end > len(data) for end in ends):
-            raise DamagedError(f"{place}: {row_type.name} reaches beyond the end of the file")
-        self._checked = bytearray(blocks)
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, index: Any) -> Any:
-        """Return a row as a tuple of ints, 0 <= index < len(self)."""
-        if not 0 <= index < self._count:
-            raise IndexError(index)
-        block, row = divmod(index, self._rows_a_block)
-        start = self._chunk_offsets[block // BLOCKS_A_CHUNK] + block % BLOCKS_A_CHUNK * BLOCK_BYTES
-        if not self._checked[block]:
-            self._check(block, start)
-        return self._unpack(self._data, start + row * self._row_bytes)
-
-    @property
-    def mapped(self) -> MappedRows:
-        """Where the rows lie."""
-        return MappedRows(self._data, np.array(self._chunk_offsets, np.uint64), self._checked, self._count)
-
-    def arrays(self, start: int = 0, stop: int | None = None) -> Iterator[NDArray[np.void]]:
-        """Yield the rows start .. stop - 1 as structured arrays, a block's at a time."""
-        stop = self._count if stop is None else stop
-        while start < stop:
-            self[start]
-            block, row = divmod(start, self._rows_a_block)
-            place = self._chunk_offsets[block // BLOCKS_A_CHUNK] + block % BLOCKS_A_CHUNK * BLOCK_BYTES
-            count = min(self._rows_a_block - row, stop - start)
-            yield np.frombuffer(self._data, self._row_type.dtype, count, place + row * self._row_bytes)
-            start += count
-
-    def damaged_blocks(self) -> Iterator[str]:
-        """Check all blocks and yield a message for each that is damaged."""
-        for first_row in range(0, self._count, self._rows_a_block):
-            try:
-                self[first_row]
-            except DamagedError as error:
-                yield str(error)
-
-    def _check(self, block: int, start: int) -> None:
-        content = self._data[start : start + _DATA_BYTES]
-        stored = int.from_bytes(self._data[start + _DATA_BYTES : start + BLOCK_BYTES], "little")
-        if stored != xxh3_64_intdigest(content, _seed(self._row_type, self._table_id, block)):
-            raise DamagedError(
-                f"{self._place}: block {block} of {self._row_type.name} is damaged; "
-                "run dlas-store reindex, which rebuilds it from the shards"
-            )
-        self._checked[block] = 1
-
-
-class TableWriter:
-    """Cuts rows into blocks, and blocks into chunks."""
-
-    def __init__(self, row_type: RowType, *, table_id: bytes) -> None:
-        self._row_type = row_type
-        self._table_id = table_id
-        self._waiting = bytearray()
-        self._blocks: list[bytes] = []
-        self._block_count = 0
-        self.count = 0
-
-    def extend(self, rows: NDArray[np.void]) -> Iterator[bytes]:
-        """Add rows and yield the chunks that became full."""
-        self._waiting += rows.tobytes()
-        self.count += len(rows)
-        block_bytes = self._row_type.rows_a_block * self._row_type.dtype.itemsize
-        whole = len(self._waiting) // block_bytes * block_bytes
-        for start in range(0, whole, block_bytes):
-            yield from self._add_block(bytes(self._waiting[start : start + block_bytes]))
-        del self._waiting[:whole]
-
-    def finish(self) -> Iterator[bytes]:
-        """Yield the last chunk, if any."""
-        if self._waiting:
-            yield from self._add_block(bytes(self._waiting))
-        if self._blocks:
-            yield b"".join(self._blocks)
-
-    def _add_block(self, rows: bytes) -> Iterator[bytes]:
-        content = rows.ljust(_DATA_BYTES, b"\0")
-        checksum = xxh3_64_intdigest(content, _seed(self._row_type, self._table_id, self._block_count))
-        self._blocks.append(content + checksum.to_bytes(8, "little"))
-        self._block_count += 1
-        if len(self._blocks) == BLOCKS_A_CHUNK:
-            yield b"".join(self._blocks)
-            self._blocks.clear()

@@ -1,7 +1,4 @@
-"""A shard: complete images in one LMDB file that is written once, sealed, and then only read.
-
-The index rows of a shard, made by a scan of the entries in the shard's tree.
-"""
+"""A shard: an LMDB file of complete images, written once, sealed, and then only read."""
 
 from __future__ import annotations
 
@@ -23,6 +20,27 @@ from dlas_store.sources.base import Image, Layout
 from dlas_store.storage.lmdb_reader import Entry, iter_entries
 from dlas_store.storage.records import CHECKSUM, Key, Kind, decode_image, unpack_key, value_checksum
 from dlas_store.storage.sealed_file import RowType, SealedFile, check_fields
+
+IMAGE_ROW = RowType(
+    "images",
+    np.dtype(
+        [
+            ("metadata_offset", "<u8"),
+            ("reference_offset", "<u8"),  # 0: no reference
+            ("first_patch", "<u8"),
+            ("metadata_length", "<u4"),
+            ("reference_length", "<u4"),
+            ("shard", "<u4"),
+        ]
+    ),
+)
+PATCH_ROW = RowType(
+    "patches",
+    np.dtype([("offset", "<u8"), ("patch_id", "<u8"), ("length", "<u4"), ("image", "<u4"), ("shard", "<u4")]),
+)
+
+_UNRELEASED_BYTES = 32 << 20
+"""The scan releases a shard's pages after reading this many bytes, so that they do not add up in memory."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,15 +80,15 @@ class ShardHeader:
 
 
 class Shard:
-    """A sealed shard.
+    """A sealed shard, mapped read-only.
 
     Args:
-        path: path of its file.
+        path: path of the shard's file.
 
     Attributes:
-        path: path of its file.
+        path: path of the shard's file.
         data: the mapped file.
-        header: the fields of its trailer.
+        header: the fields of the trailer.
 
     Raises:
         NotASourceError, DamagedError, FormatVersionError: see SealedFile.
@@ -83,7 +101,9 @@ class Shard:
         try:
             self.header = ShardHeader(**{key: value for key, value in file.body.items() if key != "kind"})
         except TypeError as error:
-            raise DamagedError(f"{path}: the trailer lacks fields or has unknown ones ({error})") from error
+            raise DamagedError(
+                f"{path}: the trailer lacks fields or has unknown ones ({error}); restore it from a copy"
+            ) from error
         check_fields(path, asdict(self.header))
 
     @cached_property
@@ -103,17 +123,17 @@ class Shard:
             self.data.madvise(mmap.MADV_WILLNEED, start, offset + length - start)
 
     def release_pages(self) -> None:
-        """Release the pages read so far; until then they count as memory of this process."""
+        """Release the mapped pages that were read; the system counts them as memory of this process."""
         if hasattr(mmap, "MADV_DONTNEED"):
             self.data.madvise(mmap.MADV_DONTNEED)
 
     def values(self) -> Iterator[tuple[Key, Entry]]:
-        """Yield each key in order, with the entry of its payload, from the tree's pages.
+        """Yield each key and the entry of its payload, in key order, from the pages of the LMDB tree.
 
         The payload is the value without its checksum.
 
         Raises:
-            DamagedError: the tree is damaged, or a key is no key of a shard.
+            DamagedError: the tree is damaged, or a key is not one of a shard.
         """
         try:
             for entry in iter_entries(self.data):
@@ -122,10 +142,47 @@ class Shard:
             raise DamagedError(f"{self.path}: {error}; restore the file from a copy") from error
 
 
-def _payload_of(value: Entry) -> Entry:
-    if value.length < CHECKSUM.size:
-        raise DamagedError(f"the value of key {value.key.hex()} is too short")
-    return Entry(value.key, value.offset + CHECKSUM.size, value.length - CHECKSUM.size)
+class ShardEntries(NamedTuple):
+    """The entries of a shard as index rows. Image and patch numbers count from the shard's first image and patch.
+
+    Attributes:
+        images: rows of IMAGE_ROW, one per image.
+        patches: rows of PATCH_ROW, one per patch, in item order.
+        name_hashes: uint64 (images,), name_hash() of each image's name.
+    """
+
+    images: NDArray[np.void]
+    patches: NDArray[np.void]
+    name_hashes: NDArray[np.uint64]
+
+
+def scan_shard(shard: Shard, *, check_values: bool = False) -> ShardEntries:
+    """Return the index rows of all values, from a scan of the shard's LMDB tree.
+
+    Args:
+        shard: the shard.
+        check_values: also check the checksum of every patch and reference; metadata is always checked.
+
+    Raises:
+        DamagedError: keys, metadata and counts disagree, or a checksum does not match.
+    """
+    image_entries: list[tuple[Key, Entry]] = []
+    builder = _EntriesBuilder(shard)
+    unreleased_bytes = 0
+    for key, entry in shard.values():
+        if check_values:
+            view_payload(shard.view, entry.key, entry.offset, entry.length, shard.path)
+            unreleased_bytes += entry.length
+        if unreleased_bytes >= _UNRELEASED_BYTES:
+            shard.release_pages()
+            unreleased_bytes = 0
+        if image_entries and image_entries[0][0].image_id != key.image_id:
+            builder.add(image_entries)
+            image_entries = []
+        image_entries.append((key, entry))
+    if image_entries:
+        builder.add(image_entries)
+    return builder.finish()
 
 
 def read_payload(data: mmap.mmap, key: bytes, offset: int, length: int, path: Path) -> bytes:
@@ -133,10 +190,10 @@ def read_payload(data: mmap.mmap, key: bytes, offset: int, length: int, path: Pa
 
     Args:
         data: the mapped shard.
-        key: key of the value.
+        key: key of the value, 17 bytes.
         offset: first byte of the payload.
         length: bytes of the payload.
-        path: path of the shard, for the error.
+        path: path of the shard, for the error message.
 
     Raises:
         DamagedError: the bytes at that offset were not stored under that key.
@@ -146,7 +203,7 @@ def read_payload(data: mmap.mmap, key: bytes, offset: int, length: int, path: Pa
 
 
 def view_payload(data: memoryview, key: bytes, offset: int, length: int, path: Path) -> memoryview:
-    """Return a view of a payload, after the check of read_payload."""
+    """Return a view of a payload, after the check that read_payload makes."""
     payload = data[offset : offset + length]
     start = offset - CHECKSUM.size
     is_inside = start >= 0 and offset + length <= len(data)
@@ -156,7 +213,7 @@ def view_payload(data: memoryview, key: bytes, offset: int, length: int, path: P
 
 
 def read_image(data: mmap.mmap, key: bytes, offset: int, length: int, path: Path) -> Image:
-    """Return the image that a metadata record describes, after the check of read_payload."""
+    """Return the image that a metadata record describes, after the check that read_payload makes."""
     record = read_payload(data, key, offset, length, path)
     try:
         return decode_image(record)
@@ -165,14 +222,14 @@ def read_image(data: mmap.mmap, key: bytes, offset: int, length: int, path: Path
 
 
 def name_hash(name: str) -> int:
-    """Return the hash by which the index looks up an image's name."""
+    """Return the hash of an image's name, by which the index finds the image."""
     return xxh3_64_intdigest(name.encode("utf-8", "surrogatepass"))
 
 
 def has_shards(folder: Path) -> bool:
     """Return whether a folder holds a file with a shard's name."""
     try:
-        with os.scandir(folder) as entries:  # glob would hold an object a file, and there may be millions
+        with os.scandir(folder) as entries:  # glob would keep an object per file, and a folder may hold millions
             return any(entry.name.startswith("shard-") and entry.name.endswith(".lmdb") for entry in entries)
     except OSError as error:
         raise NotASourceError(f"{folder}: cannot be listed ({error.strerror})") from error
@@ -187,81 +244,21 @@ def shard_file_name(number: int) -> str:
     return f"shard-{number:05d}.lmdb"
 
 
-IMAGE_ROW = RowType(
-    "images",
-    np.dtype(
-        [
-            ("metadata_offset", "<u8"),
-            ("reference_offset", "<u8"),  # 0: no reference
-            ("first_patch", "<u8"),
-            ("metadata_length", "<u4"),
-            ("reference_length", "<u4"),
-            ("shard", "<u4"),
-        ]
-    ),
-)
-PATCH_ROW = RowType(
-    "patches",
-    np.dtype([("offset", "<u8"), ("patch_id", "<u8"), ("length", "<u4"), ("image", "<u4"), ("shard", "<u4")]),
-)
-
-
-class ShardEntries(NamedTuple):
-    """The entries of a shard as rows of the index, with images and patches counted from the shard's first.
-
-    Attributes:
-        images: a row an image, of IMAGE_ROW.
-        patches: a row a patch, of PATCH_ROW, in item order.
-        name_hashes: name_hash() of each image's name.
-    """
-
-    images: NDArray[np.void]
-    patches: NDArray[np.void]
-    name_hashes: NDArray[np.uint64]
-
-
-_PAGES_HELD_BYTES = 32 << 20
-"""The scan releases a shard's pages after reading this many bytes, so that they do not add up in memory."""
-
-
-def shifted(rows: NDArray[np.void], column: str, by: int) -> NDArray[np.void]:
-    """Return a copy of rows with ``by`` added to one column."""
+def shift_column(rows: NDArray[np.void], column: str, offset: int) -> NDArray[np.void]:
+    """Return a copy of rows with an offset added to one column."""
     rows = rows.copy()
-    rows[column] += by
+    rows[column] += offset
     return rows
 
 
-def scan_shard(shard: Shard, *, check_values: bool = False) -> ShardEntries:
-    """Return the index rows of all values, from a scan of the shard's tree.
-
-    Args:
-        shard: the shard.
-        check_values: also check the checksum of every patch and reference; metadata is always checked.
-
-    Raises:
-        DamagedError: keys, metadata and counts disagree, or a checksum does not match.
-    """
-    entries: list[tuple[Key, Entry]] = []
-    builder = _EntriesBuilder(shard)
-    bytes_read = 0
-    for key, entry in shard.values():
-        if check_values:
-            view_payload(shard.view, entry.key, entry.offset, entry.length, shard.path)
-            bytes_read += entry.length
-        if bytes_read >= _PAGES_HELD_BYTES:
-            shard.release_pages()
-            bytes_read = 0
-        if entries and entries[0][0].image_id != key.image_id:
-            builder.add(entries)
-            entries = []
-        entries.append((key, entry))
-    if entries:
-        builder.add(entries)
-    return builder.finish()
+def _payload_of(value: Entry) -> Entry:
+    if value.length < CHECKSUM.size:
+        raise DamagedError(f"the value of key {value.key.hex()} is too short")
+    return Entry(value.key, value.offset + CHECKSUM.size, value.length - CHECKSUM.size)
 
 
 class _EntriesBuilder:
-    """Collects the rows of a shard, an image at a time."""
+    """Builds the index rows of a shard, one image at a time."""
 
     def __init__(self, shard: Shard) -> None:
         self._shard = shard
@@ -273,13 +270,13 @@ class _EntriesBuilder:
         """Add the rows of one image.
 
         Args:
-            entries: key and payload of each of the image's values, in key order.
+            entries: key and payload entry of each value of the image, in key order.
         """
         header = self._shard.header
         number = len(self._hashes)
         image_id = header.first_image + number
-        metadata = self._entry(entries, Kind.METADATA)
-        reference = self._entry(entries, Kind.REFERENCE)
+        metadata = _first_of_kind(entries, Kind.METADATA)
+        reference = _first_of_kind(entries, Kind.REFERENCE)
         if entries[0][0].image_id != image_id or metadata is None:
             raise self._damaged(f"image {image_id} or its metadata is missing")
         image = read_image(self._shard.data, metadata.key, metadata.offset, metadata.length, self._shard.path)
@@ -305,20 +302,21 @@ class _EntriesBuilder:
         self._hashes.append(name_hash(image.name))
 
     def finish(self) -> ShardEntries:
-        """Return all rows."""
+        """Return the rows of all images, after a check of their number against the trailer."""
         header = self._shard.header
         images = np.frombuffer(self._images, IMAGE_ROW.dtype)
         patches = np.frombuffer(self._patches, PATCH_ROW.dtype)
         if (len(images), len(patches)) != (header.images, header.patches):
             raise self._damaged(
-                f"{len(images)} images and {len(patches)} patches are not the {header.images} and {header.patches} it "
-                "was sealed with"
+                f"{len(images)} images and {len(patches)} patches are not the {header.images} and {header.patches} "
+                "that the trailer counts"
             )
         return ShardEntries(images, patches, np.array(self._hashes, np.uint64))
 
-    @staticmethod
-    def _entry(entries: Sequence[tuple[Key, Entry]], kind: Kind) -> Entry | None:
-        return next((entry for key, entry in entries[:2] if key.kind == kind), None)
-
     def _damaged(self, message: str) -> DamagedError:
         return DamagedError(f"{self._shard.path}: {message}; restore the file from a copy")
+
+
+def _first_of_kind(entries: Sequence[tuple[Key, Entry]], kind: Kind) -> Entry | None:
+    """Return the entry of an image's metadata or reference, one of the first two in key order."""
+    return next((entry for key, entry in entries[:2] if key.kind == kind), None)

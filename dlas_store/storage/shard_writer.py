@@ -1,4 +1,4 @@
-"""Write a shard, one image after another, and seal it."""
+"""Writer of a shard: it adds one image after another, then seals the file."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from dlas_store.storage.records import Kind, PatchIds, encode_image, encode_valu
 from dlas_store.storage.sealed_file import seal
 from dlas_store.storage.shard import Shard, ShardEntries, ShardHeader, scan_shard
 
-_BYTES_A_VALUE = 256
-"""Memory of a buffered value beside its payload: key, checksum and Python objects."""
+_OVERHEAD_BYTES = 256
+"""Memory of a buffered value besides its payload: key, checksum and Python objects."""
 
 
 class ShardWriter:
     """Writes one shard under a temporary name.
 
-    A thread writes one batch while the next is buffered, so the writer holds two or three batches of BATCH_BYTES.
+    A thread writes one batch while the next is buffered, so two or three batches of BATCH_BYTES are in memory.
 
     Args:
-        path: the temporary name; its folder must exist.
-        header: the trailer's fields; seal() sets the counts.
+        path: the temporary name, in an existing folder.
+        header: the trailer's fields, whose counts seal() sets.
     """
 
     def __init__(self, path: Path, header: ShardHeader) -> None:
@@ -48,23 +48,23 @@ class ShardWriter:
 
     def _begin_image(self) -> None:
         self._image_id = self._header.first_image + self._images
-        self._assign_id = PatchIds()
+        self._ids = PatchIds()
         self._patch_ids: list[int] = []
         self._files: list[str] = []
         self._sizes: list[Size] = []
 
     def add_patch(self, file: str, data: bytes, size: Size) -> None:
-        """Add the next patch of the current image.
+        """Add the next patch of the current image. Patches of an image must come in the order of their names.
 
         Args:
-            file: file name of the patch; an image's patches come in order of names.
+            file: file name of the patch.
             data: encoded bytes.
             size: height and width in pixels.
 
         Raises:
             WriteError: the disk refused a write.
         """
-        patch_id = self._assign_id.assign(file)
+        patch_id = self._ids.assign(file)
         self._put(pack_key(self._image_id, Kind.PATCH, patch_id), data)
         self._patch_ids.append(patch_id)
         self._payload_bytes += len(data)
@@ -72,11 +72,11 @@ class ShardWriter:
         self._sizes.append(size)
 
     def end_image(self, image: Image, reference: bytes | None) -> None:
-        """End the current image; an image without patches is skipped.
+        """End the current image. An image without patches is skipped.
 
         Args:
-            image: metadata of the image; files, ids and sizes are replaced by those of the added patches.
-            reference: encoded bytes of the reference, None without one.
+            image: metadata of the image. The added patches replace its files, ids and sizes.
+            reference: encoded bytes of the reference, None if the image has no reference.
 
         Raises:
             WriteError: the disk refused a write.
@@ -95,15 +95,23 @@ class ShardWriter:
         if reference is not None:
             self._put(pack_key(self._image_id, Kind.REFERENCE), reference)
             self._payload_bytes += len(reference)
-        # Metadata is written last because it needs all patches. A batch is sorted by key, so metadata still comes first
-        # on disk where the image fits into one batch.
+        # Metadata is written last because it lists all patches. A batch is sorted by key, so metadata still comes first
+        # on disk if the image fits into one batch.
         self._put(pack_key(self._image_id, Kind.METADATA), encode_image(image))
         self._images += 1
         self._patches += len(self._files)
         self._begin_image()
 
     def seal(self) -> tuple[ShardHeader, ShardEntries]:
-        """Append the trailer, sync the shard, read it back and check every value."""
+        """Append the trailer, sync the shard, read the shard back and check every value.
+
+        Returns:
+            The header with all counts, and the shard's entries.
+
+        Raises:
+            WriteError: the disk refused a write.
+            DamagedError: a value that was read back differs from the value written.
+        """
         self._flush()
         self._wait_for_write()
         self._lmdb.close()
@@ -113,12 +121,12 @@ class ShardWriter:
 
     def _put(self, key: bytes, payload: bytes) -> None:
         self._buffered.append((key, encode_value(key, payload)))
-        self._buffered_bytes += len(payload) + _BYTES_A_VALUE
+        self._buffered_bytes += len(payload) + _OVERHEAD_BYTES
         if self._buffered_bytes >= BATCH_BYTES:
             self._flush()
 
     def _flush(self) -> None:
-        """Hand the buffered values to the writing thread, once it has written the previous batch."""
+        """Wait for the previous batch, then pass the buffered values to the writing thread."""
         self._wait_for_write()
         self._writing = self._writer.submit(self._lmdb.write, self._buffered)
         self._buffered = []
@@ -135,6 +143,6 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Close the file; without seal() it is unusable."""
+        """Close the file. Without an earlier seal(), the file is unusable."""
         self._writer.shutdown()
         self._lmdb.close()

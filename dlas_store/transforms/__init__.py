@@ -1,4 +1,4 @@
-"""Pixels to pixels: resizing, crops, corruptions."""
+"""Transforms from pixels to pixels: resizing, crops, corruptions."""
 
 from dlas_store.transforms.corruptions import Corruptions
 from dlas_store.transforms.crops import random_resized_crop

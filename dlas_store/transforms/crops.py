@@ -1,7 +1,4 @@
-"""Random flip, rotation and square crop, by which modes full image and multi scale make a picture square.
-
-Random crops of random area and aspect ratio, drawn as torchvision's RandomResizedCrop draws them.
-"""
+"""Random crops, flips and rotations: rectangles as torchvision draws them, squares and tiles as DL-Art-School does."""
 
 from __future__ import annotations
 
@@ -12,8 +9,36 @@ import numpy as np
 
 from dlas_store.transforms.resize import Chw
 
-OFFSET_STDDEV = 0.3
-"""Standard deviation of a crop's distance from the middle; 1 is the largest possible distance."""
+_OFFSET_STDDEV = 0.3
+"""Standard deviation of a square's distance from the middle; 1 is the largest possible distance."""
+
+_TRIES = 10
+"""Number of random crops to try; if none fits, a crop around the centre is taken."""
+
+
+class Crop(NamedTuple):
+    """A rectangle of a picture, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+class Square(NamedTuple):
+    """A square of a picture, in pixels."""
+
+    top: int
+    left: int
+    side: int
+
+    def enlarged(self, factor: int) -> Square:
+        """Return the same square of the picture magnified by a factor."""
+        return Square(self.top * factor, self.left * factor, self.side * factor)
+
+    def crop(self, chw: Chw) -> Chw:
+        """Return the square of a (C, H, W) array, as a view."""
+        return chw[:, self.top : self.top + self.side, self.left : self.left + self.side]
 
 
 class FlipRotate(NamedTuple):
@@ -29,124 +54,37 @@ class FlipRotate(NamedTuple):
     vflip: bool
     transpose: bool
 
-    def apply(self, planes: Chw) -> Chw:
+    def apply(self, chw: Chw) -> Chw:
         """Return a (C, H, W) array flipped and rotated, as a view."""
         if self.hflip:
-            planes = planes[:, :, ::-1]
+            chw = chw[:, :, ::-1]
         if self.vflip:
-            planes = planes[:, ::-1]
-        return planes.swapaxes(1, 2) if self.transpose else planes
-
-
-class Square(NamedTuple):
-    """A square of a picture, in pixels."""
-
-    top: int
-    left: int
-    side: int
-
-    def enlarged(self, factor: int) -> Square:
-        """Return the same square of the picture magnified by a factor."""
-        return Square(self.top * factor, self.left * factor, self.side * factor)
-
-    def crop(self, planes: Chw) -> Chw:
-        """Return the square of a (C, H, W) array, as a view."""
-        return planes[:, self.top : self.top + self.side, self.left : self.left + self.side]
+            chw = chw[:, ::-1]
+        return chw.swapaxes(1, 2) if self.transpose else chw
 
 
 class Tile(NamedTuple):
     """Location of a tile in a picture.
 
     Attributes:
-        turn: the flip and rotation that are applied to the picture first.
+        flip_rotate: the flip and rotation that are applied to the picture first.
         square: the square of the rotated picture that the reference shows.
-        part: the tile in that square.
+        window: the tile in that square.
     """
 
-    turn: FlipRotate
+    flip_rotate: FlipRotate
     square: Square
-    part: Square
+    window: Square
 
     def enlarged(self, factor: int) -> Tile:
         """Return the same tile of the picture magnified by a factor."""
-        return Tile(self.turn, self.square.enlarged(factor), self.part.enlarged(factor))
-
-
-def random_flip_rotate(generator: np.random.Generator, *, flip: bool, rotate: bool) -> FlipRotate:
-    """Draw a flip and rotation as DL-Art-School does: each allowed swap has probability 1/2.
-
-    Args:
-        generator: the item's random numbers.
-        flip: allow the swap of left and right.
-        rotate: allow the other two swaps; with ``flip``, all eight combinations are equally likely.
-    """
-    hflip, vflip, transpose = (generator.random(3) < 0.5).tolist()
-    return FlipRotate(flip and hflip, rotate and vflip, rotate and transpose)
-
-
-def random_square_crop(generator: np.random.Generator, size: tuple[int, int]) -> Square:
-    """Draw a square as wide as a picture's shorter side; a normal around the middle places it along the longer side.
-
-    Args:
-        generator: the item's random numbers.
-        size: height and width of the picture.
-    """
-    height, width = size
-    offset = float(np.clip(generator.normal(scale=OFFSET_STDDEV), -1, 1))
-    middle = abs(height - width) / 2
-    start = int(middle + offset * middle)
-    return Square(start, 0, width) if height > width else Square(0, start, height)
-
-
-def random_tile(
-    generator: np.random.Generator,
-    size: tuple[int, int],
-    least: int,
-    *,
-    flip: bool,
-    rotate: bool,
-    growth_stddev: float | None,
-) -> Tile:
-    """Draw a tile's location.
-
-    Args:
-        generator: the item's random numbers.
-        size: height and width of the picture, neither below ``least``.
-        least: minimum side of the tile in pixels of that picture.
-        flip: flip at random.
-        rotate: rotate by quarter turns at random.
-        growth_stddev: standard deviation of the normal by which tiles grow, where 1 is growth to the whole square; None
-            keeps the minimum side.
-    """
-    turn = random_flip_rotate(generator, flip=flip, rotate=rotate)
-    square = random_square_crop(generator, size[::-1] if turn.transpose else size)
-    growth = 0.0 if growth_stddev is None else min(abs(generator.normal(scale=growth_stddev)), 1)
-    side = int(least + (square.side - least) * growth)
-    room = square.side - side
-    top, left = (
-        min(max(int(min(offset, 1) * room + room // 2), 0), room)
-        for offset in generator.normal(scale=OFFSET_STDDEV, size=2)
-    )
-    return Tile(turn, square, Square(top, left, side))
-
-
-_TRIES = 10
-"""Number of random crops to try; if none fits, a crop around the centre is taken."""
-
-
-class Crop(NamedTuple):
-    """A rectangle of a picture, in pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
+        return Tile(self.flip_rotate, self.square.enlarged(factor), self.window.enlarged(factor))
 
 
 def random_resized_crop(
     size: tuple[int, int], *, areas: tuple[float, float], ratios: tuple[float, float], generator: np.random.Generator
 ) -> Crop:
-    """Draw a random crop.
+    """Draw a rectangle of random area and aspect ratio, as torchvision's RandomResizedCrop does.
 
     Args:
         size: height and width of the picture.
@@ -171,3 +109,61 @@ def random_resized_crop(
     crop_height = min(height, round(width / min_ratio))
     crop_width = min(width, round(height * max_ratio))
     return Crop((height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width)
+
+
+def random_square_crop(generator: np.random.Generator, size: tuple[int, int]) -> Square:
+    """Draw a square as wide as a picture's shorter side; a normal around the middle places it along the longer side.
+
+    Args:
+        generator: the item's random numbers.
+        size: height and width of the picture.
+    """
+    height, width = size
+    offset = float(np.clip(generator.normal(scale=_OFFSET_STDDEV), -1, 1))
+    middle = abs(height - width) / 2
+    start = int(middle + offset * middle)
+    return Square(start, 0, width) if height > width else Square(0, start, height)
+
+
+def random_flip_rotate(generator: np.random.Generator, *, flip: bool, rotate: bool) -> FlipRotate:
+    """Draw a flip and rotation as DL-Art-School does: each allowed swap has probability 1/2.
+
+    Args:
+        generator: the item's random numbers.
+        flip: allow the swap of left and right.
+        rotate: allow the other two swaps; with ``flip``, all eight combinations are equally likely.
+    """
+    hflip, vflip, transpose = (generator.random(3) < 0.5).tolist()
+    return FlipRotate(flip and hflip, rotate and vflip, rotate and transpose)
+
+
+def random_tile(
+    generator: np.random.Generator,
+    size: tuple[int, int],
+    min_side: int,
+    *,
+    flip: bool,
+    rotate: bool,
+    growth_stddev: float | None,
+) -> Tile:
+    """Draw a tile's location.
+
+    Args:
+        generator: the item's random numbers.
+        size: height and width of the picture, neither below ``min_side``.
+        min_side: minimum side of the tile in pixels of the picture.
+        flip: flip at random.
+        rotate: rotate by quarter turns at random.
+        growth_stddev: standard deviation of the normal by which tiles grow; 1 is growth to the whole square, None keeps
+            the minimum side.
+    """
+    flip_rotate = random_flip_rotate(generator, flip=flip, rotate=rotate)
+    square = random_square_crop(generator, size[::-1] if flip_rotate.transpose else size)
+    growth = 0.0 if growth_stddev is None else min(abs(generator.normal(scale=growth_stddev)), 1)
+    side = int(min_side + (square.side - min_side) * growth)
+    room = square.side - side
+    top, left = (
+        min(max(int(min(offset, 1) * room + room // 2), 0), room)
+        for offset in generator.normal(scale=_OFFSET_STDDEV, size=2)
+    )
+    return Tile(flip_rotate, square, Square(top, left, side))

@@ -1,23 +1,22 @@
-"""Benchmarks run, and their reports agree with their measurements. No test asserts a speed."""
+"""Benchmarks: they run, and their reports agree with their measurements. No test asserts a speed."""
 
 from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-import numpy as np
 import pytest
 
+from benchmarks import contender_peers
+from benchmarks.__main__ import main
 from dlas_store.converters.importing import import_store
 from tests.support.sample_data import DATA, ROOT
 
@@ -25,21 +24,10 @@ ROUNDS = 2
 LIMIT = "decoding alone, in memory, all cores"
 SMALL = ("--patches", "80", "--size", "64", "--batch", "16")
 
-MODES = [
-    "single_image", "multi_frame", "paired_frame", "imagefolder", "stylegan2", "multiscale", "fullimage",
-    "torch_dataset", "combined",
-]  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def checkout(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let tests import ``benchmarks``, which is not installed."""
-    monkeypatch.syspath_prepend(str(ROOT))
-
 
 @pytest.fixture(scope="module")
 def own_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store that a user made of a chunked folder."""
+    """A store of the user's own, made of a chunked folder."""
     store = tmp_path_factory.mktemp("own") / "own.lmdb"
     import_store([DATA / "chunked"], store)
     return store
@@ -54,9 +42,7 @@ class Done(NamedTuple):
 
 
 def run(*arguments: str | Path, check: bool = True) -> Done:
-    """Run a benchmark in this process, which has done the slow imports; measured code runs in other processes."""
-    from benchmarks.__main__ import main
-
+    """Run a benchmark in this process, which has done the slow imports; measured code runs in child processes."""
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.setattr(sys, "argv", ["benchmarks", *map(str, arguments)])
@@ -92,7 +78,7 @@ def measure(
     assert report["versions"].keys() >= {"python", "dlas-store", "lmdb", "numpy", "simplejpeg", "torch"}
     assert report["comparisons"]
     for comparison in report["comparisons"]:
-        # The memory of reading is measured once.
+        # Only one run measures the memory of reading.
         check_comparison(comparison, 1 if comparison["title"].startswith("Memory") else rounds)
         assert all(name in done.stdout for name in comparison["results"])
     return report
@@ -110,10 +96,8 @@ def check_comparison(comparison: dict[str, Any], rounds_run: int) -> None:
 
 
 def test_read_measures_loaders_and_what_they_cost(tmp_path: Path) -> None:
-    from benchmarks import contender_peers as peer_contenders
-
-    some = ("store, *s loader", "store, read*", "folder, DataLoader, Pillow")
-    report = measure(tmp_path, "read", *SMALL, "--only", *some)
+    patterns = ("store, *s loader", "store, read*", "folder, DataLoader, Pillow")
+    report = measure(tmp_path, "read", *SMALL, "--only", *patterns)
     loaders, alone, cpu, memory = report["comparisons"]
     assert list(loaders["results"]) == [
         LIMIT,
@@ -125,58 +109,9 @@ def test_read_measures_loaders_and_what_they_cost(tmp_path: Path) -> None:
     assert list(cpu["results"]) == list(memory["results"]) == list(loaders["results"])
     assert all(megabytes > 10 for result in memory["results"].values() for megabytes in result["rounds"])
     assert report["figures"]["items"] == 80
-    assert report["notes"] == peer_contenders.notes()
+    assert report["notes"] == contender_peers.notes()
     assert all("not installed" in note for note in report["notes"])
     assert "80 items of 80 images, patches of 64 x 64 pixels" in report["subject"]
-
-
-def test_every_contender_of_read_gives_every_patch_once(tmp_path: Path) -> None:
-    from benchmarks import data as mode_data
-    from benchmarks.contenders import WITHOUT_LOADER, list_contenders, make
-    from benchmarks.reading import Reading
-
-    folder, store = tmp_path / "folder", tmp_path / "folder.lmdb"
-    mode_data.write_mode_data("pixels", folder, store, patches=20, images=4, size=64, quality=90)
-    reading = Reading.plan("pixels", store=store, folder=folder, patches=20, batch=8)
-    contenders = [each for each in list_contenders(reading, tmp_path) if each.own_data is None]
-    assert [contender.name for contender in contenders] == [
-        LIMIT,
-        "store, threads loader",
-        "store, workers loader",
-        "store, items, DataLoader",
-        *WITHOUT_LOADER,
-        "folder, threads loader",
-        "folder, DataLoader, TurboJPEG",
-        "folder, DataLoader, OpenCV",
-        "folder, DataLoader, Pillow",
-    ]
-    for contender in contenders:
-        opened = make(json.loads(json.dumps(contender.as_spec(reading))))()
-        items = {opened.check(), opened.run()}
-        assert items == {reading.items * reading.epochs} or contender.name in WITHOUT_LOADER
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_every_mode_can_be_read_by_every_loader(tmp_path: Path, mode: str) -> None:
-    from benchmarks import contender_store as own_contenders
-    from benchmarks import data as mode_data
-    from benchmarks.modes import MODES as KNOWN
-    from benchmarks.reading import Reading
-
-    folder, store = tmp_path / "folder", tmp_path / "folder.lmdb"
-    mode_data.write_mode_data(mode, folder, store, patches=16, images=4, size=64, quality=90)
-    chunked = folder if KNOWN[mode].chunked else None
-    reading = Reading.plan(mode, store=store, folder=chunked, patches=16, batch=8)
-    assert reading == Reading(**json.loads(json.dumps(reading.as_spec())))
-    openers = [
-        own_contenders.prepare_loader(reading, reading.data, loader="threads"),
-        own_contenders.prepare_items(reading, reading.data),
-    ]
-    if KNOWN[mode].raw:
-        openers.append(own_contenders.prepare_raw(reading, reading.data))
-    for opener in openers:
-        opened = opener()
-        assert opened.check() == opened.run() == 16
 
 
 def test_read_measures_items_with_references(tmp_path: Path) -> None:
@@ -212,131 +147,9 @@ def test_read_measures_data_of_the_user(tmp_path: Path, own_store: Path) -> None
         rounds=1,
     )
     assert report["options"]["store"] == str(own_store)
-    # The store has fewer patches, so a pass reads them several times.
+    # The store has fewer patches, so a run reads them several times.
     assert report["figures"]["items"] > 300
     assert report["figures"]["images"] == 4
-
-
-def test_a_store_can_be_read_without_its_folder(tmp_path: Path, own_store: Path) -> None:
-    from benchmarks.contenders import list_contenders
-    from benchmarks.reading import Reading
-
-    reading = Reading.plan("pixels", store=own_store, folder=None, patches=50, batch=None)
-    names = [contender.name for contender in list_contenders(reading, tmp_path)]
-    assert "store, threads loader" in names
-    assert not any(name.startswith("folder") for name in names)
-
-
-def test_a_folder_that_is_not_the_stores_is_refused(own_store: Path) -> None:
-    from benchmarks.reading import Reading
-    from dlas_store import StoreError
-
-    with pytest.raises(StoreError, match="hold different patches"):
-        Reading.plan("pixels", store=own_store, folder=DATA / "chunked_video", patches=50, batch=None)
-
-
-def test_a_contender_that_loses_a_patch_is_an_error() -> None:
-    from benchmarks.process import BatchPass
-
-    def epoch(*batches: list[int]) -> BatchPass:
-        return BatchPass(
-            lambda: batches,
-            epochs=2,
-            count=len,
-            identify=lambda batch: batch,
-            expected=lambda _: Counter([1, 2, 3]),
-        )
-
-    assert epoch([2, 1], [3]).run() == epoch([2, 1], [3]).check() == 6
-    for wrong in (epoch([1, 2], [2]), epoch([1, 2]), epoch([1, 2], [3, 3])):
-        with pytest.raises(AssertionError, match="every patch once"):
-            wrong.check()
-
-
-def test_a_contender_that_fails_ends_the_run_with_its_reason(tmp_path: Path) -> None:
-    from benchmarks.process import ContenderProcess
-    from dlas_store import StoreError
-
-    spec = {"options": {"mode": "pixels", "paths": str(tmp_path / "none")}, "in_memory": False, "width": 1, "blocks": 1}
-    spec |= {"steps": 1, "device": "cpu", "torch_threads": None}
-    with (
-        ContenderProcess("mine", module="train_contenders", spec=spec) as process,
-        pytest.raises(StoreError, match=r"^mine: .*none', which does not exist"),
-    ):
-        process.run()
-
-
-def test_cpu_time_counts_processes_that_have_ended() -> None:
-    from benchmarks.system import cpu_seconds_below
-
-    before = cpu_seconds_below(os.getpid())
-    subprocess.run([sys.executable, "-c", "sum(range(5_000_000))"], check=True)
-    assert cpu_seconds_below(os.getpid()) > before
-
-
-def test_peak_memory_sees_what_was_freed_again() -> None:
-    from benchmarks.system import memory_bytes, watch_memory
-
-    start = memory_bytes(os.getpid())
-    with watch_memory(os.getpid()) as peak:
-        child = subprocess.Popen(
-            [sys.executable, "-c", "held = b'1' * (64 << 20); print(); input()"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        assert child.stdout is not None
-        child.stdout.readline()
-        while peak.value < start + (64 << 20):  # the next sample sees it; the test's timeout ends a miss
-            pass
-        child.communicate(b"\n")
-    assert memory_bytes(os.getpid()) < peak.value
-
-
-def test_files_leave_the_page_cache(tmp_path: Path) -> None:
-    from benchmarks import system as page_cache
-
-    file = tmp_path / "file"
-    file.write_bytes(bytes(100_000))
-    page_cache.drop([tmp_path])
-    with file.open("rb") as opened:
-        assert not any(page_cache.resident(opened.fileno()))
-        opened.read()
-        assert all(page_cache.resident(opened.fileno()))
-
-
-def test_a_mapped_file_that_stays_in_the_page_cache_is_an_error(tmp_path: Path) -> None:
-    from benchmarks import system as page_cache
-    from dlas_store import StoreError
-
-    np.save(tmp_path / "file.npy", np.zeros(100_000))
-    mapped = np.load(tmp_path / "file.npy", mmap_mode="r")
-    assert mapped.sum() == 0
-    with pytest.raises(StoreError, match="stay in the page cache"):
-        page_cache.drop([tmp_path])
-
-
-def test_a_chart_shows_ratios(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    from PIL import Image
-
-    from benchmarks.report import Comparison, write_chart
-
-    rounds = {"limit": [10, 12], "store": [9, 9], "an other one": [3, 4]}
-    comparison = Comparison(title="Reading", unit="items/s", reference="limit", rounds=rounds)
-    write_chart(tmp_path / "chart.png", comparison, subject="words " * 50, highlighted=["store"])
-    with Image.open(tmp_path / "chart.png") as picture:
-        assert picture.width == 1800
-        colours = {colour for count, colour in picture.convert("RGB").getcolors(1 << 24) if count > 10_000}
-    assert {(31, 111, 235), (182, 190, 201)} <= colours
-
-
-def test_a_chart_without_matplotlib_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    from benchmarks import report as chart
-    from dlas_store import StoreError
-
-    monkeypatch.setattr(chart, "find_spec", lambda _: None)
-    with pytest.raises(StoreError, match=r"pip install 'dlas-store\[plot\]'"):
-        chart.require_matplotlib()
 
 
 def test_importing_loads_nothing_that_is_optional_or_slow() -> None:
@@ -450,13 +263,3 @@ def test_a_wrong_option_is_a_usage_error(arguments: list[str]) -> None:
 
 def test_a_wrong_option_is_the_exit_status_of_the_process() -> None:
     assert run_alone("export", check=False).status == 2
-
-
-def test_every_contender_runs_once_a_round_and_each_round_starts_with_another() -> None:
-    from benchmarks.report import run_rounds
-
-    order: list[str] = []
-    contenders = {name: lambda name=name: order.append(name) or len(order) for name in "abc"}
-    results = run_rounds(contenders, rounds=4)
-    assert "".join(order) == "abcbcacababc"
-    assert results["a"] == [1, 6, 8, 10]

@@ -1,6 +1,7 @@
-"""Peers give every patch once an epoch, in another order each epoch, and leave nothing behind.
+"""Peers: every patch comes once an epoch, in another order each epoch, and no process or file stays behind.
 
-Each runs in a process of its own, since some start threads at their import that a later fork in this one would meet.
+Each peer runs in a process of its own: some peers start threads when imported, and this process must not fork beside
+threads.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ PEERS = {
     "Lance, get_safe_loader": ["lance", "pyarrow"],
     "Lance, take in threads": ["lance", "pyarrow"],
 }
-"""Name of a peer -> packages that it imports."""
+"""Name of a peer -> packages that the peer imports."""
 
 READ_EPOCHS = f"""
 import json, sys
@@ -67,16 +68,16 @@ def need(packages: Sequence[str]) -> None:
 
 @pytest.fixture(scope="module")
 def read(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Return a function that reads three epochs by a peer, given its name; it reads by each peer once."""
-    done: dict[str, Mapping[str, Any]] = {}
+    """Return a function that reads three epochs with a peer, by the peer's name, and caches the result."""
+    results: dict[str, Mapping[str, Any]] = {}
 
     def read_epochs(name: str) -> Mapping[str, Any]:
         need(PEERS[name])
-        if name not in done:
+        if name not in results:
             folder = tmp_path_factory.mktemp("peer") / "written"
-            done[name] = json.loads(run_python("-c", READ_EPOCHS, name, folder).stdout.splitlines()[-1])
-            done[name] |= {"left": [path.name for path in folder.parent.iterdir()]}
-        return done[name]
+            results[name] = json.loads(run_python("-c", READ_EPOCHS, name, folder).stdout.splitlines()[-1])
+            results[name] |= {"files": [path.name for path in folder.parent.iterdir()]}
+        return results[name]
 
     return read_epochs
 
@@ -104,7 +105,7 @@ def test_every_epoch_is_shuffled_anew(read: Any, name: str) -> None:
 @pytest.mark.parametrize("name", PEERS)
 def test_closing_ends_the_processes_and_writing_leaves_only_its_folder(read: Any, name: str) -> None:
     assert read(name)["children"] == 0
-    assert read(name)["left"] == ["written"]
+    assert read(name)["files"] == ["written"]
 
 
 def test_importing_the_benchmarks_imports_no_peer() -> None:

@@ -1,4 +1,4 @@
-"""The command line: exit statuses, what is printed where, one writer at a time."""
+"""The command line: exit statuses, printed text, and one writer at a time."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """So many pictures that an import can be met at work."""
+    """Enough pictures that a test can stop an import in the middle."""
     return numbered_pictures(tmp_path_factory.mktemp("photos") / "photos", 1_000)
 
 
 @pytest.fixture(scope="module")
 def photo_store(photos: Path) -> Path:
-    """A store of these, for reading only."""
+    """A store of the pictures, for reading only."""
     store = photos.parent / "photos.lmdb"
     done("import", photos, store)
     return store
@@ -158,7 +158,7 @@ def test_a_reader_that_goes_away_is_no_traceback(store: Path, command: str) -> N
     assert b"Traceback" not in ended.stderr
 
 
-# What is shown
+# Output
 
 
 def test_info_json_has_the_promised_keys(store: Path) -> None:
@@ -204,9 +204,9 @@ def test_verify_finds_damage_in_every_file(tmp_path: Path, store: Path) -> None:
         content = bytearray((copy / name).read_bytes())
         content[len(content) // 2] ^= 1
         (copy / name).write_bytes(content)
-        (found, *_) = findings(copy)
-        assert found.keys() == {"shard", "image", "patch", "kind", "message"}
-        assert name in found["shard"] + found["message"]
+        (finding, *_) = findings(copy)
+        assert finding.keys() == {"shard", "image", "patch", "kind", "message"}
+        assert name in finding["shard"] + finding["message"]
 
 
 @pytest.mark.parametrize("workers", ["1", "2", "4"])
@@ -216,29 +216,29 @@ def test_verify_finds_the_same_with_any_number_of_workers(tmp_path: Path, store:
     for position in range(3 << 12, len(content), 100_001):
         content[position] ^= 0x10
     (tmp_path / "s.lmdb" / "shard-00001.lmdb").write_bytes(content)
-    found = findings(tmp_path / "s.lmdb", "--workers", workers)
-    assert found == findings(tmp_path / "s.lmdb", "--workers", "3")
-    assert {finding["shard"] for finding in found} == {"shard-00001.lmdb"}
+    of_workers = findings(tmp_path / "s.lmdb", "--workers", workers)
+    assert of_workers == findings(tmp_path / "s.lmdb", "--workers", "3")
+    assert {finding["shard"] for finding in of_workers} == {"shard-00001.lmdb"}
 
 
 def test_reindex_rebuilds_an_index_that_is_gone_or_damaged(tmp_path: Path, store: Path) -> None:
     copy = shutil.copytree(store, tmp_path / "s.lmdb")
-    want = list(patches(store).items())
+    expected = list(patches(store).items())
     index = copy / "index.lmdb"
     index.unlink()
     assert "reindex" in refused("info", copy)
     done("reindex", copy)
-    assert list(patches(copy).items()) == want
+    assert list(patches(copy).items()) == expected
     index.write_bytes(b"damaged" * 1000)
     assert "reindex" in refused("info", copy)
     done("reindex", copy)
-    assert list(patches(copy).items()) == want
+    assert list(patches(copy).items()) == expected
     assert is_whole(copy, DATA / "chunked")
     assert info(copy)["store_id"] == info(store)["store_id"]
 
 
 def _terminal_output(*arguments: str | Path) -> tuple[int, str]:
-    """Run a command whose standard error is a terminal, and return its status and what it shows there."""
+    """Run a command whose standard error is a terminal; return its status and the terminal's text."""
     leader, terminal = pty.openpty()
     termios.tcsetwinsize(terminal, (24, 80))
     process = subprocess.Popen([*PROGRAM, *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=terminal)
@@ -247,7 +247,7 @@ def _terminal_output(*arguments: str | Path) -> tuple[int, str]:
     try:
         while chunk := os.read(leader, 4096):
             shown += chunk
-    except OSError:  # how Linux says that the last process let go of the terminal
+    except OSError:  # on Linux, the last process has closed the terminal
         pass
     os.close(leader)
     return process.wait(), shown.decode()
@@ -274,8 +274,8 @@ def test_progress_is_shown_on_a_terminal_and_not_in_a_pipe(
 
 
 @contextmanager
-def _held(*arguments: str | Path, until: Callable[[], object]) -> Iterator[subprocess.Popen[str]]:
-    """Stop a command with all its processes in the middle, when something holds."""
+def _stopped(*arguments: str | Path, until: Callable[[], object]) -> Iterator[subprocess.Popen[str]]:
+    """Start a command, and stop all its processes with SIGSTOP once ``until`` returns something true."""
     process = start(*arguments)
     try:
         await_while_running(process, until)
@@ -292,7 +292,7 @@ def _held(*arguments: str | Path, until: Callable[[], object]) -> Iterator[subpr
 def test_a_second_import_is_refused_and_the_first_is_not_disturbed(tmp_path: Path, photos: Path) -> None:
     store = tmp_path / "s.lmdb"
     command = ("import", "--shard-size", "500", photos, store)
-    with _held(*command, until=(tmp_path / "s.lmdb.partial" / "shard-00001.lmdb").exists) as first:
+    with _stopped(*command, until=(tmp_path / "s.lmdb.partial" / "shard-00001.lmdb").exists) as first:
         assert "s.lmdb" in (message := refused(*command))
         assert re.search("another process|busy|locked", message)
         assert not store.exists()
@@ -303,13 +303,13 @@ def test_a_second_import_is_refused_and_the_first_is_not_disturbed(tmp_path: Pat
 def test_a_second_append_is_refused_and_readers_go_on(tmp_path: Path, photos: Path) -> None:
     store = tmp_path / "s.lmdb"
     done("import", "--images", "000000*", photos, store)
-    had = patches(store)
+    before = patches(store)
     command = ("import", "--append", "--shard-size", "500", photos, store)
-    with _held(*command, until=lambda: len(list(tmp_path.glob("s.lmdb*/shard-*.lmdb"))) > 3) as first:
+    with _stopped(*command, until=lambda: len(list(tmp_path.glob("s.lmdb*/shard-*.lmdb"))) > 3) as first:
         for writer in (command, ("reindex", store)):
             assert "s.lmdb" in (message := refused(*writer))
             assert re.search("another process|busy|locked", message)
-        assert patches(store) == had
+        assert patches(store) == before
         assert findings(store) == []
     assert end(first).status == 0
     assert is_whole(store, photos)
@@ -320,7 +320,7 @@ def test_a_second_export_is_refused_and_the_first_is_not_disturbed(
 ) -> None:
     folder = tmp_path / "back"
     command = ("export", photo_store, folder)
-    with _held(*command, until=lambda: [*(tmp_path / "back.partial").rglob("*.ppm")]) as first:
+    with _stopped(*command, until=lambda: [*(tmp_path / "back.partial").rglob("*.ppm")]) as first:
         assert "back" in (message := refused(*command))
         assert re.search("another process|busy|locked", message)
         assert not folder.exists()
@@ -328,12 +328,12 @@ def test_a_second_export_is_refused_and_the_first_is_not_disturbed(
     assert parted(folder) == parted(photos)
 
 
-# What a command loads
+# Loaded modules
 
 
 @pytest.mark.parametrize("command", ["import", "export", "verify", "info"])
 def test_commands_load_neither_torch_nor_opencv(tmp_path: Path, store: Path, command: str) -> None:
-    several: dict[str, list[str | Path]] = {
+    arguments: dict[str, list[str | Path]] = {
         "import": [DATA / "chunked_stereo", tmp_path / "s.lmdb"],
         "export": [store, tmp_path / "back"],
     }
@@ -344,5 +344,5 @@ def test_commands_load_neither_torch_nor_opencv(tmp_path: Path, store: Path, com
         "assert not {'torch', 'cv2'} & sys.modules.keys()\n"
     )
     subprocess.run(
-        [sys.executable, "-c", program, command, *several.get(command, [store])], check=True, capture_output=True
+        [sys.executable, "-c", program, command, *arguments.get(command, [store])], check=True, capture_output=True
     )

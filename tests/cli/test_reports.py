@@ -1,4 +1,4 @@
-"""Reports as JSON: the bytes that --json prints and --report writes, and the dictionaries that they are made of."""
+"""Reports as JSON: the bytes of --json and --report, and the dictionaries of as_dict."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def damaged(store: Path, tmp_path: Path) -> Path:
 
 
 def seconds_of(report: str) -> object:
-    """Return the one value of a report that no two runs share."""
+    """Return a report's seconds, the only value that differs from run to run."""
     return json.loads(report)["seconds"]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 import shutil
@@ -283,8 +282,7 @@ def test_an_open_source_is_imported_with_the_decoder_that_it_has(
     def refuse(data: bytes, colorspace: str) -> None:
         raise ImageError(f"{len(data)} bytes for pyturbojpeg")
 
-    # The package's name "decode" is the function, so that the module has to be looked up.
-    monkeypatch.setattr(importlib.import_module("dlas_store.images.decode"), "decode_turbojpeg", refuse)
+    monkeypatch.setattr("dlas_store.images.decode._decode_by_turbojpeg", refuse)
     source = write(tmp_path / "data", {"a/1.jpg": JPEG, "a/ref.jpg": ppm(7)})
     if is_store:
         import_store([source], tmp_path / "data.lmdb", decode_all=True)

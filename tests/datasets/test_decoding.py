@@ -1,4 +1,4 @@
-"""Items are decoded group by group, in the order asked for; after an error each alone, and the bad ones are told."""
+"""Decoding of items group by group: their order, and groups with items that cannot be read."""
 
 from __future__ import annotations
 
@@ -19,13 +19,16 @@ from tests.support.sample_data import noise, png
 
 SIZE = (8, 6)
 BAD = 5
-OTHER = 7
+"""Index of the picture that cannot be decoded."""
+
+OTHER_SIZE = 7
+"""Index of the picture of another size."""
 
 
 @pytest.fixture
 def pictures() -> list[Pixels]:
     """Twelve pictures, of which one has another size."""
-    return [noise(4, 4) if number == OTHER else noise(*SIZE, seed=number) for number in range(12)]
+    return [noise(4, 4) if number == OTHER_SIZE else noise(*SIZE, seed=number) for number in range(12)]
 
 
 @pytest.fixture
@@ -38,13 +41,13 @@ def frames(tmp_path: Path, pictures: list[Pixels]) -> Frames:
 
 
 def decoded(groups: Any, count: int) -> dict[int, list[Pixels]]:
-    """Return copies of the patches of each item."""
-    made = {}
+    """Return copies of the patches of each item, of which an item has ``count``."""
+    patches_of = {}
     for items, pixels in groups:
         assert len(pixels) == len(items) * count
         for position, item in enumerate(items):
-            made[item] = [each.copy() for each in pixels[position * count : (position + 1) * count]]
-    return made
+            patches_of[item] = [patch.copy() for patch in pixels[position * count : (position + 1) * count]]
+    return patches_of
 
 
 @pytest.mark.parametrize("together", [1, 2, 5, 100])
@@ -56,19 +59,20 @@ def test_every_sound_item_comes_once_and_every_bad_one_is_told(
     bad: list[int] = []
     items = list(range(len(pictures) // count))[::-1]
     frames = frames._replace(per_item=count)
-    made = decoded(decode_groups(frames, items, SIZE, ScratchPool(), lambda item, _error: bad.append(item)), count)
+    groups = decode_groups(frames, items, SIZE, ScratchPool(), lambda item, _error: bad.append(item))
+    patches_of = decoded(groups, count)
     assert bad == [BAD // count]
-    assert list(made) == [item for item in items if item != BAD // count]
-    for item, patches in made.items():
+    assert list(patches_of) == [item for item in items if item != BAD // count]
+    for item, patches in patches_of.items():
         for frame, patch in enumerate(patches):
             np.testing.assert_array_equal(patch, pictures[item * count + frame])
 
 
 def test_sound_items_are_one_group_decoded_in_place(frames: Frames) -> None:
     outs = [np.empty((*SIZE, 3), np.uint8) for _ in range(3)]
-    ((items, pixels),) = decode_items(frames, [2, 0, OTHER], outs, raise_error)
-    assert items == [2, 0, OTHER]
-    assert [one is out for one, out in zip(pixels, outs, strict=True)] == [True, True, False]
+    ((items, pixels),) = decode_items(frames, [2, 0, OTHER_SIZE], outs, raise_error)
+    assert items == [2, 0, OTHER_SIZE]
+    assert [decoded is out for decoded, out in zip(pixels, outs, strict=True)] == [True, True, False]
 
 
 def test_the_error_of_the_bad_item_is_raised_where_none_is_to_be_replaced(frames: Frames) -> None:
@@ -78,10 +82,10 @@ def test_the_error_of_the_bad_item_is_raised_where_none_is_to_be_replaced(frames
 
 
 def test_a_bad_item_is_told_with_its_error(frames: Frames) -> None:
-    told: list[tuple[int, StoreError]] = []
+    bad: list[tuple[int, StoreError]] = []
     out = np.empty((*SIZE, 3), np.uint8)
-    assert list(decode_items(frames, [BAD], [out], lambda item, error: told.append((item, error)))) == []
-    ((item, error),) = told
+    assert list(decode_items(frames, [BAD], [out], lambda item, error: bad.append((item, error)))) == []
+    ((item, error),) = bad
     assert item == BAD
     assert "05.png" in str(error)
 

@@ -1,4 +1,4 @@
-"""The option device: HQ and LQ made in PyTorch of patches that came as bytes, equal to those made in the threads."""
+"""The option device: PyTorch makes HQ and LQ of patches that came as bytes, equal to batches made without it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from dlas_store.converters.importing import import_store
-from dlas_store.datasets import Loader, create_dataloader, create_dataset, references
-from dlas_store.datasets import device as device_patches
+from dlas_store.datasets import Loader, create_dataloader, create_dataset, device, references
 from dlas_store.errors import ConfigError, ImageError, MissingMetadataError, StoreError
 from dlas_store.sampling.rng import SampleKey
 from dlas_store.storage.store import Store
@@ -22,7 +21,7 @@ from tests.support.file_trees import write
 from tests.support.sample_data import noise
 from tests.support.source_contract import jpeg
 
-CLOSE = 2e-6
+TOLERANCE = 2e-6
 THREADS = {"loader": "threads", "n_threads": 2}
 HERE = {"loader": "workers", "n_workers": 0}
 WORKERS = {"loader": "workers", "n_workers": 1, "start_method": "fork"}
@@ -36,7 +35,7 @@ MODES: dict[str, dict[str, Any]] = {
 
 
 def frames(make_image: MakeImage, mode: str, **sizes: tuple[int, int]) -> Path:
-    """Write images whose names suit a mode; those of the second group have no reference."""
+    """Write two groups of two images, named as a mode needs it; the second group has no references."""
     size, reference = sizes.get("size", (32, 32)), sizes.get("reference", (32, 32))
     for group in range(2):
         for number in range(2):
@@ -53,32 +52,34 @@ def frames(make_image: MakeImage, mode: str, **sizes: tuple[int, int]) -> Path:
 
 
 def loaders(options: Mapping[str, Any], kind: Mapping[str, Any]) -> tuple[Loader, Loader]:
-    """Return a loader that uses the device, and one that does not."""
+    """Return a loader with the option device, and an equal loader without it."""
     opt = {"seed": 3, "batch_size": 2, **options, **kind}
     with_device = {**opt, "device": "cpu"}
     return create_dataloader(create_dataset(with_device), with_device), create_dataloader(create_dataset(opt), opt)
 
 
-def assert_close(made: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    assert list(made) == list(expected)
+def assert_close(batch: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Assert that batches are equal, but for the last bits of floats."""
+    assert list(batch) == list(expected)
     for key, value in expected.items():
         if not isinstance(value, torch.Tensor):
-            assert made[key] == value
+            assert batch[key] == value
             continue
-        assert made[key].dtype == value.dtype
-        assert made[key].shape == value.shape
+        assert batch[key].dtype == value.dtype
+        assert batch[key].shape == value.shape
         if value.dtype == torch.int64:
-            assert torch.equal(made[key], value), key
+            assert torch.equal(batch[key], value), key
         else:
-            assert (made[key] - value).abs().max() <= CLOSE, key
+            assert (batch[key] - value).abs().max() <= TOLERANCE, key
 
 
-def assert_passes_close(options: Mapping[str, Any], kind: Mapping[str, Any]) -> None:
-    made, expected = loaders(options, kind)
+def assert_epochs_close(options: Mapping[str, Any], kind: Mapping[str, Any]) -> None:
+    """Assert that two epochs are close with and without the option device."""
+    with_device, without = loaders(options, kind)
     for _ in range(2):
         count = 0
-        for one, other in zip(made, expected, strict=True):
-            assert_close(one, other)
+        for batch, expected in zip(with_device, without, strict=True):
+            assert_close(batch, expected)
             count += 1
         assert count
 
@@ -90,7 +91,7 @@ def test_every_mode_gives_what_it_gives_without(
     mode: str, references: dict[str, Any], kind: dict[str, Any], make_image: MakeImage
 ) -> None:
     options = {"mode": mode, "paths": frames(make_image, mode), "target_size": 32, "scale": 2}
-    assert_passes_close({**options, **MODES[mode], **references}, kind)
+    assert_epochs_close({**options, **MODES[mode], **references}, kind)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +118,7 @@ def test_any_size_is_resized_and_cropped_alike(
 ) -> None:
     folder = frames(make_image, "single_image_extensible", size=size, reference=(37, 41))
     options = {"mode": "single_image_extensible", "paths": folder, "target_size": target, "scale": scale}
-    assert_passes_close({**options, "force_multiple": multiple, **REFERENCES}, THREADS)
+    assert_epochs_close({**options, "force_multiple": multiple, **REFERENCES}, THREADS)
 
 
 @pytest.mark.parametrize("reference", [(32, 32), (64, 64), (20, 20), (50, 70), (16, 48)])
@@ -126,7 +127,7 @@ def test_references_of_any_size_are_brought_to_the_patch_alike(
 ) -> None:
     folder = frames(make_image, "single_image_extensible", reference=reference)
     options = {"mode": "single_image_extensible", "paths": folder, "target_size": 24, "scale": 2}
-    assert_passes_close({**options, **REFERENCES}, THREADS)
+    assert_epochs_close({**options, **REFERENCES}, THREADS)
 
 
 def test_eval_and_stores_with_weights_are_alike(tmp_path: Path) -> None:
@@ -136,35 +137,35 @@ def test_eval_and_stores_with_weights_are_alike(tmp_path: Path) -> None:
     import_store([tmp_path / "chunked"], tmp_path / "store.lmdb", workers=1)
     options = {"mode": "single_image_extensible", "paths": [tmp_path / "chunked", tmp_path / "store.lmdb"]}
     options |= {"weights": [1, 2], "target_size": 32, "eval": True, "need_ref": True, "batch_size": 5}
-    assert_passes_close(options, THREADS)
-    assert_passes_close({**options, "phase": "val", "ignore_first": 1}, WORKERS)
+    assert_epochs_close(options, THREADS)
+    assert_epochs_close({**options, "phase": "val", "ignore_first": 1}, WORKERS)
 
 
 def test_batches_of_the_device_may_be_kept_and_changed(make_image: MakeImage) -> None:
     folder = frames(make_image, "single_image_extensible")
     options = {"mode": "single_image_extensible", "paths": folder, "target_size": 32, "scale": 2, **REFERENCES}
-    made, expected = loaders(options, THREADS)
-    kept = [batch for _ in range(2) for batch in made]
-    copies = [batch for _ in range(2) for batch in expected]
-    for batch in kept[::2]:
+    with_device, without = loaders(options, THREADS)
+    batches = [batch for _ in range(2) for batch in with_device]
+    expected = [batch for _ in range(2) for batch in without]
+    for batch in batches[::2]:
         for value in batch.values():
             if isinstance(value, torch.Tensor):
                 value.fill_(9)
-    for batch, copy in list(zip(kept, copies, strict=True))[1::2]:
-        assert_close(batch, copy)
+    for batch, expected_batch in list(zip(batches, expected, strict=True))[1::2]:
+        assert_close(batch, expected_batch)
 
 
 def test_a_state_resumes_with_the_device(make_image: MakeImage) -> None:
     folder = frames(make_image, "single_image_extensible")
     options = {"mode": "single_image_extensible", "paths": folder, "target_size": 32, "scale": 2, **REFERENCES}
-    made, expected = loaders(options, THREADS)
-    batches = iter(made)
+    with_device, without = loaders(options, THREADS)
+    batches = iter(with_device)
     list(islice(batches, 2))
-    expected.load_state_dict(made.state_dict())
-    rest = list(batches)
-    assert len(rest) == 4
-    for one, other in zip(rest, expected, strict=True):
-        assert_close(one, other)
+    without.load_state_dict(with_device.state_dict())
+    remaining_batches = list(batches)
+    assert len(remaining_batches) == 4
+    for batch, expected in zip(remaining_batches, without, strict=True):
+        assert_close(batch, expected)
 
 
 @pytest.mark.parametrize("kind", [THREADS, WORKERS], ids=["threads", "workers"])
@@ -172,17 +173,17 @@ def test_a_state_resumes_with_the_device(make_image: MakeImage) -> None:
 def test_bounded_caches_of_references_change_nothing(
     room: int, kind: dict[str, Any], make_image: MakeImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(device_patches, "CACHE_BYTES", room)
+    monkeypatch.setattr(device, "DEVICE_CACHE_BYTES", room)
     monkeypatch.setattr(references, "CACHE_BYTES", room)
     folder = frames(make_image, "single_image_extensible")
     options = {"mode": "single_image_extensible", "paths": folder, "target_size": 32, "scale": 2, **REFERENCES}
-    made, expected = loaders(options, kind)
+    with_device, without = loaders(options, kind)
     for _ in range(2):
-        for one, other in zip(made, expected, strict=True):
-            assert_close(one, other)
-    device = made._to_device  # type: ignore[attr-defined]
-    assert sum(tensor.nbytes for tensor in device._references.values()) == device._bytes <= room
-    assert len(device._references) == min(2, room // (32 * 32 * 3))
+        for batch, expected in zip(with_device, without, strict=True):
+            assert_close(batch, expected)
+    transform = with_device._to_device  # type: ignore[attr-defined]
+    assert sum(tensor.nbytes for tensor in transform._references.values()) == transform._bytes <= room
+    assert len(transform._references) == min(2, room // (32 * 32 * 3))
 
 
 def test_references_of_several_sizes_keep_to_the_room_that_they_have(
@@ -196,11 +197,11 @@ def test_references_of_several_sizes_keep_to_the_room_that_they_have(
         write(tmp_path / "chunked" / f"{number:03d}", files)
     options = {"paths": tmp_path / "chunked", "target_size": 32, "scale": 2, "need_ref": True, "seed": 0}
     dataset: Any = create_dataset({"mode": "single_image_extensible", **options})
-    work = dataset.begin_raw_batch([SampleKey(index, 0) for index in range(120)], np.empty)
-    work.fill(0, 120)
-    assert len(work.finish().references) == 120
-    kept = dataset._named_references._cache.entries.values()
-    assert room // 2 < sum(reference.pixels.nbytes for reference in kept) <= room
+    builder = dataset.begin_raw_batch([SampleKey(index, 0) for index in range(120)], np.empty)
+    builder.fill(0, 120)
+    assert len(builder.finish().references) == 120
+    cached = dataset._raw_references._cache.entries.values()
+    assert room // 2 < sum(reference.pixels.nbytes for reference in cached) <= room
 
 
 def test_references_are_decoded_once_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,13 +209,13 @@ def test_references_are_decoded_once_an_image(tmp_path: Path, monkeypatch: pytes
         files = {f"{n}.jpg": jpeg(noise(32, 32, seed=n)) for n in range(4)}
         write(tmp_path / "chunked" / image, {**files, "ref.jpg": jpeg(noise(32, 32, seed=ord(image)))})
     import_store([tmp_path / "chunked"], tmp_path / "store.lmdb", workers=1)
-    read, numbers = Store.read_reference, []
+    read_reference, numbers = Store.read_reference, []
 
-    def noted(self: Store, number: int) -> bytes | None:
+    def record_and_read(self: Store, number: int) -> bytes | None:
         numbers.append(number)
-        return read(self, number)
+        return read_reference(self, number)
 
-    monkeypatch.setattr(Store, "read_reference", noted)
+    monkeypatch.setattr(Store, "read_reference", record_and_read)
     options = {"mode": "single_image_extensible", "paths": tmp_path / "store.lmdb", "target_size": 32, "scale": 2}
     options |= {"need_ref": True, "device": "cpu", "batch_size": 3, "n_threads": 1}
     loader = create_dataloader(create_dataset(options), options)
@@ -223,7 +224,7 @@ def test_references_are_decoded_once_an_image(tmp_path: Path, monkeypatch: pytes
     assert sorted(numbers) == [0, 1, 2]
 
 
-# What is refused
+# Refusals
 
 
 @pytest.mark.parametrize(
@@ -251,7 +252,7 @@ def test_what_does_not_go_with_a_device_is_refused(
 def test_corruptions_that_eval_leaves_out_go_with_a_device(make_image: MakeImage) -> None:
     folder = frames(make_image, "single_image_extensible")
     options = {"mode": "single_image_extensible", "paths": folder, "target_size": 32, "eval": True}
-    assert_passes_close({**options, "fixed_corruptions": ["noise"]}, THREADS)
+    assert_epochs_close({**options, "fixed_corruptions": ["noise"]}, THREADS)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -272,7 +273,7 @@ def test_other_datasets_are_refused(make_image: MakeImage) -> None:
         create_dataloader(range(4), {"batch_size": 1, "device": "cpu"})  # type: ignore[arg-type]
 
 
-def reader_of(folder: Path, kind: Mapping[str, Any], **options: Any) -> Loader:
+def loader_of(folder: Path, kind: Mapping[str, Any], **options: Any) -> Loader:
     opt = {"mode": "single_image_extensible", "paths": folder, "target_size": 32, "scale": 2, "batch_size": 2}
     opt |= {"phase": "val", "device": "cpu", **kind, **options}
     return create_dataloader(create_dataset(opt), opt)
@@ -285,8 +286,8 @@ def test_patches_of_several_sizes_in_one_batch_are_an_error_that_names_one(
     folder = make_image("a", {"1.jpg": noise(32, 32), "2.jpg": noise(40, 36)})
     message = r"a/2\.jpg: 36 x 40 pixels, where others of its batch have 32 x 32; leave the option device out"
     with pytest.raises(StoreError, match=message):
-        list(reader_of(folder, kind))
-    assert len(list(reader_of(folder, kind, batch_size=1))) == 2
+        list(loader_of(folder, kind))
+    assert len(list(loader_of(folder, kind, batch_size=1))) == 2
 
 
 @pytest.mark.parametrize("file", ["1.jpg", "2.jpg"])
@@ -296,13 +297,13 @@ def test_damaged_patches_are_named(file: str, cut: slice, make_image: MakeImage)
     damaged = folder / "a" / file
     damaged.write_bytes(jpeg(noise(32, 32))[cut])
     with pytest.raises(ImageError, match=f"a/{file}"):
-        list(reader_of(folder, THREADS))
+        list(loader_of(folder, THREADS))
 
 
 def test_damaged_references_and_missing_centres_are_named(make_image: MakeImage) -> None:
     folder = make_image("a", {"1.jpg": noise(32, 32)}, reference=noise(32, 32))
     with pytest.raises(MissingMetadataError, match=r"patch 1\.jpg needs a centre, but image a has no centers\.pt"):
-        list(reader_of(folder, THREADS, **REFERENCES))
+        list(loader_of(folder, THREADS, **REFERENCES))
     (folder / "a" / "ref.jpg").write_bytes(b"\xff\xd8\xff nonsense")
     with pytest.raises(ImageError, match="chunked: reference of image a: "):
-        list(reader_of(folder, THREADS, need_ref=True))
+        list(loader_of(folder, THREADS, need_ref=True))

@@ -30,7 +30,8 @@ def validate(folder: Path, **options: Any) -> FullImageDataset:
     return FullImageDataset({"dataroot_GT": folder, "scale": 2, "phase": "val", **options})
 
 
-def draws(data: FullImageDataset, count: int, index: int = 0) -> list[dict[str, Any]]:
+def items_of(data: FullImageDataset, count: int, index: int = 0) -> list[dict[str, Any]]:
+    """Return repetitions 0 to count - 1 of an item."""
     return [data[SampleKey(index, repetition)] for repetition in range(count)]
 
 
@@ -41,7 +42,7 @@ def coordinates(height: int, width: int) -> Array:
 
 
 def bilinear(array: Array, height: int, width: int) -> Array:
-    return np.stack([cv2.resize(np.ascontiguousarray(plane), (width, height)) for plane in array])
+    return np.stack([cv2.resize(np.ascontiguousarray(channel), (width, height)) for channel in array])
 
 
 def equal(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
@@ -133,7 +134,7 @@ def test_a_tile_of_fixed_size_is_cut_from_the_picture_as_it_is(tmp_path: Path) -
 
 
 def find_tile(picture: Array, tile: Array) -> tuple[int, int]:
-    """Return where a tile was cut, unchanged, from a picture (C, H, W)."""
+    """Return row and column at which a tile was cropped, unchanged, from a picture (C, H, W)."""
     side = tile.shape[1]
     windows = np.lib.stride_tricks.sliding_window_view(picture[0], (side, side))
     ((top, left),) = np.argwhere((windows == tile[0]).all((2, 3)))
@@ -141,7 +142,7 @@ def find_tile(picture: Array, tile: Array) -> tuple[int, int]:
 
 
 def test_a_larger_tile_is_resized_to_t_and_then_to_the_target_bilinearly(tmp_path: Path) -> None:
-    # Stretched so far, the normal always says 1: the tile is the whole.
+    # A standard deviation so large makes every tile grow to the whole picture.
     pixels = noise(80, 80)
     data = train(write_pictures(tmp_path / "a", {"1.png": pixels}), min_tile_size=40, tile_scale_normal_stddev=1e9)
     item = data[0]
@@ -156,8 +157,8 @@ def test_a_larger_tile_is_resized_to_t_and_then_to_the_target_bilinearly(tmp_pat
 
 def test_tile_sizes_and_places_have_the_distributions_of_the_original(tmp_path: Path) -> None:
     data = train(write_pictures(tmp_path / "a", {"1.png": coordinates(232, 232)}))
-    items = draws(data, 1500)
-    # The mean of a tile's red is the row of its middle, from first to last it tells the side.
+    items = items_of(data, 1500)
+    # The mean of a tile's red is its middle row; the difference of its last and first row tells its side.
     rows = np.array([item["hq"][0].numpy() * 255 for item in items])
     sides = (rows[:, -1, 0] - rows[:, 0, 0]) * 32 / 31
     growth = (sides - 32) / 200
@@ -166,10 +167,10 @@ def test_tile_sizes_and_places_have_the_distributions_of_the_original(tmp_path: 
         assert abs(np.quantile(growth, share) - np.quantile(normal, share)) < 0.03
     room = 232 - sides
     tops = rows.mean((1, 2)) - sides / 2 + 0.5
-    place = (tops - room / 2) / room
+    offsets = (tops - room / 2) / room
     expected = np.clip(np.random.default_rng(0).normal(scale=0.3, size=100_000), -0.5, 0.5)
     for share in (0.1, 0.3, 0.5, 0.7, 0.9):
-        assert abs(np.quantile(place, share) - np.quantile(expected, share)) < 0.05
+        assert abs(np.quantile(offsets, share) - np.quantile(expected, share)) < 0.05
     assert sides.min() > 31
     assert tops.min() > -1
     assert (tops + sides).max() < 233
@@ -177,7 +178,7 @@ def test_tile_sizes_and_places_have_the_distributions_of_the_original(tmp_path: 
 
 def test_places_on_both_axes_are_drawn_apart(tmp_path: Path) -> None:
     data = train(write_pictures(tmp_path / "a", {"1.png": coordinates(200, 200)}), fixed_size=True)
-    centers = np.array([item["gt_center"].numpy() for item in draws(data, 400)])
+    centers = np.array([item["gt_center"].numpy() for item in items_of(data, 400)])
     assert abs(np.corrcoef(centers.T)[0, 1]) < 0.15
 
 
@@ -185,7 +186,7 @@ def test_places_on_both_axes_are_drawn_apart(tmp_path: Path) -> None:
 def test_the_reference_is_a_random_square_of_a_longer_picture(tmp_path: Path, size: tuple[int, int]) -> None:
     data = train(write_pictures(tmp_path / "a", {"1.png": coordinates(*size)}))
     axis = int(size[1] > size[0])
-    means = [float(item["gt_fullsize_ref"][axis].mean()) * 255 - 31.5 for item in draws(data, 500)]
+    means = [float(item["gt_fullsize_ref"][axis].mean()) * 255 - 31.5 for item in items_of(data, 500)]
     starts = (np.array(means) - 68) / 68
     assert abs(starts.mean()) < 0.06
     assert 0.25 < starts.std() < 0.35
@@ -193,22 +194,24 @@ def test_the_reference_is_a_random_square_of_a_longer_picture(tmp_path: Path, si
 
 
 @pytest.mark.parametrize(
-    ("flip", "rotate", "ways"),
+    ("flip", "rotate", "combinations"),
     [(False, False, 1), (True, False, 2), (False, True, 4), (True, True, 8)],
 )
-def test_flip_and_rot_turn_the_picture_in_equal_shares(tmp_path: Path, flip: bool, rotate: bool, ways: int) -> None:
+def test_flip_and_rot_turn_the_picture_in_equal_shares(
+    tmp_path: Path, flip: bool, rotate: bool, combinations: int
+) -> None:
     data = train(write_pictures(tmp_path / "a", {"1.png": coordinates(64, 64)}), use_flip=flip, use_rot=rotate)
-    seen: dict[tuple[bool, ...], int] = {}
-    for item in draws(data, 60 * ways):
+    count_of: dict[tuple[bool, ...], int] = {}
+    for item in items_of(data, 60 * combinations):
         rows, cols = item["gt_fullsize_ref"][:2].numpy()
-        way = tuple(bool(value) for value in (rows[0, 0] < 0.1, cols[0, 0] < 0.1, rows[0, 1] == rows[0, 0]))
-        seen[way] = seen.get(way, 0) + 1
-    assert len(seen) == ways
-    assert min(seen.values()) > 35
+        combination = tuple(bool(value) for value in (rows[0, 0] < 0.1, cols[0, 0] < 0.1, rows[0, 1] == rows[0, 0]))
+        count_of[combination] = count_of.get(combination, 0) + 1
+    assert len(count_of) == combinations
+    assert min(count_of.values()) > 35
     upright = (True, True, True)
-    assert seen[upright]
+    assert count_of[upright]
     if flip and not rotate:
-        assert seen.keys() == {upright, (True, False, True)}
+        assert count_of.keys() == {upright, (True, False, True)}
 
 
 def test_a_tile_whose_lq_does_not_divide_is_cropped_before_the_last_resize(tmp_path: Path) -> None:
@@ -226,15 +229,16 @@ def test_blur_changes_lq_only_in_the_shares_of_the_original(tmp_path: Path) -> N
     folder = write_pictures(tmp_path / "a", {"1.png": noise(32, 32)})
     plain = train(folder)[0]
     data = train(folder, use_blurring=True, blur_magnitude=9)
-    items = draws(data, 1000)
+    items = items_of(data, 1000)
     assert all(torch.equal(item["hq"], plain["hq"]) for item in items)
     assert all(torch.equal(item["gt_fullsize_ref"], plain["gt_fullsize_ref"]) for item in items)
     assert all(torch.equal(item["lq_fullsize_ref"][3], plain["lq_fullsize_ref"][3]) for item in items)
     same = sum(torch.equal(item["lq"], plain["lq"]) for item in items)
-    assert 280 < same < 360  # 30 % not blurred, and of 30 % motion blurs each 26th is of one pixel
+    assert 280 < same < 360  # 30 % are not blurred; 30 % are motion blurs, each 26th of one pixel
     picture = plain["lq"].numpy()
     gaussian = {
-        sigma: np.stack([cv2.GaussianBlur(plane, (9, 9), sigma) for plane in picture]) for sigma in map(float, range(9))
+        sigma: np.stack([cv2.GaussianBlur(channel, (9, 9), sigma) for channel in picture])
+        for sigma in map(float, range(9))
     }
     counts = [sum(bool(np.allclose(item["lq"], blurred, atol=1e-6)) for item in items) for blurred in gaussian.values()]
     assert 350 < sum(counts) < 450
@@ -244,20 +248,20 @@ def test_blur_changes_lq_only_in_the_shares_of_the_original(tmp_path: Path) -> N
 def test_references_are_blurred_at_a_fifth_of_the_magnitude(tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "a", {"1.png": noise(32, 32)})
     spread_of: dict[str, list[float]] = {"lq": [], "lq_fullsize_ref": []}
-    for item in draws(train(folder, use_blurring=True, blur_magnitude=25), 100):
+    for item in items_of(train(folder, use_blurring=True, blur_magnitude=25), 100):
         for key, spreads in spread_of.items():
             spreads.append(float(item[key][:3].std()))
     assert np.mean(spread_of["lq"]) < 0.9 * np.mean(spread_of["lq_fullsize_ref"])
     plain = train(folder)[0]["lq_fullsize_ref"]
-    items = draws(train(folder, use_blurring=True, blur_magnitude=3), 100)
-    # At 3 the Gaussian's kernel is one pixel, and a line one or two.
+    items = items_of(train(folder, use_blurring=True, blur_magnitude=3), 100)
+    # At magnitude 3 the reference's magnitude is 1: the Gaussian's kernel has one pixel, a line one or two.
     assert sum(torch.equal(item["lq_fullsize_ref"], plain) for item in items) > 70
 
 
 @pytest.mark.parametrize("magnitude", [1, 3, 5, 9, 11, 21, 31])
 def test_every_odd_magnitude_works(tmp_path: Path, magnitude: int) -> None:
     folder = write_pictures(tmp_path / "a", {"1.png": noise(64, 64)})
-    for item in draws(train(folder, use_blurring=True, blur_magnitude=magnitude), 40):
+    for item in items_of(train(folder, use_blurring=True, blur_magnitude=magnitude), 40):
         assert np.isfinite(item["lq"].numpy()).all()
 
 
@@ -274,11 +278,11 @@ def test_noise_is_the_same_on_lq_and_its_reference(tmp_path: Path) -> None:
     assert noisy["lq"].dtype == torch.float32
 
 
-# LQ of its own
+# LQ from dataroot_LQ
 
 
 def pairs(tmp_path: Path, *, factor: int = 2, sizes: Mapping[str, tuple[int, int]] | None = None) -> tuple[Path, Path]:
-    """Write pictures, and the same averaged by a factor (whole levels, so that no rounding is between them)."""
+    """Write pictures of whole levels as LQ, and as HQ their enlargements, whose area averages need no rounding."""
     hq, lq = {}, {}
     for number, (name, (height, width)) in enumerate((sizes or {"1.png": (64, 96)}).items()):
         small = noise(height // factor, width // factor, seed=number)
@@ -300,7 +304,7 @@ def test_in_validation_lq_comes_as_it_is(tmp_path: Path) -> None:
 def test_in_training_both_get_the_same_geometry(tmp_path: Path, factor: int) -> None:
     hq, lq = pairs(tmp_path, factor=factor, sizes={"1.png": (128, 192)})
     data = train(hq, dataroot_LQ=lq, scale=factor, fixed_size=True, use_flip=True, use_rot=True)
-    for item in draws(data, 30):
+    for item in items_of(data, 30):
         np.testing.assert_allclose(item["lq"], averaged(item["hq"].numpy(), factor), atol=1e-6)
         np.testing.assert_array_equal(item["lq_fullsize_ref"][3] > 0.5, averaged_mask(item, factor))
         difference = item["gt_center"].numpy() / factor - item["lq_center"].numpy()
@@ -317,14 +321,14 @@ def test_tiles_of_any_size_match(tmp_path: Path) -> None:
     ramp = coordinates(64, 96)
     write_pictures(lq, {"1.png": ramp})
     write_pictures(hq, {"1.png": ramp.repeat(2, 0).repeat(2, 1)})
-    for item in draws(train(hq, dataroot_LQ=lq, use_flip=True, use_rot=True), 30):
+    for item in items_of(train(hq, dataroot_LQ=lq, use_flip=True, use_rot=True), 30):
         assert float((item["lq"].mean((1, 2)) - item["hq"].mean((1, 2))).abs().max()) < 1 / 255
 
 
 def test_one_of_several_lq_roots_is_drawn(tmp_path: Path) -> None:
     folders = [write_pictures(tmp_path / str(n), {"1.png": np.full((16, 16, 3), 50 * n, np.uint8)}) for n in range(3)]
     hq = write_pictures(tmp_path / "hq", {"1.png": noise(32, 32)})
-    items = draws(train(hq, dataroot_LQ=folders), 600)
+    items = items_of(train(hq, dataroot_LQ=folders), 600)
     counts = np.bincount([round(float(item["lq"].mean()) * 255 / 50) for item in items])
     assert counts.tolist() == [counts[0], counts[1], counts[2]]
     assert counts.min() > 150
@@ -358,7 +362,7 @@ def test_lq_of_another_shape_is_an_error_that_names_both(tmp_path: Path) -> None
         train(hq, dataroot_LQ=lq)[0]
 
 
-# What all share
+# Both phases
 
 
 @pytest.mark.parametrize("phase", ["train", "val"])
@@ -367,10 +371,10 @@ def test_items_of_folder_and_store_are_equal(tmp_path: Path, phase: str, layout:
     names = ["a/1.png", "a/2.png", "a-b/1.png"]
     folder = write_pictures(tmp_path / "a", {name: noise(50 + n, 60, seed=n) for n, name in enumerate(names)})
     options = {"phase": phase, "use_flip": True, "use_blurring": True, "lq_noise": 3}
-    ours, theirs = train(folder, **options), train(store_of(folder, layout), **options)
-    assert len(ours) == len(theirs) == 3
+    from_folder, from_store = train(folder, **options), train(store_of(folder, layout), **options)
+    assert len(from_folder) == len(from_store) == 3
     for index in range(3):
-        a, b = ours[SampleKey(index, 5)], theirs[SampleKey(index, 5)]
+        a, b = from_folder[SampleKey(index, 5)], from_store[SampleKey(index, 5)]
         assert equal(a, b)
         assert a["HQ_path"].removeprefix(str(folder)) == "/" + "/".join(Path(b["HQ_path"]).parts[-2:])
 

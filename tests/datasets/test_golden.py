@@ -1,9 +1,4 @@
-"""Agreement with outputs of DL-Art-School's own datasets.
-
-Agreement of whole pictures with an output of DL-Art-School's own FullImageDataset.
-
-Agreement of the datasets of whole pictures with outputs of DL-Art-School's own.
-"""
+"""Agreement of items with recorded outputs of DL-Art-School's own datasets."""
 
 from __future__ import annotations
 
@@ -23,10 +18,33 @@ MANIFEST = json.loads((DATA / "golden" / "manifest.json").read_text())
 MAX_DIFFERENCE = 1.5 / 255
 MEAN_DIFFERENCE = 0.5 / 255
 MIN_PSNR = 40
+"""Of LQ with a JPEG corruption, in dB."""
 
 CLASSES: dict[str, type[SingleImageDataset | MultiFrameDataset]] = {
     cls.__name__: cls for cls in (SingleImageDataset, MultiFrameDataset)
 }
+
+
+def expected_item(name: str, index: int) -> dict[str, Array]:
+    """Return the recorded item of a case of the manifest."""
+    with np.load(DATA / "golden" / f"{name}.npz") as arrays:
+        return {key.removeprefix(f"{index}/"): arrays[key] for key in arrays if key.startswith(f"{index}/")}
+
+
+def assert_agrees(value: Any, expected: Array) -> None:
+    """Assert that a value of an item is the recorded one; pictures may differ by the tolerances above."""
+    if isinstance(value, str):
+        assert value.endswith(str(expected))
+        return
+    array = value.numpy()
+    assert array.dtype == expected.dtype
+    assert array.shape == expected.shape
+    if array.dtype == np.int64:
+        np.testing.assert_array_equal(array, expected)
+    else:
+        difference = np.abs(array - expected)
+        assert difference.max() <= MAX_DIFFERENCE
+        assert difference.mean() <= MEAN_DIFFERENCE
 
 
 @pytest.mark.parametrize("name", ["single_plain", "single_ref_meta", "single_eval", "multi_frame_start"])
@@ -44,7 +62,7 @@ def test_patch_datasets_give_the_items_of_the_original(name: str, sample_path: C
 def test_seeded_jpeg_gives_the_pictures_of_the_original(sample_path: Callable[[str], Path]) -> None:
     case = MANIFEST["single_jpeg_seeded"]
     for index in case["items"]:
-        # Each item of the original was made with a generator of the seed itself, where ours takes seed + index.
+        # The original seeded the generator of each item with random_seed; this library adds the index.
         seed = case["options"]["random_seed"] - index
         dataset = SingleImageDataset({**case["options"], "random_seed": seed, "paths": sample_path(case["source"])})
         item, expected = dataset[index], expected_item("single_jpeg_seeded", index)
@@ -53,26 +71,6 @@ def test_seeded_jpeg_gives_the_pictures_of_the_original(sample_path: Callable[[s
         assert error == 0 or -10 * np.log10(error) >= MIN_PSNR
         for key, value in expected.items():
             assert_agrees(item[key], value)
-
-
-def expected_item(name: str, index: int) -> dict[str, Array]:
-    with np.load(DATA / "golden" / f"{name}.npz") as arrays:
-        return {key.removeprefix(f"{index}/"): arrays[key] for key in arrays if key.startswith(f"{index}/")}
-
-
-def assert_agrees(ours: Any, theirs: Array) -> None:
-    if isinstance(ours, str):
-        assert ours.endswith(str(theirs))
-        return
-    array = ours.numpy()
-    assert array.dtype == theirs.dtype
-    assert array.shape == theirs.shape
-    if array.dtype == np.int64:
-        np.testing.assert_array_equal(array, theirs)
-    else:
-        difference = np.abs(array - theirs)
-        assert difference.max() <= MAX_DIFFERENCE
-        assert difference.mean() <= MEAN_DIFFERENCE
 
 
 def test_full_image_gives_the_validation_item_of_the_original(sample_path: Callable[[str], Path]) -> None:
@@ -92,7 +90,7 @@ def test_image_folder_gives_the_items_of_the_original(name: str, sample_path: Ca
     for index in case["items"]:
         options = {**case["options"], "paths": str(sample_path("photos"))}
         if "random_seed" in options:
-            # Each item of the original was made with a generator of the seed itself, where ours takes seed + index.
+            # The original seeded the generator of each item with random_seed; this library adds the index.
             options["random_seed"] -= index
         dataset = ImageFolderDataset(options)
         assert len(dataset) == case["len"]

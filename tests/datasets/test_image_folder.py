@@ -1,4 +1,4 @@
-"""Mode imagefolder: every rule by which a picture, and another one with it, become an item."""
+"""Mode imagefolder: each rule that makes an item of a picture, and of a second picture with it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def dataset(folder: Path, **options: Any) -> ImageFolderDataset:
     return ImageFolderDataset({"paths": str(folder), "seed": 0, **PLAIN, **options})
 
 
-def item(folder: Path, index: int = 0, **options: Any) -> dict[str, Any]:
+def item_of(folder: Path, index: int = 0, **options: Any) -> dict[str, Any]:
     return dataset(folder, **options)[index]
 
 
@@ -37,8 +37,8 @@ def one_picture(tmp_path: Path, pixels: Array) -> Path:
     return write_pictures(tmp_path / "photos", {"one.png": pixels})
 
 
-def names(made: ImageFolderDataset, root: Path) -> list[str]:
-    return [str(made[index]["HQ_path"]).removeprefix(f"{root}/") for index in range(len(made))]
+def names(data: ImageFolderDataset, source: Path) -> list[str]:
+    return [str(data[index]["HQ_path"]).removeprefix(f"{source}/") for index in range(len(data))]
 
 
 def assert_same(first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
@@ -52,23 +52,23 @@ def assert_same(first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
 
 def test_an_item_has_the_keys_types_and_shapes_of_the_trainer(tmp_path: Path) -> None:
     folder = one_picture(tmp_path, noise(60, 80))
-    made = item(folder, target_size=32)
-    tensors = {key: (tuple(value.shape), value.dtype) for key, value in made.items() if torch.is_tensor(value)}
+    item = item_of(folder, target_size=32)
+    tensors = {key: (tuple(value.shape), value.dtype) for key, value in item.items() if torch.is_tensor(value)}
     assert tensors == {
         "hq": ((3, 32, 32), torch.float32),
         "lq": ((3, 16, 16), torch.float32),
         "corruption_entropy": ((0,), torch.float32),
     }
-    assert made["has_alt"] is False
-    assert made["HQ_path"] == made["LQ_path"] == str(folder / "one.png")
-    assert len(made) == 6
+    assert item["has_alt"] is False
+    assert item["HQ_path"] == item["LQ_path"] == str(folder / "one.png")
+    assert len(item) == 6
 
 
 def test_without_a_target_size_hq_is_the_picture_and_lq_its_area_average(tmp_path: Path) -> None:
     pixels = noise(64, 64)
-    made = item(one_picture(tmp_path, pixels))
-    np.testing.assert_array_equal(made["hq"], planes(pixels))
-    np.testing.assert_allclose(made["lq"], averaged(planes(pixels)), atol=1e-6)
+    item = item_of(one_picture(tmp_path, pixels))
+    np.testing.assert_array_equal(item["hq"], planes(pixels))
+    np.testing.assert_allclose(item["lq"], averaged(planes(pixels)), atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(96, 160), (160, 96), (97, 64), (64, 97)])
@@ -77,29 +77,29 @@ def test_the_middle_square_is_cut(tmp_path: Path, shape: tuple[int, int]) -> Non
     side = min(shape)
     top, left = ((length - side) // 2 for length in shape)
     expected = planes(pixels[top : top + side, left : left + side])
-    np.testing.assert_array_equal(item(one_picture(tmp_path, pixels), scale=1)["hq"], expected)
+    np.testing.assert_array_equal(item_of(one_picture(tmp_path, pixels), scale=1)["hq"], expected)
 
 
 def test_a_picture_is_resized_to_the_target_by_area_in_float(tmp_path: Path) -> None:
     pixels = noise(100, 100)
     expected = cv2.resize(pixels.astype(np.float32) / 255, (64, 64), interpolation=cv2.INTER_AREA).transpose(2, 0, 1)
-    np.testing.assert_allclose(item(one_picture(tmp_path, pixels), target_size=64)["hq"], expected, atol=1e-6)
+    np.testing.assert_allclose(item_of(one_picture(tmp_path, pixels), target_size=64)["hq"], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(("shape", "hq"), [((100, 80), (64, 64)), ((64, 90), (64, 90)), ((90, 64), (64, 64))])
 def test_not_squared_a_picture_is_resized_only_where_its_height_differs(
     tmp_path: Path, shape: tuple[int, int], hq: tuple[int, int]
 ) -> None:
-    made = item(one_picture(tmp_path, noise(*shape)), target_size=64, force_square=False)
-    assert made["hq"].shape == (3, *hq)
-    assert made["lq"].shape == (3, hq[0] // 2, hq[1] // 2)
+    item = item_of(one_picture(tmp_path, noise(*shape)), target_size=64, force_square=False)
+    assert item["hq"].shape == (3, *hq)
+    assert item["lq"].shape == (3, hq[0] // 2, hq[1] // 2)
 
 
 def test_sides_are_cropped_at_the_bottom_and_right_to_the_multiple(tmp_path: Path) -> None:
     pixels = noise(66, 75)
-    made = item(one_picture(tmp_path, pixels), force_square=False, force_multiple=8)
-    np.testing.assert_array_equal(made["hq"], planes(pixels)[:, :64, :64])
-    assert made["lq"].shape == (3, 32, 32)
+    item = item_of(one_picture(tmp_path, pixels), force_square=False, force_multiple=8)
+    np.testing.assert_array_equal(item["hq"], planes(pixels)[:, :64, :64])
+    assert item["lq"].shape == (3, 32, 32)
 
 
 @pytest.mark.parametrize(("shape", "crop"), [((64, 90), 32), ((65, 91), 33), ((65, 90), 64), ((64, 64), 64)])
@@ -108,17 +108,17 @@ def test_the_centre_crop_starts_at_half_the_side_less_half_the_crop(
 ) -> None:
     pixels = noise(*shape)
     top, left = (length // 2 - crop // 2 for length in shape)
-    made = item(one_picture(tmp_path, pixels), center_crop_hq_sz=crop, scale=1)
-    np.testing.assert_array_equal(made["hq"], planes(pixels[top : top + crop, left : left + crop]))
+    item = item_of(one_picture(tmp_path, pixels), center_crop_hq_sz=crop, scale=1)
+    np.testing.assert_array_equal(item["hq"], planes(pixels[top : top + crop, left : left + crop]))
 
 
 def test_a_centre_crop_larger_than_a_picture_names_it(tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "photos", {"a.png": noise(64, 64), "b/small.png": noise(64, 30)})
-    made = dataset(folder, center_crop_hq_sz=32)
-    assert made[0]["hq"].shape == (3, 32, 32)
+    data = dataset(folder, center_crop_hq_sz=32)
+    assert data[0]["hq"].shape == (3, 32, 32)
     message = r"b/small\.png: 30 x 64 pixels are too few for center_crop_hq_sz, which needs 32 x 32"
     with pytest.raises(ImageError, match=message):
-        made[1]
+        data[1]
     store = store_of(folder)
     with pytest.raises(ConfigError, match=f"^imagefolder: .*{message}"):
         dataset(store, center_crop_hq_sz=32)
@@ -127,16 +127,16 @@ def test_a_centre_crop_larger_than_a_picture_names_it(tmp_path: Path) -> None:
 
 def test_a_picture_smaller_than_the_multiple_names_itself(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"one\.png: 20 x 20 .* force_multiple times scale, which needs 32 x 32"):
-        item(one_picture(tmp_path, noise(20, 20)), force_multiple=16)
+        item_of(one_picture(tmp_path, noise(20, 20)), force_multiple=16)
 
 
 def test_half_of_all_items_are_flipped_before_they_are_squared(tmp_path: Path) -> None:
     pixels = noise(16, 21)
-    made = dataset(one_picture(tmp_path, pixels), disable_flip=False, scale=1)
+    data = dataset(one_picture(tmp_path, pixels), disable_flip=False, scale=1)
     straight, mirrored = planes(pixels[:, 2:18]), planes(pixels[:, ::-1][:, 2:18])
     flips = 0
     for repetition in range(1000):
-        hq = made[SampleKey(0, repetition)]["hq"].numpy()
+        hq = data[SampleKey(0, repetition)]["hq"].numpy()
         flipped = not np.array_equal(hq, straight)
         assert not flipped or np.array_equal(hq, mirrored)
         flips += flipped
@@ -152,22 +152,22 @@ def test_an_item_is_a_function_of_seed_index_and_repetition(tmp_path: Path) -> N
         "random_corruptions": ["noise", "gaussian_blur", "lq_resampling"],
         "num_corrupts_per_image": 2,
     }
-    made, again, other = (dataset(folder, **options, seed=seed) for seed in (3, 3, 4))
-    for draw in (SampleKey(0, 0), SampleKey(5, 0), SampleKey(2, 7)):
-        assert_same(made[draw], again[draw])
-        assert not torch.equal(made[draw]["lq"], other[draw]["lq"])
-    assert not torch.equal(made[SampleKey(0, 0)]["lq"], made[SampleKey(0, 1)]["lq"])
+    data, same_seed, other_seed = (dataset(folder, **options, seed=seed) for seed in (3, 3, 4))
+    for key in (SampleKey(0, 0), SampleKey(5, 0), SampleKey(2, 7)):
+        assert_same(data[key], same_seed[key])
+        assert not torch.equal(data[key]["lq"], other_seed[key]["lq"])
+    assert not torch.equal(data[SampleKey(0, 0)]["lq"], data[SampleKey(0, 1)]["lq"])
 
 
 def test_colours_are_jittered_within_the_setting_and_before_lq_is_made(tmp_path: Path) -> None:
     grey = np.full((8, 8, 3), 100, np.uint8)
-    made = dataset(one_picture(tmp_path, grey), all_image_color_jitter=0.1)
+    data = dataset(one_picture(tmp_path, grey), all_image_color_jitter=0.1)
     values = []
     for repetition in range(500):
-        drawn = made[SampleKey(0, repetition)]
-        np.testing.assert_allclose(drawn["lq"], averaged(drawn["hq"].numpy()), atol=1e-6)
-        values.append(float(drawn["hq"].mean()) * 255)
-    # Of an even grey only the brightness changes.
+        item = data[SampleKey(0, repetition)]
+        np.testing.assert_allclose(item["lq"], averaged(item["hq"].numpy()), atol=1e-6)
+        values.append(float(item["hq"].mean()) * 255)
+    # Colour jitter changes nothing but the brightness of an even grey.
     assert 90 - 1e-3 <= min(values) < 91.5
     assert 108.5 < max(values) <= 110 + 1e-3
 
@@ -176,14 +176,14 @@ def test_colours_are_jittered_within_the_setting_and_before_lq_is_made(tmp_path:
 def test_a_jitter_below_one_level_does_nothing(tmp_path: Path, jitter: float) -> None:
     pixels = noise(8, 8)
     np.testing.assert_array_equal(
-        item(one_picture(tmp_path, pixels), all_image_color_jitter=jitter)["hq"], planes(pixels)
+        item_of(one_picture(tmp_path, pixels), all_image_color_jitter=jitter)["hq"], planes(pixels)
     )
 
 
 def test_skip_lq_leaves_out_what_belongs_to_lq(tmp_path: Path) -> None:
     folder = one_picture(tmp_path, noise(32, 32))
-    made = item(folder, skip_lq=True, fetch_alt_image=True, fixed_corruptions=["jpeg"])
-    assert made.keys() == {"hq", "HQ_path", "LQ_path", "has_alt", "alt_hq"}
+    item = item_of(folder, skip_lq=True, fetch_alt_image=True, fixed_corruptions=["jpeg"])
+    assert item.keys() == {"hq", "HQ_path", "LQ_path", "has_alt", "alt_hq"}
 
 
 CORRUPTED: dict[str, Any] = {"fixed_corruptions": ["greyscale", "saturation"], "random_seed": 5}
@@ -208,18 +208,18 @@ def test_corruption_comes_after_the_downsizing_before_it_or_in_between(
     tmp_path: Path, options: dict[str, Any], before: int, after: int
 ) -> None:
     pixels = noise(64, 32)
-    made = item(one_picture(tmp_path, pixels), scale=4, force_square=False, **CORRUPTED, **options)
+    item = item_of(one_picture(tmp_path, pixels), scale=4, force_square=False, **CORRUPTED, **options)
     strengths = expected_strengths(5, 2)
     expected = averaged(grey_and_bright(averaged(planes(pixels), before), strengths[1]), after)
-    np.testing.assert_allclose(made["lq"], expected, atol=1e-5)
-    np.testing.assert_array_equal(made["hq"], planes(pixels))
-    np.testing.assert_allclose(made["corruption_entropy"], strengths, atol=1e-6)
+    np.testing.assert_allclose(item["lq"], expected, atol=1e-5)
+    np.testing.assert_array_equal(item["hq"], planes(pixels))
+    np.testing.assert_allclose(item["corruption_entropy"], strengths, atol=1e-6)
 
 
 @pytest.mark.parametrize("before", [True, False])
 def test_with_scale_1_lq_has_memory_of_its_own(tmp_path: Path, before: bool) -> None:
-    made = item(one_picture(tmp_path, noise(8, 8)), scale=1, corrupt_before_downsize=before, fetch_alt_image=True)
-    images = [made[key] for key in ("hq", "lq", "alt_hq", "alt_lq")]
+    item = item_of(one_picture(tmp_path, noise(8, 8)), scale=1, corrupt_before_downsize=before, fetch_alt_image=True)
+    images = [item[key] for key in ("hq", "lq", "alt_hq", "alt_lq")]
     assert all(torch.equal(image, images[0]) for image in images)
     assert len({image.data_ptr() for image in images}) == 4
 
@@ -238,19 +238,19 @@ def test_all_images_are_normalized_and_then_mapped(
 ) -> None:
     pixels = np.tile(np.array([255, 0, 153], np.uint8), (8, 8, 1))
     folder = write_pictures(tmp_path / "video", {f"a_{n:08d}.png": pixels for n in range(2)})
-    made = item(folder, fetch_alt_image=True, **options)
+    item = item_of(folder, fetch_alt_image=True, **options)
     for key in ("hq", "lq", "alt_hq", "alt_lq"):
-        assert made[key].dtype == torch.float32
-        np.testing.assert_allclose(made[key].mean((1, 2)), expected, atol=1e-5)
+        assert item[key].dtype == torch.float32
+        np.testing.assert_allclose(item[key].mean((1, 2)), expected, atol=1e-5)
 
 
 def test_fixed_parameters_are_added_as_tensors_of_their_own(tmp_path: Path) -> None:
     constants = {"domain": 3, "weights": [0.5, 1], "flag": True}
-    made = dataset(one_picture(tmp_path, noise(8, 8)), fixed_parameters=constants, normalize="imagenet")
-    made[0]["weights"].zero_()
-    assert {key: made[0][key].tolist() for key in constants} == constants
-    assert made[0]["domain"].dtype == torch.int64
-    assert made[0]["weights"].dtype == torch.float32
+    data = dataset(one_picture(tmp_path, noise(8, 8)), fixed_parameters=constants, normalize="imagenet")
+    data[0]["weights"].zero_()
+    assert {key: data[0][key].tolist() for key in constants} == constants
+    assert data[0]["domain"].dtype == torch.int64
+    assert data[0]["weights"].dtype == torch.float32
 
 
 def video(tmp_path: Path) -> Path:
@@ -261,57 +261,57 @@ def video(tmp_path: Path) -> Path:
 
 def test_the_next_number_is_the_alternative(tmp_path: Path) -> None:
     folder = video(tmp_path)
-    made = dataset(folder, fetch_alt_image=True, target_size=16, disable_flip=False, **CORRUPTED)
-    order = names(made, folder)
-    following = {"b/x.webm_00000478.png": "b/x.webm_00000479.png"}
+    data = dataset(folder, fetch_alt_image=True, target_size=16, disable_flip=False, **CORRUPTED)
+    order = names(data, folder)
+    next_of = {"b/x.webm_00000478.png": "b/x.webm_00000479.png"}
     for index, name in enumerate(order):
-        drawn = made[index]
-        assert drawn["has_alt"] is (name in following)
-        if drawn["has_alt"]:
+        item = data[index]
+        assert item["has_alt"] is (name in next_of)
+        if item["has_alt"]:
             expected = cv2.resize(planes(noise(40, 60, seed=1)).transpose(1, 2, 0), (16, 16), interpolation=3)
-            np.testing.assert_allclose(drawn["alt_hq"], expected.transpose(2, 0, 1), atol=1e-5)
+            np.testing.assert_allclose(item["alt_hq"], expected.transpose(2, 0, 1), atol=1e-5)
         else:
-            assert torch.equal(drawn["alt_hq"], drawn["hq"])
+            assert torch.equal(item["alt_hq"], item["hq"])
         strengths = expected_strengths(5 + index, 4)
-        np.testing.assert_allclose(drawn["corruption_entropy"], strengths, atol=1e-6)
+        np.testing.assert_allclose(item["corruption_entropy"], strengths, atol=1e-6)
         for key, strength in (("", strengths[1]), ("alt_", strengths[3])):
-            lq = grey_and_bright(averaged(drawn[f"{key}hq"].numpy()), strength)
-            np.testing.assert_allclose(drawn[f"{key}lq"], lq, atol=1e-5)
+            lq = grey_and_bright(averaged(item[f"{key}hq"].numpy()), strength)
+            np.testing.assert_allclose(item[f"{key}lq"], lq, atol=1e-5)
 
 
 def test_a_damaged_next_number_is_an_error(tmp_path: Path) -> None:
     folder = video(tmp_path)
     (folder / "b" / "x.webm_00000479.png").write_bytes(b"no picture")
-    made = dataset(folder, fetch_alt_image=True)
+    data = dataset(folder, fetch_alt_image=True)
     index = names(dataset(folder, skip_lq=True, on_error="skip"), folder).index("b/x.webm_00000478.png")
     with pytest.raises(ImageError, match=r"00000479\.png"):
-        made[index]
+        data[index]
 
 
 def test_another_patch_of_the_folder_is_the_alternative_each_as_often(tmp_path: Path) -> None:
     levels = {"a/1.png": 10, "a/2.png": 20, "a/b/3.png": 30, "a/3.png": 40, "a/ref.jpg": 50, "c/1.png": 60}
     pictures = {name: np.full((8, 8, 3), level, np.uint8) for name, level in levels.items()}
     folder = write_pictures(tmp_path / "tiles", pictures)
-    made = dataset(folder, fetch_alt_tiled_image=True)
+    data = dataset(folder, fetch_alt_tiled_image=True)
     order = ["a/1.png", "a/2.png", "a/3.png", "a/b/3.png", "c/1.png"]
-    assert names(made, folder) == order
+    assert names(data, folder) == order
     for index, name in enumerate(order):
-        others = [levels[other] for other in order if other != name and Path(other).parent == Path(name).parent]
-        counts = dict.fromkeys(others or [levels[name]], 0)
+        siblings = [levels[path] for path in order if path != name and Path(path).parent == Path(name).parent]
+        counts = dict.fromkeys(siblings or [levels[name]], 0)
         for repetition in range(200):
-            drawn = made[SampleKey(index, repetition)]
-            assert drawn["has_alt"] is bool(others)
-            np.testing.assert_allclose(averaged(drawn["alt_hq"].numpy()), drawn["alt_lq"], atol=1e-6)
-            counts[round(float(drawn["alt_hq"].mean()) * 255)] += 1
+            item = data[SampleKey(index, repetition)]
+            assert item["has_alt"] is bool(siblings)
+            np.testing.assert_allclose(averaged(item["alt_hq"].numpy()), item["alt_lq"], atol=1e-6)
+            counts[round(float(item["alt_hq"].mean()) * 255)] += 1
         assert min(counts.values()) >= 200 // len(counts) * 0.7
 
 
 def test_alternatives_are_neither_cropped_nor_flipped_nor_squared_nor_jittered(tmp_path: Path) -> None:
     pixels = noise(40, 60)
     folder = write_pictures(tmp_path / "video", {"a_00000001.png": noise(40, 60, seed=1), "a_00000002.png": pixels})
-    made = dataset(folder, fetch_alt_image=True, center_crop_hq_sz=32, all_image_color_jitter=0.5, disable_flip=False)
+    data = dataset(folder, fetch_alt_image=True, center_crop_hq_sz=32, all_image_color_jitter=0.5, disable_flip=False)
     for repetition in range(8):
-        np.testing.assert_array_equal(made[SampleKey(0, repetition)]["alt_hq"], planes(pixels))
+        np.testing.assert_array_equal(data[SampleKey(0, repetition)]["alt_hq"], planes(pixels))
 
 
 NESTED = ["a-b/1.png", "a.png", "a/1.png", "a/10.png", "a/9.png", "a/b/c.PNG", "b.webp", "é.png"]
@@ -321,8 +321,8 @@ def test_pictures_come_in_path_order_without_references(tmp_path: Path) -> None:
     pictures = {name: noise(8, 8, seed=n) for n, name in enumerate(reversed(NESTED))}
     folder = write_pictures(tmp_path / "photos", {**pictures, "a/ref.jpg": noise(8, 8), "ref.jpg": noise(8, 8)})
     (folder / "notes.txt").write_text("no picture")
-    for root in (folder, store_of(folder)):
-        assert names(dataset(root), root) == NESTED
+    for source in (folder, store_of(folder)):
+        assert names(dataset(source), source) == NESTED
 
 
 def test_a_chunked_store_gives_every_patch_in_the_path_order_of_its_folder(tmp_path: Path) -> None:
@@ -342,13 +342,13 @@ def test_a_chunked_store_gives_every_patch_in_the_path_order_of_its_folder(tmp_p
 def test_roots_follow_one_another_repeated_by_their_weights(
     tmp_path: Path, weights: list[int] | None, expected: str | None
 ) -> None:
-    roots = [write_pictures(tmp_path / name, {f"{name}.png": noise(8, 8)}) for name in "ab"]
+    folders = [write_pictures(tmp_path / name, {f"{name}.png": noise(8, 8)}) for name in "ab"]
     if expected is None:
         with pytest.raises(ConfigError, match=r"weights|no pictures in paths"):
-            dataset(tmp_path, paths=roots, weights=weights)
+            dataset(tmp_path, paths=folders, weights=weights)
     else:
-        made = dataset(tmp_path, paths=roots, weights=weights)
-        assert "".join(Path(made[index]["HQ_path"]).stem for index in range(len(made))) == expected
+        data = dataset(tmp_path, paths=folders, weights=weights)
+        assert "".join(Path(data[index]["HQ_path"]).stem for index in range(len(data))) == expected
 
 
 SAMPLE = {
@@ -367,13 +367,13 @@ def test_items_of_a_chunked_folder_and_of_stores_of_either_layout_are_equal(
     tmp_path: Path, alternative: str, chunked_source_path: Path
 ) -> None:
     folder = DATA / "chunked"
-    made, stored = (
+    from_folder, from_store = (
         ImageFolderDataset({**SAMPLE, "paths": path, alternative: True}) for path in (folder, chunked_source_path)
     )
-    assert len(made) == len(stored) == 262
+    assert len(from_folder) == len(from_store) == 262
     alternatives = 0
     for index in range(0, 262, 13):
-        first, second = made[SampleKey(index, 1)], stored[SampleKey(index, 1)]
+        first, second = from_folder[SampleKey(index, 1)], from_store[SampleKey(index, 1)]
         assert_same(first, second)
         assert Path(first["HQ_path"]).parts[-2:] == Path(second["HQ_path"]).parts[-2:]
         alternatives += first["has_alt"]
@@ -382,12 +382,12 @@ def test_items_of_a_chunked_folder_and_of_stores_of_either_layout_are_equal(
 
 def test_items_of_a_store_of_pictures_are_those_of_its_folder(tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "photos", {name: noise(70, 80, seed=n) for n, name in enumerate(NESTED)})
-    made, stored = (
+    from_folder, from_store = (
         ImageFolderDataset({**SAMPLE, "paths": path, "fetch_alt_tiled_image": True})
         for path in (folder, store_of(folder))
     )
     for index in range(len(NESTED)):
-        assert_same(made[SampleKey(index, 2)], stored[SampleKey(index, 2)])
+        assert_same(from_folder[SampleKey(index, 2)], from_store[SampleKey(index, 2)])
 
 
 def test_a_pickled_dataset_and_workers_give_the_same_items(chunked_source_path: Path) -> None:
@@ -398,16 +398,16 @@ def test_a_pickled_dataset_and_workers_give_the_same_items(chunked_source_path: 
         "fetch_alt_tiled_image": True,
         "batch_size": 32,
     }
-    made = create_dataset(options)
-    data = pickle.dumps(made)
-    assert len(data) < 16384
-    assert_same(made[SampleKey(100, 0)], pickle.loads(data)[SampleKey(100, 0)])
-    alone, workers = (
-        list(create_dataloader(made, {**options, "n_workers": count, "pin_memory": False}, shuffle=False))
+    data = create_dataset(options)
+    pickled = pickle.dumps(data)
+    assert len(pickled) < 16384
+    assert_same(data[SampleKey(100, 0)], pickle.loads(pickled)[SampleKey(100, 0)])
+    in_process, in_workers = (
+        list(create_dataloader(data, {**options, "n_workers": count, "pin_memory": False}, shuffle=False))
         for count in (0, 2)
     )
-    assert len(alone) == 8
-    for first, second in zip(alone, workers, strict=True):
+    assert len(in_process) == 8
+    for first, second in zip(in_process, in_workers, strict=True):
         assert_same(first, second)
 
 
@@ -469,8 +469,8 @@ def test_a_bad_picture_is_named_and_skipped_on_request(tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "photos", {"a.png": noise(8, 8), "b.png": noise(8, 8)})
     (folder / "a.png").write_bytes(b"no picture")
     with pytest.raises(ImageError, match=r"photos/a\.png"):
-        item(folder)
-    assert item(folder, on_error="skip")["HQ_path"].endswith("b.png")
+        item_of(folder)
+    assert item_of(folder, on_error="skip")["HQ_path"].endswith("b.png")
 
 
 def test_pictures_of_several_sizes_are_no_batch_unless_they_are_padded(tmp_path: Path) -> None:
@@ -494,12 +494,12 @@ def test_a_batch_that_begins_with_a_bad_picture_has_the_size_of_the_others(
     pictures = {f"{name}.png": noise(40, 40, seed=number) for number, name in enumerate("abcd")}
     folder = write_pictures(tmp_path / "photos", pictures)
     bad = png(noise(claimed, claimed))
-    (folder / "a.png").write_bytes(bad[: len(bad) // 2])  # whole enough to say its size
-    made = dataset(folder, disable_flip=False, center_crop_hq_sz=crop, on_error="skip")
-    draws = [SampleKey(index, 3) for index in (0, 2, 0, 3)]
-    expected = default_collate([made[draw] for draw in draws])
-    assert made.take_skipped() == 2
-    loader = ThreadsLoader(made, sampler=draws, batch_size=4, drop_last=False, threads=2)
+    (folder / "a.png").write_bytes(bad[: len(bad) // 2])  # the header, which holds the size, is undamaged
+    data = dataset(folder, disable_flip=False, center_crop_hq_sz=crop, on_error="skip")
+    keys = [SampleKey(index, 3) for index in (0, 2, 0, 3)]
+    expected = default_collate([data[key] for key in keys])
+    assert data.take_skipped() == 2
+    loader = ThreadsLoader(data, sampler=keys, batch_size=4, drop_last=False, threads=2)
     (batch,) = loader
     assert_same(batch, expected)
     assert batch["hq"].shape == (4, 3, crop or 40, crop or 40)

@@ -1,4 +1,4 @@
-"""The labeler of mode imagefolder: label files, and boxes that follow their picture."""
+"""The labeler of mode imagefolder: label files, and boxes that are cropped, flipped and resized with their picture."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.sample_data import Array, noise
 
 
 def labelled(path: str, label: str, *box: int) -> dict[str, Any]:
-    """Return a labelled image; a box of fewer than four numbers lacks the last ones."""
+    """Return a labelled image; a box of fewer than four numbers gives an image that lacks the last sides."""
     sides = ("patch_top", "patch_left", "patch_height", "patch_width")
     return {"path": path, "label": label, **dict(zip(sides, box, strict=False))}
 
@@ -48,7 +48,7 @@ def dataset(folder: Path, label_file: Any, **options: Any) -> ImageFolderDataset
     )
 
 
-def drawn(size: tuple[int, int], *boxes: tuple[int, int, int, int, int]) -> Array:
+def drawn_boxes(size: tuple[int, int], *boxes: tuple[int, int, int, int, int]) -> Array:
     labels = np.zeros((1, *size), np.int64)
     for top, left, height, width, index in boxes:
         labels[0, top : top + height, left : left + width] = index
@@ -62,10 +62,10 @@ def test_only_labelled_pictures_are_items_in_path_order(tmp_path: Path, folder: 
         y=category("nose", 5, labelled("c.png", "nose", 2, 10, 8, 8), labelled("b/1.png", "nose", 0, 60, 2, 2)),
         z=category("nothing", 0),
     )
-    made = dataset(folder, str(file), force_square=False)
-    items = [made[index] for index in range(len(made))]
-    assert [Path(one["HQ_path"]).relative_to(folder).as_posix() for one in items] == ["a/2.png", "b/1.png", "c.png"]
-    expected = drawn((48, 64), (0, 8, 4, 6, 3), (2, 10, 8, 8, 5))  # later boxes over earlier ones
+    data = dataset(folder, str(file), force_square=False)
+    items = [data[index] for index in range(len(data))]
+    assert [Path(item["HQ_path"]).relative_to(folder).as_posix() for item in items] == ["a/2.png", "b/1.png", "c.png"]
+    expected = drawn_boxes((48, 64), (0, 8, 4, 6, 3), (2, 10, 8, 8, 5))  # later boxes over earlier ones
     np.testing.assert_array_equal(items[2]["labels"], expected)
     np.testing.assert_array_equal(items[2]["labels_mask"], expected > 0)
     assert (items[2]["labels"].dtype, items[2]["labels_mask"].dtype) == (torch.int64, torch.float32)
@@ -76,22 +76,22 @@ def test_only_labelled_pictures_are_items_in_path_order(tmp_path: Path, folder: 
 
 def test_a_label_of_index_0_shows_in_the_mask(tmp_path: Path, folder: Path) -> None:
     file = write_labels(tmp_path / "labels.json", x=category("eye", 0, labelled("c.png", "eye", 0, 0, 2, 3)))
-    made = dataset(folder, file, force_square=False)[0]
-    assert made["labels"].sum() == 0
-    assert made["labels_mask"].sum() == 6
+    item = dataset(folder, file, force_square=False)[0]
+    assert item["labels"].sum() == 0
+    assert item["labels_mask"].sum() == 6
 
 
 def test_boxes_follow_the_square_the_flip_and_the_resizing(tmp_path: Path, folder: Path) -> None:
     file = write_labels(tmp_path / "labels.json", x=category("eye", 2, labelled("c.png", "eye", 4, 2, 8, 22)))
-    made = dataset(folder, file, disable_flip=False, target_size=24, scale=2)
-    # The square is columns 8 to 56: of the box, columns 0 to 16 of it are left, or 32 to 48 of its mirror image.
-    straight, mirrored = drawn((24, 24), (2, 0, 4, 8, 2)), drawn((24, 24), (2, 16, 4, 8, 2))
+    data = dataset(folder, file, disable_flip=False, target_size=24, scale=2)
+    # The square has the picture's columns 8 to 56. The box covers its columns 0 to 16, or 32 to 48 after the flip.
+    straight, mirrored = drawn_boxes((24, 24), (2, 0, 4, 8, 2)), drawn_boxes((24, 24), (2, 16, 4, 8, 2))
     flips = 0
     plain = dataset(folder, file, target_size=24, scale=2)[0]
     for repetition in range(20):
-        one = made[SampleKey(0, repetition)]
-        flipped = not torch.equal(one["hq"], plain["hq"])
-        np.testing.assert_array_equal(one["labels"], mirrored if flipped else straight)
+        item = data[SampleKey(0, repetition)]
+        flipped = not torch.equal(item["hq"], plain["hq"])
+        np.testing.assert_array_equal(item["labels"], mirrored if flipped else straight)
         flips += flipped
     assert 0 < flips < 20
 
@@ -99,29 +99,29 @@ def test_boxes_follow_the_square_the_flip_and_the_resizing(tmp_path: Path, folde
 def test_boxes_follow_the_centre_crop_and_the_crop_to_the_multiple(tmp_path: Path, folder: Path) -> None:
     boxes = [labelled("c.png", "eye", *box) for box in ((0, 0, 12, 20), (30, 40, 18, 24), (0, 0, 3, 3))]
     file = write_labels(tmp_path / "labels.json", x=category("eye", 1, *boxes))
-    made = dataset(folder, file, center_crop_hq_sz=30, force_multiple=8)[0]  # rows 9 to 39, columns 17 to 47
-    assert made["hq"].shape == (3, 24, 24)
-    np.testing.assert_array_equal(made["labels"], drawn((24, 24), (0, 0, 3, 3, 1), (21, 23, 9, 7, 1)))
+    item = dataset(folder, file, center_crop_hq_sz=30, force_multiple=8)[0]  # rows 9 to 39, columns 17 to 47
+    assert item["hq"].shape == (3, 24, 24)
+    np.testing.assert_array_equal(item["labels"], drawn_boxes((24, 24), (0, 0, 3, 3, 1), (21, 23, 9, 7, 1)))
 
 
 def test_boxes_of_a_picture_that_is_not_square_are_resized_by_each_side(tmp_path: Path, folder: Path) -> None:
     file = write_labels(tmp_path / "labels.json", x=category("eye", 1, labelled("c.png", "eye", 7, 9, 6, 8)))
-    made = dataset(folder, file, force_square=False, target_size=16)[0]
-    np.testing.assert_array_equal(made["labels"], drawn((16, 16), (2, 2, 2, 2, 1)))  # 7/3, 9/4, 6/3, 8/4
+    item = dataset(folder, file, force_square=False, target_size=16)[0]
+    np.testing.assert_array_equal(item["labels"], drawn_boxes((16, 16), (2, 2, 2, 2, 1)))  # 7/3, 9/4, 6/3, 8/4
 
 
 @pytest.mark.parametrize("flip", [True, False])
 def test_a_box_beyond_the_picture_is_cut_at_its_border(tmp_path: Path, folder: Path, flip: bool) -> None:
     file = write_labels(tmp_path / "labels.json", x=category("eye", 1, labelled("c.png", "eye", 40, 60, 99, 99)))
-    made = dataset(folder, file, force_square=False, disable_flip=not flip)
+    data = dataset(folder, file, force_square=False, disable_flip=not flip)
     for repetition in range(8):
-        assert made[SampleKey(0, repetition)]["labels_mask"].sum() == 8 * 4
+        assert data[SampleKey(0, repetition)]["labels_mask"].sum() == 8 * 4
 
 
 def test_labels_are_not_normalized(tmp_path: Path, folder: Path) -> None:
     file = write_labels(tmp_path / "labels.json", x=category("eye", 1, labelled("c.png", "eye", 0, 0, 48, 64)))
-    made = dataset(folder, file, normalize="imagenet", rgb_n1_to_1=True)[0]
-    assert made["labels"].unique().tolist() == made["labels_mask"].unique().tolist() == [1]
+    item = dataset(folder, file, normalize="imagenet", rgb_n1_to_1=True)[0]
+    assert item["labels"].unique().tolist() == item["labels_mask"].unique().tolist() == [1]
 
 
 def test_several_files_are_one(tmp_path: Path, folder: Path) -> None:
@@ -131,10 +131,10 @@ def test_several_files_are_one(tmp_path: Path, folder: Path) -> None:
         x=category("eye", 1, labelled("a/1.png", "eye", 0, 0, 1, 1), labelled("c.png", "nose", 1, 1, 2, 2)),
         y=category("nose", 2),
     )
-    made = dataset(folder, [str(first), second], force_square=False)
-    assert len(made) == 2
-    assert made[0]["label_strings"] == {1: "eye", 2: "nose"}
-    np.testing.assert_array_equal(made[1]["labels"], drawn((48, 64), (0, 0, 2, 2, 1), (1, 1, 2, 2, 2)))
+    data = dataset(folder, [str(first), second], force_square=False)
+    assert len(data) == 2
+    assert data[0]["label_strings"] == {1: "eye", 2: "nose"}
+    np.testing.assert_array_equal(data[1]["labels"], drawn_boxes((48, 64), (0, 0, 2, 2, 1), (1, 1, 2, 2, 2)))
 
 
 def test_labels_come_alike_from_stores_workers_and_a_pickle(tmp_path: Path, folder: Path) -> None:
@@ -144,18 +144,20 @@ def test_labels_come_alike_from_stores_workers_and_a_pickle(tmp_path: Path, fold
     file = write_labels(tmp_path / "labels.json", x=category("eye", 1, *images))
     expected = [dataset(folder, file, seed=0)[index] for index in range(3)]
     for store in (store_of(folder), store_of(folder, "chunked")):
-        made = dataset(store, file, seed=0)
-        for one in (made, pickle.loads(pickle.dumps(made))):
+        data = dataset(store, file, seed=0)
+        for dataset_of_store in (data, pickle.loads(pickle.dumps(data))):
             for index, item in enumerate(expected):
-                assert one[index]["HQ_path"].endswith(paths[index])
-                assert all(torch.equal(one[index][key], item[key]) for key in ("hq", "labels", "labels_mask"))
-    (batch,) = create_dataloader(made, {"batch_size": 3, "n_workers": 2, "pin_memory": False}, shuffle=False)
+                assert dataset_of_store[index]["HQ_path"].endswith(paths[index])
+                assert all(
+                    torch.equal(dataset_of_store[index][key], item[key]) for key in ("hq", "labels", "labels_mask")
+                )
+    (batch,) = create_dataloader(data, {"batch_size": 3, "n_workers": 2, "pin_memory": False}, shuffle=False)
     assert torch.equal(batch["labels"], torch.stack([item["labels"] for item in expected]))
     assert batch["label_strings"] == {1: ["eye"] * 3}
 
 
 @pytest.mark.parametrize(
-    ("box", "part", "expected"),
+    ("box", "crop", "expected"),
     [
         (Box(2, 3, 4, 5, 1), (0, 0, (9, 9)), Box(2, 3, 4, 5, 1)),
         (Box(2, 3, 4, 5, 1), (3, 5, (9, 9)), Box(0, 0, 3, 3, 1)),
@@ -163,8 +165,8 @@ def test_labels_come_alike_from_stores_workers_and_a_pickle(tmp_path: Path, fold
         (Box(2, 3, 4, 5, 1), (6, 0, (4, 4)), Box(0, 3, 0, 1, 1)),
     ],
 )
-def test_a_box_is_cut_to_a_part_of_the_picture(box: Box, part: tuple[int, int, tuple[int, int]], expected: Box) -> None:
-    assert box.crop(*part) == expected
+def test_a_box_is_cut_to_a_part_of_the_picture(box: Box, crop: tuple[int, int, tuple[int, int]], expected: Box) -> None:
+    assert box.crop(*crop) == expected
 
 
 EYE = category("eye", 1, labelled("c.png", "eye", 0, 0, 2, 2))

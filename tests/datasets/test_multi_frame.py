@@ -1,4 +1,4 @@
-"""Mode multi_frame_extensible: which frames make an item, and what is refused when the dataset is made."""
+"""Mode multi_frame_extensible: the frames of an item, and data that is refused at construction."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ from tests.support.sample_data import noise
 
 
 def frame(clip: str, number: int) -> str:
+    """Return the name of a frame."""
     return f"{clip}{number:012d}"
 
 
 def make_clip(make_image: MakeImage, clip: str, numbers: Sequence[int], *, patches: int = 2) -> Path:
-    """Write frames whose patches are all of one value: frame * 10 + position."""
+    """Write frames; all pixels of a patch have one value: frame * 10 + position. Return the folder of the clips."""
     for number in numbers:
         files = {f"{n}.jpg": np.full((32, 32, 3), number * 10 + n, np.uint8) for n in range(patches)}
-        root = make_image(frame(clip, number), files)
-    return root
+        folder = make_image(frame(clip, number), files)
+    return folder
 
 
 def dataset_of(path: Path | list[Path], **options: Any) -> MultiFrameDataset:
@@ -37,31 +38,32 @@ def dataset_of(path: Path | list[Path], **options: Any) -> MultiFrameDataset:
 
 
 def values(tensor: Any) -> list[int]:
-    """Return the value of each frame."""
-    return [round(float(one.mean()) * 255) for one in tensor]
+    """Return the value of each frame, 0 to 255."""
+    return [round(float(frame_tensor.mean()) * 255) for frame_tensor in tensor]
 
 
 def windows(dataset: MultiFrameDataset) -> list[list[int]]:
+    """Return the values of the frames of every item."""
     return [values(dataset[index]["hq"]) for index in range(len(dataset))]
 
 
 def test_an_item_is_a_single_image_item_with_frames_in_front_and_one_path(sample_path: Callable[[str], Path]) -> None:
     path = sample_path("chunked_video")
     options = {"paths": path, "target_size": 64, "scale": 2, "need_ref": True, "strict": True}
-    made, single = MultiFrameDataset({**options, "num_frames": 3})[30], SingleImageDataset(options)
-    assert made.keys() == single[0].keys() - {"LQ_path"}
+    item, single = MultiFrameDataset({**options, "num_frames": 3})[30], SingleImageDataset(options)
+    assert item.keys() == single[0].keys() - {"LQ_path"}
     first = single[0]
-    for key in made.keys() - {"GT_path"}:
-        assert made[key].shape == (3, *first[key].shape)
-        assert made[key].dtype == first[key].dtype
-        assert made[key].is_contiguous()
+    for key in item.keys() - {"GT_path"}:
+        assert item[key].shape == (3, *first[key].shape)
+        assert item[key].dtype == first[key].dtype
+        assert item[key].is_contiguous()
     frames = [frame("rise_", number) for number in (1, 2, 3)]
     paths = [single[index]["GT_path"] for index in range(len(single))]
-    assert made["GT_path"] == paths[24 + 2 * 4 + 2]  # position 2 of the third frame of the second clip
-    for place, name in enumerate(frames):
+    assert item["GT_path"] == paths[24 + 2 * 4 + 2]  # position 2 of the third frame of the second clip
+    for number, name in enumerate(frames):
         (index,) = [n for n, path in enumerate(paths) if Path(path).parent.name == name and n % 4 == 2]
-        for key in made.keys() - {"GT_path"}:
-            assert torch.equal(made[key][place], single[index][key]), key
+        for key in item.keys() - {"GT_path"}:
+            assert torch.equal(item[key][number], single[index][key]), key
 
 
 def test_a_window_ends_at_its_own_frame_or_is_the_first_of_the_clip(make_image: MakeImage) -> None:
@@ -156,11 +158,11 @@ def test_a_name_without_a_counter_is_refused(make_image: MakeImage) -> None:
 
 def test_all_frames_are_corrupted_alike_with_strengths_of_their_own(make_image: MakeImage) -> None:
     folder = make_clip(make_image, "a_", [1, 2, 3], patches=1)
-    made = dataset_of(folder, fixed_corruptions=["saturation"], random_seed=4)[2]
-    assert values(made["hq"]) == [10, 20, 30]
+    item = dataset_of(folder, fixed_corruptions=["saturation"], random_seed=4)[2]
+    assert values(item["hq"]) == [10, 20, 30]
     strengths = expected_strengths(6, 3)
     brighter = [10 + 255 * 0.3 * strengths[0], 20 + 255 * 0.3 * strengths[1], 30 + 255 * 0.3 * strengths[2]]
-    np.testing.assert_allclose([float(one.mean()) * 255 for one in made["lq"]], brighter, atol=1e-3)
+    np.testing.assert_allclose([float(lq.mean()) * 255 for lq in item["lq"]], brighter, atol=1e-3)
 
 
 def test_the_mode_makes_it_and_a_pickled_one_gives_the_same(sample_path: Callable[[str], Path]) -> None:

@@ -22,15 +22,15 @@ def dataset(folder: Path, **options: Any) -> MultiScaleDataset:
     return MultiScaleDataset({**defaults, **options})
 
 
-def turns(square: Array) -> list[Array]:
+def flips_and_rotations(square: Array) -> list[Array]:
     """Return a square (C, H, W) in all eight combinations of flips and rotations."""
     return [np.rot90(mirrored, times, (1, 2)) for mirrored in (square, square[:, :, ::-1]) for times in range(4)]
 
 
-def ways_of(whole: Array, seen: list[Array]) -> list[int]:
-    """Return for each array which of the eight combinations of a square it is."""
-    ways = turns(whole)
-    return [next(n for n, way in enumerate(ways) if np.allclose(way, array, atol=1e-5)) for array in seen]
+def combinations_of(square: Array, arrays: list[Array]) -> list[int]:
+    """Return for each array its number among the eight combinations of a square."""
+    combinations = flips_and_rotations(square)
+    return [next(n for n, way in enumerate(combinations) if np.allclose(way, array, atol=1e-5)) for array in arrays]
 
 
 def quadrants(square: Array) -> list[Array]:
@@ -42,13 +42,13 @@ def expected_patches(square: Array, side: int, depths: int) -> list[Array]:
     """Return the patches of a square, computed by the recursion of DL-Art-School."""
     patches = [averaged(square, square.shape[1] // side)]
 
-    def extract(parent: Array, left: int) -> None:
-        if not left:
+    def extract(parent: Array, remaining_depths: int) -> None:
+        if not remaining_depths:
             return
         children = quadrants(parent)
         patches.extend(averaged(child, child.shape[1] // side) for child in children)
         for child in children:
-            extract(child, left - 1)
+            extract(child, remaining_depths - 1)
 
     extract(square, depths - 1)
     return patches
@@ -59,8 +59,8 @@ def test_patches_are_the_whole_then_four_quadrants_each_depth_first(tmp_path: Pa
     side = 8 << num_scales
     pixels = noise(side, side)
     item = dataset(write_pictures(tmp_path / "a", {"1.png": pixels}), num_scales=num_scales)[0]
-    (way,) = ways_of(averaged(planes(pixels), side // 8), [item["hq"][0].numpy()])
-    expected = expected_patches(turns(planes(pixels))[way], 8, num_scales)
+    (combination,) = combinations_of(averaged(planes(pixels), side // 8), [item["hq"][0].numpy()])
+    expected = expected_patches(flips_and_rotations(planes(pixels))[combination], 8, num_scales)
     assert item["hq"].shape == ((4**num_scales - 1) // 3, 3, 8, 8)
     np.testing.assert_allclose(item["hq"], np.stack(expected), atol=1e-5)
     np.testing.assert_allclose(item["lq"], np.stack([averaged(patch) for patch in expected]), atol=1e-5)
@@ -72,8 +72,8 @@ def test_patches_are_the_whole_then_four_quadrants_each_depth_first(tmp_path: Pa
 def test_pictures_come_in_all_eight_turns_alike(tmp_path: Path) -> None:
     pixels = noise(64, 64)
     data = dataset(write_pictures(tmp_path / "a", {"1.png": pixels}))
-    seen = [data[SampleKey(0, repetition)]["hq"][0].numpy() for repetition in range(800)]
-    counts = np.bincount(ways_of(averaged(planes(pixels), 8), seen), minlength=8)
+    pictures = [data[SampleKey(0, repetition)]["hq"][0].numpy() for repetition in range(800)]
+    counts = np.bincount(combinations_of(averaged(planes(pixels), 8), pictures), minlength=8)
     assert len(counts) == 8
     assert counts.min() > 60
     assert counts.max() < 140
@@ -115,15 +115,15 @@ def test_leaves_lead_to_the_whole_by_their_offsets(tmp_path: Path) -> None:
     leaves = tree_leaves(3)
     assert [leaf.index for leaf in leaves] == [5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20]
     for leaf in leaves:
-        *steps, whole = leaf.chain()
-        assert len(steps) == 2
-        assert whole.index == 0
-        assert whole.parent is None
-        for node in steps:
+        *nodes, root = leaf.chain()
+        assert len(nodes) == 2
+        assert root.index == 0
+        assert root.parent is None
+        for node in nodes:
             assert node.parent is not None
             top, left = int(node.top * side), int(node.left * side)
-            seen = item["hq"][node.parent.index][:, top : top + side // 2, left : left + side // 2]
-            np.testing.assert_allclose(seen, averaged(item["hq"][node.index].numpy()), atol=1e-5)
+            quadrant = item["hq"][node.parent.index][:, top : top + side // 2, left : left + side // 2]
+            np.testing.assert_allclose(quadrant, averaged(item["hq"][node.index].numpy()), atol=1e-5)
 
 
 def test_a_tree_of_one_scale_is_a_leaf() -> None:
@@ -146,10 +146,10 @@ def test_an_item_follows_from_seed_index_and_repetition(tmp_path: Path) -> None:
 @pytest.mark.parametrize("layout", ["pictures", "chunked"])
 def test_items_of_folder_and_store_are_equal(tmp_path: Path, layout: Any) -> None:
     folder = write_pictures(tmp_path / "a", {f"{n}/{n}.png": noise(40 + n, 60, seed=n) for n in range(3)})
-    ours, theirs = dataset(folder), dataset(folder, paths=None, dataroot=store_of(folder, layout))
-    assert len(ours) == len(theirs) == 3
+    from_folder, from_store = dataset(folder), dataset(folder, paths=None, dataroot=store_of(folder, layout))
+    assert len(from_folder) == len(from_store) == 3
     for index in range(3):
-        a, b = ours[SampleKey(index, 0)], theirs[SampleKey(index, 0)]
+        a, b = from_folder[SampleKey(index, 0)], from_store[SampleKey(index, 0)]
         assert torch.equal(a["hq"], b["hq"])
         assert torch.equal(a["lq"], b["lq"])
         assert Path(a["GT_path"]).name == Path(b["GT_path"]).name == f"{index}.png"

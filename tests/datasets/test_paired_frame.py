@@ -1,4 +1,4 @@
-"""Mode paired_frame: which images are a pair, and what is refused when the dataset is made."""
+"""Mode paired_frame: the images of a pair, and data that is refused at construction."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from tests.support.equality import assert_pickled_gives_the_same
 
 
 def make_images(make_image: MakeImage, values: Mapping[str, int], *, patches: int = 1) -> Path:
-    """Write images whose patches are all of one value: that of the image + position."""
+    """Write images; all pixels of a patch have one value: the image's + position. Return the folder of the images."""
     for name, value in values.items():
         files = {f"{value}{n}.jpg": np.full((32, 32, 3), value + n, np.uint8) for n in range(patches)}
-        root = make_image(name, files)
-    return root
+        folder = make_image(name, files)
+    return folder
 
 
 def dataset_of(path: Path | list[Path], **options: Any) -> PairedFrameDataset:
@@ -31,12 +31,12 @@ def dataset_of(path: Path | list[Path], **options: Any) -> PairedFrameDataset:
 
 
 def pairs(dataset: PairedFrameDataset) -> list[tuple[int, int]]:
-    """Return the values of left and right of every item."""
-    found = []
+    """Return the values of the left and the right image of every item, 0 to 255."""
+    values = []
     for index in range(len(dataset)):
         left, right = dataset[index]["hq"]
-        found.append((round(float(left.mean()) * 255), round(float(right.mean()) * 255)))
-    return found
+        values.append((round(float(left.mean()) * 255), round(float(right.mean()) * 255)))
+    return values
 
 
 def test_an_item_is_two_single_image_items_left_first(sample_path: Callable[[str], Path]) -> None:
@@ -45,12 +45,12 @@ def test_an_item_is_two_single_image_items_left_first(sample_path: Callable[[str
     dataset, single = PairedFrameDataset(options), SingleImageDataset(options)
     assert len(dataset) == len(single) == 32
     for index in (0, 5, 16, 21, 31):
-        made, left, right = dataset[index], single[index % 16], single[16 + index % 16]
-        assert made.keys() == left.keys() - {"LQ_path"}
-        assert made["GT_path"] == right["GT_path"]
-        assert "/motorcycle_right_1/" in made["GT_path"]
-        for key in made.keys() - {"GT_path"}:
-            assert torch.equal(made[key], torch.stack([left[key], right[key]])), key
+        item, left, right = dataset[index], single[index % 16], single[16 + index % 16]
+        assert item.keys() == left.keys() - {"LQ_path"}
+        assert item["GT_path"] == right["GT_path"]
+        assert "/motorcycle_right_1/" in item["GT_path"]
+        for key in item.keys() - {"GT_path"}:
+            assert torch.equal(item[key], torch.stack([left[key], right[key]])), key
 
 
 def test_each_pair_comes_once_for_either_side(make_image: MakeImage) -> None:
@@ -107,10 +107,10 @@ def test_partners_of_different_patch_counts_are_refused(make_image: MakeImage) -
 
 def test_both_sides_are_corrupted_alike_with_strengths_of_their_own(make_image: MakeImage) -> None:
     folder = make_images(make_image, {"a_left": 10, "a_right": 20})
-    made = dataset_of(folder, fixed_corruptions=["saturation"], random_seed=4)[1]
+    item = dataset_of(folder, fixed_corruptions=["saturation"], random_seed=4)[1]
     left, right = expected_strengths(5, 2)
     brighter = [10 + 255 * 0.3 * left, 20 + 255 * 0.3 * right]
-    np.testing.assert_allclose([float(one.mean()) * 255 for one in made["lq"]], brighter, atol=1e-3)
+    np.testing.assert_allclose([float(lq.mean()) * 255 for lq in item["lq"]], brighter, atol=1e-3)
 
 
 def test_the_mode_makes_it_and_a_pickled_one_gives_the_same(sample_path: Callable[[str], Path]) -> None:

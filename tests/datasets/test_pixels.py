@@ -1,4 +1,4 @@
-"""Mode pixels: patches and pictures as they were decoded."""
+"""Mode pixels: decoded patches and pictures, and nothing else."""
 
 from __future__ import annotations
 
@@ -104,15 +104,15 @@ def test_a_bad_picture_is_replaced_whatever_its_place_and_size(tmp_path: Path, c
         assert torch.equal(pixels, torch.stack([dataset[n]["pixels"] for n in order]))
 
 
-def claiming(size: int) -> bytes:
-    """Return a JPEG of 32 x 20 pixels that claims to be a square of a size."""
+def with_size(size: int) -> bytes:
+    """Return a JPEG of 32 x 20 pixels whose header says that it is a square of a size."""
     data = bytearray(jpeg(noise(20, 32)))
-    at = data.index(b"\xff\xc0") + 5
-    data[at : at + 4] = size.to_bytes(2, "big") * 2
+    start = data.index(b"\xff\xc0") + 5
+    data[start : start + 4] = size.to_bytes(2, "big") * 2
     return bytes(data)
 
 
-@pytest.mark.parametrize("bad", [claiming(65000), claiming(16), b"no picture"], ids=["large", "small", "none"])
+@pytest.mark.parametrize("bad", [with_size(65000), with_size(16), b"no picture"], ids=["large", "small", "none"])
 @pytest.mark.parametrize("loader", [{"loader": "threads"}, {"loader": "workers", "n_workers": 1}])
 def test_a_batch_with_a_bad_picture_is_its_items(tmp_path: Path, bad: bytes, loader: dict[str, Any]) -> None:
     files = {f"{number:02d}.jpg": jpeg(noise(20, 32, seed=number)) for number in range(6)}
@@ -126,23 +126,23 @@ def test_a_batch_with_a_bad_picture_is_its_items(tmp_path: Path, bad: bytes, loa
     assert batch["index"].tolist() == [1, 1, 2, 4, 4, 5]
     for row, item in zip(batch["pixels"], items, strict=True):
         assert torch.equal(row, item["pixels"])
-    assert dataset._reported == 4  # the pass has reported as many
+    assert dataset._reported == 4  # The loader has reported as many.
     failing = create_dataset(options | {"on_error": "raise"})
     with pytest.raises(ImageError, match=r"0[03]\.jpg"):
         next(iter(create_dataloader(failing, {**options, "phase": "val"})))
 
 
 def test_memory_of_a_batch_that_came_out_otherwise_is_free_again(tmp_path: Path) -> None:
-    """The first picture claims a size that no other has, and is replaced."""
+    """The first picture's header says a size that no other picture has, and the picture is replaced."""
     big = jpeg(noise(300, 300))
     folder = write(tmp_path / "photos", {"0.jpg": big[:3000], "1.jpg": jpeg(noise(200, 200))})
     dataset = PixelsDataset({"paths": folder, "on_error": "skip"})
     slots = new_slots(1)
-    memory, receiver = SharedBufferPool(slots, 0), BufferReceiver(slots, pin_memory=False)
+    pool, receiver = SharedBufferPool(slots, 0), BufferReceiver(slots, pin_memory=False)
     for _ in range(20):
-        work = dataset.batch_builder([SampleKey(0, 0), SampleKey(1, 0)], memory.allocate)
-        work.fill(0, 2)
-        batch = receiver.receive(memory.send(work.finish()))
+        builder = dataset.batch_builder([SampleKey(0, 0), SampleKey(1, 0)], pool.allocate)
+        builder.fill(0, 2)
+        batch = receiver.receive(pool.send(builder.finish()))
         assert batch["pixels"].shape == (2, 200, 200, 3)
     assert slots.sum() <= 1
 
@@ -151,12 +151,12 @@ def test_memory_of_a_batch_that_came_out_otherwise_is_free_again(tmp_path: Path)
 @pytest.mark.parametrize("shape", [(2, 200, 200, 3), (3, 181, 179, 3)])
 def test_shared_memory_begins_where_decoding_is_fastest(shape: tuple[int, ...], dtype: Any, remainder: int) -> None:
     slots = new_slots(1)
-    memory, receiver = SharedBufferPool(slots, 0), BufferReceiver(slots, pin_memory=False)
+    pool, receiver = SharedBufferPool(slots, 0), BufferReceiver(slots, pin_memory=False)
     for number in range(3):
-        array = memory.allocate(shape, dtype)
+        array = pool.allocate(shape, dtype)
         assert (array.shape, array.dtype, array.ctypes.data % 32) == (shape, dtype, remainder)
         array[...] = number
-        received = receiver.receive(memory.send({"pixels": torch.from_numpy(array)}))["pixels"]
+        received = receiver.receive(pool.send({"pixels": torch.from_numpy(array)}))["pixels"]
         assert received.shape == shape
         assert (received == number).all()
         assert slots.sum() == 1

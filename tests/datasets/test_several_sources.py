@@ -1,4 +1,4 @@
-"""A dataset of several sources gives what datasets of each give, in order, as often as weights say."""
+"""Datasets of several sources: the items of each source in order, repeated by its weight."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from tests.support.sample_data import noise
 from tests.support.source_contract import jpeg
 
 
-class Counted(Source):
-    """A source of images of so many patches, which are not there."""
+class EmptySource(Source):
+    """A source of images that have given numbers of patches; the patches have no bytes."""
 
-    path = Path("counted")
+    path = Path("empty")
     layout = "chunked"
 
     def __init__(self, counts: list[int]) -> None:
@@ -74,7 +74,7 @@ class Counted(Source):
 def test_items_are_the_patches_of_each_source_as_often_as_its_weight_says(
     counts: list[list[int]], entries: list[tuple[int, int]], ignore_first: int
 ) -> None:
-    distinct = [Counted(each) for each in counts]
+    distinct = [EmptySource(patch_counts) for patch_counts in counts]
     sources = [distinct[number % len(distinct)] for number, _ in entries]
     weights = [weight for _, weight in entries]
     patches = WeightedPatches(sources, weights, ignore_first=ignore_first)
@@ -102,7 +102,7 @@ PATCHES = {"target_size": 32, "scale": 2, "need_ref": True, "strict": True}
 
 
 def write_chunked(folder: Path, names: list[str], seed: int) -> Path:
-    """Write images of two patches; names and centres are the same whatever the seed."""
+    """Write images of two patches each. Pixels follow from the seed; file names and centres do not."""
     for number, name in enumerate(names):
         files = {f"{n}.jpg": jpeg(noise(32, 32, seed=seed + 10 * number + n)) for n in range(2)}
         reference = jpeg(noise(32, 32, seed=seed + 10 * number + 9))
@@ -112,34 +112,34 @@ def write_chunked(folder: Path, names: list[str], seed: int) -> Path:
 
 
 def items_of(dataset: Any) -> list[dict[str, Any]]:
-    """Return the items without what numbers them."""
+    """Return the items without their index."""
     return [{key: value for key, value in dataset[n].items() if key != "index"} for n in range(len(dataset))]
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_mode_of_patches_reads_each_source_as_if_it_were_alone(mode: str, tmp_path: Path) -> None:
-    own = dict(MODES[mode])
-    names = own.pop("names")
-    options = {"mode": mode, **({} if mode == "pixels" else PATCHES), **own}
+    mode_options = dict(MODES[mode])
+    names = mode_options.pop("names")
+    options = {"mode": mode, **({} if mode == "pixels" else PATCHES), **mode_options}
     folders = [write_chunked(tmp_path / name, names, seed) for name, seed in (("one", 0), ("two", 500))]
     paths = [store_of(folders[0], "chunked"), folders[1], folders[0]]
-    alone = [items_of(create_dataset({**options, "paths": path})) for path in paths]
+    one, two, three = (items_of(create_dataset({**options, "paths": path})) for path in paths)
     dataset: Any = create_dataset({**options, "paths": paths, "weights": [1, 2, 1]})
-    assert_same(items_of(dataset), [*alone[0], *alone[1], *alone[1], *alone[2]])
+    assert_same(items_of(dataset), [*one, *two, *two, *three])
     assert_same(items_of(pickle.loads(pickle.dumps(dataset))), items_of(dataset))
     assert [dataset.image_of(n).rpartition("/")[0] for n in (0, len(dataset) // 2, len(dataset) - 1)] == [
         str(path) for path in paths
     ]
-    whole = dataset.__getitems__([SampleKey(n, 0) for n in range(len(dataset))])
-    assert_same([{key: value for key, value in item.items() if key != "index"} for item in whole], items_of(dataset))
+    items = dataset.__getitems__([SampleKey(n, 0) for n in range(len(dataset))])
+    assert_same([{key: value for key, value in item.items() if key != "index"} for item in items], items_of(dataset))
 
 
 def test_raw_batches_tell_equal_image_numbers_of_several_sources_apart(tmp_path: Path) -> None:
     paths = [write_chunked(tmp_path / name, ["a", "b"], seed) for name, seed in (("one", 0), ("two", 500))]
     dataset: Any = create_dataset({"mode": "single_image_extensible", **PATCHES, "paths": paths})
-    work = dataset.begin_raw_batch([SampleKey(n, 0) for n in range(8)], new_array)
-    work.fill(0, 8)
-    batch = work.finish()
+    builder = dataset.begin_raw_batch([SampleKey(n, 0) for n in range(8)], new_array)
+    builder.fill(0, 8)
+    batch = builder.finish()
     assert batch.images.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     assert [image for image, _ in batch.references] == [0, 1, 2, 3]
     assert len({pixels.numpy().tobytes() for _, pixels in batch.references}) == 4
@@ -154,9 +154,9 @@ def test_alternatives_are_of_the_same_source(alternative: str, tmp_path: Path) -
     chunked = store_of(write_chunked(tmp_path / "three", ["00000001", "00000002"], 500), "chunked")
     options = {"mode": "imagefolder", "scale": 2, "disable_flip": True, alternative: True, "seed": 0}
     paths = [store_of(folders[0]), chunked, folders[1]]
-    alone = [items_of(create_dataset({**options, "paths": path})) for path in paths]
-    assert any(item["has_alt"] for items in alone for item in items)
-    assert_same(items_of(create_dataset({**options, "paths": paths})), [item for items in alone for item in items])
+    expected = [item for path in paths for item in items_of(create_dataset({**options, "paths": path}))]
+    assert any(item["has_alt"] for item in expected)
+    assert_same(items_of(create_dataset({**options, "paths": paths})), expected)
 
 
 def test_patches_of_stores_come_in_path_order_beside_folders_of_pictures(tmp_path: Path) -> None:
@@ -164,6 +164,6 @@ def test_patches_of_stores_come_in_path_order_beside_folders_of_pictures(tmp_pat
     pictures = write_pictures(tmp_path / "pictures", {"z.png": noise(32, 32), "y/1.png": noise(32, 32)})
     dataset: Any = create_dataset({"mode": "imagefolder", "paths": [pictures, chunked, pictures], "scale": 1})
     paths = [dataset[n]["HQ_path"] for n in range(len(dataset))]
-    beside = [f"{pictures}/{name}" for name in ("y/1.png", "z.png")]
-    stored = [f"{chunked}/{image}/{n}.jpg" for image in ("a b", "a-b", "a") for n in range(2)]
-    assert paths == [*beside, *stored, *beside]
+    picture_paths = [f"{pictures}/{name}" for name in ("y/1.png", "z.png")]
+    patch_paths = [f"{chunked}/{image}/{n}.jpg" for image in ("a b", "a-b", "a") for n in range(2)]
+    assert paths == [*picture_paths, *patch_paths, *picture_paths]

@@ -1,4 +1,4 @@
-"""Mode stylegan2: every rule by which a picture becomes a square."""
+"""Mode stylegan2: each rule that makes a square of a picture."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def gradient(height: int, width: int) -> Array:
 
 def test_hq_and_lq_are_the_same_in_tensors_of_their_own(tmp_path: Path) -> None:
     folder = one_picture(tmp_path, noise(50, 50))
-    made = dataset(folder)[0]
-    assert made.keys() == {"hq", "lq", "GT_path"}
-    assert made["GT_path"] == str(folder / "one.png")
-    assert (made["hq"].shape, made["hq"].dtype) == ((3, 32, 32), torch.float32)
-    assert torch.equal(made["hq"], made["lq"])
-    assert made["hq"].data_ptr() != made["lq"].data_ptr()
+    item = dataset(folder)[0]
+    assert item.keys() == {"hq", "lq", "GT_path"}
+    assert item["GT_path"] == str(folder / "one.png")
+    assert (item["hq"].shape, item["hq"].dtype) == ((3, 32, 32), torch.float32)
+    assert torch.equal(item["hq"], item["lq"])
+    assert item["hq"].data_ptr() != item["lq"].data_ptr()
 
 
 @pytest.mark.parametrize("shape", [(64, 101), (101, 64), (20, 33), (7, 64), (32, 32), (33, 32), (200, 33)])
@@ -59,17 +59,17 @@ def test_a_picture_of_the_target_size_stays_as_it_is(tmp_path: Path) -> None:
 
 
 def test_a_part_of_the_items_is_a_random_crop(tmp_path: Path) -> None:
-    made = dataset(one_picture(tmp_path, gradient(40, 32)), aug_prob=0.3)
+    data = dataset(one_picture(tmp_path, gradient(40, 32)), aug_prob=0.3)
     middle = dataset(tmp_path / "photos")[0]["hq"]
-    crops = sum(not torch.equal(made[SampleKey(0, repetition)]["hq"], middle) for repetition in range(1000))
+    crops = sum(not torch.equal(data[SampleKey(0, repetition)]["hq"], middle) for repetition in range(1000))
     assert 240 < crops < 360  # 4.1 standard deviations
-    assert torch.equal(made[SampleKey(0, 5)]["hq"], made[SampleKey(0, 5)]["hq"])
+    assert torch.equal(data[SampleKey(0, 5)]["hq"], data[SampleKey(0, 5)]["hq"])
 
 
 def test_a_random_crop_is_a_part_of_the_resized_picture(tmp_path: Path) -> None:
-    made = dataset(one_picture(tmp_path, gradient(200, 240)), target_size=200, aug_prob=1)
+    data = dataset(one_picture(tmp_path, gradient(200, 240)), target_size=200, aug_prob=1)
     for repetition in range(50):
-        rows, cols = (made[SampleKey(0, repetition)]["hq"][channel].numpy() * 255 for channel in (0, 1))
+        rows, cols = (data[SampleKey(0, repetition)]["hq"][channel].numpy() * 255 for channel in (0, 1))
         height, width = rows[-1, 0] - rows[0, 0] + 1, cols[0, -1] - cols[0, 0] + 1
         assert 0.48 * 200 * 240 <= height * width <= 1.01 * 200 * 240
         assert 0.96 < width / height < 1.04
@@ -121,14 +121,14 @@ def test_items_come_alike_from_folder_store_chunked_store_pickle_and_workers(tmp
     folder = write_pictures(tmp_path / "photos", {name: noise(40, 60, seed=n) for n, name in enumerate(names)})
     write_pictures(folder, {"a/ref.jpg": noise(8, 8)})
     options = {"mode": "stylegan2", "target_size": 32, "aug_prob": 0.5, "seed": 2, "batch_size": 4, "n_workers": 2}
-    for key, root in (("path", folder), ("dataroot", store_of(folder)), ("path", store_of(folder, "chunked"))):
-        made = create_dataset({**options, key: root})
+    for key, source in (("path", folder), ("dataroot", store_of(folder)), ("path", store_of(folder, "chunked"))):
+        data = create_dataset({**options, key: source})
         expected = torch.stack([dataset(folder, aug_prob=0.5, seed=2)[SampleKey(index, 0)]["hq"] for index in range(4)])
-        again = pickle.loads(pickle.dumps(made))
-        assert torch.equal(torch.stack([again[SampleKey(index, 0)]["hq"] for index in range(4)]), expected)
-        (batch,) = create_dataloader(made, {**options, "pin_memory": False}, shuffle=False)
+        unpickled = pickle.loads(pickle.dumps(data))
+        assert torch.equal(torch.stack([unpickled[SampleKey(index, 0)]["hq"] for index in range(4)]), expected)
+        (batch,) = create_dataloader(data, {**options, "pin_memory": False}, shuffle=False)
         assert torch.equal(batch["hq"], expected)
-        assert batch["GT_path"] == [f"{root}/{name}" for name in names]
+        assert batch["GT_path"] == [f"{source}/{name}" for name in names]
 
 
 @pytest.mark.parametrize(

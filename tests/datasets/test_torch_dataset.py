@@ -1,4 +1,4 @@
-"""Mode torch_dataset: labelled pictures, cropped, mirrored, normalized."""
+"""Mode torch_dataset: labelled pictures, cropped, flipped, normalized."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def normalized(pixels: Array) -> Array:
 
 
 def either_way(tensor: torch.Tensor, pixels: Array) -> bool:
-    """Return whether a tensor is some pixels or their mirror image."""
-    return any(np.allclose(tensor, normalized(way), atol=1e-5) for way in (pixels, pixels[:, ::-1]))
+    """Return whether a tensor shows the pixels or their mirror image."""
+    return any(np.allclose(tensor, normalized(image), atol=1e-5) for image in (pixels, pixels[:, ::-1]))
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def labelled_picture(tmp_path: Path, pixels: Array) -> Path:
     return write_pictures(tmp_path / "classes", {"cat/1.png": pixels}).parent / "classes"
 
 
-def one(tmp_path: Path, pixels: Array, **options: Any) -> TorchDataset:
+def dataset_of_one(tmp_path: Path, pixels: Array, **options: Any) -> TorchDataset:
     """Return the dataset of one picture in the folder of its class."""
     folder = labelled_picture(tmp_path, pixels)
     return TorchDataset({"dataset": "imagefolder", "kwargs": {"root": folder}, "image_size": 32, "seed": 1, **options})
@@ -76,7 +76,7 @@ def test_an_item_has_the_keys_of_the_trainer(cifar: Path, tmp_path: Path) -> Non
 
 
 def test_without_coarse_labels_there_is_no_such_key(tmp_path: Path) -> None:
-    item = one(tmp_path, noise(32, 32))[0]
+    item = dataset_of_one(tmp_path, noise(32, 32))[0]
     assert item.keys() == {"lq", "hq", "labels", "LQ_path", "GT_path"}
     assert item["labels"] == 0
     assert item["GT_path"] == "cat/1.png"
@@ -96,12 +96,12 @@ def test_the_shorter_side_is_resized_antialiased_and_the_centre_is_cut(tmp_path:
     height, width = (int(32 * side / min(size)) for side in size)
     resized = np.asarray(PillowImage.fromarray(pixels).resize((width, height), PillowImage.Resampling.BILINEAR))
     top, left = round((height - 32) / 2), round((width - 32) / 2)
-    assert either_way(one(tmp_path, pixels)[0]["hq"], resized[top : top + 32, left : left + 32])
+    assert either_way(dataset_of_one(tmp_path, pixels)[0]["hq"], resized[top : top + 32, left : left + 32])
 
 
 def test_a_random_crop_has_the_areas_and_ratios_of_torchvision(tmp_path: Path) -> None:
     rows, cols = np.mgrid[:200, :200].astype(np.uint8)
-    data = one(tmp_path, np.dstack([rows, cols, rows]), random_crop=True)
+    data = dataset_of_one(tmp_path, np.dstack([rows, cols, rows]), random_crop=True)
     crops = [data[SampleKey(0, repetition)]["hq"].numpy() * STDDEV + MEAN for repetition in range(1000)]
     heights, widths = (np.array([np.ptp(crop[axis]) * 255 * 32 / 31 for crop in crops]) for axis in (0, 1))
     areas, ratios = heights * widths / 200**2, widths / heights
@@ -142,12 +142,12 @@ def test_a_store_its_export_and_the_published_files_give_the_same_items(
     export_store(cifar, tmp_path / "exported")
     published = {"dataset": "cifar100", "kwargs": {"root": tmp_path / "files"}, "dataroot": None}
     exported = dataset(tmp_path / "exported", **options)
-    for draw in (SampleKey(0, 0), SampleKey(19, 3)):
-        items = [data[draw] for data in (dataset(cifar, **options), exported, dataset(cifar, **options, **published))]
+    for key in (SampleKey(0, 0), SampleKey(19, 3)):
+        items = [data[key] for data in (dataset(cifar, **options), exported, dataset(cifar, **options, **published))]
         for item in items[1:]:
             assert torch.equal(item.pop("hq"), items[0]["hq"])
             assert torch.equal(item.pop("lq"), items[0]["lq"])
-            assert item == {key: value for key, value in items[0].items() if key not in {"hq", "lq"}}
+            assert item == {name: value for name, value in items[0].items() if name not in {"hq", "lq"}}
 
 
 def test_kwargs_pick_the_split(tmp_path: Path) -> None:

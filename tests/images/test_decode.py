@@ -1,7 +1,4 @@
-"""Decoding: all formats give the same pixels, and bytes that are no complete picture raise an error.
-
-PyTurboJPEG as decoder: the pixels and the errors are those of simplejpeg.
-"""
+"""Decoding gives the same pixels for all formats and decoders, and an error for bytes that are no complete picture."""
 
 from __future__ import annotations
 
@@ -26,6 +23,7 @@ from tests.support.sample_data import DATA, Array, noise, png
 RGB = noise(20, 30)
 GREY = RGB[:, :, 0]
 PATCH = (DATA / "chunked/astronaut_left_0/00000001.jpg").read_bytes()
+PATCHES = [path.read_bytes() for path in sorted((DATA / "chunked/retina_left_3").glob("*.jpg"))]
 
 
 def encoded(pixels: Array | PillowImage.Image, kind: str, *, lossless: bool = False) -> bytes:
@@ -37,15 +35,14 @@ def encoded(pixels: Array | PillowImage.Image, kind: str, *, lossless: bool = Fa
 
 def png16(pixels: Array) -> bytes:
     """Return a PNG of uint16 pixels, (H, W) or (H, W, 3 or 4) in RGB order."""
-    order = [2, 1, 0, 3]
-    data: bytes = cv2.imencode(".png", pixels if pixels.ndim == 2 else pixels[:, :, order[: pixels.shape[2]]])[
-        1
-    ].tobytes()
+    if pixels.ndim == 3:
+        pixels = pixels[:, :, [2, 1, 0, 3][: pixels.shape[2]]]
+    data: bytes = cv2.imencode(".png", pixels)[1].tobytes()
     return data
 
 
 def png_header(width: int, height: int, *, depth: int = 8) -> bytes:
-    """Return a PNG whose header claims a size and that has next to no pixels."""
+    """Return a PNG with next to no pixels, whose header claims a size."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -55,7 +52,7 @@ def png_header(width: int, height: int, *, depth: int = 8) -> bytes:
 
 
 def jpeg_header(width: int, height: int) -> bytes:
-    """Return a JPEG whose header claims another size."""
+    """Return a JPEG of 30 x 20 pixels whose header claims another size."""
     data = bytearray(encoded(RGB, "JPEG"))
     start = data.index(b"\xff\xc0") + 5
     data[start : start + 4] = struct.pack(">HH", height, width)
@@ -165,7 +162,7 @@ def test_arrays_belong_to_the_caller(data: bytes) -> None:
         assert pixels.flags.c_contiguous
 
 
-WHOLE = {
+PICTURES = {
     "jpeg": PATCH,
     "cmyk": encoded(PillowImage.fromarray(RGB).convert("CMYK"), "JPEG"),
     "png": png(RGB),
@@ -176,9 +173,9 @@ WHOLE = {
 }
 
 
-@pytest.mark.parametrize("kind", WHOLE)
+@pytest.mark.parametrize("kind", PICTURES)
 def test_a_truncated_picture_is_an_error(kind: str) -> None:
-    data = WHOLE[kind]
+    data = PICTURES[kind]
     assert check_picture(data) == image_size(data)
     for length in {*range(0, len(data) - 40, 97), len(data) - 40}:
         for check in (decode, check_picture):
@@ -199,9 +196,9 @@ def test_a_kind_that_starts_other_programs_is_not_opened() -> None:
 
 
 @settings(max_examples=300, deadline=None)
-@given(data=st.data(), kind=st.sampled_from(sorted(WHOLE)), alpha=st.booleans())
+@given(data=st.data(), kind=st.sampled_from(sorted(PICTURES)), alpha=st.booleans())
 def test_changed_bytes_give_pixels_or_our_error(data: st.DataObject, kind: str, alpha: bool) -> None:
-    changed = bytearray(WHOLE[kind])
+    changed = bytearray(PICTURES[kind])
     for _ in range(data.draw(st.integers(1, 6))):
         changed[data.draw(st.integers(0, min(len(changed), 200) - 1))] = data.draw(st.integers(0, 255))
     try:
@@ -224,15 +221,15 @@ def test_a_huge_picture_is_refused_before_it_is_allocated(kind: str) -> None:
     assert peak < 5_000_000
 
 
-@pytest.mark.parametrize("kind", WHOLE)
+@pytest.mark.parametrize("kind", PICTURES)
 def test_max_pixels_is_the_largest_that_passes(kind: str) -> None:
-    height, width = image_size(WHOLE[kind])
-    decode(WHOLE[kind], max_pixels=height * width)
+    height, width = image_size(PICTURES[kind])
+    decode(PICTURES[kind], max_pixels=height * width)
     for check in (decode, check_picture):
         with pytest.raises(
             ImageError, match=f"{width} x {height} pixels are more than the limit of {height * width - 1}"
         ):
-            check(WHOLE[kind], max_pixels=height * width - 1)
+            check(PICTURES[kind], max_pixels=height * width - 1)
     assert MAX_PIXELS == PillowImage.MAX_IMAGE_PIXELS
 
 
@@ -252,10 +249,10 @@ def test_a_batch_is_one_array_when_all_sizes_agree() -> None:
     assert list(as_batch([])) == []
 
 
-PATCHES = [path.read_bytes() for path in sorted((DATA / "chunked/retina_left_3").glob("*.jpg"))]
+# PyTurboJPEG
 
 
-def _is_usable() -> bool:
+def _has_pyturbojpeg() -> bool:
     if importlib.util.find_spec("turbojpeg") is None:
         return False
     try:
@@ -265,11 +262,11 @@ def _is_usable() -> bool:
     return True
 
 
-IS_USABLE = _is_usable()
-needs_pyturbojpeg = pytest.mark.skipif(not IS_USABLE, reason="PyTurboJPEG or libjpeg-turbo is not installed")
+HAS_PYTURBOJPEG = _has_pyturbojpeg()
+needs_pyturbojpeg = pytest.mark.skipif(not HAS_PYTURBOJPEG, reason="PyTurboJPEG or libjpeg-turbo is not installed")
 
 
-@pytest.mark.skipif(IS_USABLE, reason="PyTurboJPEG is installed")
+@pytest.mark.skipif(HAS_PYTURBOJPEG, reason="PyTurboJPEG is installed")
 def test_a_missing_package_is_an_error_that_says_what_to_install() -> None:
     with pytest.raises(ConfigError, match=r"pip install dlas-store\[turbojpeg\].*libjpeg-turbo"):
         decode(PATCHES[0], decoder="pyturbojpeg")
@@ -287,14 +284,14 @@ def test_pixels_are_those_of_simplejpeg(alpha: bool) -> None:
 def test_truncated_and_damaged_files_are_errors_in_every_thread() -> None:
     def is_refused(number: int) -> bool:
         data = PATCHES[number % len(PATCHES)]
-        broken = number % 3 == 0
-        if broken:
+        is_truncated = number % 3 == 0
+        if is_truncated:
             data = data[: len(data) * (number % 7 + 2) // 10]
         try:
             decode(data, decoder="pyturbojpeg")
         except ImageError:
-            return broken
-        return not broken
+            return is_truncated
+        return not is_truncated
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(is_refused, range(2000)))

@@ -1,4 +1,4 @@
-"""Pillow's libjpeg-turbo is called if it decodes to the same pixels as simplejpeg."""
+"""The loader takes Pillow's libjpeg-turbo only if it decodes to the same pixels as simplejpeg."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from tests.support.sample_data import DATA, noise
 find = find_libjpeg.__wrapped__
 
 LIBC = ctypes.util.find_library("c") or "libc.so.6"
-PILLOWS = _imaging.__file__
+PILLOWS_MODULE = _imaging.__file__
 
 needs_library = pytest.mark.skipif(find_libjpeg() is None, reason="Pillow's libjpeg-turbo cannot be called")
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
 
 
 def test_the_wheels_of_pillow_have_one() -> None:
-    """A plain pip install is fast without further packages."""
-    if not Path(PILLOWS).parent.with_name("pillow.libs").is_dir():
+    """A plain pip install is fast without more packages."""
+    if not Path(PILLOWS_MODULE).parent.with_name("pillow.libs").is_dir():
         pytest.skip("Pillow is not installed from a wheel for Linux")
     assert features.check("libjpeg_turbo")
     assert find_libjpeg() is not None
@@ -40,7 +40,7 @@ def test_the_wheels_of_pillow_have_one() -> None:
 
 @needs_library
 def test_it_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(VARIABLE, PILLOWS)
+    monkeypatch.setenv(VARIABLE, PILLOWS_MODULE)
     assert isinstance(find(), Libjpeg)
 
 
@@ -65,7 +65,7 @@ def test_a_named_file_that_is_none_is_an_error(name: str, monkeypatch: pytest.Mo
         Libjpeg(name)
 
 
-OTHER = """
+OTHER_LIBRARY = """
 #include <stddef.h>
 struct errors { void (*exit)(void *); };
 void jpeg_CreateDecompress(struct errors **jpeg, int version, size_t size) { if (%d != version) (*jpeg)->exit(jpeg); }
@@ -86,15 +86,15 @@ void jpeg_destroy_decompress(void *jpeg) { }
 def test_a_library_that_decodes_to_other_pixels_is_not_taken(
     version: int, header: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three libraries: one reports success but writes nothing, one has another version, one returns no rows."""
+    """Of three libraries one reports success but writes nothing, one has another version, and one returns no rows."""
     source, library = tmp_path / "other.c", tmp_path / "libjpeg.so.0"
-    source.write_text(OTHER % (version, header))
+    source.write_text(OTHER_LIBRARY % (version, header))
     subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
     assert Libjpeg(library).decode(simplejpeg.encode_jpeg(noise(20, 75)), np.zeros((20, 75, 3), np.uint8)) is False
     monkeypatch.setenv(VARIABLE, str(library))
     with pytest.raises(ConfigError, match="which decodes to other pixels than simplejpeg; unset it"):
         find()
-    # The library is found as Pillow's would be.
+    # Without the variable, the library stands in for Pillow's.
     monkeypatch.delenv(VARIABLE)
     monkeypatch.setattr(libjpeg, "_pillows_module", lambda: str(library))
     assert find() is None
@@ -102,7 +102,7 @@ def test_a_library_that_decodes_to_other_pixels_is_not_taken(
 
 @needs_library
 def test_it_decodes_pictures_of_the_arrays_size_and_says_where_it_did_not() -> None:
-    library, pixels = Libjpeg(PILLOWS), noise(40, 56)
+    library, pixels = Libjpeg(PILLOWS_MODULE), noise(40, 56)
     data = simplejpeg.encode_jpeg(pixels)
     out = np.zeros_like(pixels)
     assert library.decode(data, out) is True
@@ -119,7 +119,7 @@ def test_it_decodes_pictures_of_the_arrays_size_and_says_where_it_did_not() -> N
 
 @needs_library
 def test_other_arguments_are_errors() -> None:
-    library, data = Libjpeg(PILLOWS), simplejpeg.encode_jpeg(noise(8, 8))
+    library, data = Libjpeg(PILLOWS_MODULE), simplejpeg.encode_jpeg(noise(8, 8))
     for out in (np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), np.uint8), np.zeros((8, 8, 3), np.int8)):
         with pytest.raises(TypeError, match="uint8"):
             library.decode(data, out)
@@ -127,11 +127,11 @@ def test_other_arguments_are_errors() -> None:
         library.decode("text", np.zeros((8, 8, 3), np.uint8))  # type: ignore[arg-type]
     with pytest.raises(BufferError):
         library.decode(data, b"")  # type: ignore[arg-type]
-    for arguments in ((), (1,), (PILLOWS, PILLOWS)):
+    for arguments in ((), (1,), (PILLOWS_MODULE, PILLOWS_MODULE)):
         with pytest.raises(TypeError):
             Libjpeg(*arguments)
     with pytest.raises(TypeError):
-        Libjpeg(file=PILLOWS)  # type: ignore[call-arg]
+        Libjpeg(file=PILLOWS_MODULE)  # type: ignore[call-arg]
 
 
 def test_a_wrong_name_is_met_when_a_store_is_opened(tmp_path: Path) -> None:
@@ -140,9 +140,9 @@ def test_a_wrong_name_is_met_when_a_store_is_opened(tmp_path: Path) -> None:
     environment = {**os.environ, VARIABLE: "/nowhere/libjpeg.so"}
     program = "import sys; from dlas_store import open_source; open_source(sys.argv[1])"
     command = [sys.executable, "-c", program, str(store)]
-    done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert f"ConfigError: {VARIABLE} names '/nowhere/libjpeg.so'" in done.stderr
+    process = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+    assert process.returncode == 1
+    assert f"ConfigError: {VARIABLE} names '/nowhere/libjpeg.so'" in process.stderr
 
 
 DIGESTS = """
@@ -160,11 +160,11 @@ for batch in create_dataloader(create_dataset(options), options):
 def test_batches_with_and_without_it_are_equal(tmp_path: Path) -> None:
     store = tmp_path / "sample.lmdb"
     import_store([DATA / "chunked"], store, workers=1)
-    printed = []
-    for file in ("", PILLOWS):
+    digests = []
+    for file in ("", PILLOWS_MODULE):
         environment = {**os.environ, VARIABLE: file}
         command = [sys.executable, "-c", DIGESTS, str(store)]
-        done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-        printed.append(done.stdout.splitlines())
-    assert len(printed[0]) > 3
-    assert printed[0] == printed[1]
+        process = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+        digests.append(process.stdout.splitlines())
+    assert len(digests[0]) > 3
+    assert digests[0] == digests[1]

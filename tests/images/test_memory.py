@@ -1,7 +1,4 @@
-"""Arrays that begin where writing to them is fastest.
-
-A bounded cache makes what it lacks, keeps the first values, and holds no more than its capacity.
-"""
+"""Memory of pixels: arrays begin at the alignment that is fastest to write; a bounded cache keeps its first values."""
 
 from __future__ import annotations
 
@@ -52,15 +49,15 @@ def test_pictures_are_decoded_where_vectors_are_not_aligned_and_floats_written_i
 
 def test_a_kept_value_is_made_once() -> None:
     cache: BoundedCache[int, str] = BoundedCache(2)
-    made: list[int] = []
+    made_keys: list[int] = []
 
     def make(key: int) -> str:
-        made.append(key)
+        made_keys.append(key)
         return str(key)
 
     assert cache.peek(1) is None
     assert [cache.get(key, make) for key in (1, 1, 2, 1)] == ["1", "1", "2", "1"]
-    assert made == [1, 2]
+    assert made_keys == [1, 2]
     assert cache.peek(2) == "2"
 
 

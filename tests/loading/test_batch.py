@@ -1,4 +1,4 @@
-"""Batches: what is read one by one, as a list and as a batch, by any loader, is the same in every mode."""
+"""Batches: in every mode they equal the collated items, read one by one or as a list, from any loader."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from tests.support.source_contract import jpeg
 BATCH = 5
 
 
-# The data of every mode
+# Data of every mode
 
 
 def chunked_image(
@@ -60,7 +60,7 @@ def chunked_image(
 
 
 def jpegs(*shapes: tuple[int, int], seed: int = 0) -> dict[str, bytes]:
-    """Return one patch of each shape."""
+    """Return the files of one patch of each shape."""
     return {f"{number:08d}.jpg": jpeg(noise(*shape, seed=seed + number)) for number, shape in enumerate(shapes)}
 
 
@@ -143,9 +143,9 @@ class Case(NamedTuple):
     """A config.
 
     Attributes:
-        data: the folder that it reads, or the store of that name.
-        options: beside where the data is.
-        key: names the data.
+        data: name of the folder or store that the config reads.
+        options: of the dataset, without the path of the data.
+        key: name of the option with the path of the data.
     """
 
     data: str
@@ -260,15 +260,15 @@ def make_dataset(name: str, data: Path, kind: str, **more: Any) -> ItemDataset:
     return dataset
 
 
-def draws_of(dataset: ItemDataset, count: int = 3 * BATCH - 2) -> list[SampleKey]:
-    """Return draws in no order, some of them again, one again with other random numbers."""
+def sample_keys(dataset: ItemDataset, count: int = 3 * BATCH - 2) -> list[SampleKey]:
+    """Return sample keys in random order; some repeat, one with another repetition."""
     shuffled = random.Random(1)
-    draws = [SampleKey(shuffled.randrange(len(dataset)), 4) for _ in range(count - 3)]
-    return [*draws, draws[0], SampleKey(draws[1].index, 9), SampleKey(len(dataset) - 1, 4)]
+    keys = [SampleKey(shuffled.randrange(len(dataset)), 4) for _ in range(count - 3)]
+    return [*keys, keys[0], SampleKey(keys[1].index, 9), SampleKey(len(dataset) - 1, 4)]
 
 
-def by_batch(draws: list[SampleKey]) -> list[list[SampleKey]]:
-    return [draws[start : start + BATCH] for start in range(0, len(draws), BATCH)]
+def by_batch(keys: list[SampleKey]) -> list[list[SampleKey]]:
+    return [keys[start : start + BATCH] for start in range(0, len(keys), BATCH)]
 
 
 @pytest.fixture(params=["folder", "store"])
@@ -277,7 +277,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 def dirty(shape: tuple[int, ...], dtype: DTypeLike) -> Array:
-    """Return memory that somebody used before."""
+    """Return an array whose memory holds old bytes."""
     return np.full(int(np.prod(shape)) * np.dtype(dtype).itemsize, 0xA5, np.uint8).view(dtype).reshape(shape)
 
 
@@ -287,42 +287,41 @@ def dirty(shape: tuple[int, ...], dtype: DTypeLike) -> Array:
 @pytest.mark.parametrize("name", CASES)
 def test_items_and_batches_of_this_process_are_equal(name: str, data: Path, kind: str) -> None:
     dataset = make_dataset(name, data, kind)
-    draws = draws_of(dataset)
-    expected = [default_collate([dataset[draw] for draw in share]) for share in by_batch(draws)]
-    assert_same([default_collate(list(dataset.__getitems__(share))) for share in by_batch(draws)], expected)
-    assert_same(list(DataLoader(dataset, batch_size=BATCH, sampler=draws)), expected)  # type: ignore[arg-type]
+    keys = sample_keys(dataset)
+    expected = [default_collate([dataset[key] for key in batch]) for batch in by_batch(keys)]
+    assert_same([default_collate(list(dataset.__getitems__(batch))) for batch in by_batch(keys)], expected)
+    assert_same(list(DataLoader(dataset, batch_size=BATCH, sampler=keys)), expected)  # type: ignore[arg-type]
     for threads in (1, 2):
-        loader = ThreadsLoader(dataset, sampler=draws, batch_size=BATCH, drop_last=False, threads=threads)
+        loader = ThreadsLoader(dataset, sampler=keys, batch_size=BATCH, drop_last=False, threads=threads)
         assert_same(list(loader), expected)
-    here = WorkersLoader(dataset, sampler=draws, batch_size=BATCH, drop_last=False, workers=0, threads=1)
+    here = WorkersLoader(dataset, sampler=keys, batch_size=BATCH, drop_last=False, workers=0, threads=1)
     assert_same(list(here), expected)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_batches_of_a_worker_process_are_equal(name: str, data: Path) -> None:
     dataset = make_dataset(name, data, "store" if len(name) % 2 else "folder")
-    draws = draws_of(dataset)
+    keys = sample_keys(dataset)
     loader = WorkersLoader(
-        dataset, sampler=draws, batch_size=BATCH, drop_last=False, workers=1, threads=2, start_method="fork"
+        dataset, sampler=keys, batch_size=BATCH, drop_last=False, workers=1, threads=2, start_method="fork"
     )
-    assert_same(list(loader), [default_collate([dataset[draw] for draw in share]) for share in by_batch(draws)])
+    assert_same(list(loader), [default_collate([dataset[key] for key in batch]) for batch in by_batch(keys)])
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_items_of_a_list_are_those_read_alone(name: str, data: Path) -> None:
     dataset = make_dataset(name, data, "store")
-    draws = draws_of(dataset, 6)
-    items = dataset.__getitems__(draws)
-    assert len(items) == len(draws)
-    for item, draw in zip(items, draws, strict=True):
-        alone = dataset[draw]
-        assert list(item) == list(alone)
-        for key, value in alone.items():
-            given = item[key]
-            if isinstance(value, bool | int | float):  # a number may come as a tensor without dimensions
-                assert torch.equal(torch.as_tensor(given), torch.as_tensor(value))
+    keys = sample_keys(dataset, 6)
+    items = dataset.__getitems__(keys)
+    assert len(items) == len(keys)
+    for item, sample_key in zip(items, keys, strict=True):
+        single_item = dataset[sample_key]
+        assert list(item) == list(single_item)
+        for key, value in single_item.items():
+            if isinstance(value, bool | int | float):  # in the list a number may be a tensor without dimensions
+                assert torch.equal(torch.as_tensor(item[key]), torch.as_tensor(value))
             else:
-                assert_same(given, value)
+                assert_same(item[key], value)
 
 
 @pytest.mark.parametrize(
@@ -334,19 +333,19 @@ def test_items_of_a_list_are_those_read_alone(name: str, data: Path) -> None:
 )  # fmt: skip
 def test_memory_of_any_content_and_parts_in_any_order_make_the_same_batch(name: str, data: Path, kind: str) -> None:
     dataset = make_dataset(name, data, kind)
-    draws = draws_of(dataset, 9)
-    expected = default_collate([dataset[draw] for draw in draws])
+    keys = sample_keys(dataset, 9)
+    expected = default_collate([dataset[key] for key in keys])
     for bounds in ([0, 9], [0, 1, 2, 9], [0, 0, 4, 4, 9], list(range(10))):
-        work = dataset.batch_builder(draws, dirty)
-        assert len(work) == 9
+        builder = dataset.batch_builder(keys, dirty)
+        assert len(builder) == 9
         parts = list(pairwise(bounds))
         for start, stop in reversed(parts):
-            work.fill(start, stop)
-        assert_same(work.finish(), expected)
+            builder.fill(start, stop)
+        assert_same(builder.finish(), expected)
 
 
-class NotedWork:
-    """A batch of numbers that notes its parts."""
+class RecordingBuilder:
+    """A builder that records the parts it is asked to fill."""
 
     def __init__(self) -> None:
         self.parts: list[tuple[int, int]] = []
@@ -363,13 +362,13 @@ class NotedWork:
 
 def test_as_many_threads_share_a_batch_as_was_said_last() -> None:
     with ThreadPoolExecutor(2) as pool:
-        making = BatchExecutor(pool, parts=4)
+        executor = BatchExecutor(pool, parts=4)
         for parts in (4, 1, 2):
-            making.split_into(parts)
-            for make in (making.make, lambda work: making.begin_and_make(lambda: work)):
-                work = NotedWork()
-                assert make(work).result() == 8
-                assert sorted(work.parts) == [(8 * part // parts, 8 * (part + 1) // parts) for part in range(parts)]
+            executor.split_into(parts)
+            for make in (executor.make, lambda builder: executor.begin_and_make(lambda: builder)):
+                builder = RecordingBuilder()
+                assert make(builder).result() == 8
+                assert sorted(builder.parts) == [(8 * part // parts, 8 * (part + 1) // parts) for part in range(parts)]
 
 
 def test_ints_are_read_as_draws_of_the_epoch(data: Path, kind: str) -> None:
@@ -396,30 +395,30 @@ def test_pytorchs_own_loader_pads_items_of_several_sizes(case: Case, data: Path)
     dataset: Any = create_dataset(options)
     expected = zero_pad([dataset[index] for index in range(4)])
     assert_same(list(DataLoader(dataset, batch_size=4, collate_fn=zero_pad, sampler=range(4))), [expected])
-    for made in (
+    for loader in (
         ThreadsLoader(dataset, sampler=range(4), batch_size=4, drop_last=False, threads=2, collate_fn=zero_pad),
         WorkersLoader(
             dataset, sampler=range(4), batch_size=4, drop_last=False, workers=0, threads=1, collate_fn=zero_pad
         ),
     ):
-        assert_same(list(made), [expected])
+        assert_same(list(loader), [expected])
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_what_an_item_is_named_after_is_announced(name: str, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = make_dataset(name, data, "store")
-    draws = [SampleKey(0, 0), SampleKey(len(dataset) - 1, 0)]
-    items = [dataset[draw] for draw in draws]
-    announced: list[str] = []
+    keys = [SampleKey(0, 0), SampleKey(len(dataset) - 1, 0)]
+    items = [dataset[key] for key in keys]
+    prefetched: list[str] = []
 
-    def noted(self: Store, indices: Sequence[int], /) -> None:
-        announced.extend(map(self.patch_path, indices))
+    def record_prefetch(self: Store, indices: Sequence[int], /) -> None:
+        prefetched.extend(map(self.patch_path, indices))
 
-    monkeypatch.setattr(Store, "prefetch", noted)
-    dataset.prefetch(draws)
+    monkeypatch.setattr(Store, "prefetch", record_prefetch)
+    dataset.prefetch(keys)
     paths = [value for item in items for key, value in item.items() if key.endswith("_path")]
-    assert announced
-    assert [path for path in paths if not any(one.endswith(path) for one in announced)] == []
+    assert prefetched
+    assert [path for path in paths if not any(patch_path.endswith(path) for patch_path in prefetched)] == []
 
 
 FAULTS = """
@@ -451,7 +450,7 @@ def test_memory_of_an_item_is_that_of_the_item_before(loader: str, workers: int)
     done = subprocess.run(
         [sys.executable, "-c", FAULTS, loader, str(workers)], check=True, capture_output=True, text=True
     )
-    assert int(done.stdout) < 200  # of 60 arrays of 192 pages and more
+    assert int(done.stdout) < 200  # new memory for 60 arrays would cost 192 faults or more an array
 
 
 # Bad samples
@@ -459,22 +458,22 @@ def test_memory_of_an_item_is_that_of_the_item_before(loader: str, workers: int)
 
 @pytest.fixture(params=["folder", "store"])
 def damaged(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A chunked source of which patches 1, 2 and 5 (of 6) are damaged, the reference of image b, and nothing else."""
+    """A chunked source with damage in patches 1, 2 and 5 of 6, and in the reference of image b, but nowhere else."""
     for seed, image in ((1, "a"), (5, "b"), (9, "c")):
         files = chunked_image(
             jpegs(*[(32, 32)] * 2, seed=seed), reference=jpeg(noise(32, 32, seed=60 + seed)), centers=CENTERS
         )
         write(tmp_path / "chunked" / image, files)
     folder = tmp_path / "chunked"
-    hurt = [folder / "a" / "00000001.jpg", folder / "b" / "00000000.jpg", folder / "c" / "00000001.jpg"]
-    hurt.append(folder / "b" / "ref.jpg")
+    damaged_files = [folder / "a" / "00000001.jpg", folder / "b" / "00000000.jpg", folder / "c" / "00000001.jpg"]
+    damaged_files.append(folder / "b" / "ref.jpg")
     if request.param == "folder":
-        for file in hurt:
+        for file in damaged_files:
             file.write_bytes(file.read_bytes()[:-200])
         return folder
     store = tmp_path / "chunked.lmdb"
     import_store([folder], store, workers=1)
-    for file in hurt:
+    for file in damaged_files:
         flip_in(shards_of(store)[0], file.read_bytes())
     return store
 
@@ -491,17 +490,17 @@ def damaged(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 )
 def test_bad_samples_are_replaced_alike_in_items_and_batches(options: dict[str, Any], damaged: Path) -> None:
     dataset: Any = create_dataset({**options, "paths": damaged, "on_error": "skip", "seed": 2})
-    draws = [SampleKey(index, 1) for index in (5, 1, 0, 2, 2, 4, 1, 3)]
+    keys = [SampleKey(index, 1) for index in (5, 1, 0, 2, 2, 4, 1, 3)]
     for size in (1, 3, 8):
-        shares = [draws[start : start + size] for start in range(0, len(draws), size)]
-        expected = [default_collate([dataset[draw] for draw in share]) for share in shares]
+        batches = [keys[start : start + size] for start in range(0, len(keys), size)]
+        expected = [default_collate([dataset[key] for key in batch]) for batch in batches]
         replaced = dataset.take_skipped()
         assert replaced
         for loader in (
-            ThreadsLoader(dataset, sampler=draws, batch_size=size, drop_last=False, threads=2),
-            WorkersLoader(dataset, sampler=draws, batch_size=size, drop_last=False, workers=0, threads=1),
+            ThreadsLoader(dataset, sampler=keys, batch_size=size, drop_last=False, threads=2),
+            WorkersLoader(dataset, sampler=keys, batch_size=size, drop_last=False, workers=0, threads=1),
             WorkersLoader(
-                dataset, sampler=draws, batch_size=size, drop_last=False, workers=1, threads=1, start_method="fork"
+                dataset, sampler=keys, batch_size=size, drop_last=False, workers=1, threads=1, start_method="fork"
             ),
         ):
             assert_same(list(loader), expected)
@@ -513,11 +512,11 @@ def test_a_batch_counts_bad_samples_as_items_do(damaged: Path) -> None:
             {"mode": "single_image_extensible", "paths": damaged, "target_size": 32, "scale": 2, "on_error": "skip"}
         )
 
-    alone, together = dataset(), dataset()
+    by_items, by_batch = dataset(), dataset()
     for index in range(6):
-        alone[index]
-    together.__getitems__(list(range(6)))
-    assert together.take_skipped() == alone.take_skipped() > 0
+        by_items[index]
+    by_batch.__getitems__(list(range(6)))
+    assert by_batch.take_skipped() == by_items.take_skipped() > 0
 
 
 @pytest.mark.parametrize("mode", ["single_image_extensible", "pixels"])
@@ -533,7 +532,7 @@ def test_without_skipping_a_bad_sample_is_an_error_that_names_it(mode: str, dama
 
 @pytest.mark.parametrize("mode", ["single_image_extensible", "multi_frame_extensible", "pixels"])
 def test_a_damaged_index_is_skipped_by_item_and_by_batch(mode: str, tmp_path: Path) -> None:
-    images = 200  # rows of patches in several blocks, of which the first is damaged
+    images = 200  # their rows of patches fill several blocks; the first block is damaged
     small = png(noise(2, 2))
     write(tmp_path / "many", {f"{n:012d}/{patch}.png": small for n in range(images) for patch in range(2)})
     store = tmp_path / "many.lmdb"
@@ -545,10 +544,10 @@ def test_a_damaged_index_is_skipped_by_item_and_by_batch(mode: str, tmp_path: Pa
     if mode == "multi_frame_extensible":
         options["num_frames"] = 1
     dataset: Any = create_dataset(options)
-    draws = [SampleKey(0, 0), SampleKey(399, 0)]
-    expected = default_collate([dataset[draw] for draw in draws])
+    keys = [SampleKey(0, 0), SampleKey(399, 0)]
+    expected = default_collate([dataset[key] for key in keys])
     assert dataset.take_skipped()
-    assert_same(default_collate(list(dataset.__getitems__(draws))), expected)
+    assert_same(default_collate(list(dataset.__getitems__(keys))), expected)
 
 
 # References
@@ -556,15 +555,15 @@ def test_a_damaged_index_is_skipped_by_item_and_by_batch(mode: str, tmp_path: Pa
 
 @pytest.fixture
 def reference_reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The images whose references are read from a store, as they are read."""
+    """The numbers of the images whose references are read from a store, in the order of the reads."""
     numbers: list[int] = []
     read = Store.read_reference
 
-    def noted(self: Store, number: int) -> bytes | None:
+    def record_read(self: Store, number: int) -> bytes | None:
         numbers.append(number)
         return read(self, number)
 
-    monkeypatch.setattr(Store, "read_reference", noted)
+    monkeypatch.setattr(Store, "read_reference", record_read)
     return numbers
 
 
@@ -597,7 +596,7 @@ def test_references_that_do_not_fit_the_cache_change_nothing(
 
 @pytest.fixture
 def twelve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A dataset of 12 images of two patches, patches and references of the size of HQ, of which it keeps one."""
+    """A dataset of 12 images of two patches, of the size of HQ as are the references; its cache holds one reference."""
     monkeypatch.setattr(references, "CACHE_BYTES", 0)
     for number in range(12):
         files = {name: jpeg(noise(32, 32, seed=3 * number + place)) for place, name in enumerate(("0.jpg", "1.jpg"))}
@@ -609,7 +608,7 @@ def twelve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_references_of_both_kinds_keep_to_the_room_that_they_have(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of every four the first three have another size than their patches, so that they are kept as float32."""
+    """Three of every four references differ in size from their patches, so that the cache holds them as float32."""
     room = 20 * (3 * 32**2 + 4 * 3 * 16**2)
     monkeypatch.setattr(references, "CACHE_BYTES", room)
     for number in range(40):
@@ -620,10 +619,10 @@ def test_references_of_both_kinds_keep_to_the_room_that_they_have(
     dataset: Any = create_dataset({"mode": "single_image_extensible", **options})
     for index in range(40):
         dataset[index]
-    kept = dataset._references._cache.entries.values()
-    assert {each.hq.dtype for each in kept} == {np.dtype(np.uint8), np.dtype(np.float32)}
-    largest = max(each.hq.nbytes + each.lq.nbytes for each in kept)
-    assert sum(each.hq.nbytes + each.lq.nbytes for each in kept) <= room + largest
+    cached = dataset._references._cache.entries.values()
+    assert {reference.hq.dtype for reference in cached} == {np.dtype(np.uint8), np.dtype(np.float32)}
+    largest = max(reference.hq.nbytes + reference.lq.nbytes for reference in cached)
+    assert sum(reference.hq.nbytes + reference.lq.nbytes for reference in cached) <= room + largest
 
 
 def test_references_that_make_room_for_each_other_in_threads_are_right(twelve: Any) -> None:
@@ -646,7 +645,7 @@ def test_a_reference_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
             "need_ref": True,
         }
     )
-    for _ in range(2):  # an error is not kept
+    for _ in range(2):  # an error is not cached
         with pytest.raises(ImageError, match="chunked: reference of image a: damaged or truncated JPEG"):
             dataset.__getitems__([0])
     (tmp_path / "chunked" / "a" / "ref.jpg").write_bytes(jpeg(noise(32, 32)))
@@ -663,7 +662,7 @@ def test_centers_as_tensors_of_an_old_folder_read_the_same(tmp_path: Path) -> No
     assert default_collate(list(dataset.__getitems__([1, 0])))["gt_center"].tolist() == [[10, 8], [9, 8]]
 
 
-# What batches are made with
+# Executors of batches, and their parts
 
 
 @pytest.mark.parametrize("shape", [(1, 16, 16), (3, 8, 32), (3, 1, 256), (4, 256, 1)])
@@ -676,23 +675,23 @@ def test_bytes_become_floats_as_a_division_makes_them(shape: tuple[int, int, int
 
 
 class Parts:
-    """A batch that tells which parts of it were made, and fails where it is told to."""
+    """A builder that records its parts as the batch, and fails at a chosen item."""
 
     def __init__(self, count: int, *, fails_at: int | None = None) -> None:
         self.count = count
         self.fails_at = fails_at
-        self.made: list[tuple[int, int]] = []
+        self.parts: list[tuple[int, int]] = []
 
     def __len__(self) -> int:
         return self.count
 
     def fill(self, start: int, stop: int) -> None:
-        self.made.append((start, stop))
+        self.parts.append((start, stop))
         if self.fails_at is not None and start <= self.fails_at < stop:
             raise ImageError(f"item {self.fails_at} is damaged")
 
     def finish(self) -> list[tuple[int, int]]:
-        return sorted(self.made)
+        return sorted(self.parts)
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -700,22 +699,22 @@ class Parts:
 @pytest.mark.parametrize("parts", [1, 2, 5])
 def test_parts_cover_every_item_once(threads: int, count: int, parts: int) -> None:
     with ThreadPoolExecutor(threads) as pool:
-        making = BatchExecutor(pool, parts=parts)
-        futures = [making.make(Parts(count)), *(making.begin_and_make(lambda: Parts(count)) for _ in range(4))]
+        executor = BatchExecutor(pool, parts=parts)
+        futures = [executor.make(Parts(count)), *(executor.begin_and_make(lambda: Parts(count)) for _ in range(4))]
         for future in futures:
-            made = future.result(60)
-            assert len(made) == min(parts, count)
-            assert [number for start, stop in made for number in range(start, stop)] == list(range(count))
+            bounds = future.result(60)
+            assert len(bounds) == min(parts, count)
+            assert [number for start, stop in bounds for number in range(start, stop)] == list(range(count))
 
 
 @pytest.mark.parametrize("fails_at", [0, 3, 6])
 def test_an_error_in_any_part_is_that_of_the_batch(fails_at: int) -> None:
     with ThreadPoolExecutor(2) as pool:
-        making = BatchExecutor(pool, parts=3)
+        executor = BatchExecutor(pool, parts=3)
         for _ in range(20):
             for future in (
-                making.make(Parts(7, fails_at=fails_at)),
-                making.begin_and_make(lambda: Parts(7, fails_at=fails_at)),
+                executor.make(Parts(7, fails_at=fails_at)),
+                executor.begin_and_make(lambda: Parts(7, fails_at=fails_at)),
             ):
                 with pytest.raises(ImageError, match=f"item {fails_at} is damaged"):
                     future.result(60)
@@ -724,34 +723,36 @@ def test_an_error_in_any_part_is_that_of_the_batch(fails_at: int) -> None:
             raise StoreError("cannot begin")
 
         with pytest.raises(StoreError, match="cannot begin"):
-            making.begin_and_make(begin).result(60)
+            executor.begin_and_make(begin).result(60)
 
 
 def test_a_batch_that_was_begun_is_made_before_another_is_begun() -> None:
-    seen: list[Any] = []
+    steps: list[Any] = []
 
-    class Seen(Parts):
+    class RecordedParts(Parts):
         def __init__(self, number: int) -> None:
             super().__init__(8)
             self.number = number
-            seen.append(f"begin {number}")
+            steps.append(f"begin {number}")
 
         def fill(self, start: int, stop: int) -> None:
-            seen.append((self.number, start))
+            steps.append((self.number, start))
 
     with ThreadPoolExecutor(1) as pool:
-        making = BatchExecutor(pool, parts=4)
+        executor = BatchExecutor(pool, parts=4)
         all_submitted = threading.Event()
         pool.submit(all_submitted.wait)
-        futures = [making.begin_and_make(partial(Seen, number)) for number in range(3)]
+        futures = [executor.begin_and_make(partial(RecordedParts, number)) for number in range(3)]
         all_submitted.set()
         for future in futures:
             future.result(60)
-    assert seen == [each for number in range(3) for each in (f"begin {number}", *((number, at) for at in (0, 2, 4, 6)))]
+    assert steps == [
+        step for number in range(3) for step in (f"begin {number}", *((number, at) for at in (0, 2, 4, 6)))
+    ]
 
 
-class Untold(Dataset[int]):
-    """A dataset of others, whose items are numbers; it knows nothing of draws."""
+class SquareNumbers(Dataset[int]):
+    """A plain PyTorch dataset, whose items are numbers; it does not know sample keys."""
 
     def __len__(self) -> int:
         return 7
@@ -763,7 +764,7 @@ class Untold(Dataset[int]):
 def test_a_foreign_dataset_is_read_item_by_item() -> None:
     expected = [[0, 1, 4], [9, 16, 25], [36]]
     for loader in (
-        ThreadsLoader(Untold(), sampler=range(7), batch_size=3, drop_last=False, threads=2),
-        WorkersLoader(Untold(), sampler=range(7), batch_size=3, drop_last=False, workers=1, threads=2),
+        ThreadsLoader(SquareNumbers(), sampler=range(7), batch_size=3, drop_last=False, threads=2),
+        WorkersLoader(SquareNumbers(), sampler=range(7), batch_size=3, drop_last=False, workers=1, threads=2),
     ):
         assert [batch.tolist() for batch in loader] == expected

@@ -1,7 +1,4 @@
-"""Memory of batches: a batch belongs to its reader for as long as anything refers to it, and is used again after.
-
-Memory that patches are decoded into: lent to one at a time, and lent again.
-"""
+"""Pools of memory: batch buffers are reused once nothing refers to them, and a scratch array has one user at a time."""
 
 from __future__ import annotations
 
@@ -34,7 +31,7 @@ from tests.support.small_stores import in_child
 from tests.support.source_contract import jpeg
 
 BIG = (1 << 17,)
-"""Bytes enough that their memory is kept."""
+"""The shape of an array large enough for a pool to keep."""
 
 BATCH = 8
 ITEMS = 12 * BATCH
@@ -77,12 +74,12 @@ def assert_equal(batch: dict[str, Any], other: dict[str, torch.Tensor]) -> None:
         assert torch.equal(batch[key], value), key
 
 
-# The memory itself
+# BufferPool
 
 
 def test_memory_in_use_is_given_to_nobody_else() -> None:
-    memory = BufferPool(2)
-    arrays = [memory.of_batch()(BIG, np.uint8) for _ in range(6)]
+    pool = BufferPool(2)
+    arrays = [pool.batch_allocator()(BIG, np.uint8) for _ in range(6)]
     assert len({array.ctypes.data for array in arrays}) == 6
     for number, array in enumerate(arrays):
         array[:] = number
@@ -90,13 +87,13 @@ def test_memory_in_use_is_given_to_nobody_else() -> None:
 
 
 def test_memory_that_nobody_uses_is_given_again() -> None:
-    memory = BufferPool(4)
-    first = memory.of_batch()(BIG, np.uint8)
-    place = first.ctypes.data
-    other = memory.of_batch()(BIG, np.uint8)
-    assert other.ctypes.data != place
+    pool = BufferPool(4)
+    first = pool.batch_allocator()(BIG, np.uint8)
+    address = first.ctypes.data
+    second = pool.batch_allocator()(BIG, np.uint8)
+    assert second.ctypes.data != address
     del first
-    assert memory.of_batch()(BIG, np.uint8).ctypes.data == place
+    assert pool.batch_allocator()(BIG, np.uint8).ctypes.data == address
 
 
 HOLDERS: dict[str, Callable[[Array], object]] = {
@@ -119,29 +116,29 @@ HOLDERS: dict[str, Callable[[Array], object]] = {
 
 @pytest.mark.parametrize("kind", HOLDERS)
 def test_any_reference_keeps_memory(kind: str) -> None:
-    memory = BufferPool(2)
-    array = memory.of_batch()(BIG, np.uint8)
-    place = array.ctypes.data
+    pool = BufferPool(2)
+    array = pool.batch_allocator()(BIG, np.uint8)
+    address = array.ctypes.data
     holder = HOLDERS[kind](array)
     del array
-    others = [memory.of_batch()(BIG, np.uint8) for _ in range(5)]
-    assert place not in {other.ctypes.data for other in others}
+    later_arrays = [pool.batch_allocator()(BIG, np.uint8) for _ in range(5)]
+    assert address not in {later.ctypes.data for later in later_arrays}
     del holder
 
 
 @pytest.mark.parametrize("kind", HOLDERS)
 def test_memory_is_free_once_the_reference_is_gone(kind: str) -> None:
-    memory = BufferPool(4)
-    array = memory.of_batch()(BIG, np.uint8)
-    place = array.ctypes.data
+    pool = BufferPool(4)
+    array = pool.batch_allocator()(BIG, np.uint8)
+    address = array.ctypes.data
     holder = HOLDERS[kind](array)
     del array, holder
     gc.collect()
-    assert memory.of_batch()(BIG, np.uint8).ctypes.data == place
+    assert pool.batch_allocator()(BIG, np.uint8).ctypes.data == address
 
 
 def test_shapes_and_types_have_memory_of_their_own() -> None:
-    memory = BufferPool(2)
+    pool = BufferPool(2)
     for shape, dtype in (
         ((4, 1 << 16), np.uint8),
         ((4, 1 << 15), np.int16),
@@ -149,7 +146,7 @@ def test_shapes_and_types_have_memory_of_their_own() -> None:
         ((3, 5), np.int8),
     ):
         for _ in range(3):
-            array = memory.of_batch()(shape, dtype)
+            array = pool.batch_allocator()(shape, dtype)
             assert array.shape == shape
             assert array.dtype == dtype
             assert array.flags.c_contiguous
@@ -157,40 +154,40 @@ def test_shapes_and_types_have_memory_of_their_own() -> None:
 
 
 def test_threads_never_share_memory() -> None:
-    memory = BufferPool(3)
+    pool = BufferPool(3)
     start = threading.Barrier(4)
 
     def use(number: int) -> bool:
         start.wait()
-        whole = True
+        is_unchanged = True
         for step in range(400):
-            array = memory.of_batch()(BIG, np.uint8)
+            array = pool.batch_allocator()(BIG, np.uint8)
             array[:8] = array[-8:] = (4 * step + number) % 251
             time.sleep(0)
-            whole &= set(array[:8].tolist() + array[-8:].tolist()) == {(4 * step + number) % 251}
+            is_unchanged &= set(array[:8].tolist() + array[-8:].tolist()) == {(4 * step + number) % 251}
             del array
-        return whole
+        return is_unchanged
 
-    with ThreadPoolExecutor(4) as pool:
-        assert all(pool.map(use, range(4)))
+    with ThreadPoolExecutor(4) as executor:
+        assert all(executor.map(use, range(4)))
 
 
 def test_a_process_forked_beside_threads_that_allocate_can_allocate() -> None:
-    memory = BufferPool(3)
-    going = True
+    pool = BufferPool(3)
+    is_running = True
 
     def use() -> None:
-        while going:
-            memory.of_batch()(BIG, np.uint8)
+        while is_running:
+            pool.batch_allocator()(BIG, np.uint8)
 
     threads = [threading.Thread(target=use) for _ in range(3)]
     for thread in threads:
         thread.start()
     try:
         for _ in range(20):
-            assert in_child(lambda: memory.of_batch()(BIG, np.uint8).fill(1), patience=10) == 0
+            assert in_child(lambda: pool.batch_allocator()(BIG, np.uint8).fill(1), patience=10) == 0
     finally:
-        going = False
+        is_running = False
         for thread in threads:
             thread.join()
 
@@ -205,22 +202,22 @@ def test_all_batches_of_two_epochs_may_be_kept(kind: str, store: Path) -> None:
     assert len(kept) == 2 * ITEMS // BATCH
     for batch, copied in kept:
         assert_equal(batch, copied)
-    places = [tensor.data_ptr() for batch, _ in kept for tensor in tensors(batch).values()]
-    assert len(set(places)) == len(places)
+    addresses = [tensor.data_ptr() for batch, _ in kept for tensor in tensors(batch).values()]
+    assert len(set(addresses)) == len(addresses)
 
 
 @pytest.mark.parametrize("kind", ["threads", "workers", "here"])
 def test_two_passes_at_a_time_have_memory_of_their_own(kind: str, store: Path) -> None:
-    alone = loader_of(store, kind)
-    expected = [[copy(batch) for batch in alone] for _ in range(2)]
+    reference = loader_of(store, kind)
+    expected = [[copy(batch) for batch in reference] for _ in range(2)]
     loader = loader_of(store, kind)
     kept = []
-    for number, both in enumerate(zip(iter(loader), iter(loader), strict=True)):
-        kept.append((both, number))
+    for number, pair in enumerate(zip(iter(loader), iter(loader), strict=True)):
+        kept.append((pair, number))
         kept = kept[-3:]
-        for batches, of in kept:
+        for batches, position in kept:
             for batch, epoch in zip(batches, expected, strict=True):
-                assert_equal(batch, epoch[of])
+                assert_equal(batch, epoch[position])
 
 
 def test_a_pass_within_a_pass_leaves_the_outer_batch_alone(store: Path) -> None:
@@ -245,9 +242,9 @@ KEEPERS: dict[str, Callable[[dict[str, Any]], object]] = {
 }
 
 
-def shown(held: Any) -> Array:
-    """Return what an array or tensor shows, without a copy."""
-    array: Array = held.numpy() if isinstance(held, torch.Tensor) else held
+def values_of(view: Any) -> Array:
+    """Return the values of an array or tensor, without a copy."""
+    array: Array = view.numpy() if isinstance(view, torch.Tensor) else view
     return array
 
 
@@ -257,17 +254,17 @@ def test_a_part_of_a_batch_keeps_what_it_shows(keeper: str, kind: str, store: Pa
     kept = []
     for number, batch in enumerate(loader_of(store, kind)):
         if number % 2 == 0:
-            held = KEEPERS[keeper](batch)
-            kept.append((held, shown(held).copy()))
+            view = KEEPERS[keeper](batch)
+            kept.append((view, values_of(view).copy()))
         del batch
-    for held, copied in kept:
-        np.testing.assert_array_equal(shown(held), copied)
+    for view, copied in kept:
+        np.testing.assert_array_equal(values_of(view), copied)
 
 
 @pytest.mark.parametrize("kind", ["threads", "workers"])
 def test_what_a_reader_changes_in_place_shows_in_no_later_batch(kind: str, store: Path) -> None:
-    other, loader = loader_of(store, kind), loader_of(store, kind)
-    expected = [copy(batch) for _ in range(2) for batch in other]
+    reference, loader = loader_of(store, kind), loader_of(store, kind)
+    expected = [copy(batch) for _ in range(2) for batch in reference]
     batches = (batch for _ in range(2) for batch in loader)
     for batch, copied in zip(batches, expected, strict=True):
         assert_equal(batch, copied)
@@ -281,33 +278,34 @@ def test_what_a_reader_changes_in_place_shows_in_no_later_batch(kind: str, store
 @pytest.mark.parametrize("threads", [1, 2])
 def test_memory_of_dropped_batches_is_used_again(threads: int, scale: int, store: Path) -> None:
     loader = loader_of(store, threads=threads, scale=scale)
-    memory = loader._memory  # type: ignore[attr-defined]
-    of_batch = memory.of_batch
+    pool = loader._buffers  # type: ignore[attr-defined]
+    batch_allocator = pool.batch_allocator
 
-    def noted() -> Callable[..., Array]:
-        allocate = of_batch()
+    def recording_allocator() -> Callable[..., Array]:
+        allocate = batch_allocator()
 
-        def note(shape: tuple[int, ...], dtype: Any) -> Array:
+        def allocate_recorded(shape: tuple[int, ...], dtype: Any) -> Array:
             array: Array = allocate(shape, dtype)
             if array.nbytes >= 1 << 16:
-                given.append(weakref.ref(array))
-                places.add((shape, array.ctypes.data))
+                lent.append(weakref.ref(array))
+                addresses.add((shape, array.ctypes.data))
             return array
 
-        return note
+        return allocate_recorded
 
-    memory.of_batch = noted
-    given: list[weakref.ref[Array]] = []
-    places: set[tuple[tuple[int, ...], int]] = set()
+    pool.batch_allocator = recording_allocator
+    lent: list[weakref.ref[Array]] = []
+    addresses: set[tuple[tuple[int, ...], int]] = set()
     for _ in range(4):
         for batch in loader:
             del batch
-    shapes = {shape for shape, _ in places}
+    shapes = {shape for shape, _ in addresses}
     assert shapes == {(BATCH, 1, 3, 32, 32), (BATCH, 1, 4, 32, 32)}
-    arrays = len(shapes) * (2 if scale == 1 else 1)  # where LQ is as large as HQ, and else too small to be kept
-    assert len(given) == 48 * arrays
-    assert len(places) <= arrays * (PREFETCH_BATCHES + 2)
-    assert all(array() is not None for array in given)  # so none was let go, and made anew
+    # LQ is as large as HQ at scale 1. At scale 2 LQ is too small to be kept.
+    arrays = len(shapes) * (2 if scale == 1 else 1)
+    assert len(lent) == 48 * arrays
+    assert len(addresses) <= arrays * (PREFETCH_BATCHES + 2)
+    assert all(array() is not None for array in lent)  # so the pool dropped no array
 
 
 MEASURE = """
@@ -317,31 +315,36 @@ sys.path[:0] = [{root!r}]
 from tests.loading.test_buffers import loader_of, resident
 
 loader = loader_of(Path({store!r}), {kind!r}, random_corruptions=["noise", "gaussian_blur"], num_corrupts_per_image=1)
-after = []
+bytes_after = []
 for epoch in range(6):
     for batch in loader:
         batch["hq"].sum()
     del batch
     gc.collect()
-    after.append(resident())
-print(after[-1] - after[1])
+    bytes_after.append(resident())
+print(bytes_after[-1] - bytes_after[1])
 """
 
 
 def resident() -> int:
-    """Return bytes of this process in memory that are its own."""
+    """Return the bytes of memory that belong to this process alone."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Private_Dirty"))
 
 
-@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="Linux tells what is a process's own")
+@pytest.mark.skipif(
+    not Path("/proc/self/smaps_rollup").exists(), reason="only Linux reports the private memory of a process"
+)
 @pytest.mark.parametrize("kind", ["threads", "workers"])
 def test_memory_does_not_grow_from_epoch_to_epoch(kind: str, store: Path) -> None:
-    # An epoch's batches are 4 MB: kept, four of them would show.
+    # An epoch's batches are 4 MB. Batches of four epochs, if kept, would exceed the limit.
     code = MEASURE.format(root=str(ROOT), store=str(store), kind=kind)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=200)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 2 << 20
+
+
+# ScratchPool
 
 
 SHAPE = (4, 8, 6, 3)
@@ -356,31 +359,31 @@ def test_arrays_are_one_a_patch() -> None:
 
 
 def test_arrays_given_back_are_lent_again_and_those_in_use_to_nobody() -> None:
-    memory = ScratchPool()
-    with memory.patches(SHAPE) as first, memory.patches(SHAPE) as second:
+    pool = ScratchPool()
+    with pool.patches(SHAPE) as first, pool.patches(SHAPE) as second:
         assert {array.ctypes.data for array in first}.isdisjoint(array.ctypes.data for array in second)
-    with memory.patches(SHAPE) as again:
-        assert again is first  # given back last
+    with pool.patches(SHAPE) as again:
+        assert again is first  # the arrays returned last
 
 
 def test_another_shape_has_arrays_of_its_own() -> None:
-    memory = ScratchPool()
-    with memory.patches(SHAPE):
+    pool = ScratchPool()
+    with pool.patches(SHAPE):
         pass
-    with memory.patches((2, 5, 5, 3)) as arrays:
+    with pool.patches((2, 5, 5, 3)) as arrays:
         assert [array.shape for array in arrays] == [(5, 5, 3)] * 2
 
 
 def test_after_an_error_they_can_be_had_as_before() -> None:
-    memory = ScratchPool()
-    with pytest.raises(ZeroDivisionError), memory.patches(SHAPE):
+    pool = ScratchPool()
+    with pytest.raises(ZeroDivisionError), pool.patches(SHAPE):
         raise ZeroDivisionError
-    with memory.patches(SHAPE) as arrays:
+    with pool.patches(SHAPE) as arrays:
         assert len(arrays) == SHAPE[0]
 
 
 def test_a_pickled_one_is_empty() -> None:
-    memory = ScratchPool()
-    with memory.patches(SHAPE):
+    pool = ScratchPool()
+    with pool.patches(SHAPE):
         pass
-    assert pickle.loads(pickle.dumps(memory))._free == []
+    assert pickle.loads(pickle.dumps(pool))._free == []

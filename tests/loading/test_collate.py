@@ -1,4 +1,4 @@
-"""Batches padded with zeros, and when loaders make them."""
+"""Collation with zero padding: its result, and the options that choose it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from dlas_store.datasets import create_dataloader, create_dataset, register_dataset, zero_pad
 from dlas_store.errors import ConfigError, StoreError
-from dlas_store.loading import create as registry
+from dlas_store.loading import create
 from tests.support.picture_folders import write_pictures
 from tests.support.sample_data import noise
 
@@ -57,8 +57,8 @@ def test_a_config_asks_for_it_by_needs_collate(tmp_path: Path, workers: int) -> 
     opt = options(tmp_path, needs_collate=True, n_workers=workers)
     dataset, collate = create_dataset(opt, return_collate=True)
     assert collate is zero_pad
-    for given in (collate, None):
-        (batch,) = create_dataloader(dataset, opt, collate_fn=given, shuffle=False)
+    for collate_fn in (collate, None):
+        (batch,) = create_dataloader(dataset, opt, collate_fn=collate_fn, shuffle=False)
         assert batch["hq"].shape == (2, 3, 32, 32)
         assert batch["lq"].shape == (2, 3, 16, 16)
         assert torch.equal(batch["hq"][0, :, :20], dataset[0]["hq"])
@@ -80,6 +80,6 @@ def test_a_class_has_its_own_collate_function_first(monkeypatch: pytest.MonkeyPa
     class Own(list[int]):
         collate_fn = staticmethod(np.stack)
 
-    monkeypatch.setattr(registry, "_MODES", dict(registry._MODES))
+    monkeypatch.setattr(create, "_MODES", dict(create._MODES))
     register_dataset("own", Own)  # type: ignore[arg-type]
     assert create_dataset({"mode": "own", "needs_collate": True}, return_collate=True)[1] is Own.collate_fn

@@ -1,4 +1,4 @@
-"""Loaders: phases, order, workers of every kind, modes, and a DL-Art-School checkout that takes its data from here."""
+"""create_dataset and create_dataloader: options, phases, orders, workers, modes, and their use by DL-Art-School."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from dlas_store.cli.read import describe_batches
 from dlas_store.config import load_config
 from dlas_store.datasets import SingleImageDataset, create_dataloader, create_dataset, register_dataset, take_over
 from dlas_store.errors import ConfigError, MissingMetadataError, NotASourceError
-from dlas_store.loading import create as registry
+from dlas_store.loading import create
 from dlas_store.sampling.samplers import EpochSampler
 from tests.conftest import MakeImage
 from tests.support.sample_data import DATA, ROOT, noise
 
 
 class Numbers(Dataset[int]):
-    """The numbers below a length; a class of a user, called with the options alone."""
+    """A user's dataset, made from the options alone: the numbers below a length."""
 
     def __init__(self, opt: dict[str, Any]) -> None:
         self.length = opt.get("length", 20)
@@ -45,7 +45,7 @@ class PaddedNumbers(Numbers):
 
 
 class Countdown:
-    """A sampler that keeps the epoch it is told."""
+    """A sampler that stores the number passed to set_epoch()."""
 
     epoch = -1
 
@@ -61,7 +61,7 @@ class Countdown:
 
 @pytest.fixture(autouse=True)
 def registered_modes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_MODES", dict(registry._MODES))
+    monkeypatch.setattr(create, "_MODES", dict(create._MODES))
 
 
 def order(loader: Any) -> list[int]:
@@ -99,9 +99,9 @@ def test_drop_last_may_be_said() -> None:
 def test_a_sampler_that_makes_batches_says_what_becomes_of_the_last(loader: str, keeps: bool) -> None:
     sampler = EpochSampler(20, seed=1, shuffle=True, batch_size=8, drop_last=not keeps)
     options = {"batch_size": 8, "loader": loader}
-    made = create_dataloader(Numbers({}), options, sampler=sampler)
-    assert [len(batch) for batch in made] == [8, 8, 4][: len(made)]
-    assert (len(made), made.drop_last) == ((3, False) if keeps else (2, True))
+    batches = create_dataloader(Numbers({}), options, sampler=sampler)
+    assert [len(batch) for batch in batches] == [8, 8, 4][: len(batches)]
+    assert (len(batches), batches.drop_last) == ((3, False) if keeps else (2, True))
 
 
 @pytest.mark.parametrize(("batch_size", "length"), [(None, 20), (8, 3)])
@@ -129,14 +129,14 @@ def test_a_seed_fixes_the_order_of_every_epoch() -> None:
 
 
 def test_without_set_epoch_every_pass_differs_and_without_a_seed_pytorch_draws_it() -> None:
-    def passes() -> list[list[int]]:
+    def epochs() -> list[list[int]]:
         torch.manual_seed(3)
         loader = create_dataloader(Numbers({}), {"batch_size": 4})
         return [order(loader), order(loader)]
 
-    first, second = passes()
+    first, second = epochs()
     assert first != second
-    assert passes() == [first, second]
+    assert epochs() == [first, second]
 
 
 def test_a_sampler_gives_the_order_and_is_told_the_epoch() -> None:
@@ -187,15 +187,15 @@ from dlas_store.sampling.samplers import EpochSampler
 from dlas_store.errors import ConfigError
 distributed.init_process_group("gloo", "file://{tmp_path}/rendezvous", rank=int(sys.argv[1]), world_size=2)
 loader = create_dataloader(range(20), {{"batch_size": 8}}, {{"dist": True}})
-tails = []
+results = []
 for more in ({{}}, {{"uneven_ranks": True}}):
     kept = create_dataloader(range(17), {{"batch_size": 8, "drop_last": False, **more}}, {{"dist": True}})
-    tails.append([len(kept), [batch.tolist() for batch in kept]])
+    results.append([len(kept), [batch.tolist() for batch in kept]])
 val = create_dataloader(range(20), {{"batch_size": 8, "phase": "val"}}, {{"dist": True}})
 try:
     create_dataloader(range(20), {{"batch_size": 3}}, {{"dist": True}})
 except ConfigError as error:
-    print(json.dumps([loader.batch_size, val.batch_size, str(error), tails]))
+    print(json.dumps([loader.batch_size, val.batch_size, str(error), results]))
 distributed.destroy_process_group()
 """
     command = [sys.executable, "-c", code]
@@ -203,20 +203,20 @@ distributed.destroy_process_group()
     outputs = [json.loads(process.communicate(timeout=120)[0]) for process in ranks]
     error = "range: batch_size must be a multiple of the 2 processes, got 3"
     assert [output[:3] for output in outputs] == [[4, 8, error]] * 2
-    (filled, uneven), (filled_other, uneven_other) = (output[3] for output in outputs)
-    assert filled == uneven  # what is left of 17 items is one, which the first process gets
-    length, batches = filled
+    (padded, uneven), (padded_second, uneven_second) = (output[3] for output in outputs)
+    assert padded == uneven  # the last batch has one of 17 items, which the first process gets
+    length, batches = padded
     assert [length, list(map(len, batches))] == [3, [4, 4, 1]]
-    assert uneven_other == [2, filled_other[1][:2]]
-    assert filled_other[1][2] == [batches[0][0]]
-    assert sorted(number for batch in batches + uneven_other[1] for number in batch) == list(range(17))
+    assert uneven_second == [2, padded_second[1][:2]]
+    assert padded_second[1][2] == [batches[0][0]]
+    assert sorted(number for batch in batches + uneven_second[1] for number in batch) == list(range(17))
 
 
 @pytest.mark.parametrize("start", ["fork", "spawn", "forkserver"])
 def test_workers_of_every_start_method_give_what_this_process_gives(start: str) -> None:
     options = sample_options(loader="workers", start_method=start)
     dataset = create_dataset(options)
-    dataset[0]  # what a worker inherits is open already
+    dataset[0]  # opens the source that a forked worker inherits
     loader = create_dataloader(dataset, options, shuffle=False)
     assert loader.num_workers == 2
     index = 0

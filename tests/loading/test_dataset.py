@@ -1,4 +1,4 @@
-"""What all datasets share: random numbers by seed, item and repetition, epochs in workers, and bad samples."""
+"""ItemDataset: random numbers by seed, index and repetition, epochs in workers, and the replacement of bad samples."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.sample_data import noise
 
 
 class Rolls(ItemDataset):
-    """Items that tell their index and a number drawn for them; those of ``bad`` cannot be read."""
+    """A dataset whose items hold their index and a random number; items listed in ``bad`` cannot be read."""
 
     def __init__(self, opt: Mapping[str, Any]) -> None:
         options = ConfigOptions.of_dataset(opt, mode="rolls")
@@ -49,7 +49,7 @@ class Rolls(ItemDataset):
 
 
 def rolls(loader: Any) -> list[tuple[int, int]]:
-    """Return (index, number drawn) of the items of a pass."""
+    """Return (index, random number) of the items of an epoch."""
     return [
         (int(index), int(roll)) for batch in loader for index, roll in zip(batch["index"], batch["roll"], strict=True)
     ]
@@ -68,8 +68,10 @@ def test_random_numbers_follow_from_seed_index_and_repetition_alone() -> None:
         return int(Rolls({"seed": seed})[SampleKey(index, repetition)]["roll"])
 
     assert roll(1, 2, 3) == roll(1, 2, 3)
-    near = [roll(*numbers) for numbers in ((1, 2, 3), (2, 2, 3), (1, 3, 3), (1, 2, 4), (1, 3, 2), (3, 2, 1), (2, 1, 3))]
-    assert len(set(near)) == len(near)
+    similar = [
+        roll(*numbers) for numbers in ((1, 2, 3), (2, 2, 3), (1, 3, 3), (1, 2, 4), (1, 3, 2), (3, 2, 1), (2, 1, 3))
+    ]
+    assert len(set(similar)) == len(similar)
 
 
 def test_without_a_seed_pytorch_draws_it() -> None:
@@ -89,9 +91,9 @@ def test_a_wrong_seed_is_refused(seed: Any) -> None:
 
 @pytest.mark.parametrize(("workers", "start"), [(1, "fork"), (2, "fork"), (1, "spawn")])
 def test_our_loader_gives_the_same_items_with_any_number_of_workers(workers: int, start: str) -> None:
-    here, there = our_loader(), our_loader(workers, start=start)
-    expected = [rolls(here), rolls(here)]
-    assert [rolls(there), rolls(there)] == expected
+    local, remote = our_loader(), our_loader(workers, start=start)
+    expected = [rolls(local), rolls(local)]
+    assert [rolls(remote), rolls(remote)] == expected
     assert expected[0] != expected[1]
     assert {roll for _, roll in expected[0]}.isdisjoint(roll for _, roll in expected[1])
 
@@ -111,8 +113,7 @@ def test_corrupted_samples_are_the_same_with_any_number_of_workers(chunked_sourc
         loader = create_dataloader(SingleImageDataset(options), {**options, "loader": "workers", "n_workers": workers})
         return [batch["lq"] for _ in range(2) for batch in loader]
 
-    here, there = lq(0), lq(2)
-    assert all(torch.equal(one, other) for one, other in zip(here, there, strict=True))
+    assert all(torch.equal(local, remote) for local, remote in zip(lq(0), lq(2), strict=True))
 
 
 def test_set_epoch_gives_an_epoch_again() -> None:
@@ -151,15 +152,15 @@ def test_set_epoch_reaches_the_persistent_workers_of_another_loader(start: str) 
     ids=["here", "new", "persistent"],
 )
 def test_another_loader_without_set_epoch_differs_by_pass_and_follows_manual_seed(options: dict[str, Any]) -> None:
-    def passes() -> list[list[tuple[int, int]]]:
+    def epochs() -> list[list[tuple[int, int]]]:
         dataset = Rolls({"seed": 2})
         torch.manual_seed(4)
         loader: Any = DataLoader(dataset, batch_size=3, **options)
         return [rolls(loader) for _ in range(3)]
 
-    first = passes()
-    assert len({roll for one in first for _, roll in one}) == 36
-    assert passes() == first
+    first = epochs()
+    assert len({roll for epoch in first for _, roll in epoch}) == 36
+    assert epochs() == first
 
 
 def test_an_item_of_a_pickled_dataset_is_the_same() -> None:
@@ -195,7 +196,8 @@ def test_on_error_is_one_of_two() -> None:
 def test_skipping_gives_the_next_sample_that_can_be_read(caplog: pytest.LogCaptureFixture) -> None:
     dataset = Rolls({"bad": [2, 3, 11], "on_error": "skip", "seed": 1})
     assert [dataset[SampleKey(index, 0)]["index"] for index in range(12)] == [0, 1, 4, 4, 4, 5, 6, 7, 8, 9, 10, 0]
-    assert dataset[SampleKey(2, 6)]["roll"] == dataset[SampleKey(4, 6)]["roll"]  # as if it had been asked for
+    # A replacement has its own random numbers, not those of the bad sample.
+    assert dataset[SampleKey(2, 6)]["roll"] == dataset[SampleKey(4, 6)]["roll"]
     messages = [record.getMessage() for record in caplog.records]
     assert messages == [
         "skipped a bad sample of image0: item 2 is damaged",
@@ -233,10 +235,10 @@ def test_our_loader_reports_what_was_skipped_at_the_end_of_each_epoch(
     for _ in range(2):
         caplog.clear()
         batches = iter(loader)
-        found = rolls([next(batches)])
+        items = rolls([next(batches)])
         assert "of this epoch" not in caplog.text
-        found += rolls(batches)
-        assert {index for index, _ in found} == {0, 1, 4, 5, 6, 7, 8, 9, 10}
+        items += rolls(batches)
+        assert {index for index, _ in items} == {0, 1, 4, 5, 6, 7, 8, 9, 10}
         reports = [record for record in caplog.records if "of this epoch" in record.getMessage()]
         assert [(report.levelno, report.getMessage()) for report in reports] == [
             (logging.WARNING, "4 samples of this epoch could not be read and were replaced")
@@ -263,22 +265,22 @@ def test_a_damaged_patch_of_a_folder_is_skipped_by_its_image(
 
 
 class Sum:
-    """A transform of raw batches that adds their pixels up."""
+    """A transform that sums the pixels of raw batches."""
 
     def make(self, raw: RawBatch) -> dict[str, Any]:
         return {"sum": raw.pixels.sum((1, 2, 3)), "index": raw.paths}
 
 
 class RawRolls(Rolls):
-    """Rolls with a transform of their own: raw batches of one grey pixel an item, its value the index."""
+    """Rolls with a device transform. A raw batch has one grey pixel an item, whose value is the item's index."""
 
     def device_transform(self, device: torch.device) -> Sum:
         if device.type != "cpu":
             raise ConfigError("Rolls come to the CPU alone")
         return Sum()
 
-    def begin_raw_batch(self, draws: Sequence[SampleKey], allocate: Allocate) -> CollatingBuilder:
-        def raw(items: list[Any]) -> RawBatch:
+    def begin_raw_batch(self, keys: Sequence[SampleKey], allocate: Allocate) -> CollatingBuilder:
+        def collate_raw(items: list[Any]) -> RawBatch:
             pixels = allocate((len(items), 1, 1, 3), np.uint8)
             pixels[:] = np.reshape([item["index"] for item in items], (-1, 1, 1, 1))
             images = torch.full((len(items),), NO_REFERENCE)
@@ -286,7 +288,7 @@ class RawRolls(Rolls):
             names = [str(item["index"]) for item in items]
             return RawBatch(torch.from_numpy(pixels), [], images, squares, names, (len(items),))
 
-        return CollatingBuilder(self.__getitem__, draws, raw)
+        return CollatingBuilder(self.__getitem__, keys, collate_raw)
 
 
 @pytest.mark.parametrize("loader", ["threads", "workers"])

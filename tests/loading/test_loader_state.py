@@ -1,4 +1,4 @@
-"""Where a loader stands: its state as JSON, and passes that go on from one, elsewhere and with other loaders."""
+"""The state of a loader, as JSON, and epochs that resume from it, in other processes and with other loaders."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def flat(batches: Any) -> list[Roll]:
 
 
 def through_json(state: Mapping[str, int]) -> dict[str, int]:
-    made: dict[str, int] = json.loads(json.dumps(state))
-    assert made == state
-    return made
+    copy: dict[str, int] = json.loads(json.dumps(state))
+    assert copy == state
+    return copy
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def epochs() -> list[list[list[Roll]]]:
     return [list(loader) for _ in range(3)]
 
 
-# Where it stands
+# The state during an epoch
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -83,7 +83,7 @@ def test_the_state_after_the_last_batch_is_the_start_of_the_next_epoch(kind: str
     batches = iter(loader)
     for _ in range(len(loader)):
         next(batches)
-    assert loader.state_dict() == start  # before the reader knows that it was the last one
+    assert loader.state_dict() == start  # the reader does not know yet that the batch was the last one
     assert next(batches, None) is None
     assert loader.state_dict() == start
 
@@ -102,7 +102,7 @@ def test_a_pass_that_was_broken_off_stays_in_the_state_until_the_next_begins(kin
     assert first + list(loader) == list(loader_of())
 
 
-# Passes that go on
+# Epochs that resume
 
 
 @pytest.mark.parametrize("other", KINDS)
@@ -115,7 +115,7 @@ def test_a_pass_goes_on_after_every_batch(kind: str, other: str, epochs: list[li
         batches = iter(loader)
         assert list(islice(batches, done)) == epochs[1][:done]
         state = through_json(loader.state_dict())
-        assert list(batches) == epochs[1][done:]  # asking changed nothing
+        assert list(batches) == epochs[1][done:]  # state_dict() changed nothing
         resumed = loader_of(seed=99, **KINDS[other])
         resumed.load_state_dict(state)
         assert resumed.state_dict() == state
@@ -127,25 +127,25 @@ def test_a_pass_goes_on_after_every_batch(kind: str, other: str, epochs: list[li
 @pytest.mark.parametrize("phase", ["train", "val"])
 @pytest.mark.parametrize(("before", "after"), [(4, 3), (3, 7), (2, 22), (5, 1), (4, 50)])
 def test_a_pass_goes_on_with_another_batch_size(before: int, after: int, phase: str) -> None:
-    whole = flat(loader_of(phase="val", batch_size=1, n_workers=1))  # in order, epoch 0
+    items = flat(loader_of(phase="val", batch_size=1, n_workers=1))  # in order, epoch 0
     if phase == "train":
-        whole = flat(loader_of(batch_size=1))
+        items = flat(loader_of(batch_size=1))
     for done in range(ITEMS // before):
         loader = loader_of(phase=phase, batch_size=before)
         batches = iter(loader)
-        assert flat(islice(batches, done)) == whole[: done * before]
+        assert flat(islice(batches, done)) == items[: done * before]
         resumed = loader_of(phase=phase, batch_size=after, n_threads=1)
         resumed.load_state_dict(through_json(loader.state_dict()))
         batches.close()  # type: ignore[attr-defined]
-        rest = whole[done * before :]
-        shares = [rest[start : start + after] for start in range(0, len(rest), after)]
-        if phase == "train" and shares and len(shares[-1]) < after:
-            shares.pop()
-        assert list(resumed) == shares
+        remaining = items[done * before :]
+        expected = [remaining[start : start + after] for start in range(0, len(remaining), after)]
+        if phase == "train" and expected and len(expected[-1]) < after:
+            expected.pop()
+        assert list(resumed) == expected
 
 
 def ranked(rank: int, ranks: int, *, batch: int = 8, kind: str = "threads", **options: Any) -> Loader:
-    """Return the loader of one of several processes."""
+    """Return the loader of one rank."""
     sampler = EpochSampler(ITEMS, seed=6, shuffle=True, batch_size=batch, rank=rank, ranks=ranks, **options)
     return loader_of(sampler, phase="val", batch_size=batch // ranks, **KINDS[kind])
 
@@ -153,11 +153,11 @@ def ranked(rank: int, ranks: int, *, batch: int = 8, kind: str = "threads", **op
 def test_ranks_share_global_batches() -> None:
     (order,) = [flat(loader) for loader in [ranked(0, 1)]]
     for ranks in (2, 4):
-        shares = [list(ranked(rank, ranks)) for rank in range(ranks)]
+        batches_of = [list(ranked(rank, ranks)) for rank in range(ranks)]
         for number in range(3):
             batch = order[8 * number : 8 * number + 8]
-            filled = batch + order[: -len(batch) % ranks]  # short ranks repeat the first items
-            assert [share[number] for share in shares] == [filled[rank::ranks] for rank in range(ranks)]
+            padded = batch + order[: -len(batch) % ranks]  # the first items pad short ranks
+            assert [batches[number] for batches in batches_of] == [padded[rank::ranks] for rank in range(ranks)]
         uneven = [flat(ranked(rank, ranks, uneven=True)) for rank in range(ranks)]
         assert sorted(flat(uneven)) == sorted(order)
         dropped = [flat(ranked(rank, ranks, drop_last=True)) for rank in range(ranks)]
@@ -177,12 +177,12 @@ def test_a_pass_goes_on_with_other_ranks(before: int, after: int, kind: str) -> 
             states.append(through_json(loader.state_dict()))
             batches.close()  # type: ignore[attr-defined]
         assert states == [states[0]] * before
-        given = []
+        items = []
         for rank in range(after):
             loader = ranked(rank, after, kind=kind, uneven=True)
             loader.load_state_dict(states[-1])
-            given.extend(flat(loader))
-        assert sorted(given) == sorted(order[8 * done :])
+            items.extend(flat(loader))
+        assert sorted(items) == sorted(order[8 * done :])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -190,8 +190,8 @@ def test_an_iteration_sampler_goes_on(kind: str) -> None:
     def loader() -> Loader:
         return loader_of(DistIterSampler(ITEMS, replicas=2, rank=1, ratio=4, seed=3), **KINDS[kind])
 
-    one = loader()
-    epochs = [list(one), list(one)]
+    reference = loader()
+    epochs = [list(reference), list(reference)]
     assert len(epochs[0]) == 11
     for done in (0, 1, 7, 10):
         stopped = loader()
@@ -239,7 +239,7 @@ def test_set_epoch_of_the_epoch_that_a_loaded_state_is_in_keeps_its_position(epo
     same, another = loader_of(), loader_of()
     for loader in (same, another):
         loader.load_state_dict(state)
-    same.set_epoch(1)  # as a training loop does before each pass
+    same.set_epoch(1)  # as a training loop does before each epoch
     another.set_epoch(2)
     assert list(same) == epochs[1][2:]
     assert list(another) == epochs[2]
@@ -310,15 +310,15 @@ def test_items_go_on_where_no_config_gives_a_seed(other: str) -> None:
     first = [next(batches), next(batches)]
     state = through_json(stopped.state_dict())
     assert state.keys() == {"seed", "epoch", "position", "length"}
-    rest = list(batches)
+    remaining = list(batches)
     torch.manual_seed(2)
     resumed = loader(other)
     assert resumed.state_dict()["seed"] != state["seed"]
     resumed.load_state_dict(state)
     assert resumed.state_dict() == state
-    assert list(resumed) == rest
+    assert list(resumed) == remaining
     resumed.set_epoch(0)
-    assert list(resumed) == first + rest
+    assert list(resumed) == first + remaining
 
 
 def test_a_seed_of_the_items_alone_is_in_the_state() -> None:
@@ -387,7 +387,7 @@ def test_a_pass_goes_on_where_the_store_has_moved_in_another_process(store: Path
     for _ in range(2):
         next(batches)
     state = loader.state_dict()
-    rest = list(batches)
+    remaining = list(batches)
     elsewhere = tmp_path / "elsewhere" / "renamed.lmdb"
     elsewhere.parent.mkdir()
     shutil.move(store, elsewhere)
@@ -397,15 +397,15 @@ from dlas_store.datasets import create_dataloader, create_dataset
 opt = json.loads({json.dumps(json.dumps(options_of(elsewhere, **WORKERS)))})
 loader = create_dataloader(create_dataset(opt), opt)
 loader.load_state_dict(json.loads({json.dumps(json.dumps(state))}))
-torch.save(list(loader), {str(tmp_path / "rest.pt")!r})
+torch.save(list(loader), {str(tmp_path / "batches.pt")!r})
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=200)
     assert done.returncode == 0, done.stderr
-    there = torch.load(tmp_path / "rest.pt", weights_only=True)
-    assert len(there) == 3
-    assert_same(without_paths(there), without_paths(rest))
-    assert [[Path(path).parts[-2:] for path in batch["GT_path"]] for batch in there] == [
-        [Path(path).parts[-2:] for path in batch["GT_path"]] for batch in rest
+    resumed = torch.load(tmp_path / "batches.pt", weights_only=True)
+    assert len(resumed) == 3
+    assert_same(without_paths(resumed), without_paths(remaining))
+    assert [[Path(path).parts[-2:] for path in batch["GT_path"]] for batch in resumed] == [
+        [Path(path).parts[-2:] for path in batch["GT_path"]] for batch in remaining
     ]
 
 
@@ -427,7 +427,7 @@ def test_a_store_that_has_grown_is_an_error_that_says_so(kind: str, store: Path,
     assert len(list(grown)) == 6
 
 
-# What is no state
+# Invalid states
 
 
 @pytest.mark.parametrize(
@@ -488,10 +488,10 @@ for kind, more in json.loads({json.dumps(json.dumps(KINDS))}).items():
     if kind == "threads":
         opt.pop("seed")
     loader = create_dataloader(create_dataset(opt), opt, {{"dist": True}})
-    given = [[names(batch) for batch in loader] for _ in range(2)]
+    epochs = [[names(batch) for batch in loader] for _ in range(2)]
     batches = iter(loader)
     next(batches)
-    out[kind] = [given, loader.batch_size, len(loader), loader.state_dict()]
+    out[kind] = [epochs, loader.batch_size, len(loader), loader.state_dict()]
     batches.close()
     opt["seed"] = 5
 distributed.barrier()
@@ -503,14 +503,15 @@ print(json.dumps(out))
     ]
     outputs = [json.loads(process.communicate(timeout=200)[0]) for process in processes]
     for kind in KINDS:
-        seed = 0 if kind == "threads" else 5  # without a seed all processes take the same one
-        alone = reader_of(store, batch_size=6, seed=seed)
+        seed = 0 if kind == "threads" else 5  # without the option, the seed of all processes is 0
+        reference = reader_of(store, batch_size=6, seed=seed)
         for epoch in range(2):
-            whole = [["/".join(Path(path).parts[-2:]) for path in batch["GT_path"]] for batch in alone]
-            assert len(whole) == 2
+            expected = [["/".join(Path(path).parts[-2:]) for path in batch["GT_path"]] for batch in reference]
+            assert len(expected) == 2
             for rank, output in enumerate(outputs):
-                given, batch_size, length, state = output[kind]
+                epochs, batch_size, length, state = output[kind]
                 assert (batch_size, length) == (3, 2)
-                assert given[epoch] == [batch[rank::2] for batch in whole]
-                items = {"item_seed": state["item_seed"]} if kind == "threads" else {}  # each draws one for its items
+                assert epochs[epoch] == [batch[rank::2] for batch in expected]
+                # Each process has a random seed for its items if there is no option.
+                items = {"item_seed": state["item_seed"]} if kind == "threads" else {}
                 assert state == {"seed": seed, "epoch": 2, "position": 6, "length": 16, **items}

@@ -1,4 +1,4 @@
-"""Asking the disk ahead of time: only while it is slow, and without any effect on what is read."""
+"""Readahead: it prefetches only while page faults show uncached data, and never changes the items."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from dlas_store import open_source
 from dlas_store.datasets import create_dataloader, create_dataset
 from dlas_store.errors import PatchIndexError
-from dlas_store.loading import threads as readahead
+from dlas_store.loading import threads
 from dlas_store.loading.batch import Allocate, BatchBuilder
 from dlas_store.loading.threads import Readahead
 from dlas_store.sampling.rng import SampleKey, SampleRng
@@ -22,22 +22,22 @@ from tests.support.small_stores import make_store, shards_of, small_folder
 from tests.support.toy_datasets import Rolls
 
 
-class Announced(Rolls):
-    """Notes what it is told of."""
+class RecordingRolls(Rolls):
+    """A dataset that records the indices it is asked to prefetch."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.told: list[int] = []
+        self.prefetched: list[int] = []
 
-    def prefetch(self, draws: Sequence[SampleKey]) -> None:
-        self.told.extend(draw.index for draw in draws)
+    def prefetch(self, keys: Sequence[SampleKey]) -> None:
+        self.prefetched.extend(key.index for key in keys)
 
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many pages this process had to wait for: the last number here."""
+    """Numbers of page faults, of which the last is the current count of this process."""
     numbers = [1000]
-    monkeypatch.setattr(readahead, "_disk_reads", lambda: numbers[-1])
+    monkeypatch.setattr(threads, "_disk_reads", lambda: numbers[-1])
     return numbers
 
 
@@ -48,85 +48,85 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_store(small_folder(root / "chunked", *"abcd"), root / "store.lmdb")
 
 
-def announced(ahead: Readahead, dataset: Announced, batches: int) -> list[bool]:
-    """Return for each of some batches whether it was announced."""
-    given = []
+def prefetch_batches(ahead: Readahead, dataset: RecordingRolls, batches: int) -> list[bool]:
+    """Return, for each of some batches, whether it was prefetched."""
+    was_prefetched = []
     for _ in range(batches):
-        before = len(dataset.told)
+        before = len(dataset.prefetched)
         ahead.prefetch([SampleKey(1, 0), SampleKey(2, 0)])
-        given.append(len(dataset.told) > before)
-    return given
+        was_prefetched.append(len(dataset.prefetched) > before)
+    return was_prefetched
 
 
 def test_without_page_faults_only_the_first_batches_are_announced(reads: list[int]) -> None:
-    dataset = Announced()
-    first = readahead._FIRST_BATCHES
-    assert announced(Readahead(dataset), dataset, 100) == [True] * first + [False] * (100 - first)
+    dataset = RecordingRolls()
+    first = threads._FIRST_READAHEAD_BATCHES
+    assert prefetch_batches(Readahead(dataset), dataset, 100) == [True] * first + [False] * (100 - first)
 
 
 def test_after_a_page_fault_the_next_batches_are_announced(reads: list[int]) -> None:
-    dataset = Announced()
+    dataset = RecordingRolls()
     ahead = Readahead(dataset)
-    announced(ahead, dataset, 20)
-    kept = readahead._BATCHES
+    prefetch_batches(ahead, dataset, 20)
+    count_after_fault = threads._READAHEAD_BATCHES
     for count in (1, 500):
         reads.append(reads[-1] + count)
-        assert announced(ahead, dataset, kept + 10) == [True] * kept + [False] * 10
+        assert prefetch_batches(ahead, dataset, count_after_fault + 10) == [True] * count_after_fault + [False] * 10
 
 
 def test_page_faults_all_the_time_keep_announcements_going(reads: list[int]) -> None:
-    dataset = Announced()
+    dataset = RecordingRolls()
     ahead = Readahead(dataset)
     for _ in range(200):
         reads.append(reads[-1] + 1)
-        assert announced(ahead, dataset, 1) == [True]
+        assert prefetch_batches(ahead, dataset, 1) == [True]
 
 
 def test_what_is_announced_is_the_order_and_comes_before_it_is_read(reads: list[int]) -> None:
-    dataset = Announced(length=400)
+    dataset = RecordingRolls(length=400)
     options = {"batch_size": 4, "seed": 3, "n_threads": 1}
-    given: list[int] = []
-    ahead = []
+    indices: list[int] = []
+    distances = []
     for batch in create_dataloader(dataset, options, collate_fn=list):
         reads.append(reads[-1] + 1)
-        given += [item["index"] for item in batch]
-        assert dataset.told[: len(given)] == given
-        ahead.append(len(dataset.told) - len(given))
-    assert dataset.told == given
-    assert min(ahead[:80]) >= 4  # whole batches before they are read
-    assert max(ahead) <= 4 * 16  # and few
+        indices += [item["index"] for item in batch]
+        assert dataset.prefetched[: len(indices)] == indices
+        distances.append(len(dataset.prefetched) - len(indices))
+    assert dataset.prefetched == indices
+    assert min(distances[:80]) >= 4  # at least one batch ahead
+    assert max(distances) <= 4 * 16
 
 
 def test_the_first_batch_is_begun_before_others_are_announced() -> None:
-    class Told(Announced):
-        def batch_builder(self, draws: Sequence[SampleKey], allocate: Allocate) -> BatchBuilder:
-            told_before.append(len(self.told))
-            return super().batch_builder(draws, allocate)
+    class RecordingStart(RecordingRolls):
+        def batch_builder(self, keys: Sequence[SampleKey], allocate: Allocate) -> BatchBuilder:
+            counts.append(len(self.prefetched))
+            return super().batch_builder(keys, allocate)
 
         def make_item(self, index: int, random: SampleRng) -> dict[str, Any]:
             return {"index": index}
 
-    told_before: list[int] = []
-    dataset = Told(length=400)
+    counts: list[int] = []
+    dataset = RecordingStart(length=400)
     next(iter(create_dataloader(dataset, {"batch_size": 4, "seed": 3, "n_threads": 1})))
-    assert told_before[0] == 4
-    assert len(dataset.told) > 4
+    assert counts[0] == 4  # at the start of the first batch
+    assert len(dataset.prefetched) > 4
 
 
 def test_others_are_announced_while_a_slow_first_batch_is_made() -> None:
-    class Slow(Announced):
-        def prefetch(self, draws: Sequence[SampleKey]) -> None:
-            super().prefetch(draws)
-            if len(self.told) > 4:
-                others_were_told.set()
+    class Slow(RecordingRolls):
+        def prefetch(self, keys: Sequence[SampleKey]) -> None:
+            super().prefetch(keys)
+            if len(self.prefetched) > 4:
+                prefetched_next.set()
 
         def make_item(self, index: int, random: SampleRng) -> dict[str, Any]:
-            assert others_were_told.wait(60), "nothing was announced while the first batch was made"
+            assert prefetched_next.wait(60), "no other batch was prefetched while the first batch was made"
             return {"index": index}
 
-    others_were_told = threading.Event()
+    prefetched_next = threading.Event()
     next(iter(create_dataloader(Slow(length=400), {"batch_size": 4, "seed": 3, "n_threads": 1})))
-    assert others_were_told.is_set()
+    assert prefetched_next.is_set()
 
 
 @pytest.mark.parametrize("faults", [0, 1])
@@ -140,24 +140,24 @@ def test_announcing_never_changes_what_is_read(
     if mode == "single_image_extensible":
         options["need_ref"] = True
     expected = list(create_dataloader(create_dataset(options), {**options, "loader": "workers"}))
-    asked: list[int] = []
+    prefetched: list[int] = []
     prefetch = Store.prefetch
 
-    def noted(self: Store, indices: Sequence[int], /) -> None:
-        asked.extend(indices)
+    def record_prefetch(self: Store, indices: Sequence[int], /) -> None:
+        prefetched.extend(indices)
         prefetch(self, indices)
 
-    monkeypatch.setattr(Store, "prefetch", noted)
-    faulted = iter(range(10**6))
-    monkeypatch.setattr(readahead, "_disk_reads", lambda: next(faulted) * faults)
+    monkeypatch.setattr(Store, "prefetch", record_prefetch)
+    counter = iter(range(10**6))
+    monkeypatch.setattr(threads, "_disk_reads", lambda: next(counter) * faults)
     assert_same(list(create_dataloader(create_dataset(options), {**options, "loader": "threads"})), expected)
-    assert len(asked) == (16 if faults else min(16, readahead._FIRST_BATCHES))
+    assert len(prefetched) == (16 if faults else min(16, threads._FIRST_READAHEAD_BATCHES))
 
 
 def test_the_system_counts_pages_that_were_waited_for() -> None:
-    first = readahead._disk_reads()
+    first = threads._disk_reads()
     assert isinstance(first, int)
-    assert 0 <= first <= readahead._disk_reads()
+    assert 0 <= first <= threads._disk_reads()
 
 
 def test_any_bytes_of_a_shard_can_be_announced(store: Path) -> None:

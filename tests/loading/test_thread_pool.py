@@ -1,4 +1,4 @@
-"""The threads of a pass: what forks beside them and after them may rely on, and how they end."""
+"""ForkSafeThreadPool: forks beside it and after it are safe, and its threads end for certain."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from dlas_store.loading import thread_pool as pass_threads
+from dlas_store.loading import thread_pool
 from dlas_store.loading.thread_pool import ForkSafeThreadPool, paused_for_fork
 from tests.support.small_stores import in_child
 
@@ -29,28 +29,28 @@ def use_opencv() -> None:
     cv2.split(np.zeros((32, 32, 3), np.uint8))
 
 
-class Held:
-    """A job that goes on until it is let go."""
+class WaitingJob:
+    """A job that runs until it is released."""
 
     def __init__(self) -> None:
         self.begun = threading.Event()
-        self.let_go = threading.Event()
+        self.released = threading.Event()
 
     def __call__(self) -> None:
         self.begun.set()
-        assert self.let_go.wait(PATIENCE)
+        assert self.released.wait(PATIENCE)
 
 
 @pytest.fixture
 def pool() -> Any:
-    """Two threads, and no job left at the end."""
+    """A pool of two threads, shut down after the test."""
     threads = ForkSafeThreadPool(2)
     yield threads
     threads.shutdown()
 
 
 def beside(action: Callable[[], Any]) -> threading.Thread:
-    """Begin an action in a thread of the user's."""
+    """Start an action in a thread outside the pool."""
     thread = threading.Thread(target=action, daemon=True)
     thread.start()
     return thread
@@ -88,58 +88,58 @@ def test_jobs_give_what_they_return_or_raise(pool: ForkSafeThreadPool) -> None:
 
 
 def test_standing_still_waits_for_jobs_and_lets_none_begin(pool: ForkSafeThreadPool) -> None:
-    held = Held()
-    pool.submit(held)
-    held.begun.wait(PATIENCE)
+    waiting_job = WaitingJob()
+    pool.submit(waiting_job)
+    waiting_job.begun.wait(PATIENCE)
     order: list[str] = []
-    go_on = threading.Event()
+    resume = threading.Event()
 
-    def stand() -> None:
+    def pause() -> None:
         with paused_for_fork():
-            order.append("still")
+            order.append("paused")
             second = pool.submit(order.append, "job")
-            go_on.wait(PATIENCE)
-            order.append("going on")
+            resume.wait(PATIENCE)
+            order.append("resumed")
         second.result(PATIENCE)
 
-    forking = beside(stand)
-    while not pass_threads._gate.closed_by:
+    forking = beside(pause)
+    while not thread_pool._gate.forking_threads:
         pass
     assert order == []
-    held.let_go.set()
-    while "still" not in order:
+    waiting_job.released.set()
+    while "paused" not in order:
         pass
-    go_on.set()
+    resume.set()
     assert is_over(forking)
-    assert order == ["still", "going on", "job"]
+    assert order == ["paused", "resumed", "job"]
 
 
 def test_a_job_without_end_does_not_hold_up_a_fork_for_ever(
     pool: ForkSafeThreadPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pass_threads, "_PATIENCE_SECONDS", 0.05)
-    held = Held()
-    job = pool.submit(held)
-    held.begun.wait(PATIENCE)
+    monkeypatch.setattr(thread_pool, "_MAX_WAIT_SECONDS", 0.05)
+    waiting_job = WaitingJob()
+    job = pool.submit(waiting_job)
+    waiting_job.begun.wait(PATIENCE)
     with paused_for_fork():
         assert not job.done()
-    held.let_go.set()
+    waiting_job.released.set()
     job.result(PATIENCE)
 
 
 def test_shutdown_waits_for_what_was_begun_and_gives_up_the_rest() -> None:
     threads = ForkSafeThreadPool(1)
-    held = Held()
+    waiting_job = WaitingJob()
     done: list[int] = []
-    first = threads.submit(held)
-    held.begun.wait(PATIENCE)
+    first = threads.submit(waiting_job)
+    waiting_job.begun.wait(PATIENCE)
     for number in range(100):
         threads.submit(done.append, number)
     closing = beside(threads.shutdown)
     while not threads._closing:
         pass
     assert closing.is_alive()
-    held.let_go.set()
+    waiting_job.released.set()
     assert is_over(closing)
     assert first.done()
     assert done == []
@@ -148,11 +148,11 @@ def test_shutdown_waits_for_what_was_begun_and_gives_up_the_rest() -> None:
 
 
 def test_threads_end_at_no_time_when_somebody_forks(pool: ForkSafeThreadPool) -> None:
-    other = ForkSafeThreadPool(2)
-    other.submit(use_opencv).result()
+    second_pool = ForkSafeThreadPool(2)
+    second_pool.submit(use_opencv).result()
     with paused_for_fork():
-        closing = beside(other.shutdown)
-        while not other._closing:
+        closing = beside(second_pool.shutdown)
+        while not second_pool._closing:
             pass
         closing.join(0.2)
         assert closing.is_alive()
@@ -160,23 +160,23 @@ def test_threads_end_at_no_time_when_somebody_forks(pool: ForkSafeThreadPool) ->
 
 
 def test_whoever_forks_may_end_a_pass_meanwhile(pool: ForkSafeThreadPool) -> None:
-    held = Held()
-    pool.submit(held)
+    waiting_job = WaitingJob()
+    pool.submit(waiting_job)
     pool.submit(use_opencv)
-    held.begun.wait(PATIENCE)
-    held.let_go.set()
+    waiting_job.begun.wait(PATIENCE)
+    waiting_job.released.set()
 
-    def stand() -> None:
+    def pause() -> None:
         with paused_for_fork():
             for _ in range(10):
                 pool.submit(use_opencv)
             pool.shutdown()
 
-    assert is_over(beside(stand))
+    assert is_over(beside(pause))
 
 
 def test_a_thread_of_the_pool_may_end_it() -> None:
-    # As the garbage collection of one does with a pass that was forgotten.
+    # Garbage collection in one of the threads closes a forgotten iterator in that way.
     threads = ForkSafeThreadPool(2)
     threads.submit(use_opencv).result()
     ending = threads.submit(threads.shutdown)
@@ -187,11 +187,11 @@ def test_a_thread_of_the_pool_may_end_it() -> None:
 
 def test_a_process_forked_meanwhile_has_threads_of_its_own(pool: ForkSafeThreadPool) -> None:
     def use_threads() -> None:
-        own = ForkSafeThreadPool(2)
-        assert own.submit(divmod, 7, 2).result(PATIENCE) == (3, 1)
+        child_pool = ForkSafeThreadPool(2)
+        assert child_pool.submit(divmod, 7, 2).result(PATIENCE) == (3, 1)
         with paused_for_fork():
             use_opencv()
-        own.shutdown()
+        child_pool.shutdown()
 
     with paused_for_fork():
         assert in_child(use_threads) == 0

@@ -1,4 +1,4 @@
-"""The loader of threads: what it gives, how far it runs ahead, and that nothing of a pass is left behind."""
+"""ThreadsLoader: its batches, how far it runs ahead, and that an epoch leaves no thread behind."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def loader_of(
 
 
 def running() -> list[threading.Thread]:
-    """Return the threads of loaders."""
+    """Return the running threads of loaders."""
     return [thread for thread in threading.enumerate() if thread.name.startswith("dlas_store")]
 
 
@@ -53,12 +53,12 @@ def nothing_left() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store of 12 patches of two sizes, of three images."""
+    """A store of three images and 12 patches, of two sizes."""
     root = tmp_path_factory.mktemp("threads")
     return make_store(small_folder(root / "chunked", "a", "b", "c"), root / "store.lmdb")
 
 
-# What it gives
+# Batches
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 16])
@@ -94,7 +94,7 @@ def test_a_dataset_without_items_gives_no_batches() -> None:
 
 
 def test_a_shuffle_follows_from_seed_and_epoch_alone() -> None:
-    def passes(threads: int, seed: int) -> list[Any]:
+    def epochs_of(threads: int, seed: int) -> list[Any]:
         sampler = EpochSampler(ITEMS, seed=seed, shuffle=True, batch_size=4)
         loader = loader_of(threads=threads, sampler=sampler)
         epochs = [list(loader) for _ in range(3)]
@@ -103,10 +103,10 @@ def test_a_shuffle_follows_from_seed_and_epoch_alone() -> None:
         assert list(loader) == epochs[2]
         return epochs
 
-    first = passes(1, seed=3)
-    assert passes(3, seed=3) == first
+    first = epochs_of(1, seed=3)
+    assert epochs_of(3, seed=3) == first
     assert len({tuple(tuple(batch) for batch in epoch) for epoch in first}) == 3
-    assert passes(2, seed=4) != first
+    assert epochs_of(2, seed=4) != first
 
 
 def test_an_iteration_sampler_gives_its_own_order() -> None:
@@ -114,9 +114,9 @@ def test_an_iteration_sampler_gives_its_own_order() -> None:
         return DistIterSampler(ITEMS, replicas=2, rank=1, ratio=3, seed=1)
 
     loader = loader_of(sampler=sampler(), batch_size=7)
-    draws = list(sampler())
-    assert [item for batch in loader for item in batch] == [(draw.index, Rolls()[draw]["roll"]) for draw in draws]
-    assert len(loader) == -(-len(draws) // 7)
+    keys = list(sampler())
+    assert [item for batch in loader for item in batch] == [(key.index, Rolls()[key]["roll"]) for key in keys]
+    assert len(loader) == -(-len(keys) // 7)
 
 
 def test_a_foreign_dataset_gets_plain_indices_of_our_samplers() -> None:
@@ -166,11 +166,11 @@ def test_a_config_reads_a_store(phase: str, batch_size: int, store: Path) -> Non
     assert len(batches) == len(loader) == (12 // batch_size if phase == "train" else -(-12 // batch_size))
     if phase == "val":
         expected = [dataset[SampleKey(index, 0)] for index in range(12)]
-        shares = [expected[start : start + batch_size] for start in range(0, 12, batch_size)]
-        assert_same(batches, [default_collate(share) for share in shares])
+        chunks = [expected[start : start + batch_size] for start in range(0, 12, batch_size)]
+        assert_same(batches, [default_collate(items) for items in chunks])
 
 
-# How far it runs ahead
+# Batches made ahead of the reader
 
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
@@ -197,21 +197,21 @@ def test_batches_are_made_while_one_is_read() -> None:
 
 def test_an_order_without_end_is_read_as_far_as_asked() -> None:
     class Endless:
-        taken = 0
+        count = 0
 
         def __iter__(self) -> Iterator[int]:
             while True:
-                self.taken += 1
-                yield self.taken % ITEMS
+                self.count += 1
+                yield self.count % ITEMS
 
     sampler = Endless()
     batches = iter(loader_of(sampler=sampler))
     assert len(list(islice(batches, 20))) == 20
-    assert sampler.taken < 4 * (20 + PREFETCH_BATCHES + 10)
+    assert sampler.count < 4 * (20 + PREFETCH_BATCHES + 10)
     batches.close()  # type: ignore[attr-defined]
 
 
-# Passes that end early
+# Epochs that end early
 
 
 def by_break(loader: ThreadsLoader) -> None:
@@ -314,8 +314,8 @@ def test_two_passes_at_a_time_do_not_disturb_each_other() -> None:
     sampler = EpochSampler(ITEMS, seed=3, shuffle=True, batch_size=4)
     expected = [list(loader) for loader in [loader_of(sampler=sampler)] for _ in range(2)]
     loader = loader_of(sampler=EpochSampler(ITEMS, seed=3, shuffle=True, batch_size=4))
-    both = list(zip(iter(loader), iter(loader), strict=True))
-    assert [list(batches) for batches in zip(*both, strict=True)] == expected
+    pairs = list(zip(iter(loader), iter(loader), strict=True))
+    assert [list(batches) for batches in zip(*pairs, strict=True)] == expected
 
 
 def test_two_loaders_read_one_dataset_at_a_time(store: Path) -> None:
@@ -331,7 +331,7 @@ def test_two_loaders_read_one_dataset_at_a_time(store: Path) -> None:
 
 def test_loops_in_loops_read_all() -> None:
     loader = loader_of(Squares(), collate_fn=None)
-    pairs = [(int(one.sum()), int(other.sum())) for one in loader for other in loader]
+    pairs = [(int(outer.sum()), int(inner.sum())) for outer in loader for inner in loader]
     assert len(pairs) == 9
 
 
@@ -347,8 +347,8 @@ try:
         if number == 20:
             print("reading", flush=True)
 except KeyboardInterrupt:
-    left = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
-    print("left:", left, flush=True)
+    names = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+    print("threads:", names, flush=True)
     first = next(iter(loader))
     print(len(first), flush=True)
     raise
@@ -364,7 +364,7 @@ def test_ctrl_c_ends_the_pass_and_the_process() -> None:
         assert process.stdout.readline() == "reading\n"
         process.send_signal(signal.SIGINT)
         out, error = process.communicate(timeout=60)
-    assert out == "left: []\n32\n"
+    assert out == "threads: []\n32\n"
     assert process.returncode == -signal.SIGINT
     assert error.rstrip().endswith("KeyboardInterrupt")
 
@@ -376,20 +376,20 @@ def test_a_fork_in_the_middle_of_a_pass_works_in_parent_and_child(store: Path) -
     dataset = SingleImageDataset({"paths": store, "target_size": 32, "scale": 2, "need_ref": True, "seed": 1})
     sampler = [SampleKey(number % 12, 3) for number in range(240)]
     loader = loader_of(dataset, collate_fn=None, sampler=sampler, batch_size=6)
-    expected = [dataset[draw]["hq"] for draw in sampler[:12]]
+    expected = [dataset[key]["hq"] for key in sampler[:12]]
 
     def read() -> None:
-        made = [hq for batch in loader for hq in batch["hq"]]
-        assert all(torch.equal(hq, expected[number % 12]) for number, hq in enumerate(made))
-        assert len(made) == 240
+        child_items = [hq for batch in loader for hq in batch["hq"]]
+        assert all(torch.equal(hq, expected[number % 12]) for number, hq in enumerate(child_items))
+        assert len(child_items) == 240
 
-    given = []
+    items = []
     for number, batch in enumerate(loader):
-        given.extend(batch["hq"])
+        items.extend(batch["hq"])
         if number % 8 == 2:
             assert in_child(read, patience=60) == 0
-    assert len(given) == 240
-    assert all(torch.equal(hq, expected[number % 12]) for number, hq in enumerate(given))
+    assert len(items) == 240
+    assert all(torch.equal(hq, expected[number % 12]) for number, hq in enumerate(items))
 
 
 def test_a_child_may_close_and_forget_what_it_inherited() -> None:
@@ -426,8 +426,8 @@ def test_forked_workers_of_pytorch_read_beside_a_pass(store: Path) -> None:
     loader = loader_of(dataset, collate_fn=None, batch_size=3)
     for number, batch in enumerate(loader):
         assert_same(batch, expected[number])
-        beside = DataLoader(dataset, batch_size=3, num_workers=2, multiprocessing_context="fork", timeout=60)
-        assert_same(list(beside), expected)
+        workers = DataLoader(dataset, batch_size=3, num_workers=2, multiprocessing_context="fork", timeout=60)
+        assert_same(list(workers), expected)
 
 
 def test_the_order_of_a_foreign_sampler_is_kept_by_numpy_integers() -> None:

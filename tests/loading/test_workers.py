@@ -1,4 +1,4 @@
-"""The loader of worker processes: it gives what threads give, however it is started, and leaves no process behind."""
+"""WorkersLoader: the batches of ThreadsLoader, with any start method, and no process left behind."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ CORRUPTIONS = {"random_corruptions": ["noise", "lq_resampling", "color_jitter"],
 
 
 def process_ids(items: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Tell which process made each item of a batch."""
+    """Return the id of the process that made each item of a batch."""
     return [os.getpid()] * len(items)
 
 
-def cut_short(items: Sequence[Mapping[str, Any]]) -> Any:
-    """Make a batch that is no dict."""
+def collate_tuple(items: Sequence[Mapping[str, Any]]) -> Any:
+    """Return a batch that is a tuple rather than a dict."""
     return (torch.tensor([item["index"] for item in items]), [str(item["roll"]) for item in items])
 
 
@@ -60,24 +60,24 @@ def loader_of(
 
 @pytest.fixture
 def processes() -> Callable[[], list[Any]]:
-    """Returns the worker processes that were not there when the test began."""
+    """A function that returns the worker processes started since the test began."""
     before = {process.pid for process in multiprocessing.active_children()}
     return lambda: [process for process in multiprocessing.active_children() if process.pid not in before]
 
 
-# PyTorch warns of more workers than cores.
+# PyTorch warns if there are more workers than cores.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store of 20 patches of two sizes, of five images."""
+    """A store of five images and 20 patches, of two sizes."""
     root = tmp_path_factory.mktemp("workers")
     return make_store(small_folder(root / "chunked", *"abcde"), root / "store.lmdb")
 
 
 def patches(store: Path, **options: Any) -> dict[str, Any]:
-    """Return the options of a dataset of patches, in order."""
+    """Return the options of a dataset of patches."""
     defaults = {"mode": "single_image_extensible", "paths": store, "target_size": 32, "scale": 2, "need_ref": True}
     return {**defaults, "strict": True, "seed": 4, "batch_size": 3, **CORRUPTIONS, **options}
 
@@ -98,8 +98,8 @@ def test_any_number_of_workers_and_threads_gives_the_same_batches(workers: int, 
     expected = epochs_of(options, loader="threads", n_threads=3 - threads)
     assert len(expected[0]) == 6
     assert not torch.equal(expected[0][0]["hq"], expected[1][0]["hq"])
-    given = epochs_of(options, loader="workers", n_workers=workers, n_threads=threads, start_method="fork")
-    assert_same(given, expected)
+    epochs = epochs_of(options, loader="workers", n_workers=workers, n_threads=threads, start_method="fork")
+    assert_same(epochs, expected)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_any_number_of_workers_and_threads_gives_the_same_batches(workers: int, 
 def test_any_start_method_gives_the_same_batches(start_method: str, workers: int, threads: int, store: Path) -> None:
     options = patches(store)
     dataset = create_dataset(options)
-    dataset[0]  # what a worker inherits, or is sent, was used
+    dataset[0]  # a worker inherits, or receives, a dataset that was used
     opt = {**options, "loader": "workers", "n_workers": workers, "n_threads": threads, "start_method": start_method}
     loader = create_dataloader(dataset, opt)
     assert (loader.num_workers, loader.num_threads) == (workers, threads)
@@ -118,12 +118,12 @@ def test_any_start_method_gives_the_same_batches(start_method: str, workers: int
 
 @pytest.mark.timeout(60)
 def test_workers_forked_as_soon_as_a_pass_of_threads_is_over_work(store: Path) -> None:
-    # Threads that Python has joined may still be letting go of what OpenCV keeps for each, under a lock of OpenCV's.
+    # Threads that Python has joined may still free memory of OpenCV, under a lock of OpenCV.
     options = patches(store)
     for _ in range(12):
         expected = epochs_of(options, 1, loader="threads", n_threads=1)
-        given = epochs_of(options, 1, loader="workers", n_workers=2, n_threads=2, start_method="fork")
-        assert_same(given, expected)
+        epochs = epochs_of(options, 1, loader="workers", n_workers=2, n_threads=2, start_method="fork")
+        assert_same(epochs, expected)
 
 
 @pytest.mark.timeout(60)
@@ -140,8 +140,8 @@ def test_workers_forked_beside_passes_of_threads_work(store: Path) -> None:
     reading.start()
     try:
         for _ in range(8):
-            given = epochs_of(options, 1, loader="workers", n_workers=2, n_threads=2, start_method="fork")
-            assert_same(given, expected)
+            epochs = epochs_of(options, 1, loader="workers", n_workers=2, n_threads=2, start_method="fork")
+            assert_same(epochs, expected)
     finally:
         is_enough.set()
         reading.join()
@@ -183,7 +183,7 @@ def test_needs_collate_pads_alike(tmp_path: Path) -> None:
     assert len({batch["pixels"].shape for batch in expected[0]}) > 1
 
 
-@pytest.mark.parametrize("collate", [indices_and_rolls, zero_pad, cut_short, list])
+@pytest.mark.parametrize("collate", [indices_and_rolls, zero_pad, collate_tuple, list])
 def test_collate_functions_get_the_same_items(collate: Callable[..., Any]) -> None:
     threads = ThreadsLoader(Rolls(), sampler=range(40), batch_size=6, drop_last=False, threads=2, collate_fn=collate)
     assert_same(list(loader_of(collate_fn=collate, batch_size=6)), list(threads))
@@ -227,11 +227,11 @@ def test_a_sampler_of_ints_gives_patches_of_the_epoch(workers: int, store: Path)
 
 
 class Halves(Squares):
-    """Items of a foreign dataset with tensors that numpy knows nothing of, and others that are views."""
+    """A foreign dataset whose items hold a tensor of a type unknown to NumPy, a view, and a dict."""
 
     def __getitem__(self, index: int) -> Any:
         big = torch.arange(300.0 * 300).reshape(300, 300) + index
-        return {"half": torch.full((3,), index, dtype=torch.bfloat16), "turned": big.T, "nested": {"n": index}}
+        return {"half": torch.full((3,), index, dtype=torch.bfloat16), "transposed": big.T, "nested": {"n": index}}
 
 
 def test_tensors_of_any_kind_come_as_they_were_made() -> None:
@@ -243,11 +243,11 @@ def test_two_passes_at_a_time_do_not_disturb_each_other() -> None:
     def loader() -> WorkersLoader:
         return loader_of(workers=1, sampler=EpochSampler(40, seed=3, shuffle=True, batch_size=4))
 
-    one = loader()
-    expected = [list(one), list(one)]
-    other = loader()
-    both = list(zip(iter(other), iter(other), strict=True))
-    assert [list(batches) for batches in zip(*both, strict=True)] == expected
+    reference = loader()
+    expected = [list(reference), list(reference)]
+    interleaved = loader()
+    pairs = list(zip(iter(interleaved), iter(interleaved), strict=True))
+    assert [list(batches) for batches in zip(*pairs, strict=True)] == expected
 
 
 def test_batches_are_made_in_other_processes_and_those_of_no_workers_here() -> None:
@@ -284,9 +284,9 @@ def test_an_error_leaves_no_process_behind(processes: Callable[[], list[Any]]) -
         pass
     else:
         pytest.fail("no error")
-    left = processes()
+    remaining = processes()
     gc.collect()
-    assert left == []
+    assert remaining == []
 
 
 def test_errors_of_foreign_datasets_keep_their_message() -> None:
@@ -298,13 +298,13 @@ def test_a_worker_that_is_killed_is_an_error(processes: Callable[[], list[Any]])
     batches = iter(loader_of(Rolls(length=4000), workers=1))
     next(batches)
     (worker,) = processes()
-    # PyTorch raises the latter at any moment, from the handler of a signal.
+    # A signal handler of PyTorch raises "is killed by signal" at any moment.
     with pytest.raises(RuntimeError, match=r"exited unexpectedly|is killed by signal"):  # noqa: PT012
         worker.kill()
         list(batches)
 
 
-# Passes that end early
+# Epochs that end early
 
 
 def by_break(loader: WorkersLoader) -> None:
@@ -346,7 +346,7 @@ def test_a_pass_that_is_broken_off_leaves_no_process_and_the_next_works(
 
 
 class TemporaryFolders(Squares):
-    """Items say how many folders there are among the temporary files of their process."""
+    """A dataset whose items are the number of folders among the temporary files of their process."""
 
     def __getitem__(self, item: int) -> int:
         return sum(path.is_dir() for path in Path(tempfile.gettempdir()).iterdir())
@@ -355,9 +355,9 @@ class TemporaryFolders(Squares):
 def test_the_folder_of_a_workers_socket_is_there_before_a_batch_is_sent_and_gone_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Made beside the end of its process, while the first batch was sent, it stayed."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # which a forked process has as well
-    # So has it the folder that this process made for its own sockets, if it did.
+    """A folder that a worker makes only when it sends its first batch can outlast a worker that ends meanwhile."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # a forked process inherits the setting
+    # A forked process also inherits the folder for sockets of this process, if there is one.
     configuration: dict[str, Any] = multiprocessing.current_process()._config  # type: ignore[attr-defined]
     monkeypatch.delitem(configuration, "tempdir", raising=False)
     batches = iter(loader_of(TemporaryFolders(), workers=1, collate_fn=None))
@@ -367,7 +367,7 @@ def test_the_folder_of_a_workers_socket_is_there_before_a_batch_is_sent_and_gone
 
 
 class BusyThread(Dataset[int]):
-    """A thread of each process is in the middle of PyTorch at any time, as that which sends batches may be."""
+    """A dataset with a thread in each process that runs PyTorch code at any time, as the sender of batches may."""
 
     started = False
 
@@ -377,10 +377,10 @@ class BusyThread(Dataset[int]):
     def __getitem__(self, index: int) -> int:
         if not self.started:
             self.started = True
-            threading.Thread(target=self._share, daemon=True).start()
+            threading.Thread(target=self._run, daemon=True).start()
         return index
 
-    def _share(self) -> None:
+    def _run(self) -> None:
         while True:
             torch.zeros(1 << 16).share_memory_()
 
@@ -389,7 +389,7 @@ class BusyThread(Dataset[int]):
 def test_a_worker_whose_threads_are_in_pytorch_at_its_end_does_not_abort(
     start_method: str, processes: Callable[[], list[Any]]
 ) -> None:
-    """Spawned ones did, and an interrupted program ended with an error of PyTorch's for it."""
+    """A spawned worker that finalizes its interpreter aborts, and PyTorch raises an error in the parent."""
     batches: Any = iter(loader_of(BusyThread(), workers=2, start_method=start_method, collate_fn=None))
     next(batches)
     workers = processes()
@@ -419,7 +419,7 @@ if __name__ == "__main__":
             if number == 20:
                 print("reading", flush=True)
     except KeyboardInterrupt:
-        print("left:", multiprocessing.active_children(), flush=True)
+        print("processes:", multiprocessing.active_children(), flush=True)
         print(len(next(iter(loader))), flush=True)
         raise
 """
@@ -438,9 +438,9 @@ def test_ctrl_c_ends_the_pass_its_workers_and_the_process() -> None:
         assert process.stdout.readline() == "reading\n"
         workers = psutil.Process(process.pid).children(recursive=True)
         assert len(workers) >= 2
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to workers as well
+        os.killpg(process.pid, signal.SIGINT)  # a terminal signals the workers, too
         out, _ = process.communicate(timeout=60)
-    assert out == "left: []\n32\n"
+    assert out == "processes: []\n32\n"
     assert process.returncode == -signal.SIGINT
     assert psutil.wait_procs(workers, timeout=30)[1] == []
 
@@ -465,12 +465,12 @@ def test_a_pass_that_is_still_kept_when_the_program_ends_leaves_no_file(
 ) -> None:
     program = tmp_path / "program.py"
     program.write_text(KEPT.format(root=str(ROOT), start_method=start_method, interrupted=interrupted))
-    with tempfile.TemporaryDirectory() as temporary:  # whose name is short enough for sockets
+    with tempfile.TemporaryDirectory() as temporary:  # its name is short enough for sockets
         environment = os.environ | {"TMPDIR": temporary}
-        ended = subprocess.run(
+        result = subprocess.run(
             [sys.executable, str(program)], env=environment, capture_output=True, text=True, check=False
         )
-        assert ended.returncode == (-signal.SIGINT if interrupted else 0), ended.stderr
+        assert result.returncode == (-signal.SIGINT if interrupted else 0), result.stderr
         assert not list(Path(temporary).iterdir())
 
 

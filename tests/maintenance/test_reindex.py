@@ -1,4 +1,4 @@
-"""Rebuilding an index from the shards alone."""
+"""Rebuilding of an index from the shards alone."""
 
 from __future__ import annotations
 
@@ -35,16 +35,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pristine(folder: Path) -> Path:
-    """Shards 0 and 1 are of an import, 2 to 4 of an append."""
+    """A store whose shards 0 and 1 are of an import, and 2 to 4 of an append."""
     store = make_store(folder, folder.parent / "store.lmdb", images="[de]")
     append(folder, store)
     assert len(shards_of(store)) == 5
     return store
-
-
-@pytest.fixture
-def store(pristine: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(pristine, tmp_path / "store.lmdb"))
 
 
 def content(path: Path) -> dict[str, object]:
@@ -64,11 +59,11 @@ def remove(index: Path) -> None:
     index.unlink()
 
 
-def cut(index: Path) -> None:
+def truncate_to_5000_bytes(index: Path) -> None:
     index.write_bytes(index.read_bytes()[:5000])
 
 
-def cut_short(index: Path) -> None:
+def truncate_to_50_bytes(index: Path) -> None:
     index.write_bytes(index.read_bytes()[:50])
 
 
@@ -82,11 +77,11 @@ def damage_rows(index: Path) -> None:
 
 
 def keep(index: Path) -> None:
-    """Rebuild an index that is fine."""
+    """Damage nothing."""
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-@pytest.mark.parametrize("damage", [keep, remove, cut, cut_short, empty, damage_rows])
+@pytest.mark.parametrize("damage", [keep, remove, truncate_to_5000_bytes, truncate_to_50_bytes, empty, damage_rows])
 def test_a_new_index_gives_every_read_as_before(
     store: Path, pristine: Path, damage: Callable[[Path], None], workers: int
 ) -> None:
@@ -110,8 +105,8 @@ def test_the_shards_are_not_touched(store: Path) -> None:
     before = {path.name: path.stat() for path in shards_of(store)}
     reindex(store)
     after = {path.name: path.stat() for path in shards_of(store)}
-    assert [(name, at.st_mtime_ns, at.st_ino) for name, at in after.items()] == [
-        (name, at.st_mtime_ns, at.st_ino) for name, at in before.items()
+    assert [(name, status.st_mtime_ns, status.st_ino) for name, status in after.items()] == [
+        (name, status.st_mtime_ns, status.st_ino) for name, status in before.items()
     ]
 
 
@@ -128,24 +123,24 @@ def test_an_open_reader_keeps_the_old_index(store: Path) -> None:
 def test_half_an_append_is_left_out_and_listed(
     folder: Path, store: Path, tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
-    half = make_store(folder, tmp_path / "half.lmdb", images="[de]")
-    longer = Path(shutil.copytree(half, tmp_path / "longer.lmdb"))
+    incomplete = make_store(folder, tmp_path / "half.lmdb", images="[de]")
+    longer = Path(shutil.copytree(incomplete, tmp_path / "longer.lmdb"))
     append(folder, longer)
     for path in shards_of(longer)[2:4]:
-        shutil.copy(path, half)
-    damage(half / INDEX_FILE)
-    summary = reindex(half)
-    assert (summary.shards, order(half)) == (2, ["d", "e"])
+        shutil.copy(path, incomplete)
+    damage(incomplete / INDEX_FILE)
+    summary = reindex(incomplete)
+    assert (summary.shards, order(incomplete)) == (2, ["d", "e"])
     reason = "is of an append of which 2 of 3 shards are here; run it again"
     assert skipped(summary) == [("shard-00002.lmdb", reason), ("shard-00003.lmdb", reason)]
 
 
 def test_a_whole_append_that_was_not_published_is_taken(folder: Path, tmp_path: Path) -> None:
     store = make_store(folder, tmp_path / "store.lmdb", images="[de]")
-    old = (store / INDEX_FILE).read_bytes()
+    old_index = (store / INDEX_FILE).read_bytes()
     append(folder, store)
     expected = content(store)
-    (store / INDEX_FILE).write_bytes(old)
+    (store / INDEX_FILE).write_bytes(old_index)
     assert reindex(store).skipped == []
     assert content(store) == expected
 
@@ -216,7 +211,7 @@ def test_a_shard_with_a_damaged_payload_stays(store: Path, pristine: Path) -> No
     assert (finding.image, finding.patch, finding.kind) == ("e", "00000001.png", "damaged")
 
 
-@pytest.mark.parametrize("damage", [empty, cut, cut_short])
+@pytest.mark.parametrize("damage", [empty, truncate_to_5000_bytes, truncate_to_50_bytes])
 def test_a_damaged_shard_is_left_out_and_listed(store: Path, damage: Callable[[Path], None]) -> None:
     damage(shards_of(store)[1])
     summary = reindex(store)
@@ -266,7 +261,7 @@ def test_a_shard_without_images_is_kept(tmp_path: Path) -> None:
 
 
 def store_with_an_empty_shard(tmp_path: Path) -> Path:
-    """Return a store whose second shard lost its only image, whose files were bad."""
+    """Return a store whose second shard has no image, because the only image had bad files and was skipped."""
     folder = small_folder(tmp_path / "source", "a", "b", "c")
     for path in (folder / "b").glob("*.png"):
         path.write_bytes(b"no picture")
@@ -277,12 +272,12 @@ def store_with_an_empty_shard(tmp_path: Path) -> Path:
 
 
 def test_the_work_of_an_interrupted_append_stays(store: Path) -> None:
-    partial = store.with_name("store.lmdb.partial")
-    partial.mkdir()
-    (partial / "shard-00005.lmdb").write_bytes(b"sealed")
-    (partial / "plan.json").write_bytes(b"{}")
+    staging = store.with_name("store.lmdb.partial")
+    staging.mkdir()
+    (staging / "shard-00005.lmdb").write_bytes(b"sealed")
+    (staging / "plan.json").write_bytes(b"{}")
     reindex(store)
-    assert {path.name for path in partial.iterdir()} >= {"shard-00005.lmdb", "plan.json"}
+    assert {path.name for path in staging.iterdir()} >= {"shard-00005.lmdb", "plan.json"}
 
 
 @pytest.mark.parametrize(
@@ -315,6 +310,8 @@ def test_reindex_is_refused_while_another_process_writes(store: Path, monkeypatc
 
 def test_a_shard_says_which_commit_it_belongs_to(pristine: Path) -> None:
     headers = [Shard(path).header for path in shards_of(pristine)]
-    assert [(h.commit, h.commit_first, h.commit_shards) for h in headers] == [(0, 0, 2)] * 2 + [(1, 2, 3)] * 3
-    assert len({h.store_id for h in headers}) == 1
-    assert len({h.shard_id for h in headers}) == 5
+    assert [(header.commit, header.commit_first, header.commit_shards) for header in headers] == [(0, 0, 2)] * 2 + [
+        (1, 2, 3)
+    ] * 3
+    assert len({header.store_id for header in headers}) == 1
+    assert len({header.shard_id for header in headers}) == 5

@@ -1,4 +1,4 @@
-"""What verify, compare and info say of a store."""
+"""Reports of verify about sound and damaged stores."""
 
 from __future__ import annotations
 
@@ -12,14 +12,9 @@ from pathlib import Path
 import pytest
 from xxhash import xxh3_64_intdigest
 
-from dlas_store import open_source
 from dlas_store.converters.importing import import_store
 from dlas_store.errors import DamagedError, FormatVersionError, NotASourceError
-from dlas_store.maintenance.info import info
-from dlas_store.maintenance.verify import Finding, Sample, VerifyReport, compare, verify
-from dlas_store.sources.base import Center
-from dlas_store.sources.centers import write_centers
-from dlas_store.sources.walk import extra_line
+from dlas_store.maintenance.verify import Finding, Sample, VerifyReport, verify
 from dlas_store.storage.commit import read_shard
 from dlas_store.storage.index import INDEX_FILE, Index
 from dlas_store.storage.index_writer import IndexWriter
@@ -27,10 +22,9 @@ from dlas_store.storage.lmdb_reader import read_meta
 from dlas_store.storage.sealed_file import SealedFile
 from dlas_store.storage.store import Store
 from tests.support.command_line import run
-from tests.support.sample_data import DATA, noise, png
+from tests.support.findings import findings, payload
 from tests.support.small_stores import (
     NOBODY,
-    append,
     content_of,
     damage_table,
     flip,
@@ -44,33 +38,6 @@ from tests.support.small_stores import (
 )
 
 FOOTER = struct.Struct("<8sIIQ")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_folder(tmp_path_factory.mktemp("verify") / "source", "a", "b", "c")
-
-
-@pytest.fixture(scope="module")
-def pristine(folder: Path) -> Path:
-    return make_store(folder, folder.parent / "store.lmdb")
-
-
-@pytest.fixture
-def store(pristine: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(pristine, tmp_path / "store.lmdb"))
-
-
-def payload(store: Path, name: str) -> bytes:
-    with open_source(store) as opened:
-        data = content_of(opened)[name]
-    assert isinstance(data, bytes)
-    return data
-
-
-def findings(report: VerifyReport) -> list[tuple[str, str, str, str]]:
-    assert report.ok == (not report.findings)
-    return [finding[:4] for finding in report.findings]
 
 
 class TestVerify:
@@ -88,7 +55,7 @@ class TestVerify:
     def test_images_of_one_shard_are_checked_by_several_processes(
         self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(import_module("dlas_store.maintenance.verify"), "_IMAGES_A_PART", 1)
+        monkeypatch.setattr(import_module("dlas_store.maintenance.verify"), "_IMAGES_PER_VERIFY_JOB", 1)
         store = make_store(folder, tmp_path / "one.lmdb", shard_size=1 << 30)
         patch, reference = payload(store, "b/00000001.png"), payload(store, "c/ref.jpg")
         flip_in(shards_of(store)[0], patch)
@@ -181,18 +148,14 @@ class TestVerify:
         shutil.copy(shards_of(other)[2], store)
         assert findings(verify(store)) == [("shard-00002.lmdb", "", "", "foreign")]
 
-    def test_an_index_of_another_import_disagrees_with_the_shards(
-        self, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        from dlas_store.storage.commit import read_shard
-        from dlas_store.storage.index_writer import IndexWriter
-
+    def test_an_index_of_another_import_disagrees_with_the_shards(self, store: Path, tmp_path: Path) -> None:
         writer = IndexWriter(tmp_path / INDEX_FILE, store_id=self.store_id(store), layout="chunked", generation=0)
         for path in shards_of(store):
             sealed = read_shard(path, check_values=True)
             if path.name == "shard-00001.lmdb":
-                sealed.directory.patches["offset"][[0, 2]] = sealed.directory.patches["offset"][[2, 0]]
-            writer.add(sealed.header, sealed.directory, size=sealed.size)
+                offsets = sealed.entries.patches["offset"]
+                offsets[[0, 2]] = offsets[[2, 0]]
+            writer.add(sealed.header, sealed.entries, size=sealed.size)
         writer.finish()
         shutil.copy(tmp_path / INDEX_FILE, store)
         report = verify(store)
@@ -212,7 +175,7 @@ class TestVerify:
         import_store([folder], store, shard_size=1, skip_bad=True, workers=1)
         assert verify(store).ok
         shards_of(store)[1].unlink()
-        with pytest.raises(DamagedError):  # so verify must not call it fine
+        with pytest.raises(DamagedError):  # so verify must report the loss
             Store(store)
         assert findings(verify(store)) == [("shard-00001.lmdb", "", "", "missing")]
 
@@ -228,21 +191,18 @@ class TestVerify:
             root = read_meta(data).root
         flip(shards_of(store)[0], root * 4096 + 12)
         shards_of(store)[2].write_bytes(shards_of(store)[2].read_bytes()[:-1])
-        found = findings(verify(store, quick=True))
-        assert [(shard, kind) for shard, _, _, kind in found] == [
+        assert [(shard, kind) for shard, _, _, kind in findings(verify(store, quick=True))] == [
             ("shard-00000.lmdb", "damaged"),
             ("shard-00002.lmdb", "damaged"),
         ]
 
     def test_quick_finds_an_index_that_names_other_places(self, store: Path, folder: Path, tmp_path: Path) -> None:
-        directories = [read_shard(path, check_values=False) for path in shards_of(store)]
-        first = Index.open(store / INDEX_FILE)
-        writer = IndexWriter(tmp_path / "index", store_id=first.store_id, layout="chunked", generation=1)
-        rows = directories[1].directory.patches.copy()
-        rows["offset"][2] += 16
-        directories[1] = directories[1]._replace(directory=directories[1].directory._replace(patches=rows))
-        for header, directory, size in directories:
-            writer.add(header, directory, size=size)
+        sealed_shards = [read_shard(path, check_values=False) for path in shards_of(store)]
+        old_index = Index.open(store / INDEX_FILE)
+        writer = IndexWriter(tmp_path / "index", store_id=old_index.store_id, layout="chunked", generation=1)
+        sealed_shards[1].entries.patches["offset"][2] += 16
+        for header, entries, size in sealed_shards:
+            writer.add(header, entries, size=size)
         writer.finish()
         shutil.move(tmp_path / "index", store / INDEX_FILE)
         assert findings(verify(store, quick=True)) == [("shard-00001.lmdb", "", "", "index")]
@@ -259,19 +219,21 @@ class TestVerify:
         shard = shards_of(store)[0]
         for position in range(20):
             flip_in(shard, payload(folder, f"c/{position:08d}.png"))
-        found = [{finding.patch for finding in verify(store, sample=Sample(0.25, seed)).findings} for seed in (1, 1, 2)]
-        assert found[0] == found[1] != found[2]
-        assert 0 < len(found[0]) < 20
+        damaged = [
+            {finding.patch for finding in verify(store, sample=Sample(0.25, seed)).findings} for seed in (1, 1, 2)
+        ]
+        assert damaged[0] == damaged[1] != damaged[2]
+        assert 0 < len(damaged[0]) < 20
 
     def test_the_command_says_how_much_it_checked(self, store: Path) -> None:
         assert "18 values placed, none read, no finding" in run("verify", store, "--quick").out
-        whole = run("verify", store, "--sample", "100%", "--seed", "7")
-        assert "18 values checked (100% of patches and references, --seed 7), no finding" in whole.out
+        complete = run("verify", store, "--sample", "100%", "--seed", "7")
+        assert "18 values checked (100% of patches and references, --seed 7), no finding" in complete.out
         report = json.loads(run("verify", store, "--sample", "5%", "--json").out)
         assert report["sample"]["share"] == 0.05
         assert report["sample"]["seed"] >= 0
-        for wrong in (["--sample", "5"], ["--sample", "0%"], ["--sample", "101%"], ["--seed", "1"]):
-            assert run("verify", store, *wrong).status == 2
+        for wrong_options in (["--sample", "5"], ["--sample", "0%"], ["--sample", "101%"], ["--seed", "1"]):
+            assert run("verify", store, *wrong_options).status == 2
         assert run("verify", store, "--quick", "--sample", "5%").status == 2
 
     def test_several_findings_are_all_listed_in_order(self, store: Path) -> None:
@@ -303,169 +265,6 @@ class TestVerify:
                 assert verify(store, workers=2).checked == 18
 
             assert in_child(check, user=NOBODY) == 0
-
-
-def remove_patch(folder: Path) -> None:
-    (folder / "b/00000001.png").unlink()
-
-
-def add_patch(folder: Path) -> None:
-    (folder / "b/5.png").write_bytes(png(noise(4, 4)))
-
-
-def change_patch(folder: Path) -> None:
-    flip(folder / "b/00000001.png", 50)
-
-
-def change_reference(folder: Path) -> None:
-    flip(folder / "b/ref.jpg", 50)
-
-
-def remove_reference(folder: Path) -> None:
-    (folder / "b/ref.jpg").unlink()
-
-
-def change_centers(folder: Path) -> None:
-    (folder / "b/centers.pt").write_bytes(write_centers({0: Center(9, 9, 9)}))
-
-
-def remove_centers(folder: Path) -> None:
-    (folder / "b/centers.pt").unlink()
-
-
-def add_extra_fields(folder: Path) -> None:
-    (folder / "metadata.jsonl").write_text(extra_line("b", {"label": 1}))
-
-
-def remove_image(folder: Path) -> None:
-    shutil.rmtree(folder / "b")
-
-
-def add_image(folder: Path) -> None:
-    shutil.copytree(folder / "b", folder / "b2")
-
-
-def damage_centers(folder: Path) -> None:
-    (folder / "b/centers.pt").write_bytes(b"no centres")
-
-
-class TestCompare:
-    @pytest.fixture
-    def changed(self, folder: Path, tmp_path: Path) -> Path:
-        return Path(shutil.copytree(folder, tmp_path / "source"))
-
-    @pytest.mark.parametrize("workers", [1, 2])
-    def test_a_store_is_as_its_source(self, folder: Path, pristine: Path, workers: int) -> None:
-        before = state_of(folder)
-        # Four patches, a reference and a centers.pt in each of three images.
-        assert compare(pristine, folder, workers=workers) == VerifyReport(checked=18)
-        assert state_of(folder) == before
-
-    def test_verify_compares_what_it_finds_sound(self, folder: Path, store: Path, tmp_path: Path) -> None:
-        report = verify(store, folder, workers=0)
-        assert (report.ok, report.checked) == (True, verify(store).checked + compare(store, folder).checked)
-        other = small_folder(tmp_path / "other", "a", seed=1)
-        assert verify(store, against=other).findings == compare(store, other).findings != []
-        shards_of(store)[0].unlink()
-        assert findings(verify(store, other)) == [("shard-00000.lmdb", "", "", "missing")]
-
-    def test_the_samples_are_as_their_source(self, tmp_path: Path) -> None:
-        store = make_store(DATA / "chunked", tmp_path / "sample.lmdb", shard_size=500_000)
-        report = compare(store, DATA / "chunked")
-        assert report.ok
-        assert report.checked == 262 + 2 * 4
-
-    def test_a_store_can_be_compared_with_a_store(self, pristine: Path, store: Path) -> None:
-        assert compare(pristine, store).ok
-
-    def test_the_order_of_images_does_not_matter(self, folder: Path, tmp_path: Path) -> None:
-        store = make_store(folder, tmp_path / "store.lmdb", images="c")
-        append(folder, store)
-        assert compare(store, folder).ok
-
-    def test_pictures_are_compared_as_pictures(self, folder: Path, changed: Path, tmp_path: Path) -> None:
-        store = tmp_path / "pictures.lmdb"
-        import_store([folder], store, layout="pictures", workers=1)
-        assert compare(store, folder).checked == 12
-        change_patch(changed)
-        assert findings(compare(store, changed)) == [("", "b/00000001.png", "00000001.png", "differs")]
-
-    @pytest.mark.parametrize(
-        ("change", "expected"),
-        [
-            (remove_patch, [("b", "00000001.png", "differs")]),
-            (add_patch, [("b", "5.png", "differs")]),
-            (change_patch, [("b", "00000001.png", "differs")]),
-            (change_reference, [("b", "ref.jpg", "differs")]),
-            (remove_reference, [("b", "ref.jpg", "differs")]),
-            (change_centers, [("b", "centers.pt", "differs")]),
-            (remove_centers, [("b", "centers.pt", "differs")]),
-            (add_extra_fields, [("b", "", "differs")]),
-            (remove_image, [("b", "", "not in source")]),
-            (add_image, [("b2", "", "not in store")]),
-        ],
-    )
-    def test_every_difference_is_found(
-        self, pristine: Path, changed: Path, change: Callable[[Path], None], expected: list[tuple[str, str, str]]
-    ) -> None:
-        change(changed)
-        assert findings(compare(pristine, changed)) == [("", *finding) for finding in expected]
-
-    def test_a_damaged_centers_file_in_the_source_is_a_finding(self, pristine: Path, changed: Path) -> None:
-        damage_centers(changed)
-        (finding,) = compare(pristine, changed).findings
-        assert finding.image == "b"
-        assert "centers.pt" in finding.message
-
-    def test_a_damaged_patch_of_the_store_is_a_finding(self, folder: Path, store: Path) -> None:
-        flip_in(shards_of(store)[1], payload(store, "b/00000001.png"))
-        report = compare(store, folder)
-        assert findings(report) == [("", "b", "", "damaged")]
-        assert "00000001.png of image 'b'" in report.findings[0].message
-        assert report.checked == 18
-
-    def test_a_source_that_is_none_is_an_error(self, pristine: Path, tmp_path: Path) -> None:
-        with pytest.raises(NotASourceError, match="none"):
-            compare(pristine, tmp_path / "none")
-
-    def test_nothing_in_common_is_a_finding_for_each_image(self, pristine: Path, tmp_path: Path) -> None:
-        other = small_folder(tmp_path / "other", "x")
-        report = compare(pristine, other)
-        assert [finding.kind for finding in report.findings] == ["not in source"] * 3 + ["not in store"]
-
-
-class TestInfo:
-    def test_counts_and_sizes_are_those_of_the_files(self, folder: Path, pristine: Path) -> None:
-        found = info(pristine)
-        files = [*folder.glob("*/*.png"), *folder.glob("*/ref.jpg")]
-        assert (found.images, found.patches, found.references, found.shards) == (3, 12, 3, 3)
-        assert found.bytes == sum(path.stat().st_size for path in files)
-        assert found.disk_bytes == sum(path.stat().st_size for path in pristine.iterdir())
-        assert found.sizes == {"8x8": 6, "40x40": 6}
-        assert (found.layout, found.format_version, found.generation) == ("chunked", 1, 0)
-        assert len(bytes.fromhex(found.store_id)) == 16
-
-    def test_widths_come_before_heights_and_the_frequent_first(self, tmp_path: Path) -> None:
-        (tmp_path / "source").mkdir()
-        for name, height, width in [("a", 3, 9), ("b", 5, 7), ("c", 5, 7)]:
-            (tmp_path / "source" / f"{name}.png").write_bytes(png(noise(height, width)))
-        found = info(make_store(tmp_path / "source", tmp_path / "store.lmdb", shard_size=1 << 20))
-        assert list(found.sizes.items()) == [("7x5", 2), ("9x3", 1)]
-        assert (found.layout, found.references) == ("pictures", 0)
-
-    def test_the_index_file_and_a_single_shard_can_be_given(self, pristine: Path) -> None:
-        assert info(pristine / INDEX_FILE) == info(pristine)
-        shard = shards_of(pristine)[0]
-        single = info(shard)
-        assert (single.images, single.patches, single.shards) == (1, 4, 1)
-        assert single.disk_bytes == shard.stat().st_size
-        assert single.store_id == info(pristine).store_id
-
-    def test_an_append_is_counted(self, folder: Path, tmp_path: Path) -> None:
-        store = make_store(folder, tmp_path / "store.lmdb", images="a")
-        append(folder, store)
-        found = info(store)
-        assert (found.images, found.generation, found.shards) == (3, 1, 3)
 
 
 def test_a_finding_says_where_before_what() -> None:

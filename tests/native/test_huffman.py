@@ -1,4 +1,4 @@
-"""Scans of JPEGs are decoded as libjpeg-turbo decodes them; the library decodes those that violate the standard."""
+"""Huffman decoder: its pixels equal those of libjpeg-turbo, which decodes scans that violate the standard."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Code = dict[int, str]
 """Symbol -> bits of its code."""
 
 Block = Sequence[int]
-"""64 coefficients in zigzag order; the first one is the difference from the block before."""
+"""64 coefficients in zigzag order; the first coefficient is the difference from that of the block before."""
 
 
 def decode(data: bytes) -> tuple[Array | None, int]:
@@ -160,7 +160,7 @@ def test_pictures_with_codes_of_their_own(quality: int) -> None:
 
 
 def test_pictures_one_after_another_with_other_codes() -> None:
-    """A decoder reuses the tables of the picture before if the next picture has the same."""
+    """A decoder reuses the tables of the previous picture if the next picture has the same tables."""
     library = Libjpeg(_imaging.__file__)
     pictures = [jpeg(PHOTO, quality=quality, optimize=optimize) for quality in (20, 95) for optimize in (False, True)]
     for data in [*pictures, *reversed(pictures)]:
@@ -222,8 +222,8 @@ def test_codes_of_every_length() -> None:
 
 
 def random_block(generator: random.Random, largest: int) -> list[int]:
-    share = generator.choice([0.02, 0.2, 0.8, 1.0])
-    sizes = [generator.randrange(1, largest + 1) if generator.random() < share else 0 for _ in range(64)]
+    density = generator.choice([0.02, 0.2, 0.8, 1.0])
+    sizes = [generator.randrange(1, largest + 1) if generator.random() < density else 0 for _ in range(64)]
     return [generator.choice([-1, 1]) * generator.randrange(1 << size >> 1, 1 << size) if size else 0 for size in sizes]
 
 
@@ -250,18 +250,18 @@ def test_random_coefficients_in_random_codes(runs: Runs) -> None:
 
 def changed_bits(bits: str, generator: random.Random) -> str:
     at = generator.randrange(len(bits))
-    how = generator.randrange(4)
-    if how == 0:
+    kind = generator.randrange(4)
+    if kind == 0:
         return bits[:at] + ("1" if bits[at] == "0" else "0") + bits[at + 1 :]
-    if how == 1:
+    if kind == 1:
         return bits[:at] + bits[at + generator.randrange(1, 40) :]
-    if how == 2:
+    if kind == 2:
         return bits[:at] + f"{generator.getrandbits(64):064b}" + bits[at:]
     return f"{generator.getrandbits(len(bits)):0{len(bits)}b}"
 
 
 def test_changed_bits_are_decoded_as_by_the_library_or_not_at_all(runs: Runs) -> None:
-    """The scans have bits that begin no code, blocks of more than 64 coefficients, or too few or too many bits."""
+    """The changes leave bits that begin no code, blocks of more than 64 coefficients, or too few or too many bits."""
     scans = []
     for number in runs(small=400, full=400_000):
         generator = random.Random(number)
@@ -272,7 +272,7 @@ def test_changed_bits_are_decoded_as_by_the_library_or_not_at_all(runs: Runs) ->
 
 
 def test_large_pictures_between_small_ones() -> None:
-    """The decoder frees their memory afterwards."""
+    """The decoder frees the buffer of a large picture afterwards."""
     library = Libjpeg(_imaging.__file__)
     small, large = noise(16, 16), noise(1024, 1200)
     for pixels in (small, large, small, large, large, small):
@@ -292,7 +292,7 @@ def test_more_than_64_coefficients_are_the_librarys(beyond: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("end", "is_taken"),
+    ("end", "is_decoded_in_c"),
     [
         (b"\xff\xd9", True),
         (b"\xff\xd9 and more", True),
@@ -304,9 +304,9 @@ def test_more_than_64_coefficients_are_the_librarys(beyond: str) -> None:
         (b"\0\0\0\0\0\0\0\0\0\0\xff\xd9", False),
     ],
 )
-def test_what_stands_behind_a_scan(end: bytes, is_taken: bool) -> None:
+def test_what_stands_behind_a_scan(end: bytes, is_decoded_in_c: bool) -> None:
     scan = stuffed("".join(code_block([3] * 64, DC, AC) for _ in range(6)))
-    assert check_decoded(jpeg_of(scan, (2, 3), [(DC, AC)], end)) == int(is_taken)
+    assert check_decoded(jpeg_of(scan, (2, 3), [(DC, AC)], end)) == int(is_decoded_in_c)
 
 
 def test_no_byte_behind_a_short_scan_is_read() -> None:

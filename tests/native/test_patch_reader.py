@@ -1,4 +1,4 @@
-"""Patches read in C are the same as those read in Python, and unsound patches are left to Python."""
+"""PatchReader: its pixels equal those decoded in Python, and it refuses any patch that is not sound."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ saved = partial(jpeg, quality=90)
 
 
 def with_segment(data: bytes, marker: int, content: bytes) -> bytes:
-    """Return a JPEG with one more segment behind its first marker."""
+    """Return a JPEG with a segment inserted after its first marker."""
     return data[:2] + struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content + data[2:]
 
 
 PIXELS = noise(32, 48)
-READ = {
+READABLE = {
     "444": saved(PIXELS, subsampling=0),
     "420": saved(PIXELS, subsampling=2),
     "progressive": saved(PIXELS, progressive=True),
@@ -57,19 +57,19 @@ READ = {
 
 
 def with_sampling(data: bytes, sampling: int) -> bytes:
-    """Return a JPEG of 4:2:0 whose header gives another arrangement of as many luma blocks in an MCU."""
+    """Return a 4:2:0 JPEG whose header arranges the luma blocks of an MCU differently."""
     changed = bytearray(data)
     changed[data.index(b"\xff\xc0") + 11] = sampling
     return bytes(changed)
 
 
-LEFT = {
-    "441": with_sampling(READ["opencv"], 0x14),
+REFUSED = {
+    "441": with_sampling(READABLE["opencv"], 0x14),
     "png": png(PIXELS),
     "cmyk": cmyk(PIXELS),
     "wider": saved(noise(32, 49)),
     "higher": saved(noise(33, 48)),
-    "turned": saved(noise(48, 32)),
+    "rotated": saved(noise(48, 32)),
     "smaller": saved(noise(16, 16)),
     "fill bytes": saved(PIXELS)[:2] + b"\xff" + saved(PIXELS)[2:],
 }
@@ -78,7 +78,7 @@ LEFT = {
 def open_patches(folder: Path, patches: dict[str, bytes]) -> Store:
     """Import patches of one image, and open its shard by reading them."""
     files = {f"{number:02d}.jpg": data for number, data in enumerate(patches.values())}
-    write(folder / "chunked" / "image", files | {"ref.jpg": READ["420"]})
+    write(folder / "chunked" / "image", files | {"ref.jpg": READABLE["420"]})
     store = Store(make_store(folder / "chunked", folder / "store.lmdb"))
     list(map(store.read, range(len(store))))
     return store
@@ -96,9 +96,9 @@ def blank() -> Array:
 def reads(reader: PatchReader, index: int, out: Array) -> bool:
     """Return whether a patch can be read into an array, and check that reading several patches agrees."""
     is_read = reader.read_into(index, out)
-    again = np.zeros_like(out)
-    assert reader.read_all_into([index], [again]) == int(is_read)
-    assert not is_read or np.array_equal(again, out)
+    batch_out = np.zeros_like(out)
+    assert reader.read_all_into([index], [batch_out]) == int(is_read)
+    assert not is_read or np.array_equal(batch_out, out)
     return is_read
 
 
@@ -117,48 +117,48 @@ LIBRARY: Libjpeg | None = None
 
 
 def test_jpegs_of_the_arrays_size_are_read_as_python_decodes_them(tmp_path: Path) -> None:
-    store = open_patches(tmp_path, READ)
-    for index, (name, data) in enumerate(READ.items()):
+    store = open_patches(tmp_path, READABLE)
+    for index, (name, data) in enumerate(READABLE.items()):
         out = blank()
         assert reads(reader_of(store), index, out), name
         assert np.array_equal(out, decode(data)), name
         out = blank()
-        assert store.read_into(index, out) is out
+        assert store.decode_into(index, out) is out
         assert np.array_equal(out, decode(data)), name
 
 
 def test_all_else_is_left_to_python(tmp_path: Path) -> None:
-    store = open_patches(tmp_path, LEFT)
-    for index, (name, data) in enumerate(LEFT.items()):
+    store = open_patches(tmp_path, REFUSED)
+    for index, (name, data) in enumerate(REFUSED.items()):
         out = blank()
         assert not reads(reader_of(store), index, out), name
         assert not out.any()
-        assert np.array_equal(store.read_into(index, out), decode(data)), name
+        assert np.array_equal(store.decode_into(index, out), decode(data)), name
 
 
 def test_several_are_read_up_to_the_first_that_is_left_to_python(tmp_path: Path) -> None:
-    store = open_patches(tmp_path, READ | LEFT)
-    everything = list(range(len(store)))
-    for indices in (everything, everything[::-1], [3, 1, len(READ), 2], [len(READ)], [0, 0, 0], []):
+    store = open_patches(tmp_path, READABLE | REFUSED)
+    all_indices = list(range(len(store)))
+    for indices in (all_indices, all_indices[::-1], [3, 1, len(READABLE), 2], [len(READABLE)], [0, 0, 0], []):
         outs = [blank() for _ in indices]
-        left = [position for position, index in enumerate(indices) if index >= len(READ)]
-        done = reader_of(store).read_all_into(indices, outs)
-        assert done == (left[0] if left else len(indices))
-        for index, out in zip(indices[:done], outs, strict=False):
+        refused = [position for position, index in enumerate(indices) if index >= len(READABLE)]
+        count = reader_of(store).read_all_into(indices, outs)
+        assert count == (refused[0] if refused else len(indices))
+        for index, out in zip(indices[:count], outs, strict=False):
             assert np.array_equal(out, decode(store.read(index)))
-        for index, pixels in zip(indices, store.read_all_into(indices, outs), strict=True):
+        for index, pixels in zip(indices, store.decode_many_into(indices, outs), strict=True):
             assert np.array_equal(pixels, decode(store.read(index)))
 
 
 def test_several_that_are_no_patches_or_no_arrays_are_left_to_python(tmp_path: Path) -> None:
-    store = open_patches(tmp_path, {"one": READ["420"]})
+    store = open_patches(tmp_path, {"one": READABLE["420"]})
     numbers: list[Any] = [1, -1, 1 << 62, 1 << 70, -(1 << 70), 0.0, "0", None, np.int64(0), True]
     for number in numbers:
         assert reader_of(store).read_all_into([number], [blank()]) == 0
         assert reader_of(store).read_all_into([0, number, 0], [blank(), blank(), blank()]) == 1
-    others: list[Any] = [None, b"", np.zeros(PIXELS.size, np.uint8)]
-    for other in others:
-        assert reader_of(store).read_all_into([0, 0], [blank(), other]) == 1
+    wrong_outs: list[Any] = [None, b"", np.zeros(PIXELS.size, np.uint8)]
+    for wrong_out in wrong_outs:
+        assert reader_of(store).read_all_into([0, 0], [blank(), wrong_out]) == 1
     assert reader_of(store).read_all_into([0, 0], [blank()]) == 1
     assert reader_of(store).read_all_into([0], [blank(), blank()]) == 1
     arguments: list[Any] = [((0,), [blank()]), ([0], (blank(),)), ([0], None)]
@@ -168,9 +168,9 @@ def test_several_that_are_no_patches_or_no_arrays_are_left_to_python(tmp_path: P
 
 
 def test_more_are_read_than_are_held_at_a_time(tmp_path: Path) -> None:
-    store = open_patches(tmp_path, READ)
+    store = open_patches(tmp_path, READABLE)
     for count in (63, 64, 65, 128, 200):
-        indices = [number % len(READ) for number in range(count)]
+        indices = [number % len(READABLE) for number in range(count)]
         outs = [blank() for _ in indices]
         assert reader_of(store).read_all_into(indices, outs) == count
         assert all(np.array_equal(out, decode(store.read(index))) for index, out in zip(indices, outs, strict=True))
@@ -187,8 +187,8 @@ def segments_of(data: bytes) -> Iterator[tuple[int, int]]:
 
 def without_segments(data: bytes, marker: int, *, kept: int) -> bytes:
     """Return a JPEG with only the first few segments of a kind."""
-    places = [place for place in segments_of(data) if data[place[0] + 1] == marker]
-    for start, end in reversed(places[kept:]):
+    segments = [segment for segment in segments_of(data) if data[segment[0] + 1] == marker]
+    for start, end in reversed(segments[kept:]):
         data = data[:start] + data[end:]
     return data
 
@@ -197,25 +197,25 @@ def without_segments(data: bytes, marker: int, *, kept: int) -> bytes:
 @pytest.mark.parametrize("marker", [0xDB, 0xC4])
 @pytest.mark.parametrize("kept", [0, 1])
 def test_no_table_of_a_picture_is_used_for_the_next_one(other: str, marker: int, kept: int) -> None:
-    lacking = without_segments(READ[other], marker, kept=kept)
-    values = [saved(PIXELS, quality=40, optimize=True), READ["444"], lacking, lacking]
+    lacking = without_segments(READABLE[other], marker, kept=kept)
+    values = [saved(PIXELS, quality=40, optimize=True), READABLE["444"], lacking, lacking]
     reader, _ = crafted([encode(data, number) for number, data in enumerate(values)])
     outs = [blank() for _ in values]
-    done = reader.read_all_into([0, 1, 2, 3], outs)
+    count = reader.read_all_into([0, 1, 2, 3], outs)
     expected = blank()
     is_picture = True
     try:
         decode_into(lacking, expected)
     except ImageError:
         is_picture = False
-    assert done == (4 if is_picture else 2)
-    for out in outs[2:done]:
+    assert count == (4 if is_picture else 2)
+    for out in outs[2:count]:
         assert np.array_equal(out, expected)
 
 
 def test_lists_that_change_meanwhile_end_the_reading(libjpeg: Libjpeg | None) -> None:
     if libjpeg is not None:
-        pytest.skip("no Python runs meanwhile")
+        pytest.skip("libjpeg-turbo decodes without calling Python")
     indices, outs = [0] * 3, [blank() for _ in range(3)]
 
     def shortening(*_: Any, buffer: Array) -> Array:
@@ -227,21 +227,21 @@ def test_lists_that_change_meanwhile_end_the_reading(libjpeg: Libjpeg | None) ->
 
 
 def test_claimed_sizes_are_those_of_what_can_be_read(tmp_path: Path) -> None:
-    store = open_patches(tmp_path, READ | LEFT)
-    for index, (name, data) in enumerate((READ | LEFT).items()):
+    store = open_patches(tmp_path, READABLE | REFUSED)
+    for index, (name, data) in enumerate((READABLE | REFUSED).items()):
         size = reader_of(store).claimed_size(index)
-        assert size == decode(data).shape[:2] if name in READ else size in (None, decode(data).shape[:2])
-        assert tuple(store.claimed_size(index)) == decode(data).shape[:2]
+        assert size == decode(data).shape[:2] if name in READABLE else size in (None, decode(data).shape[:2])
+        assert tuple(store.header_size(index)) == decode(data).shape[:2]
     numbers: list[Any] = [len(store), -1, 1 << 70, 0.0, "0", None]
     for number in numbers:
         assert reader_of(store).claimed_size(number) is None
 
 
 def test_arrays_of_another_kind_are_left_to_python(tmp_path: Path) -> None:
-    store = open_patches(tmp_path, {"one": READ["420"]})
+    store = open_patches(tmp_path, {"one": READABLE["420"]})
     read_only = blank()
     read_only.setflags(write=False)
-    others: list[Any] = [
+    wrong_outs: list[Any] = [
         read_only,
         blank().astype(np.int8),
         np.zeros(PIXELS.shape, np.uint16),
@@ -252,25 +252,25 @@ def test_arrays_of_another_kind_are_left_to_python(tmp_path: Path) -> None:
         bytes(PIXELS.size),
         None,
     ]
-    for other in others:
-        assert reader_of(store).read_into(0, other) is False
-    assert not any(np.any(other) for other in others[:-2])
+    for wrong_out in wrong_outs:
+        assert reader_of(store).read_into(0, wrong_out) is False
+    assert not any(np.any(wrong_out) for wrong_out in wrong_outs[:-2])
 
 
 def test_numbers_of_no_patch_are_left_to_python(tmp_path: Path) -> None:
-    store = open_patches(tmp_path, {"one": READ["420"]})
+    store = open_patches(tmp_path, {"one": READABLE["420"]})
     numbers: list[Any] = [1, -1, 1 << 62, 1 << 70, -(1 << 70), 0.0, "0", None]
     for number in numbers:
         assert reader_of(store).read_into(number, blank()) is False
         with pytest.raises((PatchIndexError, TypeError)):
-            store.read_into(number, blank())
+            store.decode_into(number, blank())
     assert reader_of(store).read_into(np.uint8(0), blank())  # type: ignore[arg-type]
     with pytest.raises(TypeError):
         reader_of(store).read_into(0)  # type: ignore[call-arg]
 
 
 def test_rows_are_those_of_the_index(tmp_path: Path) -> None:
-    store = open_patches(tmp_path, READ | LEFT)
+    store = open_patches(tmp_path, READABLE | REFUSED)
     for index in range(len(store)):
         assert reader_of(store).row(index) == store.index.patches[index] == store._patch_values(index)
     numbers: list[Any] = [len(store), -1, 1 << 70, 0.0, "0", None]
@@ -285,24 +285,24 @@ def test_shards_and_blocks_are_opened_and_checked_by_python_first(tmp_path: Path
     assert len(shards_of(store.path)) == 3
     for index in range(3):
         assert not reads(reader_of(store), index, blank())
-        expected = store.read_into(index, blank())
+        expected = store.decode_into(index, blank())
         out = blank()
         assert reads(reader_of(store), index, out)
         assert np.array_equal(out, expected)
 
 
 def test_appended_images_are_read_by_who_opens_the_store_again(tmp_path: Path) -> None:
-    """Numbers in the store differ from ids in the shard after an image between them was skipped."""
-    write(tmp_path / "a" / "first", {"0.jpg": READ["420"]})
+    """A skipped image makes the numbers of later images in the store differ from their ids in the shard."""
+    write(tmp_path / "a" / "first", {"0.jpg": READABLE["420"]})
     store = make_store(tmp_path / "a", tmp_path / "store.lmdb")
-    write(tmp_path / "b" / "second", {"0.jpg": READ["444"], "1.jpg": READ["grey"]})
+    write(tmp_path / "b" / "second", {"0.jpg": READABLE["444"], "1.jpg": READABLE["grey"]})
     append(tmp_path / "b", store)
     opened = Store(store)
     for index, name in enumerate(("420", "444", "grey")):
         opened.read(index)
         out = blank()
         assert reads(reader_of(opened), index, out)
-        assert np.array_equal(out, decode(READ[name]))
+        assert np.array_equal(out, decode(READABLE[name]))
 
 
 def test_the_sample_is_read_in_c(tmp_path: Path) -> None:
@@ -317,13 +317,13 @@ def test_the_sample_is_read_in_c(tmp_path: Path) -> None:
 
 
 def test_a_flipped_bit_is_left_to_python_which_says_so(tmp_path: Path) -> None:
-    store = open_patches(tmp_path, {"one": READ["420"]})
+    store = open_patches(tmp_path, {"one": READABLE["420"]})
     (shard,) = shards_of(store.path)
     offset, *_ = store._patch_values(0)
     generator = np.random.default_rng(0)
     for position in [
         *range(offset - 8, offset + 40),
-        *generator.integers(offset, offset + len(READ["420"]), 100).tolist(),
+        *generator.integers(offset, offset + len(READABLE["420"]), 100).tolist(),
     ]:
         flip(shard, position, position % 8)
         opened = Store(store.path)
@@ -331,23 +331,23 @@ def test_a_flipped_bit_is_left_to_python_which_says_so(tmp_path: Path) -> None:
             opened.read(0)
         assert not reads(reader_of(opened), 0, blank())
         assert reader_of(opened).claimed_size(0) is None
-        for read in (opened.claimed_size, lambda index, opened=opened: opened.read_all_into([index], [blank()])):
+        for read in (opened.header_size, lambda index, opened=opened: opened.decode_many_into([index], [blank()])):
             with pytest.raises(DamagedError, match="checksum"):
                 read(0)
         with pytest.raises(DamagedError, match="checksum"):
-            opened.read_into(0, blank())
+            opened.decode_into(0, blank())
         flip(shard, position, position % 8)
 
 
 def test_a_truncated_jpeg_with_a_sound_checksum_is_left_to_python() -> None:
-    cut = [READ["420"][:size] for size in (300, 700, len(READ["420"]) - 40)]
-    reader, _ = crafted([encode(data, number) for number, data in enumerate(cut)])
-    for index in range(len(cut)):
+    truncated = [READABLE["420"][:size] for size in (300, 700, len(READABLE["420"]) - 40)]
+    reader, _ = crafted([encode(data, number) for number, data in enumerate(truncated)])
+    for index in range(len(truncated)):
         assert not reads(reader, index, blank())
 
 
 def test_a_picture_above_the_limit_is_left_to_python_which_refuses_it(tmp_path: Path) -> None:
-    path = open_patches(tmp_path, {"one": READ["420"]}).path
+    path = open_patches(tmp_path, {"one": READABLE["420"]}).path
     for limit, is_read in ((PIXELS.shape[0] * PIXELS.shape[1], True), (PIXELS.shape[0] * PIXELS.shape[1] - 1, False)):
         store = Store(path, max_pixels=limit)
         store.read(0)
@@ -355,23 +355,23 @@ def test_a_picture_above_the_limit_is_left_to_python_which_refuses_it(tmp_path: 
         assert (reader_of(store).claimed_size(0) is not None) == is_read
         if not is_read:
             with pytest.raises(ImageError, match="limit"):
-                store.read_into(0, blank())
+                store.decode_into(0, blank())
             with pytest.raises(ImageError, match="limit"):
-                store.claimed_size(0)
+                store.header_size(0)
 
 
 @pytest.mark.parametrize(("limit", "is_read"), [(-1, False), (0, False), (float("inf"), True), (1 << 70, True)])
 def test_any_limit_is_that_of_python(tmp_path: Path, limit: Any, is_read: bool) -> None:
-    store = Store(open_patches(tmp_path, {"one": READ["420"]}).path, max_pixels=limit)
+    store = Store(open_patches(tmp_path, {"one": READABLE["420"]}).path, max_pixels=limit)
     store.read(0)
     assert reads(reader_of(store), 0, blank()) == is_read
     if not is_read:
         with pytest.raises(ImageError, match="limit"):
-            store.read_into(0, blank())
+            store.decode_into(0, blank())
 
 
 def test_a_shard_that_was_let_go_of_is_left_to_python(tmp_path: Path) -> None:
-    store = open_patches(tmp_path, {"one": READ["420"]})
+    store = open_patches(tmp_path, {"one": READABLE["420"]})
     shard = store.shard(0)
     shard.view.release()
     shard.data.close()
@@ -379,41 +379,41 @@ def test_a_shard_that_was_let_go_of_is_left_to_python(tmp_path: Path) -> None:
 
 
 def test_single_shards_and_other_decoders_are_read_in_python(tmp_path: Path) -> None:
-    store = open_patches(tmp_path, READ)
+    store = open_patches(tmp_path, READABLE)
     assert Store(shards_of(store.path)[0])._reader is None
     assert Store(store.path, decoder="pyturbojpeg")._reader is None
 
 
 def test_pixels_are_the_same_where_it_was_not_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = open_patches(tmp_path, READ | LEFT)
+    store = open_patches(tmp_path, READABLE | REFUSED)
     monkeypatch.setattr(store_module, "PatchReader", None)
     without = Store(store.path)
     assert without._reader is None
     for index in range(len(store)):
-        assert np.array_equal(store.read_into(index, blank()), without.read_into(index, blank()))
+        assert np.array_equal(store.decode_into(index, blank()), without.decode_into(index, blank()))
 
 
 def test_a_closed_store_lets_go_of_its_files(tmp_path: Path) -> None:
-    store = open_patches(tmp_path, {"one": READ["420"]})
-    assert store.read_into(0, blank()).any()
+    store = open_patches(tmp_path, {"one": READABLE["420"]})
+    assert store.decode_into(0, blank()).any()
     assert str(store.path) in Path("/proc/self/maps").read_text()
     store.close()
     with pytest.raises(ClosedError):
-        store.read_into(0, blank())
+        store.decode_into(0, blank())
     assert str(store.path) not in Path("/proc/self/maps").read_text()
 
 
 def test_threads_read_side_by_side(tmp_path: Path) -> None:
-    store = open_patches(tmp_path, READ)
-    expected = [decode(data) for data in READ.values()]
+    store = open_patches(tmp_path, READABLE)
+    expected = [decode(data) for data in READABLE.values()]
     wrong = []
 
     def read() -> None:
-        for turn in range(200):
-            index = turn % len(expected)
-            wrong.extend([index] * (not np.array_equal(store.read_into(index, blank()), expected[index])))
-            everything = store.read_all_into(list(range(len(expected))), [blank() for _ in expected])
-            wrong.extend([index] * (not all(map(np.array_equal, everything, expected))))
+        for step in range(200):
+            index = step % len(expected)
+            wrong.extend([index] * (not np.array_equal(store.decode_into(index, blank()), expected[index])))
+            batch = store.decode_many_into(list(range(len(expected))), [blank() for _ in expected])
+            wrong.extend([index] * (not all(map(np.array_equal, batch, expected))))
 
     threads = [threading.Thread(target=read) for _ in range(8)]
     for thread in threads:
@@ -444,11 +444,11 @@ def test_the_checksum_of_other_sizes_is_an_error(key: bytes, payload: bytes) -> 
         checksum(key, payload)
 
 
-# Rows and shards that no command writes
+# Crafted rows and shards, which no command writes
 
 
 class Open(NamedTuple):
-    """An open shard, as Store keeps it."""
+    """A stand-in for the entry of an open shard in a Store."""
 
     shard: Any
     image_id_offset: Any
@@ -499,14 +499,14 @@ def reader_over(
 
 
 def test_a_crafted_row_is_read() -> None:
-    reader, _ = crafted([encode(READ["420"], 0), encode(READ["grey"], 1)])
+    reader, _ = crafted([encode(READABLE["420"], 0), encode(READABLE["grey"], 1)])
     for index, name in enumerate(("420", "grey")):
         out = blank()
         assert reads(reader, index, out)
-        assert np.array_equal(out, decode(READ[name]))
+        assert np.array_equal(out, decode(READABLE[name]))
 
 
-VALUE = encode(READ["420"], 0)
+VALUE = encode(READABLE["420"], 0)
 LENGTH = len(VALUE) - 8
 FILE = bytes(VALUES_AT) + VALUE
 
@@ -587,7 +587,7 @@ def test_tables_that_cannot_be_are_left_to_python(table: dict[str, Any]) -> None
 def test_any_row_and_any_bytes_are_a_picture_or_left_to_python() -> None:
     generator = np.random.default_rng(0)
     for _ in range(3000):
-        data = bytearray(READ["420"])
+        data = bytearray(READABLE["420"])
         for at in generator.integers(0, 700, generator.integers(0, 4)):
             data[at] = generator.integers(0, 256)
         values = bytes(generator.integers(0, 2000)) + encode(bytes(data[: generator.integers(0, len(data))]), 0)
@@ -607,12 +607,12 @@ def changed(data: bytes, generator: random.Random) -> bytes:
             break
         end = min(len(result), generator.choice([700, len(result)]))
         place = generator.randrange(2, end)
-        how = generator.randrange(8)
-        if how < 5:
+        kind = generator.randrange(8)
+        if kind < 5:
             result[place] = generator.randrange(256)
-        elif how == 5:
+        elif kind == 5:
             del result[max(place, 260) :]
-        elif how == 6:
+        elif kind == 6:
             del result[place : place + generator.randrange(1, 8)]
         else:
             segments = list(segments_of(bytes(result)))
@@ -622,24 +622,24 @@ def changed(data: bytes, generator: random.Random) -> bytes:
 
 
 def test_what_is_read_of_changed_jpegs_is_what_simplejpeg_decodes(runs: Runs) -> None:
-    read = 0
+    decoded_count = 0
     numbers = runs(small=200, full=60_000)
     for number in numbers:
         generator = random.Random(number)
-        pictures = [changed(generator.choice([*READ.values(), *SAMPLED]), generator) for _ in range(16)]
+        pictures = [changed(generator.choice([*READABLE.values(), *SAMPLED]), generator) for _ in range(16)]
         reader, _ = crafted([encode(data, patch_id) for patch_id, data in enumerate(pictures)])
         first = 0
         while first < len(pictures):
             outs = [blank() for _ in pictures[first:]]
-            done = reader.read_all_into(list(range(first, len(pictures))), outs)
-            for data, out in zip(pictures[first:], outs[:done], strict=False):
+            count = reader.read_all_into(list(range(first, len(pictures))), outs)
+            for data, out in zip(pictures[first:], outs[:count], strict=False):
                 assert np.array_equal(simplejpeg.decode_jpeg(data, "RGB"), out), f"run {number}"
-            read += done
-            first += done
+            decoded_count += count
+            first += count
             if first < len(pictures):
                 assert not reader.read_into(first, blank())
                 first += 1
-    assert read > 5 * len(numbers)
+    assert decoded_count > 5 * len(numbers)
 
 
 def test_what_the_decoder_does_is_looked_at(libjpeg: Libjpeg | None) -> None:
@@ -694,32 +694,32 @@ def test_progressive_pictures_among_others_are_read(tmp_path: Path) -> None:
 
 
 def test_arguments_of_another_kind_are_an_error() -> None:
-    good: list[Any] = [b"", np.zeros(0, np.uint64), bytearray(), 0, {}, simplejpeg.decode_jpeg, 1]
-    PatchReader(*good)
-    others: list[Any] = [0, (), "libjpeg", Libjpeg]
-    for wrong in others:
+    arguments: list[Any] = [b"", np.zeros(0, np.uint64), bytearray(), 0, {}, simplejpeg.decode_jpeg, 1]
+    PatchReader(*arguments)
+    wrong_results: list[Any] = [0, (), "libjpeg", Libjpeg]
+    for wrong in wrong_results:
         with pytest.raises(TypeError, match="a Libjpeg or None"):
-            PatchReader(*good, lambda wrong=wrong: wrong).read_all_into([], [])
-    assert PatchReader(*good, lambda: None).read_all_into([], []) == 0
+            PatchReader(*arguments, lambda wrong=wrong: wrong).read_all_into([], [])
+    assert PatchReader(*arguments, lambda: None).read_all_into([], []) == 0
     with pytest.raises(ZeroDivisionError):
-        PatchReader(*good, lambda: 1 // 0).read_all_into([], [])  # type: ignore[arg-type, return-value]
+        PatchReader(*arguments, lambda: 1 // 0).read_all_into([], [])  # type: ignore[arg-type, return-value]
     for at in (0, 1, 2, 3, 4, 6):
         with pytest.raises(TypeError):
-            PatchReader(*good[:at], "text" if at > 2 else 1, *good[at + 1 :])
+            PatchReader(*arguments[:at], "text" if at > 2 else 1, *arguments[at + 1 :])
     with pytest.raises(TypeError):
-        PatchReader(*good[:-1])
+        PatchReader(*arguments[:-1])
     with pytest.raises(TypeError):
-        PatchReader(*good, max_pixels=1)  # type: ignore[call-arg]
+        PatchReader(*arguments, max_pixels=1)  # type: ignore[call-arg]
 
 
 def test_nothing_is_kept_of_what_was_read() -> None:
     reader, shards = crafted([VALUE])
     view, out = shards[5].shard.view, blank()
-    counts = [sys.getrefcount(each) for each in (view, out)]
+    counts = [sys.getrefcount(value) for value in (view, out)]
     for _ in range(100):
         reader.read_into(0, out)
         reader.read_into(1, out)
         reader.read_all_into([0, 0, 1], [out, out, out])
         reader.claimed_size(0)
         reader.claimed_size(1)
-    assert counts == [sys.getrefcount(each) for each in (view, out)]
+    assert counts == [sys.getrefcount(value) for value in (view, out)]

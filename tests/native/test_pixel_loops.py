@@ -1,4 +1,4 @@
-"""Loops in C give the values of OpenCV and numpy in each case that they accept, and raise an error in any other."""
+"""pixel_loops: its values equal those of OpenCV and NumPy in each case that it accepts; any other case is an error."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from dlas_store._native import pixel_loops
 from dlas_store.datasets import create_dataset
 from dlas_store.datasets.references import Reference, write_reference
 from dlas_store.sources.base import Center
-from dlas_store.transforms import resize as planes
+from dlas_store.transforms import resize
 from dlas_store.transforms.resize import Chw, split_channels, to_chw_float, write_chw
 from tests.conftest import MakeImage
 from tests.support.sample_data import ROOT, noise
 
 CLOSE = {"rtol": 0, "atol": 3e-7}
-"""Tolerance between sums of bytes divided once and averages of averages in float32."""
+"""Tolerance between a sum of bytes divided once and an average of averages, in float32."""
 
 
 @pytest.fixture
 def without_loops(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Return a function that calls another one as if there was no extension."""
+    """A function that calls a function as if the extension were missing."""
 
     def call(function: Any, *args: Any, **options: Any) -> Any:
         with monkeypatch.context() as patch:
-            patch.setattr(planes, "_loops", None)
+            patch.setattr(resize, "pixel_loops", None)
             return function(*args, **options)
 
     return call
 
 
 def filled(*shape: int) -> Chw:
-    """Return an array of which every value must be written."""
+    """Return an array of NaN, so that a test sees each value that was not written."""
     return np.full(shape, np.nan, np.float32)
 
 
@@ -66,13 +66,13 @@ def test_pixels_are_averaged_as_opencv_does(
 ) -> None:
     pixels = noise(height, width)
     out, expected = ([filled(3, height // factor, width // factor) for factor in factors] for _ in range(2))
-    assert planes.loops_for((height, width), *out) is pixel_loops
+    assert resize.loops_for((height, width), *out) is pixel_loops
     write_chw(pixels, *out)
     without_loops(write_chw, pixels, *expected)
-    for factor, one, other in zip(factors, out, expected, strict=True):
-        np.testing.assert_allclose(one, other, **(CLOSE if factor < 100 else {"rtol": 0, "atol": 3e-6}))
+    for factor, actual, desired in zip(factors, out, expected, strict=True):
+        np.testing.assert_allclose(actual, desired, **(CLOSE if factor < 100 else {"rtol": 0, "atol": 3e-6}))
         if factor == 1:
-            np.testing.assert_array_equal(one, pixels.transpose(2, 0, 1) / np.float32(255))
+            np.testing.assert_array_equal(actual, pixels.transpose(2, 0, 1) / np.float32(255))
 
 
 @pytest.mark.parametrize("value", [0, 255])
@@ -86,9 +86,9 @@ def test_white_is_one_and_black_is_zero(value: int, factor: int) -> None:
 @pytest.mark.parametrize(("hq", "lq"), [((10, 10), (5, 5)), ((16, 16), (6, 6)), ((16, 8), (4, 4)), ((32, 32), (8, 8))])
 def test_sizes_that_are_no_whole_factors_are_left_to_opencv(hq: tuple[int, int], lq: tuple[int, int]) -> None:
     out = filled(3, *hq), filled(3, *lq)
-    assert planes.loops_for((16, 16), *out) is None
+    assert resize.loops_for((16, 16), *out) is None
     write_chw(noise(16, 16), *out)
-    assert all(((each >= 0) & (each <= 1)).all() for each in out)
+    assert all(((array >= 0) & (array <= 1)).all() for array in out)
 
 
 def test_pixels_that_are_not_contiguous_or_have_alpha_become_the_same_planes() -> None:
@@ -128,14 +128,14 @@ def test_references_and_masks_are_those_of_opencv(
     without_loops: Any, square: Center, sides: tuple[int, int, int, int], as_bytes: bool
 ) -> None:
     patch, target, hq, lq = sides
-    whole, reduced = to_chw_float(noise(hq, hq)), to_chw_float(noise(lq, lq))
-    reference = Reference((hq, hq), split_channels(noise(hq, hq)) if as_bytes else whole, reduced)
-    made, expected = ((filled(4, hq, hq), filled(4, lq, lq)) for _ in range(2))
-    for call, (large, small) in ((lambda f, *a, **o: f(*a, **o), made), (without_loops, expected)):
+    large_chw, small_chw = to_chw_float(noise(hq, hq)), to_chw_float(noise(lq, lq))
+    reference = Reference((hq, hq), split_channels(noise(hq, hq)) if as_bytes else large_chw, small_chw)
+    out, expected = ((filled(4, hq, hq), filled(4, lq, lq)) for _ in range(2))
+    for call, (large, small) in ((lambda f, *a, **o: f(*a, **o), out), (without_loops, expected)):
         call(write_reference, reference, square, size=(patch, patch), target=(target, target), hq=large, lq=small)
-    for one, other, planes_of in zip(made, expected, (whole, reduced), strict=True):
-        np.testing.assert_array_equal(one[:3], planes_of)
-        np.testing.assert_allclose(one, other, **CLOSE)
+    for actual, desired, chw in zip(out, expected, (large_chw, small_chw), strict=True):
+        np.testing.assert_array_equal(actual[:3], chw)
+        np.testing.assert_allclose(actual, desired, **CLOSE)
 
 
 def test_a_dataset_gives_the_same_without_them(without_loops: Any, make_image: MakeImage) -> None:
@@ -143,36 +143,38 @@ def test_a_dataset_gives_the_same_without_them(without_loops: Any, make_image: M
     folder = make_image("a", patches, reference=noise(32, 32, seed=9), centers={n: ((9, 7 + n), 12) for n in range(4)})
     options = {"mode": "single_image_extensible", "paths": folder, "target_size": 16, "scale": 2}
     options |= {"need_ref": True, "strict": True}
-    made = create_dataset(options)[2]
+    item = create_dataset(options)[2]
     expected = without_loops(lambda: create_dataset(options)[2])
     for key in ("hq", "lq", "gt_fullsize_ref", "lq_fullsize_ref"):
-        np.testing.assert_allclose(made[key], expected[key], **CLOSE)
+        np.testing.assert_allclose(item[key], expected[key], **CLOSE)
 
 
 @pytest.mark.parametrize("start", range(4))
 @pytest.mark.parametrize(("height", "width"), [(256, 256), (192, 190), (183, 181), (200, 193)])
 @pytest.mark.parametrize("as_bytes", [True, False])
 def test_large_planes_are_the_same_wherever_they_begin(height: int, width: int, start: int, as_bytes: bool) -> None:
-    """They are written with non-temporal stores if their alignment allows that."""
-    assert height * width * np.dtype(np.float32).itemsize >= 1 << 17, "planes of less are written as ever"
+    """Large channels are written with non-temporal stores if their alignment allows that."""
+    assert height * width * np.dtype(np.float32).itemsize >= 1 << 17, (
+        "smaller channels are not written with non-temporal stores"
+    )
     size = 4 * height * width
     memory = np.full(4 + size, 7, np.float32)
-    planes = memory[start : start + size].reshape(4, height, width)
+    chw = memory[start : start + size].reshape(4, height, width)
     pixels = noise(height, width)
-    pixel_loops.write_pixels(pixels, planes[:3])
-    np.testing.assert_array_equal(planes[:3], pixels.transpose(2, 0, 1) / np.float32(255))
-    assert (planes[3] == 7).all()
-    planes[:3] = 7
+    pixel_loops.write_pixels(pixels, chw[:3])
+    np.testing.assert_array_equal(chw[:3], pixels.transpose(2, 0, 1) / np.float32(255))
+    assert (chw[3] == 7).all()
+    chw[:3] = 7
     box = (10, height, 0, width - 20)
-    whole = split_channels(noise(height, width, seed=2))
-    given = whole if as_bytes else whole / np.float32(255)
+    channels = split_channels(noise(height, width, seed=2))
+    reference = channels if as_bytes else channels / np.float32(255)
     pixel_loops.write_reference(
-        given, to_chw_float(pixels), box, 0.5, (height, width), planes, filled(4, height, width)
+        reference, to_chw_float(pixels), box, 0.5, (height, width), chw, filled(4, height, width)
     )
-    np.testing.assert_array_equal(planes[:3], whole / np.float32(255))
-    assert (planes[3, 10:, : width - 20] == 1).all()
-    assert (planes[3, :10] == 0.5).all()
-    assert (planes[3, :, width - 20 :] == 0.5).all()
+    np.testing.assert_array_equal(chw[:3], channels / np.float32(255))
+    assert (chw[3, 10:, : width - 20] == 1).all()
+    assert (chw[3, :10] == 0.5).all()
+    assert (chw[3, :, width - 20 :] == 0.5).all()
     assert (memory[:start] == 7).all()
     assert (memory[start + size :] == 7).all()
 
@@ -181,10 +183,10 @@ def test_large_planes_are_the_same_wherever_they_begin(height: int, width: int, 
 def test_nothing_is_written_beside_the_arrays(side: int, factor: int) -> None:
     hq, lq = (np.full((3, 4, size, size), 7, np.float32) for size in (side, side // factor))
     pixel_loops.write_pixels(noise(side, side), hq[1, :3], lq[1, :3])
-    assert all((each == 7).all() for each in (hq[1, 3], lq[1, 3]))
+    assert all((array == 7).all() for array in (hq[1, 3], lq[1, 3]))
     reference = split_channels(noise(side, side))
     pixel_loops.write_reference(reference, lq[0, :3], (0, side, 0, side), 0.1, (side, side), hq[1], lq[1])
-    assert all((each == 7).all() for each in (hq[[0, 2]], lq[[0, 2]]))
+    assert all((array == 7).all() for array in (hq[[0, 2]], lq[[0, 2]]))
 
 
 def test_threads_that_use_them_at_the_same_time_do_not_mix() -> None:
@@ -270,21 +272,21 @@ def test_references_that_they_cannot_take_are_an_error(args: tuple[Any, ...], er
 @pytest.mark.parametrize("count", [0, 1, 5])
 def test_patches_that_are_written_together_are_those_written_alone(count: int) -> None:
     pixels = [(noise(256, 192, seed=n), filled(3, 256, 192), filled(3, 64, 48)) for n in range(count)]
-    alone = [(picture, filled(3, 256, 192), filled(3, 64, 48)) for picture, _, _ in pixels]
+    expected_pixels = [(picture, filled(3, 256, 192), filled(3, 64, 48)) for picture, _, _ in pixels]
     references = [
         (split_channels(noise(32, 16, seed=n)), to_chw_float(noise(16, 8)), (n, 9 + n, 2, 7), 0.1, (64, 32))
         for n in range(count // 2)
     ]
     outs, expected = ([(filled(4, 32, 16), filled(4, 16, 8)) for _ in references] for _ in range(2))
-    together = tuple((*given, *planes_of) for given, planes_of in zip(references, outs, strict=True))
-    pixel_loops.write_patches(tuple(pixels), together)
-    for one in alone:
-        pixel_loops.write_pixels(*one)
-    for given, planes_of in zip(references, expected, strict=True):
-        pixel_loops.write_reference(*given, *planes_of)
-    for made, other in zip([*pixels, *outs], [*alone, *expected], strict=True):
-        for one, two in zip(made, other, strict=True):
-            np.testing.assert_array_equal(one, two)
+    reference_calls = tuple((*reference, *out) for reference, out in zip(references, outs, strict=True))
+    pixel_loops.write_patches(tuple(pixels), reference_calls)
+    for arguments in expected_pixels:
+        pixel_loops.write_pixels(*arguments)
+    for reference, out in zip(references, expected, strict=True):
+        pixel_loops.write_reference(*reference, *out)
+    for actual_arrays, expected_arrays in zip([*pixels, *outs], [*expected_pixels, *expected], strict=True):
+        for actual, desired in zip(actual_arrays, expected_arrays, strict=True):
+            np.testing.assert_array_equal(actual, desired)
 
 
 def test_nothing_is_written_where_one_of_several_patches_is_wrong() -> None:
@@ -302,28 +304,28 @@ def test_nothing_is_written_where_one_of_several_patches_is_wrong() -> None:
     for args, error in calls:
         with pytest.raises(error):
             pixel_loops.write_patches(*args)
-    assert all(np.isnan(planes_of).all() for planes_of in (pixels[1], *reference[-2:]))
+    assert all(np.isnan(array).all() for array in (pixels[1], *reference[-2:]))
 
 
 @pytest.mark.parametrize("side", [8, 9])
 def test_arrays_are_let_go_of_after_an_error_as_well(side: int) -> None:
     pixels = memoryview(bytearray(8 * 8 * 3)).cast("B", (8, 8, 3))
     reference = memoryview(bytearray(3 * 8 * 8)).cast("B", (3, 8, 8))
-    planes_of = [memoryview(bytearray(4 * 3 * size * size)).cast("B").cast("f", (3, size, size)) for size in (8, side)]
+    arrays = [memoryview(bytearray(4 * 3 * size * size)).cast("B").cast("f", (3, size, size)) for size in (8, side)]
     with_mask = [memoryview(bytearray(4 * 4 * size * size)).cast("B").cast("f", (4, size, size)) for size in (8, side)]
-    pair = ((pixels, *planes_of),), ((reference, planes_of[1], BOX, 0.1, (8, 8), *with_mask),)
+    pair = ((pixels, *arrays),), ((reference, arrays[1], BOX, 0.1, (8, 8), *with_mask),)
     calls: list[tuple[Any, ...]] = [
         (pixel_loops.write_patches, *pair),
-        (pixel_loops.write_pixels, pixels, *planes_of),
-        (pixel_loops.write_reference, reference, planes_of[1], BOX, 0.1, (8, 8), *with_mask),
-        (pixel_loops.write_reference, reference, planes_of[1], (9, 9, 9, 9), 0.1, (8, 8), *with_mask),
+        (pixel_loops.write_pixels, pixels, *arrays),
+        (pixel_loops.write_reference, reference, arrays[1], BOX, 0.1, (8, 8), *with_mask),
+        (pixel_loops.write_reference, reference, arrays[1], (9, 9, 9, 9), 0.1, (8, 8), *with_mask),
         (pixel_loops.write_reference, reference, pixels, BOX, 0.1, (8, 8), *with_mask),
     ]
     for function, *args in calls:
         is_wrong = side == 9 or (9, 9, 9, 9) in args or args[1] is pixels
         with pytest.raises(ValueError, match=r"pixels|box|type") if is_wrong else nullcontext():
             function(*args)
-    for view in (pixels, reference, *planes_of, *with_mask):
+    for view in (pixels, reference, *arrays, *with_mask):
         view.release()  # raises BufferError while a buffer is held
 
 
@@ -339,9 +341,9 @@ def test_the_package_installs_and_works_where_there_is_no_compiler(tmp_path: Pat
     assert not list(target.rglob("*.so"))
     # The finder of an editable installation is removed, since it would find the missing extension.
     code = (
-        "import sys; sys.meta_path = [each for each in sys.meta_path if 'editable' not in repr(each).lower()]; "
-        "import numpy, dlas_store; from dlas_store.transforms.resize import _loops, to_chw_float; "
-        "print(_loops, dlas_store.__file__, to_chw_float(numpy.full((2, 2, 3), 255, numpy.uint8)).min())"
+        "import sys; sys.meta_path = [finder for finder in sys.meta_path if 'editable' not in repr(finder).lower()]; "
+        "import numpy, dlas_store; from dlas_store.transforms.resize import pixel_loops, to_chw_float; "
+        "print(pixel_loops, dlas_store.__file__, to_chw_float(numpy.full((2, 2, 3), 255, numpy.uint8)).min())"
     )
     run = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(target)}, capture_output=True, text=True,

@@ -1,1 +1,1 @@
-"""Tests that a store survives crashes, faults, damage and hostile files; RELIABILITY.md lists the promises."""
+"""Reliability: stores survive crashes, faults, damage and hostile files. RELIABILITY.md lists the promises."""

@@ -1,4 +1,4 @@
-"""Fixtures of the reliability tests: processes that run commands, and the result of each command without faults."""
+"""Fixtures of the reliability tests: fault injection, a server of commands, and the tasks with their results."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tests.reliability.support.tasks import Task, make_tasks
 
 @pytest.fixture(scope="session")
 def faults(tmp_path_factory: pytest.TempPathFactory) -> Faults:
-    """The preloaded library that watches the calls of commands."""
+    """Control of the preloaded library, which watches the calls of commands."""
     return Faults(tmp_path_factory.mktemp("faults").resolve())
 
 
 @pytest.fixture(scope="session")
 def commands(faults: Faults, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
-    """Commands that run with the preloaded library."""
+    """Server of commands that run with the preloaded library."""
     environment = {"LD_PRELOAD": str(faults.library), "FAULTS_CONTROL": str(faults.control)}
     with Commands(tmp_path_factory.mktemp("commands"), environment) as server:
         yield server
@@ -27,5 +27,5 @@ def commands(faults: Faults, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.fixture(scope="session")
 def tasks(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Task]:
-    """Name -> task, for every task."""
+    """All tasks, by name."""
     return make_tasks(tmp_path_factory.mktemp("tasks"), commands)

@@ -1,4 +1,4 @@
-"""Commands that are killed: the old or the new state is there, never half of one, and a rerun completes."""
+"""Killed commands: the target has its old or its new state, never a mixture, and a rerun completes."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ SHARD = ("--workers", WORKERS, "--shard-size", "1KiB")
 
 
 class Prepared(NamedTuple):
-    """A folder, and stores of a part and of all of it."""
+    """A folder, a store of a part of its images, and a store of all its images."""
 
     source: Path
-    part: Path
-    whole: Path
+    part_store: Path
+    full_store: Path
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     root = tmp_path_factory.mktemp("prepared")
     source = numbered_images(root / "data", 60, 20)
-    done("import", *SHARD, source, root / "whole.lmdb")
+    done("import", *SHARD, source, root / "full.lmdb")
     done("import", *SHARD, "--images", "image_0000?", source, root / "part.lmdb")
-    return Prepared(source, root / "part.lmdb", root / "whole.lmdb")
+    return Prepared(source, root / "part.lmdb", root / "full.lmdb")
 
 
 @pytest.mark.parametrize("is_append", [False, True], ids=["import", "append"])
@@ -59,7 +59,7 @@ def test_a_rerun_goes_on_where_sealed_shards_end(
 ) -> None:
     store = tmp_path / "s.lmdb"
     if is_append:
-        shutil.copytree(prepared.part, store)
+        shutil.copytree(prepared.part_store, store)
     command = ("import", *(("--append",) if is_append else ()), *SHARD, prepared.source, store)
     stop_and_rerun(*command, store=store, stop=stop, new_shards=6)
     assert is_whole(store, prepared.source)
@@ -70,15 +70,15 @@ def _has_shards(store: Path, count: int) -> bool:
 
 
 def test_an_append_killed_while_shards_move_in_is_completed(tmp_path: Path, prepared: Prepared, runs: Runs) -> None:
-    old, had = patches(prepared.part), len(states(prepared.part))
+    old, shard_count = patches(prepared.part_store), len(states(prepared.part_store))
     for number in runs(small=2, full=50):
-        store = shutil.copytree(prepared.part, tmp_path / f"{number}.lmdb")
+        store = shutil.copytree(prepared.part_store, tmp_path / f"{number}.lmdb")
         command = ("import", "--append", *SHARD, prepared.source, store)
         process = start(*command)
-        await_while_running(process, partial(_has_shards, store, had + 1 + number % 5))
+        await_while_running(process, partial(_has_shards, store, shard_count + 1 + number % 5))
         os.killpg(process.pid, signal.SIGKILL)
         end(process)
-        assert patches(store) in (old, patches(prepared.whole))
+        assert patches(store) in (old, patches(prepared.full_store))
         done(*command)
         assert is_whole(store, prepared.source)
         assert not store.with_name(f"{number}.lmdb.partial").exists()
@@ -119,7 +119,7 @@ def test_ctrl_c_while_workers_start_is_status_130_and_one_line(
         store = tmp_path / f"{number}.lmdb"
         arguments: dict[str, tuple[str | Path, ...]] = {
             "import": (*SHARD, prepared.source, store),
-            "verify": ("--workers", WORKERS, prepared.whole, "--against", prepared.source),
+            "verify": ("--workers", WORKERS, prepared.full_store, "--against", prepared.source),
         }
         interrupt_at_start(command, *arguments[command])
         assert not store.exists()
@@ -131,11 +131,11 @@ def test_a_killed_worker_is_a_clear_error_and_a_rerun_completes(
 ) -> None:
     store = tmp_path / "s.lmdb"
     if is_append:
-        shutil.copytree(prepared.part, store)
+        shutil.copytree(prepared.part_store, store)
     command = ("import", *(("--append",) if is_append else ()), *SHARD, prepared.source, store)
     kill_worker(*command)
     if is_append:
-        assert patches(store) == patches(prepared.part)
+        assert patches(store) == patches(prepared.part_store)
     else:
         assert not store.exists()
     done(*command)
@@ -143,7 +143,7 @@ def test_a_killed_worker_is_a_clear_error_and_a_rerun_completes(
 
 
 def test_a_killed_export_worker_is_a_clear_error_and_a_rerun_completes(tmp_path: Path, prepared: Prepared) -> None:
-    command = ("export", "--workers", WORKERS, prepared.whole, tmp_path / "back")
+    command = ("export", "--workers", WORKERS, prepared.full_store, tmp_path / "back")
     kill_worker(*command)
     assert not (tmp_path / "back").exists()
     done(*command)
@@ -152,6 +152,10 @@ def test_a_killed_export_worker_is_a_clear_error_and_a_rerun_completes(tmp_path:
 
 def test_workers_do_not_outlive_a_killed_command(tmp_path: Path, prepared: Prepared) -> None:
     kill_main_process("import", *SHARD, prepared.source, tmp_path / "s.lmdb", workers=int(WORKERS))
+
+
+def _shards(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {name: content for name, content in files.items() if name.startswith("shard-")}
 
 
 def test_a_rerun_with_other_options_is_refused_and_says_what_to_do(tmp_path: Path, prepared: Prepared) -> None:
@@ -163,23 +167,22 @@ def test_a_rerun_with_other_options_is_refused_and_says_what_to_do(tmp_path: Pat
     before = read(tmp_path / "s.lmdb.partial")
     message = error_line(run("import", "--shard-size", "2KiB", prepared.source, store))
     assert "s.lmdb.partial" in message
-    assert {
-        name: content for name, content in read(tmp_path / "s.lmdb.partial").items() if name.startswith("shard-")
-    } == {name: content for name, content in before.items() if name.startswith("shard-")}
+    after = read(tmp_path / "s.lmdb.partial")
+    assert _shards(after) == _shards(before)
     done("import", *SHARD, prepared.source, store)
     assert info(store)["images"] == 60
 
 
 def test_half_a_commit_is_left_out_and_named_by_reindex(tmp_path: Path, prepared: Prepared) -> None:
-    store = shutil.copytree(prepared.part, tmp_path / "s.lmdb")
-    old, had = patches(store), set(states(store))
+    store = shutil.copytree(prepared.part_store, tmp_path / "s.lmdb")
+    old, old_shards = patches(store), set(states(store))
     done("import", "--append", *SHARD, prepared.source, store)
-    *half, last = sorted(set(states(store)) - had)
+    *incomplete, last = sorted(set(states(store)) - old_shards)
     (store / last).unlink()
     (store / "index.lmdb").unlink()
     result = run("reindex", store)
     assert result.status == 1
-    for name in half:
+    for name in incomplete:
         assert name in result.out + result.err
     assert patches(store) == old
     done("import", "--append", *SHARD, prepared.source, store)

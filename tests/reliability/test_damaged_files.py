@@ -27,7 +27,7 @@ PATCHES = 4
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store of two imported and two appended shards, one image each."""
+    """A store of two imported and two appended shards, one image a shard."""
     root = tmp_path_factory.mktemp("damaged")
     folder = small_folder(root / "source", *NAMES, patches=PATCHES)
     store = make_store(folder, root / "store.lmdb", images="[ab]")
@@ -47,12 +47,12 @@ def store(pristine: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def others(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Stores of the same files, of other files, and of the same pictures."""
-    root = tmp_path_factory.mktemp("others")
-    same = small_folder(root / "same", *NAMES, patches=PATCHES)
-    other = small_folder(root / "other", "a", "z", patches=PATCHES, seed=9)
-    return [make_store(same, root / "same.lmdb"), make_store(other, root / "other.lmdb")]
+def foreign_stores(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A store of the same files, and a store of other files."""
+    root = tmp_path_factory.mktemp("foreign")
+    equal = small_folder(root / "equal", *NAMES, patches=PATCHES)
+    different = small_folder(root / "different", "a", "z", patches=PATCHES, seed=9)
+    return [make_store(equal, root / "equal.lmdb"), make_store(different, root / "different.lmdb")]
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +61,7 @@ def _in_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fails(path: Path, content: dict[str, object]) -> bool:
-    """Read all of a store in every way, and return whether a StoreError was raised; fail for a wrong byte."""
+    """Read everything in a store in every way. Return whether a read raised StoreError; fail if a byte is wrong."""
     try:
         opened = Store(path)
     except StoreError:
@@ -99,18 +99,18 @@ def is_sound(store: Path) -> bool:
 
 def place(store: Path, number: int, values: list[tuple[Path, int, int]]) -> tuple[Path, int, int]:
     """Return (file, byte, bit) to flip in a run: anywhere, near the end of a file, or at the start of a value."""
-    draw = random.Random(number)
-    file = draw.choice([store / INDEX_FILE, *shards_of(store)])
+    rng = random.Random(number)
+    file = rng.choice([store / INDEX_FILE, *shards_of(store)])
     size = file.stat().st_size
     match number % 3:
         case 0:
-            position = draw.randrange(size)
+            position = rng.randrange(size)
         case 1:
-            position = draw.randrange(max(0, size - 600), size)
+            position = rng.randrange(max(0, size - 600), size)
         case _:
-            file, start, length = draw.choice(values)
-            position = start + draw.randrange(length)
-    return file, position, draw.randrange(8)
+            file, start, length = rng.choice(values)
+            position = start + rng.randrange(length)
+    return file, position, rng.randrange(8)
 
 
 def test_no_flipped_bit_gives_a_wrong_byte_and_verify_finds_all_that_matter(
@@ -134,7 +134,7 @@ def test_no_flipped_bit_gives_a_wrong_byte_and_verify_finds_all_that_matter(
     numbers = runs(small=2400, full=100_000)
     each_in_child(flip_and_read, numbers)
     outcomes = set()
-    for number in numbers[:60]:  # some of these fail and some do not
+    for number in numbers[:60]:  # some of these flips make a read fail, and some do not
         file, position, bit = place(store, number, values)
         flip(file, position, bit)
         outcomes.add(fails(store, content))
@@ -150,14 +150,14 @@ def test_no_flipped_bit_makes_a_single_shard_give_a_wrong_byte(
     size = shard.stat().st_size
 
     def flip_and_read(number: int) -> None:
-        draw = random.Random(number)
-        position, bit = draw.randrange(size), draw.randrange(8)
+        rng = random.Random(number)
+        position, bit = rng.randrange(size), rng.randrange(8)
         flip(shard, position, bit)
         try:
             with Store(shard) as opened:
-                held = content_of(opened)
-            assert held.pop("order") == ["a"]
-            assert held.items() <= content.items()
+                shard_content = content_of(opened)
+            assert shard_content.pop("order") == ["a"]
+            assert shard_content.items() <= content.items()
         except StoreError:
             pass
         flip(shard, position, bit)
@@ -165,66 +165,66 @@ def test_no_flipped_bit_makes_a_single_shard_give_a_wrong_byte(
     each_in_child(flip_and_read, runs(small=1000, full=20_000))
 
 
-def cut(store: Path, others: list[Path], number: int) -> None:
-    """Cut a file short: at each page in turn, or anywhere."""
-    draw = random.Random(number)
+def truncate(store: Path, foreign_stores: list[Path], number: int) -> None:
+    """Truncate a file: at each page in turn, or anywhere."""
+    rng = random.Random(number)
     files = [store / INDEX_FILE, *shards_of(store)]
     pages = [(file, page * 4096) for file in files for page in range(file.stat().st_size // 4096 + 1)]
     file, size = pages[number // 4 % len(pages)]
     if number % 8 >= 4:
-        file = draw.choice(files)
-        size = draw.randrange(file.stat().st_size)
+        file = rng.choice(files)
+        size = rng.randrange(file.stat().st_size)
     with file.open("r+b") as opened:
         opened.truncate(size)
 
 
-def swap(store: Path, others: list[Path], number: int) -> None:
+def swap(store: Path, foreign_stores: list[Path], number: int) -> None:
     """Swap the names of two files of the store."""
-    draw = random.Random(number)
-    one, other = draw.sample([store / INDEX_FILE, *shards_of(store)], 2)
-    one.rename(store / "aside")
-    other.rename(one)
-    (store / "aside").rename(other)
+    rng = random.Random(number)
+    first, second = rng.sample([store / INDEX_FILE, *shards_of(store)], 2)
+    first.rename(store / "aside")
+    second.rename(first)
+    (store / "aside").rename(second)
 
 
-def replace(store: Path, others: list[Path], number: int) -> None:
-    """Replace a file by a file of another store, or by another file of the same store."""
-    draw = random.Random(number)
-    file = draw.choice([store / INDEX_FILE, *shards_of(store)])
-    sources = [path for folder in (store, *others) for path in folder.glob("*.lmdb") if path.name != file.name]
-    sources += [folder / file.name for folder in others if (folder / file.name).exists()]
-    shutil.copy(draw.choice(sources), file)
+def replace(store: Path, foreign_stores: list[Path], number: int) -> None:
+    """Replace a file by a file of a foreign store, or by another file of the same store."""
+    rng = random.Random(number)
+    file = rng.choice([store / INDEX_FILE, *shards_of(store)])
+    sources = [path for folder in (store, *foreign_stores) for path in folder.glob("*.lmdb") if path.name != file.name]
+    sources += [folder / file.name for folder in foreign_stores if (folder / file.name).exists()]
+    shutil.copy(rng.choice(sources), file)
 
 
-def overwrite(store: Path, others: list[Path], number: int) -> None:
-    """Replace the contents of a file by nothing, zeros, noise, text, or a part of them with zeros or noise."""
-    draw = random.Random(number)
-    file = draw.choice([store / INDEX_FILE, *shards_of(store)])
+def overwrite(store: Path, foreign_stores: list[Path], number: int) -> None:
+    """Empty a file, or overwrite it or its end with zeros, noise or text, or append noise, or remove its start."""
+    rng = random.Random(number)
+    file = rng.choice([store / INDEX_FILE, *shards_of(store)])
     data = file.read_bytes()
     size = len(data)
-    start = draw.randrange(1, size - 40)
+    start = rng.randrange(1, size - 40)
     file.write_bytes(
-        draw.choice(
+        rng.choice(
             [
                 b"",
                 bytes(size),
-                draw.randbytes(size),
+                rng.randbytes(size),
                 b"text" * 100,
-                data + draw.randbytes(100),
+                data + rng.randbytes(100),
                 data[start:],
                 data[:start] + bytes(size - start),
-                data[:start] + draw.randbytes(size - start),
+                data[:start] + rng.randbytes(size - start),
             ]
         )
     )
 
 
 def test_a_cut_emptied_swapped_or_foreign_file_is_an_error_of_ours(
-    pristine: Path, tmp_path: Path, content: dict[str, object], others: list[Path], runs: Runs
+    pristine: Path, tmp_path: Path, content: dict[str, object], foreign_stores: list[Path], runs: Runs
 ) -> None:
     def damage_and_read(number: int) -> None:
         store = Path(shutil.copytree(pristine, tmp_path / "store.lmdb"))
-        [cut, swap, replace, overwrite][number % 4](store, others, number)
+        [truncate, swap, replace, overwrite][number % 4](store, foreign_stores, number)
         assert fails(store, content)
         assert not is_sound(store)
         for file in store.glob("*.lmdb"):
@@ -238,22 +238,22 @@ def test_a_cut_emptied_swapped_or_foreign_file_is_an_error_of_ours(
     each_in_child(damage_and_read, runs(small=320, full=5000))
 
 
-def flip_some(store: Path, others: list[Path], number: int) -> None:
-    """Flip one to five bits, in one file or several."""
-    draw = random.Random(number)
-    for _ in range(draw.randint(1, 5)):
-        file = draw.choice([store / INDEX_FILE, *shards_of(store)])
-        flip(file, draw.randrange(file.stat().st_size), draw.randrange(8))
+def flip_some(store: Path, foreign_stores: list[Path], number: int) -> None:
+    """Flip one to five bits, in one file or in several."""
+    rng = random.Random(number)
+    for _ in range(rng.randint(1, 5)):
+        file = rng.choice([store / INDEX_FILE, *shards_of(store)])
+        flip(file, rng.randrange(file.stat().st_size), rng.randrange(8))
 
 
-def remove(store: Path, others: list[Path], number: int) -> None:
+def remove(store: Path, foreign_stores: list[Path], number: int) -> None:
     """Remove a file."""
     random.Random(number).choice([store / INDEX_FILE, *shards_of(store)]).unlink()
 
 
-def whole_images(path: Path, content: dict[str, object]) -> set[str]:
+def intact_images(path: Path, content: dict[str, object]) -> set[str]:
     """Return the names of the images whose values can all be read."""
-    whole = set()
+    names = set()
     with suppress(StoreError), Store(path, check_shards=False) as store:
         for number in range(store.image_count):
             with suppress(StoreError):
@@ -262,35 +262,35 @@ def whole_images(path: Path, content: dict[str, object]) -> set[str]:
                 first = store.first_patch(number)
                 for position, file in enumerate(store.image(number).files):
                     assert store.read(first + position) == content[f"{name}/{file}"]
-                whole.add(name)
-    return whole
+                names.add(name)
+    return names
 
 
 def test_salvage_copies_all_that_can_be_read_and_nothing_wrong(
-    pristine: Path, tmp_path: Path, content: dict[str, object], others: list[Path], runs: Runs
+    pristine: Path, tmp_path: Path, content: dict[str, object], foreign_stores: list[Path], runs: Runs
 ) -> None:
-    damages = [cut, swap, replace, overwrite, flip_some, remove]
+    damages = [truncate, swap, replace, overwrite, flip_some, remove]
 
     def damage_and_salvage(number: int) -> None:
         store, new = Path(shutil.copytree(pristine, tmp_path / "store.lmdb")), tmp_path / "new.lmdb"
-        chosen = [damages[number % 6], damages[number // 6 % 6]][: 1 + number // 36 % 2]
-        for turn, damage in enumerate(chosen):
-            with suppress(OSError, ValueError):  # the first damage may have removed or emptied the file of the second
-                damage(store, others, number // 4 * 4 + turn)
-        whole = whole_images(store, content)
+        applied = [damages[number % 6], damages[number // 6 % 6]][: 1 + number // 36 % 2]
+        for position, damage in enumerate(applied):
+            with suppress(OSError, ValueError):  # the first damage may have removed or emptied the second one's file
+                damage(store, foreign_stores, number // 4 * 4 + position)
+        intact = intact_images(store, content)
         try:
             salvage(store, new, workers=1)
         except StoreError:
-            assert not whole
+            assert not intact
         else:
             assert verify(new, workers=1).ok
             with Store(new) as opened:
-                held = content_of(opened)
-            order = held.pop("order")
+                salvaged = content_of(opened)
+            order = salvaged.pop("order")
             assert isinstance(order, list)
-            assert whole <= set(order)
-            if replace not in chosen:  # a foreign file without its trailer looks like one of this store
-                assert held.items() <= content.items()
+            assert intact <= set(order)
+            if replace not in applied:  # a foreign file without its trailer looks like a file of this store
+                assert salvaged.items() <= content.items()
             shutil.rmtree(new)
         shutil.rmtree(store)
 

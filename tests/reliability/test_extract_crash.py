@@ -1,4 +1,4 @@
-"""Extractions that are killed, interrupted or out of room: old or new state, and a rerun gives the same."""
+"""Killed, interrupted and failed extractions: the target has its old or new state, and a rerun completes."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ from tests.support.photo_files import encoded, scene
 WORKERS = "2"
 OPTIONS = ("--crop-size", "64,128", "--step", "32,64", "--threshold", "8", "--workers", WORKERS)
 SHARD = (*OPTIONS, "--shard-size", "100KiB")
-"""One shard a photo, or two."""
+"""Options that give one or two shards a photo."""
 
 
 class Prepared(NamedTuple):
-    """Photos, and stores of a part and of all of them."""
+    """Photos, a store of a part of the photos, and a store of all photos."""
 
     photos: Path
-    part: Path
-    whole: Path
+    part_store: Path
+    full_store: Path
 
 
 def _photo(number: int) -> bytes:
@@ -57,15 +57,15 @@ def _photo(number: int) -> bytes:
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     root = tmp_path_factory.mktemp("prepared")
     photos = write(root / "photos", {f"{n // 10}/{n:02d}.png": _photo(n) for n in range(20)})
-    done("extract", *SHARD, photos, root / "whole.lmdb")
-    some = write(root / "some", {name: content for name, content in read(photos).items() if name.startswith("0/")})
-    done("extract", *SHARD, some, root / "part.lmdb")
-    return Prepared(photos, root / "part.lmdb", root / "whole.lmdb")
+    done("extract", *SHARD, photos, root / "full.lmdb")
+    part = write(root / "part", {name: content for name, content in read(photos).items() if name.startswith("0/")})
+    done("extract", *SHARD, part, root / "part.lmdb")
+    return Prepared(photos, root / "part.lmdb", root / "full.lmdb")
 
 
-def _is_the_same(store: Path, other: Path) -> bool:
-    """Return whether a store is sound, and another or a folder has its patches, references, centres and metadata."""
-    return verify(store).ok and compare(store, other).ok
+def _is_the_same(store: Path, copy: Path) -> bool:
+    """Return whether a store is sound and a second source has equal patches, references, centres and metadata."""
+    return verify(store).ok and compare(store, copy).ok
 
 
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
@@ -75,14 +75,14 @@ def test_a_rerun_goes_on_where_sealed_shards_end(
 ) -> None:
     store = tmp_path / "s.lmdb"
     if is_append:
-        shutil.copytree(prepared.part, store)
+        shutil.copytree(prepared.part_store, store)
     command = ("extract", *(("--append",) if is_append else ()), *SHARD, prepared.photos, store)
     stop_and_rerun(*command, store=store, stop=stop, new_shards=3)
-    assert _is_the_same(store, prepared.whole)
+    assert _is_the_same(store, prepared.full_store)
 
 
 def _killed_midway(store: Path, *options: str | Path) -> None:
-    """Kill an extraction to a new store when some of its shards are sealed."""
+    """Kill an extraction to a new store once some of the store's shards are sealed."""
     process = start("extract", *options, store)
     await_while_running(process, lambda: len(sealed_shards(store)) > 3)
     os.killpg(process.pid, signal.SIGKILL)
@@ -90,22 +90,24 @@ def _killed_midway(store: Path, *options: str | Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "other",
+    "changed_options",
     [("--quality", "50"), ("--only-resize",), ("--exclude", "1/1")],
     ids=" ".join,
 )
-def test_a_rerun_with_other_options_mixes_nothing(tmp_path: Path, prepared: Prepared, other: tuple[str, ...]) -> None:
+def test_a_rerun_with_other_options_mixes_nothing(
+    tmp_path: Path, prepared: Prepared, changed_options: tuple[str, ...]
+) -> None:
     store = tmp_path / "s.lmdb"
     _killed_midway(store, *SHARD, prepared.photos)
     before = sealed_states(store)
-    result = run("extract", *SHARD, *other, prepared.photos, store)
+    result = run("extract", *SHARD, *changed_options, prepared.photos, store)
     if result.status:
         assert "s.lmdb.partial" in error_line(result)
         assert sealed_states(store) == before
         done("extract", *SHARD, prepared.photos, store)
-        assert _is_the_same(store, prepared.whole)
+        assert _is_the_same(store, prepared.full_store)
     else:
-        done("extract", *SHARD, *other, prepared.photos, tmp_path / "fresh.lmdb")
+        done("extract", *SHARD, *changed_options, prepared.photos, tmp_path / "fresh.lmdb")
         assert _is_the_same(store, tmp_path / "fresh.lmdb")
 
 
@@ -132,8 +134,8 @@ def test_a_rerun_with_other_workers_gives_the_same(tmp_path: Path, prepared: Pre
     store = tmp_path / "s.lmdb"
     _killed_midway(store, *SHARD, prepared.photos)
     done("extract", *SHARD, "--workers", "1", prepared.photos, store)
-    assert _is_the_same(store, prepared.whole)
-    assert shard_contents(store) == shard_contents(prepared.whole)
+    assert _is_the_same(store, prepared.full_store)
+    assert shard_contents(store) == shard_contents(prepared.full_store)
 
 
 def test_bad_photos_are_reported_by_the_rerun_too(tmp_path: Path, prepared: Prepared) -> None:
@@ -144,7 +146,7 @@ def test_bad_photos_are_reported_by_the_rerun_too(tmp_path: Path, prepared: Prep
     assert result.status == 1
     assert "0/000.jpg" in result.out
     assert "0/0000.png" in result.out
-    assert _is_the_same(store, prepared.whole)
+    assert _is_the_same(store, prepared.full_store)
 
 
 # Ctrl-C and killed workers
@@ -159,7 +161,7 @@ def test_ctrl_c_at_work_is_status_130_and_a_rerun_completes(tmp_path: Path, prep
     interrupt(process)
     assert not (tmp_path / to).exists()
     done(*command)
-    assert _is_the_same(prepared.whole, tmp_path / to)
+    assert _is_the_same(prepared.full_store, tmp_path / to)
     assert [path.name for path in tmp_path.iterdir()] == [to]
 
 
@@ -176,7 +178,7 @@ def test_a_killed_worker_is_a_clear_error_and_a_rerun_completes(tmp_path: Path, 
     kill_worker(*command, until=lambda: list(tmp_path.glob(f"{to}?*")))
     assert not (tmp_path / to).exists()
     done(*command)
-    assert _is_the_same(prepared.whole, tmp_path / to)
+    assert _is_the_same(prepared.full_store, tmp_path / to)
 
 
 def test_workers_do_not_outlive_a_killed_command(tmp_path: Path, prepared: Prepared) -> None:
@@ -187,8 +189,8 @@ def test_workers_do_not_outlive_a_killed_command(tmp_path: Path, prepared: Prepa
 
 
 @contextmanager
-def _held(*arguments: str | Path, until: Callable[[], object]) -> Iterator[subprocess.Popen[str]]:
-    """Stop a command with all its processes in the middle, when something holds."""
+def _stopped(*arguments: str | Path, until: Callable[[], object]) -> Iterator[subprocess.Popen[str]]:
+    """Start a command, and stop all its processes with SIGSTOP once ``until`` returns something true."""
     process = start(*arguments)
     try:
         await_while_running(process, until)
@@ -208,29 +210,29 @@ def test_a_second_extraction_is_refused_and_the_first_is_not_disturbed(
 ) -> None:
     command = ("extract", *SHARD, prepared.photos, tmp_path / to)
     inside = "shard-*1.lmdb" if to == "s.lmdb" else "**/*.jpg"
-    with _held(*command, until=lambda: list(tmp_path.glob(f"{to}?*/{inside}"))) as first:
+    with _stopped(*command, until=lambda: list(tmp_path.glob(f"{to}?*/{inside}"))) as first:
         message = refused(*command)
         assert to in message
         assert re.search("another process|busy|locked", message)
         assert not (tmp_path / to).exists()
     assert end(first).status == 0
-    assert _is_the_same(prepared.whole, tmp_path / to)
+    assert _is_the_same(prepared.full_store, tmp_path / to)
 
 
 def test_a_second_append_is_refused_and_readers_go_on(tmp_path: Path, prepared: Prepared) -> None:
-    store = shutil.copytree(prepared.part, tmp_path / "s.lmdb")
-    had, shard_count = patches(store), len(sealed_shards(store))
+    store = shutil.copytree(prepared.part_store, tmp_path / "s.lmdb")
+    before, shard_count = patches(store), len(sealed_shards(store))
     command = ("extract", "--append", *SHARD, prepared.photos, store)
-    with _held(*command, until=lambda: len(sealed_shards(store)) > shard_count + 2) as first:
-        writers = [start(*writer) for writer in (command, ("reindex", store))]  # each waits for a while
+    with _stopped(*command, until=lambda: len(sealed_shards(store)) > shard_count + 2) as first:
+        writers = [start(*writer) for writer in (command, ("reindex", store))]  # each writer waits a while for the lock
         for writer in writers:
             message = error_line(end(writer))
             assert "s.lmdb" in message
             assert re.search("another process|busy|locked", message)
-        assert patches(store) == had
+        assert patches(store) == before
         assert findings(store) == []
     assert end(first).status == 0
-    assert _is_the_same(store, prepared.whole)
+    assert _is_the_same(store, prepared.full_store)
 
 
 # No room
@@ -254,7 +256,7 @@ def test_a_full_disk_is_an_error_and_a_rerun_goes_on(
     assert sealed or to == "folder" or "nr_inodes" not in options
     disk("size=60m,nr_inodes=50000")
     done(*command)
-    assert _is_the_same(prepared.whole, small / to)
+    assert _is_the_same(prepared.full_store, small / to)
     assert sealed.items() <= {path.name: path.stat().st_ino for path in small.glob("s.lmdb/shard-*.lmdb")}.items()
 
 
@@ -264,21 +266,21 @@ def test_a_write_that_the_system_refuses_is_an_error_and_a_rerun_goes_on(tmp_pat
     assert "s.lmdb" in error_line(run(*command, before=limit))
     assert not (tmp_path / "s.lmdb").exists()
     done(*command)
-    assert _is_the_same(tmp_path / "s.lmdb", prepared.whole)
+    assert _is_the_same(tmp_path / "s.lmdb", prepared.full_store)
 
 
 def test_an_append_without_room_leaves_the_store_as_it_was(
     tmp_path: Path, prepared: Prepared, disk: Callable[[str], Path]
 ) -> None:
-    part = sum(len(state[2]) for state in states(prepared.part).values())
-    small = disk(f"size={part + (600 << 10)}")
-    store = shutil.copytree(prepared.part, small / "s.lmdb")
-    before, had = states(store), patches(store)
+    old_bytes = sum(len(state[2]) for state in states(prepared.part_store).values())
+    small = disk(f"size={old_bytes + (600 << 10)}")
+    store = shutil.copytree(prepared.part_store, small / "s.lmdb")
+    before, old = states(store), patches(store)
     refused("extract", "--append", *SHARD, prepared.photos, store)
-    assert patches(store) == had
+    assert patches(store) == old
     assert findings(store) == []
     assert info(store)["images"] == 10
     assert before.items() <= states(store).items()
     disk("size=60m")
     done("extract", "--append", *SHARD, prepared.photos, store)
-    assert _is_the_same(store, prepared.whole)
+    assert _is_the_same(store, prepared.full_store)

@@ -1,4 +1,4 @@
-"""Failing calls: whichever call fails, the target has its old or new state, the error is clear, a rerun completes."""
+"""Failing calls: after any failure the target has its old or new state, the error is clear, a rerun completes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.reliability.support.tasks import NAMES, STORE, Task
 MODES = (Mode.ONCE, Mode.FROM_THERE_ON, Mode.KILL)
 ERRORS = (errno.EIO, errno.ENOSPC)
 SPARE_CALLS = 3
-"""Allowance for a failing run, which may make more calls than a successful one."""
+"""Allowance for a failing run, which may make more calls than a successful run."""
 
 
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name.lower())
@@ -35,13 +35,13 @@ def test_the_nth_call_fails_and_all_or_nothing_is_there(
     name: str,
     mode: Mode,
 ) -> None:
-    """N takes every number up to the command's last call: call N fails, or all calls from N on, or a kill hits it."""
+    """N takes every number up to the command's last call. Call N fails, or all calls from N on, or N is killed."""
     task = tasks[name]
     total = _calls(task, tmp_path / "count", commands, faults) + SPARE_CALLS
     stride = next(step for step in range(round(total * 0.618), total) if math.gcd(step, total) == 1)
     statuses: Counter[str] = Counter()
     for number in runs(small=3, full=total * len(ERRORS)):
-        at = number % total * stride % total + 1  # even a few numbers spread over the whole command
+        at = number % total * stride % total + 1  # the stride spreads even a few runs over the whole command
         folder = tmp_path / f"at_{at}_{number}"
         task.prepare(folder)
         faults.watch(folder, mode=mode, at=at, error=ERRORS[number // total])
@@ -65,7 +65,7 @@ def test_the_nth_call_fails_and_all_or_nothing_is_there(
 
 
 def _calls(task: Task, folder: Path, commands: Commands, faults: Faults) -> int:
-    """Return the number of calls by which a command changes files."""
+    """Return the number of a command's calls that change files."""
     task.prepare(folder)
     faults.watch(folder)
     commands.done(*task.command(folder))
@@ -82,9 +82,9 @@ def _number_of(task: Task, folder: Path, commands: Commands, faults: Faults, *, 
     commands.done(*task.command(folder))
     faults.stop()
     records = read_log(log)
-    done = [(record.call, record.path) for record in records if record.call not in (Call.SYNC_ALL,)]
-    assert len(done) == faults.calls, "a call that changed nothing would shift the numbers"
-    return done.index((call, str(folder / path))) + 1
+    changes = [(record.call, record.path) for record in records if record.call not in (Call.SYNC_ALL,)]
+    assert len(changes) == faults.calls, "a call that changed nothing would shift the numbers"
+    return changes.index((call, str(folder / path))) + 1
 
 
 def test_a_file_that_cannot_be_removed_is_named_with_its_folder(

@@ -1,4 +1,4 @@
-"""Format versions: a store of every released version opens for ever, and gives the same bytes."""
+"""Format versions: stores of every released version open for ever and give the same bytes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.sample_data import DATA
 from tests.support.small_stores import content_of
 
 VERSIONS = range(1, FORMAT_VERSION + 1)
-"""Versions with a kept store: a new FORMAT_VERSION needs a new folder in tests/data."""
+"""Versions with sample stores: a new FORMAT_VERSION needs a new folder in tests/data."""
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -34,17 +34,19 @@ def hashes(folder: Path) -> dict[str, str]:
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("name", ["chunked", "pictures"])
 def test_a_kept_store_opens_verifies_and_gives_the_bytes_that_went_in(version: int, name: str, tmp_path: Path) -> None:
-    kept = DATA / f"format_{version}" / f"{name}.lmdb"
-    expected = json.loads((kept.parent / "contents.json").read_bytes())[name]
-    before = hashes(kept)
-    assert verify(kept, workers=1).findings == []
-    assert info(kept).patches == sum("ref.jpg" not in path and not path.endswith(("pt", "jsonl")) for path in expected)
-    export_store(kept, tmp_path / "back", workers=1)
+    sample_store = DATA / f"format_{version}" / f"{name}.lmdb"
+    expected = json.loads((sample_store.parent / "contents.json").read_bytes())[name]
+    before = hashes(sample_store)
+    assert verify(sample_store, workers=1).findings == []
+    assert info(sample_store).patches == sum(
+        "ref.jpg" not in path and not path.endswith(("pt", "jsonl")) for path in expected
+    )
+    export_store(sample_store, tmp_path / "back", workers=1)
     back = hashes(tmp_path / "back")
     lines = back.pop("metadata.jsonl", None)
     assert (lines is None) == (expected.pop("metadata.jsonl", None) is None)
     assert back == expected
-    assert hashes(kept) == before
+    assert hashes(sample_store) == before
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -1,4 +1,4 @@
-"""A full disk: the error is clear, old data stays intact, and the same command completes once there is room."""
+"""Full disk: the error is clear, old data stay intact, and the same command completes once there is room."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ MESSAGE = re.compile(r"No space left|File too large|disk full|room|free")
 
 
 def _sizes(folder: Path) -> list[int]:
-    """Return the bytes of each file and folder below a folder, rounded up to pages."""
+    """Return the size of each file and folder below a folder, in bytes, rounded up to pages."""
     return [-(-path.stat().st_size // 4096) * 4096 for path in folder.rglob("*")]
 
 
 def _fill(folder: Path) -> None:
-    """Fill the disk of a folder to its last byte."""
+    """Fill the disk of a folder to the last byte."""
     with (folder / "ballast").open("wb", buffering=0) as file, suppress(OSError):
         while True:
             file.write(bytes(1 << 20))
@@ -48,26 +48,28 @@ def test_without_room_nothing_old_is_lost_and_a_rerun_with_room_completes(
     statuses: Counter[str] = Counter()
     mounted = disk(ROOMY)
     for number in runs(small=8, full=7 * len(NAMES)):
-        task, draw = tasks[NAMES[number % len(NAMES)]], random.Random(number)
+        task, rng = tasks[NAMES[number % len(NAMES)]], random.Random(number)
         folder = mounted / "work"
         task.prepare(folder)
-        had = _sizes(folder)
-        commands.done(*task.command(folder))  # one run with room tells how much the command needs
-        needs = _sizes(folder)
+        old_sizes = _sizes(folder)
+        commands.done(*task.command(folder))  # a run with room shows the space that the command needs
+        new_sizes = _sizes(folder)
         shutil.rmtree(folder)
         task.prepare(folder)
         command, limit = task.command(folder), None
         if how == "bytes":
-            disk(f"size={sum(had) + 8192 + draw.randrange(sum(needs) - sum(had) + 4096)},nr_inodes=10000")
+            disk(
+                f"size={sum(old_sizes) + 8192 + rng.randrange(sum(new_sizes) - sum(old_sizes) + 4096)},nr_inodes=10000"
+            )
         elif how == "files":
-            disk(f"size=64m,nr_inodes={len(had) + 3 + draw.randrange(max(1, len(needs) - len(had)))}")
+            disk(f"size=64m,nr_inodes={len(old_sizes) + 3 + rng.randrange(max(1, len(new_sizes) - len(old_sizes)))}")
         elif how == "filled meanwhile":
-            disk(f"size={2 * sum(needs) + (1 << 20)},nr_inodes=10000")  # _fill takes the rest soon
+            disk(f"size={2 * sum(new_sizes) + (1 << 20)},nr_inodes=10000")  # _fill takes the free space soon
         elif how == "file size":
-            limit = draw.randrange(1024, max(needs))  # the limit applies to the files of stdout and stderr, too
+            limit = rng.randrange(1024, max(new_sizes))  # the limit also applies to the files of stdout and stderr
         run = commands.start(command, largest_file=limit)
         if how == "filled meanwhile":
-            time.sleep(task.seconds * draw.random())
+            time.sleep(task.seconds * rng.random())
             _fill(mounted)
         ended = run.end()
         task.check(folder, ended)

@@ -1,4 +1,4 @@
-"""Hostile centers.pt: no file runs anything, and each takes bounded memory."""
+"""Hostile centers.pt: reading a file runs no code of the file, and takes bounded memory."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ GOOD = [
     saved({1: (torch.tensor([5, 6]), 4)}, is_zip=False),
     write_centers({number: Center(number, 300, 256) for number in range(5)}),
 ]
-"""Valid files; their mutations get far into the reader."""
+"""Valid files, whose mutations get far into the reader."""
 
 
 def test_the_files_that_are_kept_are_those_that_are_made() -> None:
-    kept = {path.stem: path.read_bytes() for path in FOLDER.glob("*.pt")}
-    assert len(kept) >= 24
-    assert kept == {name: data for name, data in HOSTILE.items() if len(data) <= KEPT_BYTES}
+    files = {path.stem: path.read_bytes() for path in FOLDER.glob("*.pt")}
+    assert len(files) >= 24
+    assert files == {name: data for name, data in HOSTILE.items() if len(data) <= KEPT_BYTES}
 
 
 @pytest.mark.parametrize("program", [b"cposix\nsystem\n.", b"cbuiltins\neval\n(X\x01\x00\x00\x001tR."])
@@ -36,7 +36,7 @@ def test_the_files_that_are_kept_are_those_that_are_made() -> None:
 def test_the_watch_sees_what_a_usual_unpickler_does(
     program: bytes, make: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """This shows that the watch can fail: a plain unpickler sets it off."""
+    """A plain unpickler triggers the watch, which shows that the watch can fail."""
     import pickle
 
     from dlas_store.sources import centers
@@ -56,7 +56,7 @@ def test_the_watch_sees_what_a_usual_unpickler_does(
 def test_nothing_is_run_and_memory_is_bounded_whatever_a_file_holds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: Runs
 ) -> None:
-    """Run 0 reads the kept and the valid files; every run reads a mutation of one, every second run a double one."""
+    """Run 0 reads all hostile and valid files. Every run reads a mutated file, every second run a twice mutated one."""
     monkeypatch.chdir(tmp_path)
     hostile = [path.read_bytes() for path in sorted(FOLDER.glob("*.pt"))]
     seeds = hostile + GOOD * 8
@@ -66,9 +66,9 @@ def test_nothing_is_run_and_memory_is_bounded_whatever_a_file_holds(
         if not number:
             assert all(map(watched.read, hostile))
             assert not any(map(watched.read, GOOD))
-        draw = random.Random(number)
-        data = mutated(draw.choice(seeds), draw, others=seeds)
-        watched.read(mutated(data, draw, others=seeds) if number % 2 else data)
+        rng = random.Random(number)
+        data = mutated(rng.choice(seeds), rng, donors=seeds)
+        watched.read(mutated(data, rng, donors=seeds) if number % 2 else data)
 
     each_in_child(read, runs(small=4000, full=1_000_000), memory=800 << 20)
     assert not (tmp_path / CANARY).exists()

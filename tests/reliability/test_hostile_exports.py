@@ -1,4 +1,4 @@
-"""Hostile names: an export writes below DST only, reports each image that it refuses, and writes all others."""
+"""Hostile names: an export writes only below DST, reports each image that it refuses, and writes all other images."""
 
 from __future__ import annotations
 
@@ -47,46 +47,46 @@ PARTS = (
     *("\0", "a\0b", "\\", "..\\..\\evil", "\x1b[2J", "\u202eevil", "🎈", "metadata.jsonl", "ref.jpg", "centers.pt"),
     *("REF.JPG", "tree", "lock", "plan.json", "building-0", "outside", "1.jpg", "1.JPG", "dst", "dst.partial"),
 )
-"""Parts of names: invalid ones, ones that some system treats specially, and ones that some file systems equate."""
+"""Parts of names: invalid parts, parts with a special meaning somewhere, and parts that some file systems equate."""
 
 
-def name(draw: random.Random, layout: Layout) -> str:
-    """Return a random name of an image, which a hostile store may hold."""
-    count = draw.choice((1, 1, 1, 2, 3, 4) if layout == "pictures" else (1, 1, 1, 1, 2))
-    parts = draw.choices(PARTS, k=count)
-    start = draw.choice(("", "", "", "", "/", "../", "../../", "//", "./", "../dst/", "/tmp/"))
+def name(rng: random.Random, layout: Layout) -> str:
+    """Return a random name of an image in a hostile store."""
+    count = rng.choice((1, 1, 1, 2, 3, 4) if layout == "pictures" else (1, 1, 1, 1, 2))
+    parts = rng.choices(PARTS, k=count)
+    start = rng.choice(("", "", "", "", "/", "../", "../../", "//", "./", "../dst/", "/tmp/"))
     return start + "/".join(parts)
 
 
-def images(draw: random.Random, layout: Layout) -> list[tuple[Image, dict[str, bytes]]]:
-    """Return random images, each with file -> bytes of its patches."""
-    made = []
-    for number in range(draw.randint(1, 12)):
-        count = 1 if layout == "pictures" else draw.randint(1, 4)
-        files = [draw.choice(("1.jpg", "2.jpg", "x.png", name(draw, "chunked"))) for _ in range(count)]
-        if layout == "chunked" and draw.random() < 0.8:
+def images(rng: random.Random, layout: Layout) -> list[tuple[Image, dict[str, bytes]]]:
+    """Return random images, each with the bytes of its patches by file name."""
+    pairs = []
+    for number in range(rng.randint(1, 12)):
+        count = 1 if layout == "pictures" else rng.randint(1, 4)
+        files = [rng.choice(("1.jpg", "2.jpg", "x.png", name(rng, "chunked"))) for _ in range(count)]
+        if layout == "chunked" and rng.random() < 0.8:
             files = sorted(set(files))
         image = Image(
-            name=name(draw, layout) if draw.random() < 0.8 else f"plain {number}",
+            name=name(rng, layout) if rng.random() < 0.8 else f"plain {number}",
             files=tuple(files),
-            centers={1: Center(2, 3, 4)} if layout == "chunked" and draw.random() < 0.3 else None,
-            has_reference=layout == "chunked" and draw.random() < 0.5,
-            extra={"label": number} if draw.random() < 0.3 else {},
+            centers={1: Center(2, 3, 4)} if layout == "chunked" and rng.random() < 0.3 else None,
+            has_reference=layout == "chunked" and rng.random() < 0.5,
+            extra={"label": number} if rng.random() < 0.3 else {},
         )
-        made.append((image, {file: draw.randbytes(20) for file in files}))
-    return made
+        pairs.append((image, {file: rng.randbytes(20) for file in files}))
+    return pairs
 
 
-def write_store(store: Path, layout: Layout, made: list[tuple[Image, dict[str, bytes]]]) -> Path:
-    """Write a store without any check of names."""
+def write_store(store: Path, layout: Layout, pairs: list[tuple[Image, dict[str, bytes]]]) -> Path:
+    """Write a store of images and their patches, without checks of names."""
 
     def fill(writer: ShardWriter) -> None:
-        for image, contents in made:
+        for image, contents in pairs:
             for file in image.files:
                 writer.add_patch(file, contents[file], Size(1, 1))
             writer.end_image(image, b"reference" if image.has_reference else None)
 
-    planned = [PlannedShard(len(made), 0, 0, "")]
+    planned = [PlannedShard(len(pairs), 0, 0, "")]
     with Commit(store, plan_commit(store, layout, planned, base=None), base=None) as commit:
         (header,) = commit.plan.headers()
         commit.add(write_shard(commit.folder, header, fill))
@@ -95,7 +95,7 @@ def write_store(store: Path, layout: Layout, made: list[tuple[Image, dict[str, b
 
 
 def expected_files(layout: Layout, image: Image, contents: dict[str, bytes]) -> dict[str, bytes]:
-    """Return path -> bytes of the files of an image in an export."""
+    """Return the bytes of an image's exported files, by path."""
     if layout == "pictures":
         return {image.name: contents[image.files[0]]}
     files = {f"{image.name}/{file}": content for file, content in contents.items()}
@@ -103,7 +103,7 @@ def expected_files(layout: Layout, image: Image, contents: dict[str, bytes]) -> 
 
 
 def can_be_written(layout: Layout, image: Image) -> bool:
-    """Return whether all names of an image are valid file names on Linux, and none of them comes twice."""
+    """Return whether all names of an image are valid and different file names on Linux."""
     parts = image.name.split("/") if layout == "pictures" else [image.name]
     names = parts if layout == "pictures" else [*parts, *image.files]
     if layout == "chunked" and len({*image.files, "ref.jpg", "centers.pt"}) < len(image.files) + 2:
@@ -115,10 +115,10 @@ def can_be_written(layout: Layout, image: Image) -> bool:
 @pytest.mark.parametrize("layout", ["chunked", "pictures"])
 def test_an_export_writes_below_its_folder_only_and_all_that_it_can(tmp_path: Path, layout: Layout, runs: Runs) -> None:
     for number in runs(small=30, full=1000):
-        draw = random.Random(number)
-        made = images(draw, layout)
+        rng = random.Random(number)
+        pairs = images(rng, layout)
         sandbox = tmp_path / str(number)
-        store = write_store(sandbox / "deep" / "s.lmdb", layout, made)
+        store = write_store(sandbox / "deep" / "s.lmdb", layout, pairs)
         (sandbox / "deep" / "outside").write_bytes(b"as it was")
         before = read(sandbox)
         summary = export_store(store, sandbox / "deep" / "dst", workers=1)
@@ -129,21 +129,21 @@ def test_an_export_writes_below_its_folder_only_and_all_that_it_can(tmp_path: Pa
         assert sorted(path.name for path in (sandbox / "deep").iterdir() if path.name != "dst") == ["outside", "s.lmdb"]
         lines = written.pop("metadata.jsonl", b"").decode().splitlines()
         refused = [image for image, _ in summary.refused]
-        assert summary.images + len(refused) == len(made)
-        whole: dict[str, bytes] = {}
+        assert summary.images + len(refused) == len(pairs)
+        expected: dict[str, bytes] = {}
         labels = set()
-        for own_name in {image.name for image, _ in made}:
-            alike = [pair for pair in made if pair[0].name == own_name]
-            assert 0 <= len(alike) - refused.count(own_name) <= 1
-            if refused.count(own_name) < len(alike):  # the first writable image of the name is in the export
-                (image, files), *_ = [pair for pair in alike if can_be_written(layout, pair[0])]
-                whole |= expected_files(layout, image, files)
+        for own_name in {image.name for image, _ in pairs}:
+            namesakes = [pair for pair in pairs if pair[0].name == own_name]
+            assert 0 <= len(namesakes) - refused.count(own_name) <= 1
+            if refused.count(own_name) < len(namesakes):  # the first writable image of the name is in the export
+                (image, files), *_ = [pair for pair in namesakes if can_be_written(layout, pair[0])]
+                expected |= expected_files(layout, image, files)
                 labels.update([image.extra["label"]] if image.extra else [])
-        centers = [path for path in written if path.endswith("/centers.pt") and path not in whole]
+        centers = [path for path in written if path.endswith("/centers.pt") and path not in expected]
         assert all(read_centers(written.pop(path)) == {1: (2, 3, 4)} for path in centers)
-        assert written == whole
+        assert written == expected
         assert {json.loads(line)["label"] for line in lines} == labels
-        for image, _ in made:  # an image in no other's way is not refused
+        for image, _ in pairs:  # an image that conflicts with no other image is not refused
             if image.name.startswith("plain ") and can_be_written(layout, image):
                 assert image.name not in refused
         shutil.rmtree(sandbox)
@@ -153,12 +153,12 @@ def image(name: str, *files: str) -> Image:
     return Image(name=name, files=files or ("1.jpg",), centers=None, has_reference=False)
 
 
-def reasons(names: ExportNames, *made: Image) -> list[bool]:
-    return [names.refusal(each) is not None for each in made]
+def are_refused(names: ExportNames, *images: Image) -> list[bool]:
+    return [names.refusal(image) is not None for image in images]
 
 
 @pytest.mark.parametrize(
-    ("folding", "one", "other"),
+    ("folding", "first", "second"),
     [
         (Folding(case=True, form=False, end=False), "Cat", "cAT"),
         (Folding(case=True, form=False, end=False), "STRASSE", "straße"),
@@ -167,52 +167,60 @@ def reasons(names: ExportNames, *made: Image) -> list[bool]:
         (Folding(case=True, form=True, end=True), "É", "e\u0301."),
     ],
 )
-def test_of_names_that_a_file_system_takes_for_one_the_first_is_written(folding: Folding, one: str, other: str) -> None:
-    assert reasons(ExportNames("chunked", folding), image(one), image(other)) == [False, True]
-    assert reasons(ExportNames("chunked", NO_FOLDING), image(one), image(other)) == [False, False]
-    assert reasons(ExportNames("pictures", folding), image(f"{one}/1.jpg"), image(f"{other}/2.jpg")) == [False, True]
-    assert reasons(ExportNames("chunked", folding), image("x", one, other)) == [True]
-    assert reasons(ExportNames("chunked", NO_FOLDING), image("x", one, other)) == [False]
+def test_of_names_that_a_file_system_takes_for_one_the_first_is_written(
+    folding: Folding, first: str, second: str
+) -> None:
+    assert are_refused(ExportNames("chunked", folding), image(first), image(second)) == [False, True]
+    assert are_refused(ExportNames("chunked", NO_FOLDING), image(first), image(second)) == [False, False]
+    assert are_refused(ExportNames("pictures", folding), image(f"{first}/1.jpg"), image(f"{second}/2.jpg")) == [
+        False,
+        True,
+    ]
+    assert are_refused(ExportNames("chunked", folding), image("x", first, second)) == [True]
+    assert are_refused(ExportNames("chunked", NO_FOLDING), image("x", first, second)) == [False]
 
 
 def test_a_name_that_is_there_twice_or_is_a_folder_of_another_does_not_overwrite_it() -> None:
     names = ExportNames("pictures", NO_FOLDING)
-    made = [image("a"), image("a"), image("a/b"), image("c/d"), image("c"), image("c/d/e"), image("c/f")]
-    assert reasons(names, *made) == [False, True, True, False, True, True, False]
+    images = [image("a"), image("a"), image("a/b"), image("c/d"), image("c"), image("c/d/e"), image("c/f")]
+    assert are_refused(names, *images) == [False, True, True, False, True, True, False]
 
 
 def test_a_patch_with_the_name_of_a_file_of_the_layout_is_refused_in_any_case_that_is_the_same() -> None:
     folding = Folding(case=True, form=False, end=False)
-    assert reasons(ExportNames("chunked", folding), image("a", "REF.jpg"), image("b", "Centers.PT")) == [True, True]
-    assert reasons(ExportNames("chunked", NO_FOLDING), image("a", "REF.jpg"), image("b", "ref.jpg")) == [False, True]
-    assert reasons(ExportNames("pictures", folding), image("Metadata.JSONL"), image("b")) == [True, False]
+    assert are_refused(ExportNames("chunked", folding), image("a", "REF.jpg"), image("b", "Centers.PT")) == [True, True]
+    assert are_refused(ExportNames("chunked", NO_FOLDING), image("a", "REF.jpg"), image("b", "ref.jpg")) == [
+        False,
+        True,
+    ]
+    assert are_refused(ExportNames("pictures", folding), image("Metadata.JSONL"), image("b")) == [True, False]
 
 
 def test_the_second_image_of_a_name_replaced_the_first_on_disk(tmp_path: Path) -> None:
-    made = [(image("a"), {"1.jpg": b"first"}), (image("a"), {"1.jpg": b"second"})]
-    summary = export_store(write_store(tmp_path / "s.lmdb", "chunked", made), tmp_path / "back", workers=1)
+    pairs = [(image("a"), {"1.jpg": b"first"}), (image("a"), {"1.jpg": b"second"})]
+    summary = export_store(write_store(tmp_path / "s.lmdb", "chunked", pairs), tmp_path / "back", workers=1)
     assert [name for name, _ in summary.refused] == ["a"]
     assert read(tmp_path / "back") == {"a/1.jpg": b"first"}
 
 
 def test_fields_of_an_image_that_was_refused_were_written_all_the_same(tmp_path: Path) -> None:
     images = [replace(image("../a"), extra={"label": 1}), replace(image("b"), extra={"label": 2})]
-    made = [(each, {"1.jpg": b"bytes"}) for each in images]
-    export_store(write_store(tmp_path / "s.lmdb", "chunked", made), tmp_path / "back", workers=1)
+    pairs = [(each, {"1.jpg": b"bytes"}) for each in images]
+    export_store(write_store(tmp_path / "s.lmdb", "chunked", pairs), tmp_path / "back", workers=1)
     lines = (tmp_path / "back" / "metadata.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [{"image": "b", "label": 2}]
 
 
 @pytest.mark.parametrize("bad", ["CON", "nul.txt", "com1.jpg", "a:b", "C:", "a.", "a ", "x\ty", "a*b", "LPT9 .png"])
 def test_on_windows_its_own_devices_drives_and_signs_are_no_names(bad: str) -> None:
-    assert reasons(ExportNames("chunked", NO_FOLDING, windows=True), image(bad), image("x", bad)) == [True, True]
-    assert reasons(ExportNames("chunked", NO_FOLDING, windows=False), image(bad), image("x", bad)) == [False, False]
+    assert are_refused(ExportNames("chunked", NO_FOLDING, windows=True), image(bad), image("x", bad)) == [True, True]
+    assert are_refused(ExportNames("chunked", NO_FOLDING, windows=False), image(bad), image("x", bad)) == [False, False]
 
 
 def test_the_file_system_is_asked_what_it_takes_for_the_same(tmp_path: Path) -> None:
-    found = Folding.probe(tmp_path)
+    folding = Folding.probe(tmp_path)
     (tmp_path / "a").touch()
-    assert found.case == (tmp_path / "A").exists()
+    assert folding.case == (tmp_path / "A").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 

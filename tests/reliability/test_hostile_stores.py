@@ -1,19 +1,16 @@
-"""Hostile shards, indexes, metadata and pictures with valid checksums: each raises a StoreError, in bounded memory."""
+"""Hostile shards, indexes, metadata and pictures with valid checksums raise StoreError, in bounded memory."""
 
 from __future__ import annotations
 
 import random
 import shutil
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
-from copy import deepcopy
 from pathlib import Path
-from typing import Any
 
-import msgpack
+import numpy as np
 import pytest
-from xxhash import xxh3_64_intdigest
 
 from dlas_store.converters import salvaging
 from dlas_store.converters.salvaging import salvage
@@ -23,29 +20,19 @@ from dlas_store.maintenance.info import info
 from dlas_store.maintenance.reindex import reindex
 from dlas_store.maintenance.verify import verify
 from dlas_store.sources.base import Center, Image
-from dlas_store.storage import lmdb_reader as lmdb_pages
-from dlas_store.storage import records as metadata
-from dlas_store.storage.index import INDEX_FILE, ROW_TYPES, Index
-from dlas_store.storage.records import encode_value, pack_key
-from dlas_store.storage.sealed_file import BLOCK_BYTES, SealedFile
+from dlas_store.storage.index import INDEX_FILE, Index
+from dlas_store.storage.lmdb_reader import iter_entries, iter_intact_entries
+from dlas_store.storage.records import decode_image, encode_image
 from dlas_store.storage.shard import Shard
 from dlas_store.storage.store import Store
 from tests.conftest import Runs
 from tests.reliability.support.children import each_in_child, work_here
 from tests.reliability.support.mutations import mutated
+from tests.reliability.support.spoilers import SPOILERS, packed, parts, resealed, rewrite_row, sealed
 from tests.support.file_trees import picture
 from tests.support.small_stores import append, content_of, make_store, shards_of, small_folder
 
 MEMORY = 512 << 20
-FOOTER = struct.Struct("<8sIIQ")
-
-VALUES: tuple[Any, ...] = (
-    *(None, True, -1, 0, 1, 2, 255, 1 << 31, (1 << 32) - 1, 1 << 32, (1 << 63) - 1, 1 << 63, (1 << 64) - 1),
-    *(1.5, float("nan"), "", "chunked", "pictures", "x" * 300, "../..", b"", b"\0" * 16, b"\xff" * 16, b"x" * 7),
-    *([], [[]] * 50, {}, {"a": 1}, {1: 2}, [None] * 1000, ["<u1", b""], ["<u8", b"\xff" * 16], ["|O", b"12345678"]),
-    *(["<i8", b"1234567"], ["<u1"], msgpack.ExtType(5, b"x"), msgpack.Timestamp(1)),
-)
-"""Values that are wrong for most fields."""
 
 
 @pytest.fixture(autouse=True)
@@ -62,124 +49,8 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return store
 
 
-def packed(body: object) -> bytes:
-    data: bytes = msgpack.packb(body, use_bin_type=True)
-    return data
-
-
-def sealed(pages: bytes, body: bytes) -> bytes:
-    """Return a sealed file: pages, then a trailer with a valid checksum."""
-    footer = FOOTER.pack(b"dlasseal", 1, len(body), len(pages))
-    return pages + body + footer + struct.pack("<Q", xxh3_64_intdigest(body, xxh3_64_intdigest(footer)))
-
-
-def parts(path: Path) -> tuple[bytes, dict[str, Any]]:
-    """Return the pages and the trailer's fields of a sealed file."""
-    file = SealedFile(path, "index" if path.name == INDEX_FILE else "shard")
-    return file.data[: file.lmdb_size], file.body
-
-
-def places(fields: Any) -> Iterator[tuple[Any, Any]]:
-    """Yield (container, key) for every key of every container in nested fields."""
-    items = fields.items() if isinstance(fields, dict) else enumerate(fields) if isinstance(fields, list) else ()
-    for key, value in list(items):
-        yield fields, key
-        yield from places(value)
-
-
-def spoil(fields: dict[str, Any], draw: random.Random) -> None:
-    """Change, remove or add one to three fields, at any depth."""
-    for _ in range(draw.randint(1, 3)):
-        inside, key = draw.choice(list(places(fields)))
-        match draw.randrange(6):
-            case 0:
-                del inside[key]
-            case 1 if isinstance(inside, dict):
-                inside["unknown"] = deepcopy(draw.choice(VALUES))
-            case 2 if isinstance(inside[key], int):
-                # Stay within the integers of msgpack.
-                inside[key] = max(-(1 << 63), min(inside[key] + draw.choice((-1, 1, 5, -1000, 1 << 20)), (1 << 64) - 1))
-            case 3 if isinstance(inside[key], bytes):
-                inside[key] = mutated(inside[key], draw)
-            case _:
-                inside[key] = deepcopy(draw.choice(VALUES))
-        if not fields:
-            return
-
-
-def spoil_trailer(store: Path, draw: random.Random) -> None:
-    """Put wrong fields into the trailer of a file, or bytes that are no msgpack."""
-    path = draw.choice([store / INDEX_FILE, *shards_of(store)])
-    pages, body = parts(path)
-    if draw.random() < 0.7:
-        spoil(body, draw)
-        data = packed(body)
-    else:
-        data = mutated(packed(body), draw)
-    path.write_bytes(sealed(pages, data))
-
-
-def spoil_rows(store: Path, draw: random.Random) -> None:
-    """Change rows of a table of the index, and update the checksum of their block."""
-    path = store / INDEX_FILE
-    _, body = parts(path)
-    row_type = draw.choice(ROW_TYPES)
-    (start,) = struct.unpack_from("<Q", body["chunks"][row_type.name])
-    data = bytearray(path.read_bytes())
-    size = row_type.dtype.itemsize
-    for _ in range(draw.randint(1, 3)):
-        row = start + size * draw.randrange(body["counts"][row_type.name])
-        name = draw.choice(row_type.dtype.names or ())
-        kind, offset = (row_type.dtype.fields or {})[name][:2]
-        code = "<Q" if kind.itemsize == 8 else "<I"
-        (old,) = struct.unpack_from(code, data, row + offset)
-        new = draw.choice((0, 1, 2, old + 1, old - 1, 1 << 31, len(data), len(data) - 1, (1 << 64) - 1, 1 << 63))
-        struct.pack_into(code, data, row + offset, new % (1 << 8 * kind.itemsize))
-    seed = xxh3_64_intdigest(b"%s:%s:0" % (body["table_id"], row_type.name.encode()))
-    checksum = xxh3_64_intdigest(bytes(data[start : start + BLOCK_BYTES - 8]), seed)
-    struct.pack_into("<Q", data, start + BLOCK_BYTES - 8, checksum)
-    path.write_bytes(data)
-
-
-def spoil_pages(store: Path, draw: random.Random) -> None:
-    """Change bytes of a file's tree pages, which have no checksum."""
-    path = draw.choice([store / INDEX_FILE, *shards_of(store)])
-    data = bytearray(path.read_bytes())
-    pages, _ = parts(path)
-    trees = [0, 4096] + [
-        start for start in range(8192, len(pages), 4096) if struct.unpack_from("<H", data, start + 10)[0] in (1, 2)
-    ]
-    for _ in range(draw.randint(1, 4)):
-        at = draw.choice(trees) + draw.choice((draw.randrange(4096), draw.randrange(160)))
-        data[at : at + 1] = bytes([draw.choice((0, 1, 2, 4, 16, 255, draw.randrange(256)))])
-    path.write_bytes(data)
-
-
-def spoil_metadata(store: Path, draw: random.Random) -> None:
-    """Change the metadata record of an image in place, and update its checksum."""
-    path = draw.choice(shards_of(store))
-    data = bytearray(path.read_bytes())
-    records = [(key, entry) for key, entry in Shard(path).values() if key.kind == 0]
-    key, entry = draw.choice(records)
-    record = bytes(data[entry.offset : entry.offset + entry.length])
-    if draw.random() < 0.5:
-        fields = msgpack.unpackb(record)
-        spoil(fields, draw)
-        changed = packed(fields)
-    else:
-        changed = mutated(record, draw)
-    if len(changed) > len(record):
-        changed = changed[: len(record)]
-    changed = (
-        changed + b"\xc0" * (len(record) - len(changed)) if draw.random() < 0.3 else changed.ljust(len(record), b"\0")
-    )
-    value = encode_value(pack_key(*key), changed)  # type: ignore[arg-type]
-    data[entry.offset - 8 : entry.offset + entry.length] = value
-    path.write_bytes(data)
-
-
 def use(store: Path, number: int) -> None:
-    """Use every operation on a store; only a StoreError may be raised."""
+    """Use every operation on a store; the only error allowed is StoreError."""
     with suppress(StoreError), Store(store) as opened:
         for image in range(opened.image_count):
             for look in (opened.image, opened.read_reference, opened.first_patch, opened.patch_sizes):
@@ -208,14 +79,11 @@ def use(store: Path, number: int) -> None:
         with suppress(StoreError):
             salvage(store, new, workers=1)
             assert verify(new, workers=1).ok
-        for left in (new, new.with_name("new.lmdb.partial")):
-            shutil.rmtree(left, ignore_errors=True)
+        for folder in (new, new.with_name("new.lmdb.partial")):
+            shutil.rmtree(folder, ignore_errors=True)
     if number % 4 == 1:
         with suppress(StoreError):
             reindex(store, workers=1)
-
-
-SPOILERS: list[Callable[[Path, random.Random], None]] = [spoil_trailer, spoil_rows, spoil_pages, spoil_metadata]
 
 
 @pytest.mark.parametrize("spoiler", SPOILERS)
@@ -237,12 +105,12 @@ def test_records_of_any_bytes_are_an_error_or_an_image(runs: Runs) -> None:
         files=("1.jpg", "2.jpg"),
         centers={1: Center(1, 2, 3)},
         has_reference=True,
-        patch_ids=metadata.np.array([1, 2], "u8"),
-        heights=metadata.np.array([1, 2], "u4"),
-        widths=metadata.np.array([1, 2], "u4"),
+        patch_ids=np.array([1, 2], "u8"),
+        heights=np.array([1, 2], "u4"),
+        widths=np.array([1, 2], "u4"),
         extra={"deep": [[{"a": 1}]]},
     )
-    record = metadata.encode_image(image)
+    record = encode_image(image)
     bombs = [
         b"\x90",
         b"\x80",
@@ -254,14 +122,14 @@ def test_records_of_any_bytes_are_an_error_or_an_image(runs: Runs) -> None:
     ]
 
     def decode_one(number: int) -> None:
-        draw = random.Random(number)
-        data = mutated(record, draw)
+        rng = random.Random(number)
+        data = mutated(record, rng)
         if number % 500 == 0:  # bytes that would unpack to a hundred times their size
-            filling = draw.choice(bombs) * draw.choice((1000, 1 << 20, 1 << 23))
-            at = draw.randrange(len(data) + 1)
-            data = data[:at] + draw.choice((b"", b"\xdd" + struct.pack(">I", len(filling)))) + filling
+            filling = rng.choice(bombs) * rng.choice((1000, 1 << 20, 1 << 23))
+            at = rng.randrange(len(data) + 1)
+            data = data[:at] + rng.choice((b"", b"\xdd" + struct.pack(">I", len(filling)))) + filling
         with suppress(StoreError):
-            metadata.decode_image(data)
+            decode_image(data)
 
     each_in_child(decode_one, runs(small=1500, full=1_000_000), memory=MEMORY)
 
@@ -270,13 +138,13 @@ def test_pages_of_any_bytes_are_an_error_or_entries(pristine: Path, runs: Runs) 
     data = shards_of(pristine)[0].read_bytes()
 
     def walk_one(number: int) -> None:
-        draw = random.Random(number)
-        changed = bytearray(mutated(data, draw))
-        for _ in range(draw.randrange(20)):
-            changed[draw.choice((draw.randrange(len(changed)), draw.randrange(300)))] = draw.randrange(256)
+        rng = random.Random(number)
+        changed = bytearray(mutated(data, rng))
+        for _ in range(rng.randrange(20)):
+            changed[rng.choice((rng.randrange(len(changed)), rng.randrange(300)))] = rng.randrange(256)
         with suppress(StoreError):
-            list(lmdb_pages.walk(bytes(changed)))
-        list(lmdb_pages.scan(bytes(changed)))
+            list(iter_entries(bytes(changed)))
+        list(iter_intact_entries(bytes(changed)))
 
     each_in_child(walk_one, runs(small=300, full=100_000), memory=MEMORY)
 
@@ -287,7 +155,7 @@ CLAIMED = 65_500
 
 
 def claiming(kind: str, height: int, width: int) -> bytes:
-    """Return a small picture whose header claims another size."""
+    """Return a small picture whose header claims the given size."""
     data = bytearray(picture(kind, side=16))
     match kind:
         case "JPEG":
@@ -330,10 +198,10 @@ def test_a_picture_of_any_bytes_is_an_error_or_pixels(kind: str, runs: Runs) -> 
     good = picture(kind, side=16)
 
     def decode_one(number: int) -> None:
-        draw = random.Random(number)
-        data = mutated(good, draw)
+        rng = random.Random(number)
+        data = mutated(good, rng)
         if number % 10 == 0:
-            data = claiming(kind, draw.choice((0, 1, 16, 9000, 65_500)), draw.choice((0, 1, 16, 9000, 65_535)))
+            data = claiming(kind, rng.choice((0, 1, 16, 9000, 65_500)), rng.choice((0, 1, 16, 9000, 65_535)))
         for look in (image_size, check_picture, lambda data: decode(data, alpha=bool(number % 2))):
             with suppress(StoreError):
                 look(data)
@@ -350,14 +218,7 @@ def test_an_index_that_names_a_shard_twice_or_leaves_a_gap_is_an_error(pristine:
             Index.open(tmp_path / INDEX_FILE)
 
 
-# Faults that were mended: each test's name says what went wrong
-
-
-def resealed(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Change the trailer of a file in place, and update its checksum."""
-    pages, body = parts(path)
-    change(body)
-    path.write_bytes(sealed(pages, packed(body)))
+# Mended faults: the name of each test says what went wrong
 
 
 @pytest.fixture
@@ -399,21 +260,6 @@ def test_a_shard_number_above_32_bits_was_an_overflow_error(store: Path) -> None
     resealed(shards_of(store)[0], lambda body: body.update(number=1 << 32))
     with pytest.raises(DamagedError, match="the trailer's number cannot be 4294967296"):
         Store(shards_of(store)[0])
-
-
-def rewrite_row(store: Path, table: str, row: int, column: str, value: int) -> None:
-    """Set a number in the first block of a table, and update the block's checksum."""
-    path = store / INDEX_FILE
-    _, body = parts(path)
-    row_type = next(each for each in ROW_TYPES if each.name == table)
-    (start,) = struct.unpack_from("<Q", body["chunks"][table])
-    kind, offset = (row_type.dtype.fields or {})[column][:2]
-    data = bytearray(path.read_bytes())
-    struct.pack_into("<Q" if kind.itemsize == 8 else "<I", data, start + row * row_type.dtype.itemsize + offset, value)
-    seed = xxh3_64_intdigest(b"%s:%s:0" % (body["table_id"], table.encode()))
-    checksum = xxh3_64_intdigest(bytes(data[start : start + BLOCK_BYTES - 8]), seed)
-    struct.pack_into("<Q", data, start + BLOCK_BYTES - 8, checksum)
-    path.write_bytes(data)
 
 
 def test_a_first_patch_beyond_all_was_an_overflow_error(store: Path) -> None:

@@ -1,4 +1,4 @@
-"""Round trips: folder to store to folder is the identity, for any chunked folder and any folder of pictures."""
+"""Round trips: import and export give back any chunked folder and any folder of pictures unchanged."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_chunked_folder_to_store_to_folder(runs: Runs) -> None:
         files, centers = tree
         with TemporaryDirectory() as place:
             root = Path(place)
-            source = write(root / "data", {**files, **{name: centers_file(held) for name, held in centers.items()}})
+            source = write(root / "data", {**files, **{name: centers_file(value) for name, value in centers.items()}})
             for name in hollow:
                 (source / name).mkdir(exist_ok=True)
             import_store([source], root / "s.lmdb", layout="chunked", shard_size=shard_size, workers=1)

@@ -1,4 +1,4 @@
-"""Loaders: every way to read gives every item once and leaves no process or file, even after an interrupt."""
+"""Loaders: every way to read gives every item once, and leaves no process or file, even after an interrupt."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _MOUNTED = "mount -t tmpfs tmpfs /dev/shm && echo mounted && exec sleep infinity
 
 
 class SharedMemory(NamedTuple):
-    """A folder for files of shared memory.
+    """Folder for files of shared memory.
 
     Attributes:
         folder: path of the folder in this process.
-        command: command prefix that makes a program put its files there.
-        is_own: whether no other program has files there.
+        command: command prefix that makes a program put its shared memory into the folder.
+        is_own: whether no other program has files in the folder.
     """
 
     folder: Path
@@ -45,7 +45,7 @@ class SharedMemory(NamedTuple):
 
 @pytest.fixture(scope="module")
 def shared_memory() -> Iterator[SharedMemory]:
-    """Shared memory for the readers alone if root can mount it, else /dev/shm, where parallel tests leave files."""
+    """Shared memory of the readers alone if root can mount it, else /dev/shm, where parallel tests have files too."""
     holder = None
     if os.geteuid() == 0 and shutil.which("unshare") and shutil.which("nsenter"):
         holder = subprocess.Popen(["unshare", "--mount", "sh", "-c", _MOUNTED], stdout=subprocess.PIPE)
@@ -70,10 +70,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Reader:
-    """The program read_by_loader.py, with its own session and its own folder of temporary files."""
+    """Run of the program read_by_loader.py, in a session and with a temporary folder of its own."""
 
     def __init__(self, store: Path, shared_memory: SharedMemory, cases: Iterable[Case], *flags: str) -> None:
-        # Not below pytest's folder, whose path is too long for the sockets in it.
+        # Paths below pytest's folder are too long for sockets.
         self._temporary = Path(tempfile.mkdtemp(prefix="dlas_store_"))
         self._shared_memory = shared_memory
         self._shared = set(shared_memory.folder.iterdir())
@@ -86,7 +86,7 @@ class Reader:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            # Python's resource tracker may warn that a semaphore is gone, as it should be.
+            # Python's resource tracker may warn about a semaphore that has rightly been removed.
             env=os.environ | {"TMPDIR": str(self._temporary), "PYTHONWARNINGS": "ignore:resource_tracker:UserWarning"},
         )
 
@@ -101,24 +101,25 @@ class Reader:
         os.killpg(self.process.pid, signal.SIGINT)
 
     def end(self) -> str:
-        """Wait for the end of the program, check that no process or file is left, and return its stderr."""
+        """Wait for the end of the program, check that no process or file remains, and return the program's stderr."""
         _, errors = self.process.communicate(timeout=_PATIENCE_SECONDS)
         end = time.monotonic() + 10  # forkserver and the resource tracker end a moment later
-        while (left := self._left()) and time.monotonic() < end:
+        while (remaining := self._remaining()) and time.monotonic() < end:
             time.sleep(0.05)
-        assert not left, f"{left} left behind; it said {errors}"
+        assert not remaining, f"{remaining} remain; stderr: {errors}"
         return errors
 
     def kill(self) -> None:
-        """Kill all processes of the program that are left."""
+        """Kill all remaining processes of the program."""
         for process in self._processes():
             process.kill()
         self.process.communicate()
         shutil.rmtree(self._temporary)
 
-    def _left(self) -> list[str]:
+    def _remaining(self) -> list[str]:
+        """Return the processes of the program that still run, and files that it has not removed."""
         new = set(self._shared_memory.folder.iterdir()) - self._shared
-        # Files that programs of other tests have mapped do not count; the program's own processes count by themselves.
+        # Ignore files that programs of other tests have mapped. The program's own processes are in the list anyway.
         in_use = _mapped_files() if new and not self._shared_memory.is_own else set()
         shared = [path for path in map(str, new) if _inode(path) not in (None, *in_use)]
         return [*map(str, self._processes()), *map(str, self._temporary.iterdir()), *shared]
@@ -128,7 +129,7 @@ class Reader:
 
 
 def _inode(path: str) -> int | None:
-    """Return the inode of a file, None if the file is gone."""
+    """Return the inode of a file, or None if the file does not exist."""
     try:
         return Path(path).stat().st_ino
     except FileNotFoundError:
@@ -136,7 +137,7 @@ def _inode(path: str) -> int | None:
 
 
 def _mapped_files() -> set[int]:
-    """Return the inodes of all mapped files of shared memory, unlinked ones included."""
+    """Return the inodes of all mapped files of shared memory, including unlinked files."""
     inodes = set()
     for maps in Path("/proc").glob("[0-9]*/maps"):
         with suppress(OSError):  # the process has ended
@@ -152,7 +153,7 @@ def _session(pid: int) -> int | None:
 
 
 def _cases(start_method: str, *loaders: str) -> list[Case]:
-    """Return the cases with a start method ("" for threads), of ``loaders`` or of all."""
+    """Return the cases with a start method ("" for threads), for ``loaders`` or for all loaders."""
     return [case for case in CASES if case.start_method == start_method and case.loader in (loaders or LOADERS)]
 
 
@@ -163,7 +164,7 @@ METHODS = [pytest.param("", id="threads"), *START_METHODS]
 def test_every_way_to_read_gives_every_item_once_and_leaves_nothing_behind(
     start_method: str, store: Path, shared_memory: SharedMemory, runs: Runs
 ) -> None:
-    """A run reads once by each loader, with one of the four histories; 400 runs read each case 100 times."""
+    """A run reads once with each loader, after one of the four histories; 400 runs read each case 100 times."""
     for run in runs(small=1, full=400):
         cases = [case for case in _cases(start_method) if case.parent == PARENTS[run % len(PARENTS)]]
         reader = Reader(store, shared_memory, cases)
@@ -181,13 +182,13 @@ def test_ctrl_c_in_the_middle_ends_all_processes_and_leaves_nothing_behind(
 ) -> None:
     cases = _cases(start_method, "threads", "workers")
     for run in runs(small=1, full=100):
-        chance = random.Random(run)
+        rng = random.Random(run)
         case = cases[run % len(cases)]
         reader = Reader(store, shared_memory, [case], "--long")
         try:
-            batches = chance.randrange(1, 12)
+            batches = rng.randrange(1, 12)
             assert list(islice(reader.lines(), batches)) == ["batch"] * batches
-            time.sleep(chance.random() / 50)
+            time.sleep(rng.random() / 50)
             reader.interrupt()
             errors = reader.end()
             assert "KeyboardInterrupt" in errors, f"{case}, run {run}: {errors}"

@@ -1,4 +1,4 @@
-"""A model test: a store agrees with a dict after any sequence of operations, kills included."""
+"""Model test: a store agrees with a dict after any sequence of operations, including kills."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _in_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class StoreAgainstDict(RuleBasedStateMachine):
-    """A state machine whose model is image name -> file name -> bytes, in the order of import."""
+    """State machine with a model of the store: image name -> file name -> bytes, in the order of import."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class StoreAgainstDict(RuleBasedStateMachine):
         self.model: dict[str, Files] = {}
         self.reader: Store | None = None
         self.seen: dict[str, Files] = {}
-        """The model at the time when ``reader`` was opened."""
+        """Copy of the model from the moment when ``reader`` was opened."""
 
     def teardown(self) -> None:
         if self.reader is not None:
@@ -65,7 +65,7 @@ class StoreAgainstDict(RuleBasedStateMachine):
         shutil.rmtree(self.root)
 
     def add_to_source(self, images: dict[str, Any]) -> dict[str, Files]:
-        """Write new images into the source of the store, and return them in the form of the model."""
+        """Write new images into the store's source, and return the images in the form of the model."""
         added = {}
         for name in sorted(images.keys() - self.model.keys()):
             patches, has_reference, has_centers, shade = images[name]
@@ -106,7 +106,7 @@ class StoreAgainstDict(RuleBasedStateMachine):
         with Store(self.store) as store:
             assert store.image_count in (len(self.model), len(self.model) + len(added))
             is_published = store.image_count > len(self.model)
-            # Shards of an abandoned append stay in the store, and a reindex without the index would include them.
+            # The store keeps the shards of an abandoned append, and a reindex without the index would include them.
             has_moved = len(list(self.store.glob("shard-*"))) > len(store.index.shards)
         if not (is_published or has_moved or goes_on):
             for name in added:
@@ -125,18 +125,18 @@ class StoreAgainstDict(RuleBasedStateMachine):
 
     @rule(number=st.integers(0, 1 << 30))
     def read(self, number: int) -> None:
-        """An open reader keeps its snapshot."""
+        """Read from the open reader, which keeps its snapshot."""
         assert self.reader is not None
-        draw = random.Random(number)
+        rng = random.Random(number)
         names = list(self.seen)
         assert [self.reader.image_name(n) for n in range(self.reader.image_count)] == names
-        name = draw.choice(names)
+        name = rng.choice(names)
         image = self.reader.find_image(name)
         assert names[image] == name
         files = self.seen[name]
         patches = sorted(file for file in files if file.endswith(".ppm"))
         assert self.reader.read_reference(image) == files.get("ref.jpg")
-        file = draw.choice(patches)
+        file = rng.choice(patches)
         index = self.reader.find(name, file)
         assert self.reader.read(index) == files[file]
         assert self.reader.locate(index) == (image, patches.index(file))
@@ -185,17 +185,17 @@ class StoreAgainstDict(RuleBasedStateMachine):
 
     def contents(self, path: Path) -> dict[str, Files]:
         """Return the contents of a store in the form of the model."""
-        held: dict[str, Files] = {}
+        contents: dict[str, Files] = {}
         with Store(path) as store:
             for number in range(store.image_count):
                 image, first = store.image(number), store.first_patch(number)
-                held[image.name] = {file: store.read(first + at) for at, file in enumerate(image.files)}
+                contents[image.name] = {file: store.read(first + at) for at, file in enumerate(image.files)}
                 reference = store.read_reference(number)
-                held[image.name] |= {} if reference is None else {"ref.jpg": reference}
+                contents[image.name] |= {} if reference is None else {"ref.jpg": reference}
                 if image.centers is not None:
-                    held[image.name]["centers.pt"] = repr(dict(image.centers)).encode()
-        assert list(held) == list(self.model)
-        return held
+                    contents[image.name]["centers.pt"] = repr(dict(image.centers)).encode()
+        assert list(contents) == list(self.model)
+        return contents
 
 
 def test_a_store_agrees_with_a_dict_through_any_history(runs: Runs) -> None:

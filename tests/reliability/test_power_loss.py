@@ -1,6 +1,6 @@
-"""Power loss: published data stays intact whatever else is lost, and the same command completes.
+"""Power loss: published data stay intact, whatever other data are lost, and the same command completes.
 
-The tests record the calls of commands, and write disks that lack any of the changes that no sync had covered.
+The tests record the calls of commands, and write disk states without some of the changes that no sync had covered.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from tests.reliability.support.tasks import NAMES, STORE, Task
 from tests.support.file_trees import read, states
 
 STATES_A_PAST = 20
-"""Number of disk states made of one record; in every second record the command was killed and run again."""
+"""Number of disk states made of one record. In every second record the command was killed and run again."""
 
 RERUN_EVERY = 10
-"""One of this many states is also completed by the same command."""
+"""Number of disk states for each state that the same command also completes."""
 
 
 @dataclass
 class Past:
-    """A command, its record, and the number of the call after which its result counts as published.
+    """A recorded command; its result counts as published after the call number ``published``.
 
-    The command may have been killed and run again: bytes that the first run did not sync can be lost after the second.
+    The command may have been killed and run again. Bytes that the first run did not sync can be lost after the second.
     """
 
     task: Task
@@ -73,24 +73,24 @@ def test_nothing_published_is_lost_when_the_power_goes(
     task = tasks[name]
     calls = len(_recorded(task, tmp_path / "undisturbed", commands, faults, killed_at=None).disk)
     past_number = -1
-    found = {"old": 0, "new": 0}
+    counts = {"old": 0, "new": 0}
     for number in runs(small=2 * STATES_A_PAST, full=1250):
-        draw = random.Random(number)
+        rng = random.Random(number)
         if number // STATES_A_PAST != past_number:
             past_number = number // STATES_A_PAST
             kill = random.Random(past_number).randrange(1, calls) if past_number % 2 else None
             past = _recorded(task, tmp_path / f"past_{past_number}", commands, faults, killed_at=kill)
-        # A third of the states come after the end of the command, when all of the result must be there.
-        end = min(draw.randrange(len(past.disk) * 3 // 2), len(past.disk))
+        # A third of the states come after the end of the command, when the whole result must be on the disk.
+        end = min(rng.randrange(len(past.disk) * 3 // 2), len(past.disk))
         state = tmp_path / str(number)
-        past.disk.write_after_power_loss(state, end, draw)
+        past.disk.write_after_power_loss(state, end, rng)
         content = task.content(state)
         assert content in ((task.new,) if end >= past.published else (task.old, task.new)), (number, end)
-        found["new" if content == task.new else "old"] += 1
+        counts["new" if content == task.new else "old"] += 1
         if number % RERUN_EVERY == 0:
             task.complete(state, commands)
         shutil.rmtree(state)
-    record_property("states", found)
+    record_property("states", counts)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -105,7 +105,7 @@ def test_the_record_holds_every_change(
 def test_the_plan_of_an_append_is_not_lost_before_its_shards_are_in_the_store(
     tmp_path: Path, commands: Commands, faults: Faults, tasks: dict[str, Task]
 ) -> None:
-    """Without the plan a rerun would write the shards again, and those in the store would take room for ever."""
+    """Without the plan a rerun would write the shards again, and the first copies would stay in the store for ever."""
     task = tasks["append"]
     assert task.prior is not None
     past = _recorded(task, tmp_path / "past", commands, faults, killed_at=None)

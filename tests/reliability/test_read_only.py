@@ -1,4 +1,4 @@
-"""Read-only stores: read, verify, info and export work as on any other, and leave no trace."""
+"""Read-only stores: read, verify, info and export work as on any store, and leave no trace."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from tests.support.small_stores import NOBODY, content_of, public_folder, state_
 
 @contextmanager
 def _owned_by_another(store: Path) -> Iterator[None]:
-    """A store of another user; the commands may not write in it."""
+    """A store of another user, in which the commands may not write."""
     yield
 
 
 @contextmanager
 def _without_write_permission(store: Path) -> Iterator[None]:
-    """A store without write permission, even for its owner, who runs the commands."""
-    below = [store.parent, store, *store.iterdir()]
-    for path in below:
+    """A store without write permission, even for the owner, who runs the commands."""
+    paths = [store.parent, store, *store.iterdir()]
+    for path in paths:
         os.chown(path, NOBODY, NOBODY)
         path.chmod(0o555 if path.is_dir() else 0o444)
     try:
         yield
     finally:
-        for path in below:
+        for path in paths:
             path.chmod(0o755)
 
 
@@ -44,10 +44,10 @@ def _mounted_read_only(store: Path) -> Iterator[None]:
     """A store on a file system that is mounted read-only, where even root cannot write."""
     place = store.parent
     commands = (["mount", "--bind", place, place], ["mount", "-o", "remount,bind,ro", place])
-    for done, command in enumerate(commands):
+    for number, command in enumerate(commands):
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode:
-            if done:
+            if number:
                 subprocess.run(["umount", place], check=True)
             pytest.skip(f"no mounting here: {result.stderr}")
     try:
@@ -56,7 +56,7 @@ def _mounted_read_only(store: Path) -> Iterator[None]:
         subprocess.run(["umount", place], check=True)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts, and gives files and processes to others")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts, and changes the owner of files and processes")
 @pytest.mark.parametrize(
     ("make", "user"),
     [(_owned_by_another, NOBODY), (_without_write_permission, NOBODY), (_mounted_read_only, 0)],
@@ -65,7 +65,7 @@ def _mounted_read_only(store: Path) -> Iterator[None]:
 def test_what_only_reads_works_and_writes_nothing(
     *, runs: Runs, commands: Commands, make: Callable[[Path], AbstractContextManager[None]], user: int
 ) -> None:
-    """Each run makes a new store, which is read, verified, described, exported and compared."""
+    """Each run makes a new store, and then reads, verifies, describes, exports and compares the store."""
     for number in runs(small=1, full=20):
         with public_folder() as place:
             numbers = range(number * 10, number * 10 + 5)

@@ -23,12 +23,12 @@ from tests.reliability.support.commands import Commands
 from tests.reliability.support.tasks import STORE, image_files, make_source
 
 
-class Told(NamedTuple):
+class SharedState(NamedTuple):
     """State that the readers and the test share.
 
     Attributes:
-        images: number of images published so far; the test sets it before the next append.
-        reads: number of values compared.
+        images: number of published images; the test sets the number before the next append.
+        reads: number of compared values.
         stop: event that ends the readers.
         failures: queue of the readers' tracebacks.
     """
@@ -40,7 +40,7 @@ class Told(NamedTuple):
 
 
 def _check_image(store: Store, number: int) -> int:
-    """Compare all values of an image with its files, and return the number of values."""
+    """Compare all values of an image with the image's files, and return the number of values."""
     files = image_files(number)
     image = store.image(number)
     assert image.name == f"image_{number:05d}"
@@ -49,50 +49,50 @@ def _check_image(store: Store, number: int) -> int:
     assert set(image.centers) == set(range(len(files) - 1))
     del files["centers.pt"]
     first = store.first_patch(number)
-    found = {file: store.read(first + position) for position, file in enumerate(image.files)}
-    assert found == files, image.name
-    return len(found) + 1
+    patches = {file: store.read(first + position) for position, file in enumerate(image.files)}
+    assert patches == files, image.name
+    return len(patches) + 1
 
 
-def _read(path: Path, inherited: Store | None, told: Told, seed: int) -> None:
-    """Read until ``told.stop`` is set.
+def _read(path: Path, inherited: Store | None, shared: SharedState, seed: int) -> None:
+    """Read until ``shared.stop`` is set.
 
-    With ``inherited`` the reader uses that store throughout. Otherwise it opens the store again and again, reads for a
-    while, and sometimes goes on with a pickled copy.
+    A reader with an ``inherited`` store keeps this store. Without one, the reader opens the store again and again,
+    reads for a while, and sometimes goes on with a pickled copy.
     """
-    draw = random.Random(seed)
+    rng = random.Random(seed)
     try:
-        while not told.stop.is_set():
-            published = told.images.value
+        while not shared.stop.is_set():
+            published = shared.images.value
             store = Store(path) if inherited is None else inherited
             images, patches = store.image_count, len(store)
             assert images >= published or inherited is not None
-            for _ in range(draw.choice((1, 20, 200))):
-                count = _check_image(store, draw.randrange(images))
-                with told.reads.get_lock():
-                    told.reads.value += count
+            for _ in range(rng.choice((1, 20, 200))):
+                count = _check_image(store, rng.randrange(images))
+                with shared.reads.get_lock():
+                    shared.reads.value += count
                 assert (store.image_count, len(store)) == (images, patches)
                 with pytest.raises(IndexError):
                     store.image(images)
-                if told.stop.is_set():
+                if shared.stop.is_set():
                     break
-                if inherited is None and draw.random() < 0.1:
+                if inherited is None and rng.random() < 0.1:
                     store = pickle.loads(pickle.dumps(store))
                     images, patches = store.image_count, len(store)
                     assert images >= published
             if inherited is None:
                 store.close()
     except BaseException:
-        told.failures.put(f"{multiprocessing.current_process().name}: {traceback.format_exc()}")
+        shared.failures.put(f"{multiprocessing.current_process().name}: {traceback.format_exc()}")
         raise
 
 
-def _start(context: BaseContext, path: Path, told: Told, count: int) -> list[BaseProcess]:
-    """Start readers; every second one keeps a store that this process opened before the first append."""
+def _start(context: BaseContext, path: Path, shared: SharedState, count: int) -> list[BaseProcess]:
+    """Start readers. Every second reader keeps a store that this process opened before the first append."""
     processes = []
     for seed in range(count):
         inherited = Store(path) if seed % 2 else None
-        process: BaseProcess = context.Process(target=_read, args=(path, inherited, told, seed))  # type: ignore[attr-defined]
+        process: BaseProcess = context.Process(target=_read, args=(path, inherited, shared, seed))  # type: ignore[attr-defined]
         process.start()
         processes.append(process)
     return processes
@@ -106,7 +106,7 @@ def test_readers_find_all_that_was_published_and_keep_their_snapshot(
     commands: Commands,
     record_property: Callable[[str, object], None],
 ) -> None:
-    """A run appends to a new store for a minute in soak: 30 runs take half an hour."""
+    """In soak a run appends to a new store for a minute, so 30 runs take half an hour."""
     is_soak = request.config.getoption("soak")
     seconds, readers = (60, 8) if is_soak else (3, 2)
     appends = reads = 0
@@ -117,24 +117,24 @@ def test_readers_find_all_that_was_published_and_keep_their_snapshot(
         append = ("import", "--append", "--workers", "1", "--shard-size", "20KiB", source, path)
         commands.done(append[0], *append[2:])
         fork, spawn = multiprocessing.get_context("fork"), multiprocessing.get_context("spawn")
-        told = Told(spawn.Value("Q", count), spawn.Value("Q", 0), spawn.Event(), spawn.SimpleQueue())
-        processes = _start(fork, path, told, readers) + _start(spawn, path, told, readers)
+        shared = SharedState(spawn.Value("Q", count), spawn.Value("Q", 0), spawn.Event(), spawn.SimpleQueue())
+        processes = _start(fork, path, shared, readers) + _start(spawn, path, shared, readers)
         end = time.monotonic() + seconds
-        while time.monotonic() < end and told.failures.empty():
-            more = random.Random(count).randrange(1, 4)
-            make_source(source, range(count, count + more))
+        while time.monotonic() < end and shared.failures.empty():
+            new_images = random.Random(count).randrange(1, 4)
+            make_source(source, range(count, count + new_images))
             commands.done(*append)
-            count += more
-            told.images.value = count
+            count += new_images
+            shared.images.value = count
             appends += 1
             if appends % 7 == 0:
                 commands.done("reindex", "--workers", "1", path)
-        told.stop.set()
+        shared.stop.set()
         for process in processes:
             process.join(60)
-        assert told.failures.empty(), told.failures.get()
+        assert shared.failures.empty(), shared.failures.get()
         assert [process.exitcode for process in processes] == [0] * len(processes)
-        assert told.reads.value > len(processes)
-        reads += told.reads.value
+        assert shared.reads.value > len(processes)
+        reads += shared.reads.value
     record_property("commits", appends)
     record_property("values compared", reads)

@@ -1,4 +1,4 @@
-"""Permutations: every item once, in an order that looks like chance, for any length and window, without memory."""
+"""Permutation: every item once, in an order that looks random, for any length and window, without memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def order(length: int, seed: int = 0, epoch: int = 0, window: int | None = None)
 
 
 def excess(observed: Indices, kinds: int) -> float:
-    """By how many standard deviations the chi-square of frequencies that should be equal lies above its mean."""
+    """Return by how many standard deviations the chi-square of frequencies, equal if random, exceeds its mean."""
     counts = np.bincount(observed, minlength=kinds)
     assert len(counts) == kinds
     expected = len(observed) / kinds
@@ -60,7 +60,7 @@ def test_a_position_gives_the_same_item_alone_and_among_others(length: int, wind
 def test_it_takes_neither_memory_nor_time_for_items_that_nobody_asks_for(window: int | None) -> None:
     length = 2**40
     positions = np.concatenate([np.arange(5000), np.arange(length - 5000, length)])
-    order(100, window=window)  # what numpy sets up when first used is none of ours
+    order(100, window=window)  # the first use sets up state of NumPy
     tracemalloc.start()
     items = Permutation(length, seed=0, epoch=0, window=window).at(positions)
     peak = tracemalloc.get_traced_memory()[1]
@@ -85,7 +85,7 @@ def test_a_position_outside_is_refused() -> None:
 @pytest.mark.parametrize("window", [None, 6])
 def test_each_seed_and_epoch_has_an_order_of_its_own(window: int | None) -> None:
     orders = [order(20, seed, epoch, window) for seed in range(30) for epoch in range(30)]
-    assert len({tuple(one.tolist()) for one in orders}) == 900
+    assert len({tuple(items.tolist()) for items in orders}) == 900
     assert np.array_equal(order(20, 3, 4, window), order(20, 3, 4, window))
 
 
@@ -105,22 +105,22 @@ def test_an_order_keeps_nothing_of_the_positions(length: int) -> None:
 @pytest.mark.parametrize("length", [2, 3, 5, 7, 10, 64])
 def test_each_item_is_first_and_last_about_equally_often(length: int, by_epoch: bool) -> None:
     ends = np.array([0, length - 1])
-    keys = [(7, number) if by_epoch else (number, 0) for number in range(10_000)]
-    drawn = np.array([Permutation(length, seed=seed, epoch=epoch).at(ends) for seed, epoch in keys])
-    assert excess(drawn[:, 0], length) < 5
-    assert excess(drawn[:, 1], length) < 5
+    seeds = [(7, number) if by_epoch else (number, 0) for number in range(10_000)]
+    items = np.array([Permutation(length, seed=seed, epoch=epoch).at(ends) for seed, epoch in seeds])
+    assert excess(items[:, 0], length) < 5
+    assert excess(items[:, 1], length) < 5
 
 
 @pytest.mark.parametrize(("length", "orders"), [(3, 6), (4, 24), (5, 120)])
 def test_all_orders_of_a_few_items_turn_up_about_equally(length: int, orders: int) -> None:
-    drawn = np.array([order(length, seed) for seed in range(12_000)])
-    kinds, numbers = np.unique(drawn, axis=0, return_inverse=True)
+    samples = np.array([order(length, seed) for seed in range(12_000)])
+    kinds, numbers = np.unique(samples, axis=0, return_inverse=True)
     assert len(kinds) == orders
     assert excess(numbers.reshape(-1), orders) < 5
 
 
 def windows_of(items: Indices, length: int, window: int) -> list[list[int]]:
-    """Cut an order where its windows end; each must be one window's items."""
+    """Split an order where its windows end, and check that each piece holds one window's items."""
     pieces, at = [], 0
     while at < length:
         number = int(items[at]) // window
@@ -147,9 +147,9 @@ def test_windows_and_the_items_in_each_are_shuffled() -> None:
 
 
 def test_any_window_may_stand_anywhere_the_short_one_too() -> None:
-    drawn = np.array([[piece[0] // 10 for piece in windows_of(order(33, s, window=10), 33, 10)] for s in range(4000)])
+    orders = np.array([[piece[0] // 10 for piece in windows_of(order(33, s, window=10), 33, 10)] for s in range(4000)])
     for number in range(4):
-        assert excess(np.nonzero(drawn == number)[1], 4) < 5
-    kinds, numbers = np.unique(drawn, axis=0, return_inverse=True)
+        assert excess(np.nonzero(orders == number)[1], 4) < 5
+    kinds, numbers = np.unique(orders, axis=0, return_inverse=True)
     assert len(kinds) == 24
     assert excess(numbers.reshape(-1), 24) < 5

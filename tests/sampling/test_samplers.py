@@ -1,4 +1,4 @@
-"""Samplers: which items come, in which order, how often each came before, and how a pass resumes."""
+"""Samplers: the order of items, their repetitions, the division among ranks, and epochs that resume."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 
 from dlas_store.datasets import DistIterSampler, create_dataloader
 from dlas_store.errors import ConfigError
+from dlas_store.loading.loader import plain_indices
 from dlas_store.sampling.rng import SampleKey
-from dlas_store.sampling.samplers import EpochSampler, plain_indices
+from dlas_store.sampling.samplers import EpochSampler
 
 
-def indices(draws: list[SampleKey]) -> list[int]:
-    return [draw.index for draw in draws]
+def indices(keys: list[SampleKey]) -> list[int]:
+    return [key.index for key in keys]
 
 
 def test_every_item_comes_once_an_epoch() -> None:
@@ -32,7 +33,7 @@ def test_every_item_comes_once_an_epoch() -> None:
         epochs = [list(sampler) for _ in range(3)]
         for number, epoch in enumerate(epochs):
             assert sorted(epoch) == [SampleKey(index, number) for index in range(50)]
-            assert all(type(draw.index) is int for draw in epoch)
+            assert all(type(key.index) is int for key in epoch)
         assert (indices(epochs[0]) == list(range(50))) is not shuffle
         assert (indices(epochs[0]) == indices(epochs[1])) is not shuffle
 
@@ -50,33 +51,33 @@ def test_an_order_follows_from_seed_and_epoch() -> None:
 
 
 def test_plain_indices_are_those_of_the_draws() -> None:
-    plain, draws = (EpochSampler(20, seed=3, shuffle=True) for _ in range(2))
+    plain, sampler = (EpochSampler(20, seed=3, shuffle=True) for _ in range(2))
 
     def ints() -> list[int]:
         return [index for batch in plain_indices(plain.batches()) for index in batch]
 
     assert len(plain) == 20
-    assert [ints(), ints()] == [indices(list(draws)), indices(list(draws))]
+    assert [ints(), ints()] == [indices(list(sampler)), indices(list(sampler))]
     plain.set_epoch(0)
-    draws.set_epoch(0)
-    assert ints() == indices(list(draws))
+    sampler.set_epoch(0)
+    assert ints() == indices(list(sampler))
 
 
 @pytest.mark.parametrize(("length", "replicas", "ratio"), [(10, 1, 100), (10, 3, 100), (7, 4, 5), (3, 8, 1), (1, 1, 1)])
 def test_the_ranks_share_an_enlarged_epoch(length: int, replicas: int, ratio: int) -> None:
     samplers = [DistIterSampler(length, replicas=replicas, rank=rank, ratio=ratio, seed=1) for rank in range(replicas)]
-    share = math.ceil(length * ratio / replicas)
+    count = math.ceil(length * ratio / replicas)
     epochs = []
     for _ in range(3):
-        shares = [list(sampler) for sampler in samplers]
-        assert [len(one) for one in shares] == [share] * replicas == [len(sampler) for sampler in samplers]
-        draws = [draw for one in shares for draw in one]
-        counts = Counter(indices(draws))
+        keys_of_ranks = [list(sampler) for sampler in samplers]
+        assert list(map(len, keys_of_ranks)) == [count] * replicas == [len(sampler) for sampler in samplers]
+        keys = [key for rank_keys in keys_of_ranks for key in rank_keys]
+        counts = Counter(indices(keys))
         assert set(counts) == set(range(length))
         assert max(counts.values()) - min(counts.values()) <= 1
-        epochs.append(draws)
-    everything = [draw for draws in epochs for draw in draws]
-    assert len(set(everything)) == len(everything)  # no item ever comes again with the same random numbers
+        epochs.append(keys)
+    all_keys = [key for keys in epochs for key in keys]
+    assert len(set(all_keys)) == len(all_keys)  # an item that comes again always has new random numbers
 
 
 def test_an_enlarged_epoch_is_shuffled_as_a_whole_by_seed_and_epoch() -> None:
@@ -97,9 +98,9 @@ def test_an_enlarged_epoch_is_shuffled_as_a_whole_by_seed_and_epoch() -> None:
 
 
 def test_ranks_get_different_parts_of_one_permutation() -> None:
-    parts = [list(DistIterSampler(40, replicas=2, rank=rank, ratio=1)) for rank in range(2)]
-    assert sorted(indices(parts[0]) + indices(parts[1])) == list(range(40))
-    assert parts[0] != parts[1]
+    first, second = (list(DistIterSampler(40, replicas=2, rank=rank, ratio=1)) for rank in range(2))
+    assert sorted(indices(first) + indices(second)) == list(range(40))
+    assert first != second
 
 
 def test_it_feeds_our_loader_whatever_the_dataset_and_is_told_the_epoch() -> None:
@@ -107,8 +108,8 @@ def test_it_feeds_our_loader_whatever_the_dataset_and_is_told_the_epoch() -> Non
     expected = [indices(list(sampler)) for _ in range(2)]
     sampler.set_epoch(0)
     loader = create_dataloader(range(8), {"batch_size": 4, "phase": "val"}, sampler=sampler)  # type: ignore[arg-type]
-    passes = [[int(number) for batch in loader for number in batch] for _ in range(2)]
-    assert passes == expected
+    epochs = [[int(number) for batch in loader for number in batch] for _ in range(2)]
+    assert epochs == expected
     assert len(loader) == 4
     loader.set_epoch(1)
     assert [int(number) for batch in loader for number in batch] == expected[1]
@@ -131,8 +132,8 @@ def test_a_window_is_read_whole_before_the_next() -> None:
 
 
 @st.composite
-def sharings(draw: st.DrawFn) -> dict[str, Any]:
-    """Ways to share an epoch among ranks."""
+def rank_settings(draw: st.DrawFn) -> dict[str, Any]:
+    """Arguments of EpochSampler that divide an epoch among ranks."""
     ranks = draw(st.integers(1, 6))
     return {
         "ranks": ranks,
@@ -143,61 +144,63 @@ def sharings(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def batches_of_ranks(
-    length: int, sharing: dict[str, Any], state: dict[str, int] | None = None
+    length: int, settings: dict[str, Any], state: dict[str, int] | None = None
 ) -> list[list[list[SampleKey]]]:
-    """The rest of an epoch: for each rank, its batches."""
-    found = []
-    for rank in range(sharing["ranks"]):
-        sampler = EpochSampler(length, seed=3, shuffle=True, rank=rank, **sharing)
+    """Return, for each rank, its batches of an epoch, or of an epoch that resumes from a state."""
+    batches = []
+    for rank in range(settings["ranks"]):
+        sampler = EpochSampler(length, seed=3, shuffle=True, rank=rank, **settings)
         if state is not None:
             sampler.load_state_dict(state)
-        found.append(list(sampler.batches()))
-    return found
+        batches.append(list(sampler.batches()))
+    return batches
 
 
-def expected_batches(order: list[SampleKey], sharing: dict[str, Any], position: int = 0) -> list[list[list[SampleKey]]]:
-    """The same from the definition: cut the order into global batches, and deal each out."""
-    size, ranks = sharing["batch_size"], sharing["ranks"]
+def expected_batches(
+    order: list[SampleKey], settings: dict[str, Any], position: int = 0
+) -> list[list[list[SampleKey]]]:
+    """Return what batches_of_ranks should, from the definition: split the order into global batches, deal each out."""
+    size, ranks = settings["batch_size"], settings["ranks"]
     batches = [order[start : start + size] for start in range(position, len(order), size)]
-    if sharing["drop_last"]:
+    if settings["drop_last"]:
         batches = [batch for batch in batches if len(batch) == size]
-    if not sharing["uneven"] and batches:
+    if not settings["uneven"] and batches:
         missing = -len(batches[-1]) % ranks
         batches[-1] = batches[-1] + (order * ranks)[:missing]
     return [[batch[rank::ranks] for batch in batches if batch[rank::ranks]] for rank in range(ranks)]
 
 
-@given(length=st.integers(0, 80), sharing=sharings())
-def test_ranks_share_each_global_batch(length: int, sharing: dict[str, Any]) -> None:
+@given(length=st.integers(0, 80), settings=rank_settings())
+def test_ranks_share_each_global_batch(length: int, settings: dict[str, Any]) -> None:
     order = list(EpochSampler(length, seed=3, shuffle=True))
-    found = batches_of_ranks(length, sharing)
-    assert found == expected_batches(order, sharing)
-    for number, shares in enumerate(zip_longest(*found, fillvalue=[])):
-        batch = order[number * sharing["batch_size"] : (number + 1) * sharing["batch_size"]]
-        dealt = [draw for draws in zip_longest(*shares) for draw in draws if draw is not None]
+    rank_batches = batches_of_ranks(length, settings)
+    assert rank_batches == expected_batches(order, settings)
+    for number, local_batches in enumerate(zip_longest(*rank_batches, fillvalue=[])):
+        batch = order[number * settings["batch_size"] : (number + 1) * settings["batch_size"]]
+        dealt = [key for keys in zip_longest(*local_batches) for key in keys if key is not None]
         assert dealt[: len(batch)] == batch
-        assert len(dealt) - len(batch) < sharing["ranks"]
-        assert len(dealt) == len(batch) or not sharing["uneven"]
-    for rank, batches in enumerate(found):
-        flat = EpochSampler(length, seed=3, shuffle=True, rank=rank, **sharing)
+        assert len(dealt) - len(batch) < settings["ranks"]
+        assert len(dealt) == len(batch) or not settings["uneven"]
+    for rank, batches in enumerate(rank_batches):
+        flat = EpochSampler(length, seed=3, shuffle=True, rank=rank, **settings)
         assert len(flat) == sum(map(len, batches))
-        assert list(flat) == [draw for share in batches for draw in share]
-    if not sharing["uneven"]:
-        assert len({sum(map(len, batches)) for batches in found}) == 1
+        assert list(flat) == [key for batch in batches for key in batch]
+    if not settings["uneven"]:
+        assert len({sum(map(len, batches)) for batches in rank_batches}) == 1
 
 
-@given(length=st.integers(0, 60), before=sharings(), after=sharings(), data=st.data())
+@given(length=st.integers(0, 60), before=rank_settings(), after=rank_settings(), data=st.data())
 def test_any_ranks_and_batch_size_go_on_with_exactly_the_rest(
     length: int, before: dict[str, Any], after: dict[str, Any], data: st.DataObject
 ) -> None:
     order = list(EpochSampler(length, seed=3, shuffle=True))
     rank = data.draw(st.integers(0, before["ranks"] - 1))
     first = EpochSampler(length, seed=3, shuffle=True, rank=rank, **before)
-    whole = list(first.batches())
-    for count in range(len(whole) + 1):
+    all_batches = list(first.batches())
+    for count in range(len(all_batches) + 1):
         first.set_epoch(0)
-        handed = list(islice(first.batches(), count))
-        assert handed == whole[:count]
+        first_batches = list(islice(first.batches(), count))
+        assert first_batches == all_batches[:count]
         assert first.position == min(count * before["batch_size"], len(order))
         state = json.loads(json.dumps(first.state_dict()))
         assert batches_of_ranks(length, after, state) == expected_batches(order, after, state["position"])
@@ -205,16 +208,16 @@ def test_any_ranks_and_batch_size_go_on_with_exactly_the_rest(
 
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_a_pass_resumes_at_every_item(shuffle: bool) -> None:
-    whole = list(EpochSampler(25, seed=3, shuffle=shuffle))
-    for handed in range(26):
+    order = list(EpochSampler(25, seed=3, shuffle=shuffle))
+    for yielded in range(26):
         sampler = EpochSampler(25, seed=3, shuffle=shuffle)
-        list(islice(sampler, handed))
+        list(islice(sampler, yielded))
         again = EpochSampler(25, seed=99, shuffle=shuffle)
         again.load_state_dict(sampler.state_dict())
-        assert again.state_dict() == {"seed": 3, "epoch": 0, "position": handed, "length": 25}
-        assert list(again) == whole[handed:]
+        assert again.state_dict() == {"seed": 3, "epoch": 0, "position": yielded, "length": 25}
+        assert list(again) == order[yielded:]
         assert again.state_dict() == {"seed": 3, "epoch": 1, "position": 0, "length": 25}
-        assert {draw.repetition for draw in again} == {1}
+        assert {key.repetition for key in again} == {1}
 
 
 def test_inside_a_batch_the_position_is_as_if_all_ranks_were_as_far() -> None:
@@ -228,15 +231,15 @@ def test_state_at_tells_what_was_delivered_however_far_the_sampler_is_ahead() ->
     assert sampler.state_at(1)["position"] == 8
     sampler.load_state_dict({"seed": 3, "epoch": 4, "position": 10, "length": 50})
     assert sampler.state_at(0) == sampler.state_dict()
-    passing = sampler.batches()
-    for handed in range(6):
+    batches = sampler.batches()
+    for yielded in range(6):
         states = [sampler.state_at(batches) for batches in range(8)]
         assert [state["position"] for state in states] == [10, 18, 26, 34, 42, 50, 50, 50]
         assert {state["epoch"] for state in states} == {4}
-        assert (next(passing, None) is None) is (handed == 5)
+        assert (next(batches, None) is None) is (yielded == 5)
     assert sampler.state_dict() == {"seed": 3, "epoch": 5, "position": 0, "length": 50}
     sampler.set_epoch(9)
-    assert sampler.state_at(2)["epoch"] == 4  # the pass that began last
+    assert sampler.state_at(2)["epoch"] == 4  # the epoch that began last
     iter(sampler)
     assert sampler.state_at(2) == {"seed": 3, "epoch": 9, "position": 16, "length": 50}
 
@@ -245,19 +248,20 @@ def test_a_pass_that_is_broken_off_leaves_its_state_and_the_next_epoch_follows()
     sampler = EpochSampler(20, seed=3, shuffle=True)
     list(islice(sampler, 7))
     assert sampler.state_dict() == {"seed": 3, "epoch": 0, "position": 7, "length": 20}
-    assert [draw.repetition for draw in sampler] == [1] * 20
+    assert [key.repetition for key in sampler] == [1] * 20
     list(islice(sampler, 7))
     sampler.set_epoch(2)
-    assert [draw.repetition for draw in sampler] == [2] * 20  # an epoch can be had again, whole
+    # An interrupted epoch can be repeated from its start.
+    assert [key.repetition for key in sampler] == [2] * 20
 
 
 def test_set_epoch_keeps_a_loaded_position_of_that_epoch_only() -> None:
     state = {"seed": 3, "epoch": 5, "position": 12, "length": 20}
-    for epoch, left in ((5, 8), (6, 20), (4, 20)):
+    for epoch, count in ((5, 8), (6, 20), (4, 20)):
         sampler = EpochSampler(20, seed=3, shuffle=True)
         sampler.load_state_dict(state)
         sampler.set_epoch(epoch)
-        assert [draw.repetition for draw in sampler] == [epoch] * left
+        assert [key.repetition for key in sampler] == [epoch] * count
 
 
 def test_a_state_after_the_last_item_leaves_an_empty_pass() -> None:
@@ -282,11 +286,11 @@ def test_an_epoch_that_was_begun_keeps_its_place_whatever_comes_after_it() -> No
     sampler.load_state_dict({"seed": 3, "epoch": 2, "position": 6, "length": 20})
     epoch, keys = sampler.epoch, iter(sampler)
     assert sampler.epoch is epoch
-    assert (epoch.number, epoch.start, epoch.stop, epoch.count, epoch.handed_out) == (2, 6, 20, 14, 0)
-    assert len(list(keys)) == epoch.handed_out == 14
+    assert (epoch.number, epoch.start, epoch.stop, epoch.count, epoch.yielded) == (2, 6, 20, 14, 0)
+    assert len(list(keys)) == epoch.yielded == 14
     assert sampler.epoch.number == 3
     next(iter(sampler))
-    assert (sampler.epoch.number, sampler.epoch.handed_out, epoch.handed_out) == (3, 1, 14)
+    assert (sampler.epoch.number, sampler.epoch.yielded, epoch.yielded) == (3, 1, 14)
     assert sampler.state_after(epoch, 5) == {"seed": 3, "epoch": 2, "position": 11, "length": 20}
     assert sampler.state_after(epoch, 99)["position"] == 20
 
@@ -341,21 +345,21 @@ def test_a_wrong_option_is_refused(options: dict[str, int], message: str) -> Non
 @pytest.mark.parametrize("window", [None, 4096])
 def test_the_start_of_a_huge_epoch_takes_no_memory_and_its_middle_no_time(window: int | None) -> None:
     length = 10**9
-    list(islice(EpochSampler(100, seed=0, shuffle=True, window=window), 10))  # what is set up when first used
+    list(islice(EpochSampler(100, seed=0, shuffle=True, window=window), 10))  # the first use sets up state of NumPy
     tracemalloc.start()
     sampler = EpochSampler(length, seed=0, shuffle=True, window=window)
-    draws = list(islice(sampler, 1000))
+    keys = list(islice(sampler, 1000))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert len(set(draws)) == 1000
+    assert len(set(keys)) == 1000
     assert peak < 4_000_000
-    spent = []
-    for _ in range(3):  # a busy machine, or a garbage collection, may hit one
+    seconds = []
+    for _ in range(3):  # a busy machine, or a garbage collection, may slow one round down
         sampler.load_state_dict({"seed": 0, "epoch": 3, "position": 10_000_000, "length": length})
         begin = time.process_time()
         assert next(iter(sampler)).repetition == 3
-        spent.append(time.process_time() - begin)
-    assert min(spent) < 0.1
+        seconds.append(time.process_time() - begin)
+    assert min(seconds) < 0.1
     assert sampler.position == 10_000_001
 
 
@@ -369,24 +373,25 @@ def test_an_enlarged_epoch_resumes_with_other_replicas(
     length: int, ratio: int, replicas: tuple[int, int], data: st.DataObject
 ) -> None:
     order = list(DistIterSampler(length, replicas=1, rank=0, ratio=ratio, seed=2))
-    before, after = (min(number, length) for number in replicas)  # of so many, draws do not depend on the number
+    # Keys do not depend on the number of replicas, up to as many replicas as items.
+    before, after = (min(number, length) for number in replicas)
     first = DistIterSampler(length, replicas=before, rank=before - 1, ratio=ratio, seed=2)
-    handed = data.draw(st.integers(0, len(first)))
-    assert list(islice(first, handed)) == (order[before - 1 :: before])[:handed] or handed == len(first)
+    yielded = data.draw(st.integers(0, len(first)))
+    assert list(islice(first, yielded)) == (order[before - 1 :: before])[:yielded] or yielded == len(first)
     state = json.loads(json.dumps(first.state_dict()))
-    assert state == {"seed": 2, "epoch": 0, "position": min(handed * before, len(order)), "length": length}
-    assert first.state_at(handed) == state
-    rest = []
+    assert state == {"seed": 2, "epoch": 0, "position": min(yielded * before, len(order)), "length": length}
+    assert first.state_at(yielded) == state
+    keys_of_ranks = []
     for rank in range(after):
         again = DistIterSampler(length, replicas=after, rank=rank, ratio=ratio, seed=0)
         again.load_state_dict(state)
-        rest.append(list(again))
-    dealt = [draw for draws in zip(*rest, strict=True) for draw in draws]
-    left = order[state["position"] :]
-    assert dealt[: len(left)] == left
-    assert len(dealt) - len(left) < after
-    assert not {*dealt[len(left) :]} & {*order}  # short ranks get no draw a second time
-    assert {draw.repetition // (ratio + 1) for draw in dealt} <= {0}
+        keys_of_ranks.append(list(again))
+    dealt = [key for keys in zip(*keys_of_ranks, strict=True) for key in keys]
+    remaining = order[state["position"] :]
+    assert dealt[: len(remaining)] == remaining
+    assert len(dealt) - len(remaining) < after
+    assert not {*dealt[len(remaining) :]} & {*order}  # padding repeats no key of the epoch
+    assert {key.repetition // (ratio + 1) for key in dealt} <= {0}
 
 
 def test_a_state_of_an_enlarged_epoch_is_checked_too() -> None:
@@ -401,12 +406,12 @@ def test_a_state_of_an_enlarged_epoch_is_checked_too() -> None:
 
 
 def test_plain_indices_pass_the_state_on() -> None:
-    plain, draws = (EpochSampler(20, seed=3, shuffle=True, batch_size=4) for _ in range(2))
+    plain, sampler = (EpochSampler(20, seed=3, shuffle=True, batch_size=4) for _ in range(2))
     ints = plain_indices(plain.batches())
-    assert list(islice(ints, 2)) == [indices(share) for share in islice(draws.batches(), 2)]
+    assert list(islice(ints, 2)) == [indices(batch) for batch in islice(sampler.batches(), 2)]
     state = plain.state_dict()
-    assert state == draws.state_dict() == plain.state_at(2)
+    assert state == sampler.state_dict() == plain.state_at(2)
     again = EpochSampler(20, seed=0, shuffle=True)
     again.load_state_dict(state)
-    left = [index for batch in plain_indices(again.batches()) for index in batch]
-    assert left == indices(list(EpochSampler(20, seed=3, shuffle=True)))[8:]
+    remaining = [index for batch in plain_indices(again.batches()) for index in batch]
+    assert remaining == indices(list(EpochSampler(20, seed=3, shuffle=True)))[8:]

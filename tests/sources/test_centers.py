@@ -1,4 +1,4 @@
-"""centers.pt: files of torch.save are read, and all others are refused without running them."""
+"""centers.pt: the reader reads files of torch.save and refuses all other files without running them."""
 
 from __future__ import annotations
 
@@ -75,14 +75,14 @@ def test_order_and_any_archive_name_are_kept(tmp_path: Path, is_zip: bool) -> No
 def test_what_is_written_reads_the_same_here_and_in_torch(centers: dict[int, Center]) -> None:
     data = write_centers(centers)
     assert list(read_centers(data).items()) == list(centers.items())
-    expected = {number: ((at.row, at.col), at.width) for number, at in centers.items()}
+    expected = {number: ((center.row, center.col), center.width) for number, center in centers.items()}
     for weights_only in (True, False):
         assert torch.load(io.BytesIO(data), weights_only=weights_only) == expected
 
 
 def test_the_same_centers_are_written_as_the_same_bytes() -> None:
-    at = Center(300, 300, 300)
-    shared, copied = write_centers({1: at, 2: at}), write_centers({1: at, 2: Center(300, 300, 300)})
+    center = Center(300, 300, 300)
+    shared, copied = write_centers({1: center, 2: center}), write_centers({1: center, 2: Center(300, 300, 300)})
     assert shared == copied
     with zipfile.ZipFile(io.BytesIO(shared)) as archive:
         assert {entry.date_time for entry in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
@@ -115,7 +115,7 @@ for path in sorted(pathlib.Path().glob("*.pt")):
         read_centers(path)
     except CentersError:
         refused.append(path.stem)
-# Not ru_maxrss, which counts what the parent of this process held when it was started.
+# Not ru_maxrss, which counts the memory of the parent process at the start of this process too.
 peak = int(re.search(r"VmHWM:\s+(\d+) kB", pathlib.Path("/proc/self/status").read_text())[1]) << 10
 print(json.dumps([refused, peak, "torch" in sys.modules]))
 """
@@ -124,8 +124,9 @@ print(json.dumps([refused, peak, "torch" in sys.modules]))
 def test_hostile_files_are_refused_in_bounded_memory_without_torch(tmp_path: Path) -> None:
     for name, data in HOSTILE.items():
         (tmp_path / f"{name}.pt").write_bytes(data)
-    done = subprocess.run([sys.executable, "-c", _READ_ALL], cwd=tmp_path, capture_output=True, text=True, check=True)
-    refused, peak, has_torch = json.loads(done.stdout)
+    command = [sys.executable, "-c", _READ_ALL]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    refused, peak, has_torch = json.loads(process.stdout)
     assert refused == sorted(HOSTILE)
     assert not has_torch
     assert peak < 800 << 20
@@ -143,10 +144,9 @@ def test_a_file_cut_anywhere_is_an_error(is_zip: bool) -> None:
 @settings(max_examples=300, deadline=None)
 @given(data=st.data(), is_zip=st.booleans())
 def test_no_change_of_bytes_raises_anything_else(data: st.DataObject, is_zip: bool) -> None:
-    good = saved({1: ((torch.tensor(2), np.int32(3)), 4)}, is_zip=is_zip)
-    changed = bytearray(good)
+    changed = bytearray(saved({1: ((torch.tensor(2), np.int32(3)), 4)}, is_zip=is_zip))
     for _ in range(data.draw(st.integers(1, 8))):
-        changed[data.draw(st.integers(0, len(good) - 1))] = data.draw(st.integers(0, 255))
+        changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
     with suppress(CentersError):
         read_centers(bytes(changed))
 

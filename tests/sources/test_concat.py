@@ -1,4 +1,4 @@
-"""Several sources as one keep the contract of a source, and every number of theirs comes once."""
+"""ConcatSource keeps the contract of a source and numbers every patch and image of its members once."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class TestFoldersAsOne(SourceContract):
         return folder
 
     def open(self, path: Path) -> Source:
-        parts = (["a"], [], ["b same size", "é 日本"])
-        return ConcatSource([ChunkedFolder(path, images=images) for images in parts])
+        names_of_members = (["a"], [], ["b same size", "é 日本"])
+        return ConcatSource([ChunkedFolder(path, images=names) for names in names_of_members])
 
 
 class TestNestedAndStored(SourceContract):
@@ -41,8 +41,8 @@ class TestNestedAndStored(SourceContract):
 
 
 @pytest.fixture
-def parts(tmp_path: Path) -> list[Source]:
-    """Two chunked sources that have an image name in common, and one of pictures."""
+def sources(tmp_path: Path) -> list[Source]:
+    """Two chunked sources, both with an image b, and one source of pictures."""
     for name, images in (("one", {"a": 2, "b": 1}), ("two", {"b": 3, "c": 2})):
         for image, count in images.items():
             files = {f"{n}.png": png(noise(4, 4, seed=n + ord(image) + ord(name[0]))) for n in range(count)}
@@ -53,40 +53,40 @@ def parts(tmp_path: Path) -> list[Source]:
 
 
 @pytest.fixture
-def joined(parts: list[Source]) -> ConcatSource:
-    return ConcatSource(parts)
+def joined(sources: list[Source]) -> ConcatSource:
+    return ConcatSource(sources)
 
 
-def places(parts: list[Source]) -> list[tuple[Source, int]]:
-    return [(source, index) for source in parts for index in range(len(source))]
+def patches_of(sources: list[Source]) -> list[tuple[Source, int]]:
+    return [(source, index) for source in sources for index in range(len(source))]
 
 
 def test_patches_and_images_are_numbered_behind_those_of_the_sources_before(
-    parts: list[Source], joined: ConcatSource
+    sources: list[Source], joined: ConcatSource
 ) -> None:
-    assert len(joined) == sum(map(len, parts)) == 10
+    assert len(joined) == sum(map(len, sources)) == 10
     assert joined.image_count == 6
-    for index, (source, own) in enumerate(places(parts)):
-        assert joined.member_at(index) == member_at(joined, index) == (source, own)
-        assert joined.read(index) == source.read(own)
-        assert joined.patch_path(index) == source.patch_path(own)
+    for index, (source, source_index) in enumerate(patches_of(sources)):
+        assert joined.member_at(index) == member_at(joined, index) == (source, source_index)
+        assert joined.read(index) == source.read(source_index)
+        assert joined.patch_path(index) == source.patch_path(source_index)
         number, position = joined.locate(index)
         assert joined.first_patch(number) + position == index
         assert joined.source_path(number) == source.path
-        assert joined.image_name(number) == source.image_name(source.locate(own)[0])
+        assert joined.image_name(number) == source.image_name(source.locate(source_index)[0])
     assert [joined.first_patch(number) for number in range(7)] == [0, 2, 3, 6, 8, 9, 10]
-    assert [each.name for each in joined.listings()] == ["a", "b", "b", "c", "x/1.png", "y.png"]
+    assert [listing.name for listing in joined.listings()] == ["a", "b", "b", "c", "x/1.png", "y.png"]
 
 
-def test_patches_of_several_sources_are_decoded_in_any_order(parts: list[Source], joined: ConcatSource) -> None:
-    expected = [source.read_pixels([own])[0] for source, own in places(parts)]
+def test_patches_of_several_sources_are_decoded_in_any_order(sources: list[Source], joined: ConcatSource) -> None:
+    expected = [source.read_pixels([index])[0] for source, index in patches_of(sources)]
     for indices in ([9, 0, 3, 4, 1, 8, 2], list(range(10)), [5, 5, 0, 5]):
         outs = [np.empty_like(expected[index]) for index in indices]
         decoded = joined.decode_many_into(indices, list(outs))
-        assert all(one is out for one, out in zip(decoded, outs, strict=True))
-        for pixels, alone, index in zip(decoded, joined.read_pixels(indices), indices, strict=True):
+        assert all(pixels is out for pixels, out in zip(decoded, outs, strict=True))
+        for pixels, new_pixels, index in zip(decoded, joined.read_pixels(indices), indices, strict=True):
             np.testing.assert_array_equal(pixels, expected[index])
-            np.testing.assert_array_equal(alone, expected[index])
+            np.testing.assert_array_equal(new_pixels, expected[index])
 
 
 def test_names_are_looked_up_in_the_first_source_that_has_them(joined: ConcatSource) -> None:
@@ -98,9 +98,9 @@ def test_names_are_looked_up_in_the_first_source_that_has_them(joined: ConcatSou
         joined.find("b", "9.png")
 
 
-def test_path_and_layout_are_as_the_docstring_says(parts: list[Source], joined: ConcatSource) -> None:
-    assert (joined.path, joined.layout) == (parts[0].path, "chunked")
-    assert ConcatSource(parts[2:]).layout == "pictures"
+def test_path_and_layout_are_as_the_docstring_says(sources: list[Source], joined: ConcatSource) -> None:
+    assert (joined.path, joined.layout) == (sources[0].path, "chunked")
+    assert ConcatSource(sources[2:]).layout == "pictures"
 
 
 @pytest.mark.parametrize("use", ["read", "locate", "member_at", "image", "member_of_image", "source_path"])
@@ -113,11 +113,11 @@ def test_other_numbers_are_refused(joined: ConcatSource, use: str, index: int) -
 def test_patches_are_announced_to_the_source_that_has_them(
     joined: ConcatSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[tuple[int, list[int]]] = []
-    for number, source in enumerate(joined.sources):
-        monkeypatch.setattr(source, "prefetch", lambda indices, number=number: told.append((number, list(indices))))
+    calls: list[tuple[int, list[int]]] = []
+    for member, source in enumerate(joined.sources):
+        monkeypatch.setattr(source, "prefetch", lambda indices, member=member: calls.append((member, list(indices))))
     joined.prefetch([9, 0, 4, 3, 8])
-    assert told == [(0, [0]), (1, [1, 0]), (2, [1, 0])]
+    assert calls == [(0, [0]), (1, [1, 0]), (2, [1, 0])]
 
 
 def test_an_error_names_the_source_that_holds_the_patch(tmp_path: Path) -> None:
@@ -130,17 +130,17 @@ def test_an_error_names_the_source_that_holds_the_patch(tmp_path: Path) -> None:
         joined.header_size(1)
 
 
-def test_closing_closes_all_and_a_pickled_one_is_open(parts: list[Source], joined: ConcatSource) -> None:
+def test_closing_closes_all_and_a_pickled_one_is_open(sources: list[Source], joined: ConcatSource) -> None:
     copy = pickle.loads(pickle.dumps(joined))
     joined.close()
-    for source in parts:
+    for source in sources:
         with pytest.raises(ClosedError):
             len(source)
     assert [copy.read_pixels([index])[0].shape for index in (0, 9)] == [(4, 4, 3), (4, 6, 3)]
 
 
-def test_sources_are_joined_once_each_and_one_alone_stays_itself(parts: list[Source]) -> None:
-    assert concat([parts[0], parts[0]]) is parts[0]
-    assert members(parts[0]) == (parts[0],)
-    assert member_at(parts[0], 1) == (parts[0], 1)
-    assert members(concat([parts[1], parts[0], parts[1]])) == (parts[1], parts[0])
+def test_sources_are_joined_once_each_and_one_alone_stays_itself(sources: list[Source]) -> None:
+    assert concat([sources[0], sources[0]]) is sources[0]
+    assert members(sources[0]) == (sources[0],)
+    assert member_at(sources[0], 1) == (sources[0], 1)
+    assert members(concat([sources[1], sources[0], sources[1]])) == (sources[1], sources[0])

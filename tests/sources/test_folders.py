@@ -1,13 +1,11 @@
-"""Chunked folders and folders of pictures as sources."""
+"""FolderSource: chunked folders and folders of pictures are listed in order, read, pickled and refused as promised."""
 
 from __future__ import annotations
 
 import io
-import json
 import multiprocessing
 import os
 import pickle
-import sys
 import tracemalloc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -32,7 +30,8 @@ from dlas_store.sources.base import Center, PickledSubset, Source
 from dlas_store.sources.centers import write_centers
 from dlas_store.sources.folder import FolderSource, Names
 from dlas_store.sources.layouts import ChunkedFolder, PictureFolder
-from dlas_store.sources.walk import EXTRA_FILE, FolderWalk, SkippedPath, extra_line
+from dlas_store.sources.walk import FolderWalk
+from tests.support.file_trees import write
 from tests.support.sample_data import DATA
 
 CHUNKED = DATA / "chunked"
@@ -46,18 +45,14 @@ def picture(*, width: int = 8, height: int = 6, level: int = 0, mode: str = "RGB
 
 
 def make_tree(root: Path, *files: str) -> Path:
-    for number, file in enumerate(files):
-        path = root / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(picture(level=number))
-    return root
+    return write(root, {file: picture(level=number) for number, file in enumerate(files)})
 
 
 def paths_of(source: FolderSource) -> list[str]:
-    names = [source.image(number) for number in range(source.image_count)]
+    images = [source.image(number) for number in range(source.image_count)]
     if source.layout == "pictures":
-        return [image.name for image in names]
-    return [f"{image.name}/{file}" for image in names for file in image.files]
+        return [image.name for image in images]
+    return [f"{image.name}/{file}" for image in images for file in image.files]
 
 
 @pytest.fixture
@@ -84,7 +79,9 @@ def test_pictures_come_by_path_at_any_depth(tmp_path: Path) -> None:
 @settings(max_examples=40, deadline=None)
 @given(
     st.sets(
-        st.lists(st.text("ab.-é~", min_size=1).filter(lambda n: n.strip(".")), min_size=1, max_size=3).map("/".join)
+        st.lists(st.text("ab.-é~", min_size=1).filter(lambda name: name.strip(".")), min_size=1, max_size=3).map(
+            "/".join
+        )
     )
 )
 def test_picture_order_is_that_of_sorted_paths_for_any_tree(
@@ -103,70 +100,11 @@ def test_only_the_exact_name_is_the_reference(tmp_path: Path) -> None:
     assert source.read_reference(1) is None
 
 
-def test_what_is_no_patch_is_left_out_with_a_reason(tmp_path: Path) -> None:
-    root = make_tree(tmp_path, "a/1.png", "a/ref.jpg", "a/centers.pt", "a/deep/1.png", "loose.png", "empty/ref.jpg")
-    for file in ("cache.pth", "notes.txt", "a/notes.txt", "a/1.png.partial", "a/.DS_Store"):
-        (root / file).touch()
-    (root / "a/gone.png").symlink_to("nowhere.png")
-    (root / "a/self.png").symlink_to("self.png")
-    (root / "loop").symlink_to(root)
-    os.mkfifo(root / "a/pipe.png")
-    expected = {
-        "cache.pth": "the scan that DL-Art-School keeps, made anew from the folder",
-        "notes.txt": "not an image folder",
-        "loose.png": "not an image folder",
-        "empty": "folder without patches",
-        "loop": "link to a folder that it lies in",
-        "a/notes.txt": "unknown file",
-        "a/1.png.partial": "unknown file",
-        "a/.DS_Store": "unknown file",
-        "a/deep": "folder in an image folder",
-        "a/gone.png": "broken link",
-        "a/self.png": "link that cannot be followed (Too many levels of symbolic links)",
-        "a/pipe.png": "neither a file nor a folder",
-    }
-    source = ChunkedFolder(root)
-    for _ in range(2):
-        assert [listing.name for listing in source.listings()] == ["a"]
-        assert sorted(source.skipped) == sorted(SkippedPath(*item) for item in expected.items())
-    assert len(source) == 1
-    assert sorted(source.skipped) == sorted(SkippedPath(*item) for item in expected.items())
-
-
 def test_a_chunked_folder_read_as_pictures_gives_its_patches() -> None:
     source = PictureFolder(CHUNKED)
     assert paths_of(source) == paths_of(ChunkedFolder(CHUNKED))
-    assert {Path(left.path).name for left in source.skipped} == {"ref.jpg", "centers.pt"}
+    assert {Path(skipped.path).name for skipped in source.skipped} == {"ref.jpg", "centers.pt"}
     assert (source.image(0).centers, source.read_reference(0)) == (None, None)
-
-
-def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
-    root = make_tree(tmp_path / "root", "a/1.png")
-    make_tree(tmp_path / "other", "x/2.png")
-    (root / "link").symlink_to(tmp_path / "other")
-    (root / "link.png").symlink_to(root / "a/1.png")
-    (tmp_path / "other/x/up").symlink_to(root)
-    (root / "a/parent").symlink_to(tmp_path)
-    source = PictureFolder(root)
-    assert paths_of(source) == ["a/1.png", "a/parent/other/x/2.png", "link.png", "link/x/2.png"]
-    circles = ["a/parent/other/x/up", "a/parent/root", "link/x/up"]
-    assert [left.path for left in source.skipped] == circles
-    assert ChunkedFolder(make_tree(tmp_path / "chunked", "z/1.png")).image_count == 1
-
-
-def test_a_tree_deeper_than_the_recursion_limit_is_read(tmp_path: Path) -> None:
-    folders = [tmp_path]
-    for _ in range(sys.getrecursionlimit() + 100):
-        folders.append(folders[-1] / "d")
-        folders[-1].mkdir()
-    file = folders[-1] / "1.png"
-    file.touch()
-    try:
-        assert len(PictureFolder(tmp_path)) == 1
-    finally:  # pytest removes folders by recursion
-        file.unlink()
-        for folder in folders[:0:-1]:
-            folder.rmdir()
 
 
 @KINDS
@@ -252,7 +190,7 @@ def test_any_use_after_close_is_an_error(chunked: Path, kind: type[FolderSource]
     source.image(0)
     source.close()
     source.close()
-    others: list[Callable[[], object]] = [
+    more_calls: list[Callable[[], object]] = [
         lambda: len(source),
         lambda: source.image_count,
         lambda: source.find_image("a"),
@@ -260,7 +198,7 @@ def test_any_use_after_close_is_an_error(chunked: Path, kind: type[FolderSource]
         lambda: list(source.listings()),
         source.__enter__,
     ]
-    for call in [*others, *(lambda call=call: call(source, 0) for call in CALLS.values())]:
+    for call in [*more_calls, *(lambda call=call: call(source, 0) for call in CALLS.values())]:
         with pytest.raises(ClosedError):
             call()
 
@@ -283,28 +221,28 @@ def test_a_subset_lists_its_images_only_and_where_it_is_opened(
 ) -> None:
     source = kind(chunked, max_pixels=47)
     names = [source.image_name(1)]
-    listed: list[str] = []
+    listed_folders: list[str] = []
     entries = FolderWalk.entries
 
-    def noted(walk: FolderWalk, folder: str) -> tuple[list[str], list[str]]:
-        listed.append(folder)
+    def recording_entries(walk: FolderWalk, folder: str) -> tuple[list[str], list[str]]:
+        listed_folders.append(folder)
         return entries(walk, folder)
 
-    monkeypatch.setattr(FolderWalk, "entries", noted)
-    part = PickledSubset.of(source, names)
-    assert len(part.pickled) < 500
-    with part.open() as subset:
-        assert listed == []
+    monkeypatch.setattr(FolderWalk, "entries", recording_entries)
+    pickled_subset = PickledSubset.of(source, names)
+    assert len(pickled_subset.pickled) < 500
+    with pickled_subset.open() as subset:
+        assert listed_folders == []
         assert [image.name for image in map(subset.image, range(subset.image_count))] == names
-        assert listed == (names if kind is ChunkedFolder else [])
+        assert listed_folders == (names if kind is ChunkedFolder else [])
         assert subset.max_pixels == 47
 
 
 def test_a_subset_of_a_folder_that_is_gone_is_an_error_where_it_is_opened(chunked: Path) -> None:
-    part = PickledSubset.of(ChunkedFolder(chunked), ["a"])
+    subset = PickledSubset.of(ChunkedFolder(chunked), ["a"])
     chunked.rename(chunked.with_name("gone"))
     with pytest.raises(NotASourceError, match="not a folder"):
-        part.open()
+        subset.open()
 
 
 def test_threads_share_one_scan() -> None:
@@ -393,65 +331,14 @@ def test_a_path_that_is_no_folder_is_an_error(chunked: Path, kind: type[FolderSo
             kind(path)
 
 
-@KINDS
-def test_names_that_are_not_utf8_are_all_named(chunked: Path, kind: type[FolderSource]) -> None:
-    for number in range(25):
-        Path(os.fsdecode(os.fsencode(chunked / "b") + b"/\xff%02d.png" % number)).write_bytes(picture())
-    with pytest.raises(NotASourceError, match="25 names are not UTF-8") as caught:
-        list(kind(chunked).listings())
-    assert str(caught.value).count(r"b/\xff") == 20
-    with pytest.raises(NotASourceError, match="25 names"):
-        len(kind(chunked))
-
-
-@KINDS
-def test_extra_fields_come_from_metadata_jsonl(chunked: Path, kind: type[FolderSource]) -> None:
-    first, second = (kind(chunked).image(number).name for number in (0, 1))
-    fields = {"label": 3, "photo": "ä.jpg", "size": [4000, 3000]}
-    (chunked / EXTRA_FILE).write_text(extra_line("gone", {}) + extra_line(second, fields), encoding="utf-8")
-    source = kind(chunked)
-    assert source.image(1).extra == fields
-    assert source.image(0).extra == {}
-    assert SkippedPath(f"{EXTRA_FILE}: gone", "fields of an image that is not there") in source.skipped
-    restricted = kind(chunked, images=[first])
-    assert restricted.image(0).extra == {}
-    assert restricted.skipped == []
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        *("", "{", "[]", "3", '{"label": 1}', '{"image": 1}', '{"image": "a"}', "\udcff", "[" * 100_000),
-        f'{{"image": "b", "n": {10**30}}}',
-        '{"image": "\\ud800"}',
-    ],
-)
-def test_a_damaged_line_is_an_error_naming_file_and_line(chunked: Path, line: str) -> None:
-    text = json.dumps({"image": "a"}) + "\n" + line + "\n"
-    (chunked / EXTRA_FILE).write_bytes(text.encode(errors="surrogateescape"))
-    with pytest.raises(DamagedError, match=f"{chunked}/{EXTRA_FILE}: line 2: "):
-        len(ChunkedFolder(chunked))
-    with pytest.raises(DamagedError, match="line 2"):
-        list(ChunkedFolder(chunked).listings())
-
-
-def test_extra_fields_that_change_under_an_open_source_are_an_error(chunked: Path) -> None:
-    (chunked / EXTRA_FILE).write_text(extra_line("a", {}) + extra_line("b", {}))
-    source = ChunkedFolder(chunked)
-    assert len(source) == 3
-    (chunked / EXTRA_FILE).write_text(extra_line("b", {}) + extra_line("a", {}))
-    with pytest.raises(DamagedError, match="changed"):
-        source.image(0)
-
-
 def test_names_cost_little_more_than_their_bytes() -> None:
     tracemalloc.start()
     try:
         names = Names()
         for number in range(100_000):
             names.append(f"{number:08d}.jpg")
-        used = tracemalloc.get_traced_memory()[0]
+        traced_bytes = tracemalloc.get_traced_memory()[0]
     finally:
         tracemalloc.stop()
     assert names[99_999] == "00099999.jpg"
-    assert used < 100_000 * 28
+    assert traced_bytes < 100_000 * 28

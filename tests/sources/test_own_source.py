@@ -1,11 +1,14 @@
-"""A Source of a user's own, twelve short members long, works wherever a source is taken."""
+"""A user's own Source, twelve short members long, works wherever the library takes a source."""
 
 from __future__ import annotations
 
+import doctest
+import sys
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,38 +16,36 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dlas_store import open_source
+from dlas_store import errors, open_source
 from dlas_store.cli.preview import preview
 from dlas_store.converters.importing import import_store
 from dlas_store.datasets import create_dataloader, create_dataset
 from dlas_store.errors import CentersError, ClosedError, ImportFailedError, NameNotFoundError, PatchIndexError
 from dlas_store.maintenance.verify import compare, verify
+from dlas_store.sources import base
 from dlas_store.sources.base import CENTERS_FILE, REFERENCE_FILE, Center, Image, Layout, Listing, Source
 from dlas_store.sources.centers import read_centers
 from tests.support.file_trees import read
-from tests.support.sample_data import DATA
+from tests.support.sample_data import DATA, noise, png
 from tests.support.small_stores import content_of, small_folder
 from tests.support.source_contract import SourceContract
 
 Images = dict[str, dict[str, bytes]]
-"""Image -> file -> bytes."""
+"""Image name -> file name -> bytes of the file."""
 
 
 class MemorySource(Source):
-    """Images in a dict, each with its reference; those that have centres in another."""
+    """Images with references, in a dict of files, and their centres, in another dict."""
 
+    path = Path()
     layout: Layout = "chunked"
 
     def __init__(self, path: Path, images: Images, centers: Mapping[str, Mapping[int, Center]]) -> None:
-        self._path, self._images, self._centers = path, images, centers
+        self.path, self._images, self._centers = path, images, centers
         self._names = sorted(images)
         self._files = [tuple(sorted(images[name].keys() - {REFERENCE_FILE})) for name in self._names]
-        self._first = [0, *accumulate(map(len, self._files))]
+        self._first_patches = [0, *accumulate(map(len, self._files))]
         self._is_closed = False
-
-    @property
-    def path(self) -> Path:
-        return self._path
 
     @property
     def image_count(self) -> int:
@@ -53,18 +54,18 @@ class MemorySource(Source):
         return len(self._names)
 
     def __len__(self) -> int:
-        return self._first[self.image_count]
+        return self._first_patches[self.image_count]
 
     def locate(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):
             raise PatchIndexError(f"{self.path}: patch {index} of {len(self)}")
-        number = bisect_right(self._first, index) - 1
-        return number, index - self._first[number]
+        number = bisect_right(self._first_patches, index) - 1
+        return number, index - self._first_patches[number]
 
     def first_patch(self, number: int) -> int:
         if not 0 <= number <= self.image_count:
             raise PatchIndexError(f"{self.path}: image {number} of {self.image_count}")
-        return self._first[number]
+        return self._first_patches[number]
 
     def read(self, index: int) -> bytes:
         number, position = self.locate(index)
@@ -98,7 +99,7 @@ class MemorySource(Source):
 
 
 def memory_source(folder: Path, kind: type[MemorySource] = MemorySource, /) -> MemorySource:
-    """Return the images of a chunked folder as a source that reads no file any more."""
+    """Return the images of a chunked folder in memory."""
     images = {path.name: read(path) for path in folder.iterdir() if path.is_dir()}
     has_centers = [name for name, files in images.items() if files.pop(CENTERS_FILE, None)]
     centers = {name: read_centers(folder / name / CENTERS_FILE) for name in has_centers}
@@ -138,9 +139,9 @@ def test_a_store_is_compared_with_it(folder: Path, tmp_path: Path) -> None:
     images = {name: dict(files) for name, files in source._images.items() if name != "c"}
     images["a"]["00000001.png"] = images["a"]["00000000.png"]
     changed = MemorySource(folder, images, source._centers)
-    found = [finding[1:4] for finding in compare(store, changed).findings]
-    assert found == [("c", "", "not in source"), ("a", "00000001.png", "differs")]
-    assert source.read(0) == changed.read(0)  # neither was closed
+    findings = [finding[1:4] for finding in compare(store, changed).findings]
+    assert findings == [("c", "", "not in source"), ("a", "00000001.png", "differs")]
+    assert source.read(0) == changed.read(0)  # both sources are still open
 
 
 def test_images_of_it_are_appended_to_a_store(folder: Path, tmp_path: Path) -> None:
@@ -159,7 +160,7 @@ def test_what_its_options_refuse_is_named(folder: Path, tmp_path: Path) -> None:
 
 
 class WithoutCenters(MemorySource):
-    """A source with centres that cannot be read."""
+    """A source in which the centres of image b cannot be read."""
 
     def image(self, number: int) -> Image:
         if self._name(number) == "b":
@@ -168,7 +169,7 @@ class WithoutCenters(MemorySource):
 
 
 class WithImageBesideCenters(WithoutCenters):
-    """One that gives the rest of such an image."""
+    """A source that can also return image b without its centres."""
 
     def image_without_centers(self, number: int) -> Image:
         return MemorySource.image(self, number)
@@ -192,7 +193,7 @@ def test_an_image_is_known_without_its_centres() -> None:
 
 
 class Patches(Dataset[Tensor]):
-    """The pixels of a source's patches."""
+    """A dataset of the pixels of a source's patches."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -229,7 +230,7 @@ def test_a_preview_of_it_is_that_of_the_folder(folder: Path, tmp_path: Path) -> 
     source = memory_source(folder)
     assert preview(source, [], tmp_path / "source.png") == preview(folder, [], tmp_path / "folder.png") == 3
     assert (tmp_path / "source.png").read_bytes() == (tmp_path / "folder.png").read_bytes()
-    assert source.read(0)  # it stays open
+    assert source.read(0)  # the source is still open
 
 
 def test_a_source_without_one_of_the_twelve_members_cannot_be_made() -> None:
@@ -239,6 +240,25 @@ def test_a_source_without_one_of_the_twelve_members_cannot_be_made() -> None:
     }
     assert Source.__abstractmethods__ == abstract
     for name in abstract:
-        rest = dict.fromkeys(abstract - {name})
+        other_members = dict.fromkeys(abstract - {name})
         with pytest.raises(TypeError, match=name):
-            type("Partial", (Source,), rest)()
+            type("Partial", (Source,), other_members)()
+
+
+def test_the_source_in_the_docstring_works_wherever_a_source_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples = doctest.DocTestParser().get_examples(Source.__doc__ or "")
+    code = next(example.source for example in examples if example.source.startswith("class "))
+    namespace: dict[str, Any] = {**vars(base), **vars(errors), "__name__": __name__}
+    exec(code, namespace)
+    monkeypatch.setattr(sys.modules[__name__], "Pictures", namespace["Pictures"], raising=False)  # to be pickled
+    pictures = {f"{name}.png": png(noise(8, 8, seed=seed)) for seed, name in enumerate("abcd")}
+    source, store = namespace["Pictures"](pictures), tmp_path / "store.lmdb"
+    assert import_store([source], store, workers=0).patches == 4
+    assert compare(store, source, workers=0).ok
+    with open_source(store) as imported:
+        assert [imported.read(index) for index in range(4)] == [pictures[name] for name in sorted(pictures)]
+    batches = list(create_dataloader(Patches(source), {"phase": "val", "batch_size": 2, "pin_memory": False}))
+    assert np.array_equal(torch.cat(batches), source.read_pixels(range(4)))
+    assert preview(source, [], tmp_path / "source.png") == 4

@@ -1,4 +1,4 @@
-"""Published classification datasets, as sources and in stores: lossless pictures, kept labels, no code that runs."""
+"""Published datasets keep their pictures and labels as sources and in stores, and none of their pickles is run."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ def test_cifar100_has_coarse_labels_as_well(tmp_path: Path, protocol: int | None
     store = store_of(open_published("cifar100", tmp_path, split="train"), tmp_path / "cifar100.lmdb")
     np.testing.assert_array_equal(store.read_pixels(range(20)), pixels)
     assert labels_of(store) == [
-        {"label": f, "label_name": f"fine {f}", "coarse_label": c, "coarse_label_name": f"coarse {c}"}
-        for f, c in zip(fine.tolist(), coarse.tolist(), strict=True)
+        {"label": label, "label_name": f"fine {label}", "coarse_label": group, "coarse_label_name": f"coarse {group}"}
+        for label, group in zip(fine.tolist(), coarse.tolist(), strict=True)
     ]
 
 
@@ -95,7 +95,7 @@ def test_without_meta_classes_have_no_names(tmp_path: Path) -> None:
 
 
 def make_classes(root: Path) -> dict[str, bytes]:
-    """Write pictures in class folders, one of which is empty, and a stray picture; return the pictures with a class."""
+    """Write pictures in class folders, an empty class folder and a stray picture; return the pictures with a class."""
     files = {"dog/b/2.png": png(noise(5, 6)), "dog/1.PNG": png(noise(6, 5)), "Cat/9.png": png(noise(4, 4))}
     for name, data in [*files.items(), ("stray.png", png(noise(3, 3)))]:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -110,7 +110,7 @@ def test_folders_of_classes_keep_their_files_and_are_labelled_by_sorted_name(
 ) -> None:
     files = make_classes(tmp_path / "data" / folder)
     summary = import_store([open_published(name, tmp_path / "data")], tmp_path / "s.lmdb")
-    assert [left.path for left in summary.skipped] == ["stray.png"]
+    assert [skipped.path for skipped in summary.skipped] == ["stray.png"]
     store = open_source(tmp_path / "s.lmdb")
     assert {store.image_name(n): store.read(n) for n in range(3)} == files
     assert labels_of(store) == [
@@ -153,10 +153,10 @@ def test_an_array_numbers_its_pictures_as_any_source_does(cifar: Source) -> None
     assert cifar.read_reference(7) is None
     assert [listing.name for listing in cifar.listings()] == [cifar.image_name(number) for number in range(15)]
     assert [int(listing.sizes[0]) for listing in cifar.listings()] == [len(cifar.read(n)) for n in range(15)]
-    for wrong in (-1, 15):
+    for number in (-1, 15):
         for method in (cifar.read, cifar.locate, cifar.image, cifar.image_name, cifar.patch_path):
             with pytest.raises(PatchIndexError):
-                method(wrong)
+                method(number)
     for name in ("train/7.png", "test/000007.png", "train/000015.png", "000007.png", "train/000007.jpg", "train/٣.png"):
         with pytest.raises(NameNotFoundError):
             cifar.find_image(name)
@@ -165,27 +165,27 @@ def test_an_array_numbers_its_pictures_as_any_source_does(cifar: Source) -> None
 def test_an_array_pickles_as_its_path_and_closes(cifar: Source) -> None:
     data = pickle.dumps(cifar)
     assert len(data) < 2000
-    with pickle.loads(data) as again:
-        assert again.read(4) == cifar.read(4)
+    with pickle.loads(data) as copy:
+        assert copy.read(4) == cifar.read(4)
     with pytest.raises(ClosedError):
-        again.read(4)
+        copy.read(4)
 
 
 def test_imports_are_the_same_for_any_number_of_workers_and_every_time(cifar: Source, tmp_path: Path) -> None:
-    one = store_of(cifar, tmp_path / "1.lmdb", workers=1, shard_size=5000)
-    two = store_of(cifar, tmp_path / "2.lmdb", workers=2, shard_size=5000)
-    assert [one.read(n) for n in range(15)] == [two.read(n) for n in range(15)]
+    by_one = store_of(cifar, tmp_path / "1.lmdb", workers=1, shard_size=5000)
+    by_two = store_of(cifar, tmp_path / "2.lmdb", workers=2, shard_size=5000)
+    assert [by_one.read(index) for index in range(15)] == [by_two.read(index) for index in range(15)]
     assert len(list((tmp_path / "2.lmdb").glob("shard-*"))) > 2
 
 
 def test_a_second_split_is_appended(cifar: Source, tmp_path: Path) -> None:
     store_of(cifar, tmp_path / "c.lmdb")
-    test = open_published("cifar10", tmp_path / "cifar", split="test")
-    summary = import_store([test], tmp_path / "c.lmdb", append=True)
+    test_split = open_published("cifar10", tmp_path / "cifar", split="test")
+    summary = import_store([test_split], tmp_path / "c.lmdb", append=True)
     assert summary.images == 3
     assert open_source(tmp_path / "c.lmdb").image_name(15) == "test/000000.png"
-    again = import_store([cifar], tmp_path / "c.lmdb", append=True, compare_bytes=True)
-    assert (again.images, again.changed) == (0, [])
+    second_summary = import_store([cifar], tmp_path / "c.lmdb", append=True, compare_bytes=True)
+    assert (second_summary.images, second_summary.changed) == (0, [])
 
 
 # The command
@@ -295,7 +295,7 @@ def load(path: Path) -> Source:
 
 @pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
 def test_a_batch_that_calls_something_is_refused_and_calls_nothing(tmp_path: Path, protocol: int) -> None:
-    path, folder = tmp_path / "batch", tmp_path / "made"
+    path, folder = tmp_path / "batch", tmp_path / "made by the pickle"
     for fields in ({"data": Bomb(folder), "labels": []}, {**GOOD, "x": Bomb(folder)}):
         path.write_bytes(pickle.dumps(fields, protocol))
         with pytest.raises(DamagedError, match=r"batch: refused: it (names|uses opcode)"):
@@ -349,10 +349,7 @@ def test_a_batch_that_lacks_something_is_named(tmp_path: Path, fields: dict[str,
 @pytest.mark.parametrize(
     "data",
     [
-        b"",
-        b".",
-        b"\x80\x02]q\x00.",
-        b"\x80\x02N.",
+        *(b"", b".", b"\x80\x02]q\x00.", b"\x80\x02N."),
         b"\x80\x05\x8e" + struct.pack("<Q", 1 << 62) + b"x.",
         b"\x80\x05\x96" + struct.pack("<Q", 1 << 33) + b"x.",
         b"\x80\x05\x96" + struct.pack("<Q", 5) + b"x.",
@@ -374,8 +371,8 @@ def test_bytes_that_are_no_batch_raise_an_error_of_ours(tmp_path: Path, data: by
 
 def test_a_shape_that_does_not_fit_its_bytes_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "batch"
-    whole = python2_batch({"data": levels(2, 3072), "labels": [1, 2]})
-    path.write_bytes(whole.replace(b"(J\x02\0\0\0J\0\x0c\0\0t", b"(J\xff\xff\xff\x7fJ\0\x0c\0\0t", 1))
+    batch = python2_batch({"data": levels(2, 3072), "labels": [1, 2]})
+    path.write_bytes(batch.replace(b"(J\x02\0\0\0J\0\x0c\0\0t", b"(J\xff\xff\xff\x7fJ\0\x0c\0\0t", 1))
     with pytest.raises(DamagedError, match="batch: cannot be read as a batch"):
         len(load(path))
 

@@ -1,4 +1,4 @@
-"""Damaged stores: an error names the file and the remedy; no wrong byte, no crash."""
+"""Damaged stores: an error names the file and the remedy, and no read returns a wrong byte or crashes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support.small_stores import (
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store of three shards, one image each; the first two have the same size."""
+    """A store of three shards of one image each, of which the first two have the same size."""
     folder = tmp_path_factory.mktemp("damage")
     return make_store(small_folder(folder / "source", "a", "b", "c"), folder / "store.lmdb")
 
@@ -63,11 +63,11 @@ def lengthen(path: Path) -> None:
         file.write(bytes(100))
 
 
-def cut_to_a_page(path: Path) -> None:
+def truncate_to_a_page(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:4096])
 
 
-def cut_to_a_few_bytes(path: Path) -> None:
+def truncate_to_a_few_bytes(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:100])
 
 
@@ -79,16 +79,16 @@ def zero(path: Path) -> None:
     path.write_bytes(bytes(path.stat().st_size))
 
 
-def lose_the_trailer(path: Path) -> None:
-    """Overwrite the end with zeros, as a lost disk block does."""
+def zero_the_trailer(path: Path) -> None:
+    """Overwrite the last 64 bytes with zeros, as a lost disk block would."""
     path.write_bytes(path.read_bytes()[:-64] + bytes(64))
 
 
-def turn_into_text(path: Path) -> None:
+def replace_by_text(path: Path) -> None:
     path.write_text("no LMDB" * 40)
 
 
-def turn_into_a_folder(path: Path) -> None:
+def replace_by_a_folder(path: Path) -> None:
     path.unlink()
     path.mkdir()
 
@@ -96,13 +96,13 @@ def turn_into_a_folder(path: Path) -> None:
 DAMAGES = [
     shorten,
     lengthen,
-    cut_to_a_page,
-    cut_to_a_few_bytes,
+    truncate_to_a_page,
+    truncate_to_a_few_bytes,
     empty,
     zero,
-    lose_the_trailer,
-    turn_into_text,
-    turn_into_a_folder,
+    zero_the_trailer,
+    replace_by_text,
+    replace_by_a_folder,
 ]
 
 
@@ -136,12 +136,12 @@ def test_a_damaged_table_is_an_error_with_a_way_out(store: Path, name: str) -> N
 
 
 def test_two_shards_exchanged_are_found(store: Path) -> None:
-    one, other = shards_of(store)[:2]
-    assert one.stat().st_size == other.stat().st_size  # otherwise the size alone would show the difference
+    first, second = shards_of(store)[:2]
+    assert first.stat().st_size == second.stat().st_size  # otherwise the size alone would show the difference
     aside = store / "aside"
-    one.rename(aside)
-    other.rename(one)
-    aside.rename(other)
+    first.rename(aside)
+    second.rename(first)
+    aside.rename(second)
     with pytest.raises(ForeignShardError, match=r"shard-0000[01]\.lmdb: is shard [01] of this store, not the one"):
         open_and_read(store)
 
@@ -218,19 +218,19 @@ def test_a_store_whose_engine_pages_are_gone_is_still_read_by_slices(store: Path
 
 
 def test_a_half_copied_store_says_which_file_is_missing(pristine: Path, tmp_path: Path) -> None:
-    part = tmp_path / "part.lmdb"
-    part.mkdir()
-    shutil.copy(pristine / INDEX_FILE, part)
+    incomplete = tmp_path / "part.lmdb"
+    incomplete.mkdir()
+    shutil.copy(pristine / INDEX_FILE, incomplete)
     with pytest.raises(DamagedError, match=r"shard-00000\.lmdb"):
-        Store(part)
+        Store(incomplete)
 
 
 def test_an_old_index_beside_newer_shards_is_the_old_store(tmp_path: Path) -> None:
     folder = small_folder(tmp_path / "source", "a", "b")
     store = make_store(folder, tmp_path / "store.lmdb", images="a")
-    old = (store / INDEX_FILE).read_bytes()
+    old_index = (store / INDEX_FILE).read_bytes()
     append(folder, store)
-    (store / INDEX_FILE).write_bytes(old)
+    (store / INDEX_FILE).write_bytes(old_index)
     with Store(store) as opened:
         assert content_of(opened)["order"] == ["a"]
 

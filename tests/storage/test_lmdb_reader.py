@@ -1,4 +1,4 @@
-"""The reader of LMDB pages, compared with the engine."""
+"""The reader of LMDB's B+ tree, compared with the LMDB engine."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def engine_items(path: Path) -> list[tuple[bytes, bytes]]:
         return list(transaction.cursor())
 
 
-def walked_items(data: bytes) -> list[tuple[bytes, bytes]]:
+def reader_items(data: bytes) -> list[tuple[bytes, bytes]]:
     return [(entry.key, data[entry.offset : entry.offset + entry.length]) for entry in iter_entries(data)]
 
 
@@ -75,7 +75,7 @@ FILES: dict[str, Sequence[Values]] = {
 def test_a_walk_finds_what_the_engine_finds(name: str, append: bool, tmp_path: Path) -> None:
     sorted_commits = append and "commits" not in name
     data = write_lmdb(tmp_path / "file", FILES[name], append=sorted_commits)
-    assert walked_items(data) == engine_items(tmp_path / "file")
+    assert reader_items(data) == engine_items(tmp_path / "file")
 
 
 VALUE_SIZES = st.integers(0, 40) | st.integers(1900, 2200) | st.integers(0, 20_000)
@@ -85,13 +85,13 @@ VALUE_SIZES = st.integers(0, 40) | st.integers(1900, 2200) | st.integers(0, 20_0
 @given(st.lists(st.dictionaries(st.binary(min_size=1, max_size=60), VALUE_SIZES, max_size=30), max_size=4))
 def test_a_walk_finds_what_the_engine_finds_in_any_file(commits: list[dict[bytes, int]]) -> None:
     seen: set[bytes] = set()
-    fresh = []
+    new_values = []
     for commit in commits:
-        fresh.append({key: (key * size)[:size] for key, size in commit.items() if key not in seen})
+        new_values.append({key: (key * size)[:size] for key, size in commit.items() if key not in seen})
         seen.update(commit)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "file"
-        assert walked_items(write_lmdb(path, fresh)) == engine_items(path)
+        assert reader_items(write_lmdb(path, new_values)) == engine_items(path)
 
 
 def test_a_deep_tree_is_deep(tmp_path: Path) -> None:
@@ -99,8 +99,8 @@ def test_a_deep_tree_is_deep(tmp_path: Path) -> None:
     assert read_meta(data).depth >= 4
 
 
-def hand_made(page_size: int, values: Values) -> bytes:
-    """Return an LMDB file of one leaf page, with a page size that the engine only writes on other systems."""
+def encode_one_leaf(page_size: int, values: Values) -> bytes:
+    """Return an LMDB file of one leaf page. The engine writes most of these page sizes on other systems only."""
     pointers, nodes, upper = [], b"", page_size
     for key, value in sorted(values.items()):
         node = struct.pack("<HHHH", len(value), 0, 0, len(key)) + key + value
@@ -121,9 +121,9 @@ def hand_made(page_size: int, values: Values) -> bytes:
 
 @pytest.mark.parametrize("page_size", [512, 1024, 4096, 16384, 32768])
 def test_other_page_sizes_are_read(page_size: int, tmp_path: Path) -> None:
-    data = hand_made(page_size, {key: key * 2 for key in keys(9)})
+    data = encode_one_leaf(page_size, {key: key * 2 for key in keys(9)})
     (tmp_path / "file").write_bytes(data)
-    assert walked_items(data) == engine_items(tmp_path / "file") == [(key, key * 2) for key in keys(9)]
+    assert reader_items(data) == engine_items(tmp_path / "file") == [(key, key * 2) for key in keys(9)]
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def branch_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 def assert_bounded(data: bytearray, original: list[Entry]) -> None:
-    """Check that reading the entries raises DamagedError or gives entries inside the file, in key order."""
+    """Check that a read of all entries raises DamagedError or gives entries inside the file, in key order."""
     entries: list[Entry] = []
     try:
         for entry in iter_entries(data):  # type: ignore[arg-type]
@@ -182,8 +182,8 @@ def test_no_flipped_bit_in_any_page_of_a_tree_does_harm(branch_file: bytes) -> N
 @given(changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=40))
 def test_no_garbage_does_harm(branch_file: bytes, changes: list[tuple[float, int]]) -> None:
     damaged = bytearray(branch_file)
-    for place, byte in changes:
-        damaged[int(place * len(damaged))] = byte
+    for position, byte in changes:
+        damaged[int(position * len(damaged))] = byte
     assert_bounded(damaged, list(iter_entries(branch_file)))
 
 
@@ -191,8 +191,8 @@ def test_no_garbage_does_harm(branch_file: bytes, changes: list[tuple[float, int
 def test_a_file_cut_anywhere_is_damaged(file: str, request: pytest.FixtureRequest) -> None:
     data: bytes = request.getfixturevalue(file)
     pages = range(0, len(data), PAGE)
-    odd = [page + cut for page in pages for cut in (1, 15, 17, 151, 152, 2048, PAGE - 1)]
-    for size in [*pages, *odd]:
+    odd_sizes = [page + offset for page in pages for offset in (1, 15, 17, 151, 152, 2048, PAGE - 1)]
+    for size in [*pages, *odd_sizes]:
         with pytest.raises(DamagedError):
             list(iter_entries(data[:size]))
 
@@ -245,10 +245,10 @@ def test_the_newer_meta_page_counts_and_one_is_enough(tmp_path: Path) -> None:
     commits: list[Values] = [{b"a": b"1"}, {b"b": b"2"}]
     data = write_lmdb(tmp_path / "file", commits)
     newer = 0 if struct.unpack_from("<Q", data, 144) > struct.unpack_from("<Q", data, PAGE + 144) else PAGE
-    assert walked_items(data) == [(b"a", b"1"), (b"b", b"2")]
+    assert reader_items(data) == [(b"a", b"1"), (b"b", b"2")]
     without_older = bytearray(data)
     struct.pack_into("<I", without_older, PAGE - newer + 20, 99)
-    assert walked_items(bytes(without_older)) == [(b"a", b"1"), (b"b", b"2")]
+    assert reader_items(bytes(without_older)) == [(b"a", b"1"), (b"b", b"2")]
 
 
 def test_an_lmdb_file_is_told_by_its_magic(branch_file: bytes) -> None:

@@ -1,7 +1,4 @@
-"""Metadata records of images, and patch ids.
-
-Keys of a shard, and the checksum that binds a value to its key.
-"""
+"""Keys of a shard, checksums of values, patch ids and metadata records of images."""
 
 from __future__ import annotations
 
@@ -48,8 +45,8 @@ def test_a_key_is_image_kind_and_patch_big_endian(key: Key) -> None:
 
 
 @given(KEYS, KEYS)
-def test_key_order_is_reading_order(one: Key, other: Key) -> None:
-    assert (pack(one) < pack(other)) == (one < other)
+def test_key_order_is_reading_order(first: Key, second: Key) -> None:
+    assert (pack(first) < pack(second)) == (first < second)
 
 
 def test_the_bytes_of_a_key_and_a_value_never_change() -> None:
@@ -73,8 +70,8 @@ def test_a_value_is_its_checksum_and_the_payload(key: Key, payload: bytes) -> No
 
 @given(KEYS, KEYS, st.binary(max_size=100))
 def test_a_payload_does_not_pass_under_another_key(key: Key, other: Key, payload: bytes) -> None:
-    same = value_checksum(pack(key), payload) == value_checksum(pack(other), payload)
-    assert same == (key == other)
+    is_same = value_checksum(pack(key), payload) == value_checksum(pack(other), payload)
+    assert is_same == (key == other)
 
 
 @given(KEYS, st.binary(min_size=1, max_size=100), st.data())
@@ -107,7 +104,7 @@ def image(**changes: object) -> Image:
 
 
 def record(**changes: object) -> bytes:
-    """Return the record of image() with fields replaced; None leaves a field out."""
+    """Return the record of image() with fields replaced; None removes a field."""
     fields = msgpack.unpackb(encode_image(image())) | changes
     packed: bytes = msgpack.packb({key: value for key, value in fields.items() if value is not None})
     return packed
@@ -142,33 +139,33 @@ def test_a_record_gives_back_the_image(original: Image) -> None:
 
 def test_centres_of_a_record_are_those_of_a_dict_in_whatever_order_they_are_asked_for() -> None:
     numbers = [7, 300, 2, -1, 1 << 62, 5]
-    original = {number: Center(at, 2 * at, 300 * at) for at, number in enumerate(numbers)}
-    for asked in (numbers[::-1], numbers[2:4], []):
+    original = {number: Center(position, 2 * position, 300 * position) for position, number in enumerate(numbers)}
+    for requested in (numbers[::-1], numbers[2:4], []):
         centers = decode_image(encode_image(image(centers=original))).centers
         assert centers is not None
-        assert [centers[number] for number in asked] == [original[number] for number in asked]
-        assert all(type(value) is int for number in asked for value in centers[number])
+        assert [centers[number] for number in requested] == [original[number] for number in requested]
+        assert all(type(value) is int for number in requested for value in centers[number])
         assert (centers.get(1), centers.get(1 << 70), 3 in centers, 7 in centers) == (None, None, False, True)
         with pytest.raises(KeyError):
             centers[4]
         assert list(centers.items()) == list(original.items())
         assert len(centers) == len(numbers)
-        assert pickle.loads(pickle.dumps(centers)) == original  # worker processes get centres pickled
+        assert pickle.loads(pickle.dumps(centers)) == original  # worker processes receive centres pickled
         assert original == centers
         assert centers != {**original, 5: Center(0, 0, 0)}
 
 
-@pytest.mark.parametrize("turn", range(5))
-def test_centres_are_given_to_many_threads(turn: int) -> None:
-    original = {number: Center(number, turn, 1) for number in range(2000)}
+@pytest.mark.parametrize("repeat", range(5))
+def test_centres_are_given_to_many_threads(repeat: int) -> None:
+    original = {number: Center(number, repeat, 1) for number in range(2000)}
     centers = decode_image(encode_image(image(centers=original))).centers
     assert centers is not None
-    looks: list[Callable[[], object]] = [
+    reads: list[Callable[[], object]] = [
         lambda: dict(centers),
         lambda: {number: centers[number] for number in reversed(original)},
     ]
     with ThreadPoolExecutor(6) as pool:
-        assert all(each.result() == original for each in [pool.submit(look) for look in looks * 3])
+        assert all(future.result() == original for future in [pool.submit(read) for read in reads * 3])
 
 
 @pytest.mark.parametrize(
@@ -247,8 +244,8 @@ def test_the_number_of_a_file_is_its_whole_stem(file: str, number: int | None) -
 
 @given(st.lists(st.sampled_from(["1.jpg", "01.jpg", "001.png", "a.jpg", "b.jpg", "2.jpg"]), unique=True))
 def test_patch_ids_are_the_numbers_or_above_and_never_twice(files: list[str]) -> None:
-    assigned = PatchIds()
-    ids = [assigned.assign(file) for file in files]
+    patch_ids = PatchIds()
+    ids = [patch_ids.assign(file) for file in files]
     assert len(set(ids)) == len(files)
     unnumbered = [patch_id for patch_id in ids if patch_id >= FIRST_UNNUMBERED_ID]
     assert unnumbered == list(range(FIRST_UNNUMBERED_ID, FIRST_UNNUMBERED_ID + len(unnumbered)))
@@ -256,6 +253,6 @@ def test_patch_ids_are_the_numbers_or_above_and_never_twice(files: list[str]) ->
 
 
 def test_files_of_one_number_share_its_centre() -> None:
-    shared = image(files=("00000001.jpg", "1.jpg", "2.jpg", "a.jpg"))
-    assert [shared.center_of(position) for position in range(4)] == [Center(2, 3, 4), Center(2, 3, 4), None, None]
+    original = image(files=("00000001.jpg", "1.jpg", "2.jpg", "a.jpg"))
+    assert [original.center_of(position) for position in range(4)] == [Center(2, 3, 4), Center(2, 3, 4), None, None]
     assert image(centers=None).center_of(0) is None

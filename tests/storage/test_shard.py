@@ -53,7 +53,7 @@ def build(
 
 
 def by_key(path: Path) -> dict[bytes, bytes]:
-    """Return key -> value as the engine reads them, and so every other program."""
+    """Return key -> value, as the LMDB engine and every other LMDB tool read them."""
     with (
         lmdb.open(str(path), subdir=False, readonly=True, lock=False, lib_version=0) as environment,
         environment.begin() as transaction,
@@ -61,15 +61,15 @@ def by_key(path: Path) -> dict[bytes, bytes]:
         return dict(transaction.cursor())
 
 
-def assert_holds(path: Path, directory: ShardEntries, images: Mapping[str, Files], references: Files) -> None:
+def assert_holds(path: Path, entries: ShardEntries, images: Mapping[str, Files], references: Files) -> None:
     """Check that reads by slice and by key return the written images."""
     stored = by_key(path)
     data = Shard(path).data
-    assert len(directory.images) == len(images)
-    assert directory.name_hashes.tolist() == [name_hash(name) for name in images]
+    assert len(entries.images) == len(images)
+    assert entries.name_hashes.tolist() == [name_hash(name) for name in images]
     expected_keys = set()
     for number, (name, files) in enumerate(images.items()):
-        row = directory.images[number]
+        row = entries.images[number]
         key = pack_key(HEADER.first_image + number, Kind.METADATA)
         image = read_image(data, key, int(row["metadata_offset"]), int(row["metadata_length"]), path)
         assert (image.name, image.files, image.extra) == (name, tuple(files), {"label": name})
@@ -81,18 +81,18 @@ def assert_holds(path: Path, directory: ShardEntries, images: Mapping[str, Files
         expected_keys.add(key)
         if name in references:
             key = pack_key(HEADER.first_image + number, Kind.REFERENCE)
-            place = int(row["reference_offset"]), int(row["reference_length"])
-            assert read_payload(data, key, *place, path) == stored[key][8:] == references[name]
+            location = int(row["reference_offset"]), int(row["reference_length"])
+            assert read_payload(data, key, *location, path) == stored[key][8:] == references[name]
             expected_keys.add(key)
         for position, payload in enumerate(files.values()):
-            patch = directory.patches[int(row["first_patch"]) + position]
+            patch = entries.patches[int(row["first_patch"]) + position]
             key = pack_key(HEADER.first_image + number, Kind.PATCH, int(patch["patch_id"]))
-            place = int(patch["offset"]), int(patch["length"])
-            assert read_payload(data, key, *place, path) == stored[key][8:] == payload
+            location = int(patch["offset"]), int(patch["length"])
+            assert read_payload(data, key, *location, path) == stored[key][8:] == payload
             assert (patch["image"], patch["shard"]) == (number, HEADER.number)
             expected_keys.add(key)
     assert set(stored) == expected_keys
-    assert len(directory.patches) == sum(map(len, images.values()))
+    assert len(entries.patches) == sum(map(len, images.values()))
 
 
 IMAGES: dict[str, dict[str, Files]] = {
@@ -117,24 +117,24 @@ def test_what_is_written_is_read_by_slice_and_by_key(name: str, references: File
     images = IMAGES[name]
     references = {image: data for image, data in references.items() if image in images}
     path = tmp_path / "shard"
-    header, directory = build(path, images, references=references)
-    assert_holds(path, directory, images, references)
+    header, entries = build(path, images, references=references)
+    assert_holds(path, entries, images, references)
     payload = sum(len(data) for files in images.values() for data in files.values())
     payload += sum(map(len, references.values()))
     assert header == replace(HEADER, images=len(images), patches=sum(map(len, images.values())), payload_bytes=payload)
     assert Shard(path).header == header
-    assert np.array_equal(scan_shard(Shard(path), check_values=True).patches, directory.patches)
+    assert np.array_equal(scan_shard(Shard(path), check_values=True).patches, entries.patches)
 
 
 def test_patches_without_a_free_number_get_ids_from_2_to_the_63_up(tmp_path: Path) -> None:
-    _, directory = build(tmp_path / "shard", {"a": {"01.jpg": b"1", "1.jpg": b"2", "7.jpg": b"3", "x.jpg": b"4"}})
-    assert directory.patches["patch_id"].tolist() == [1, FIRST_UNNUMBERED_ID, 7, FIRST_UNNUMBERED_ID + 1]
+    _, entries = build(tmp_path / "shard", {"a": {"01.jpg": b"1", "1.jpg": b"2", "7.jpg": b"3", "x.jpg": b"4"}})
+    assert entries.patches["patch_id"].tolist() == [1, FIRST_UNNUMBERED_ID, 7, FIRST_UNNUMBERED_ID + 1]
 
 
 def test_an_image_without_patches_is_left_out(tmp_path: Path) -> None:
-    header, directory = build(tmp_path / "shard", {"a": {}, "b": {"1.jpg": b"1"}, "c": {}}, references={"a": b"r"})
+    header, entries = build(tmp_path / "shard", {"a": {}, "b": {"1.jpg": b"1"}, "c": {}}, references={"a": b"r"})
     assert (header.images, header.patches, header.payload_bytes) == (1, 1, 1)
-    assert_holds(tmp_path / "shard", directory, {"b": {"1.jpg": b"1"}}, {})
+    assert_holds(tmp_path / "shard", entries, {"b": {"1.jpg": b"1"}}, {})
 
 
 @pytest.mark.parametrize("batch", [1, 1000, 10_000])
@@ -142,8 +142,8 @@ def test_an_image_may_span_several_transactions(batch: int, tmp_path: Path, monk
     monkeypatch.setattr("dlas_store.storage.shard_writer.BATCH_BYTES", batch)
     images = {name: {f"{n:05d}.jpg": random_bytes(300 + n * 50, seed=n) for n in range(60)} for name in ("a", "b", "c")}
     references = {"a": random_bytes(3000), "c": b"r"}
-    _, directory = build(tmp_path / "shard", images, references=references)
-    assert_holds(tmp_path / "shard", directory, images, references)
+    _, entries = build(tmp_path / "shard", images, references=references)
+    assert_holds(tmp_path / "shard", entries, images, references)
 
 
 def test_an_image_larger_than_a_batch_is_written_whole(tmp_path: Path) -> None:
@@ -151,16 +151,16 @@ def test_an_image_larger_than_a_batch_is_written_whole(tmp_path: Path) -> None:
     count = (BATCH_BYTES >> 20) * 2 + 3
     images = {"giant": {f"{n:05d}.jpg": megabyte[n:] for n in range(count)}, "small": {"1.jpg": b"1"}}
     references = {"giant": b"reference"}
-    _, directory = build(tmp_path / "shard", images, references=references)
-    assert_holds(tmp_path / "shard", directory, images, references)
-    metadata = int(directory.images[0]["metadata_offset"])
-    assert metadata > int(directory.patches[0]["offset"])  # metadata was written after the first batch
+    _, entries = build(tmp_path / "shard", images, references=references)
+    assert_holds(tmp_path / "shard", entries, images, references)
+    metadata = int(entries.images[0]["metadata_offset"])
+    assert metadata > int(entries.patches[0]["offset"])  # metadata was written after the first batch
 
 
 def test_small_images_lie_in_the_order_of_reading(tmp_path: Path) -> None:
     images = {name: {f"{n:03d}.jpg": random_bytes(5000) for n in range(5)} for name in "abc"}
-    _, directory = build(tmp_path / "shard", images)
-    offsets = directory.patches["offset"].tolist()
+    _, entries = build(tmp_path / "shard", images)
+    offsets = entries.patches["offset"].tolist()
     assert offsets == sorted(offsets)
 
 
@@ -170,8 +170,8 @@ def test_an_unfinished_shard_is_no_shard_and_can_be_begun_again(tmp_path: Path) 
         writer.add_patch("1.jpg", b"old", Size(1, 1))
     with pytest.raises(StoreError):
         Shard(path)
-    _, directory = build(path, {"a": {"1.jpg": b"new"}})
-    assert_holds(path, directory, {"a": {"1.jpg": b"new"}}, {})
+    _, entries = build(path, {"a": {"1.jpg": b"new"}})
+    assert_holds(path, entries, {"a": {"1.jpg": b"new"}}, {})
 
 
 @pytest.fixture
@@ -214,8 +214,8 @@ def test_a_payload_is_refused_at_places_outside_the_file(shard: Path) -> None:
             read_payload(data, bytes(17), offset, length, shard)
 
 
-def rewritten(path: Path, change: Mapping[bytes, bytes | None]) -> None:
-    """Write a shard's values again under the same trailer, with the values in ``change`` replaced (None: left out)."""
+def rewrite(path: Path, change: Mapping[bytes, bytes | None]) -> None:
+    """Rewrite a shard under the same trailer, with the values in ``change`` replaced (None: removed)."""
     body = SealedFile(path, "shard").body
     values = by_key(path)
     path.unlink()
@@ -244,9 +244,9 @@ def rewritten(path: Path, change: Mapping[bytes, bytes | None]) -> None:
     ],
 )
 def test_values_that_do_not_agree_are_named(shard: Path, change: Mapping[bytes, bytes | None], message: str) -> None:
-    rewritten(shard, {})
+    rewrite(shard, {})
     scan_shard(Shard(shard), check_values=True)
-    rewritten(shard, change)
+    rewrite(shard, change)
     with pytest.raises(DamagedError, match=f"shard: .*{message}"):
         scan_shard(Shard(shard))
 

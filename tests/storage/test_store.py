@@ -1,4 +1,4 @@
-"""Stores, single shards and folders as sources: one contract for all, and what only stores promise."""
+"""Stores, single shards and folders as sources: one contract for all of them, and the promises of stores alone."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class TestStoreOfPictures(SourceContract):
 
 @pytest.fixture(scope="module")
 def sample_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sample images in four shards."""
+    """A store of the sample images in at least four shards."""
     store = make_store(DATA / "chunked", tmp_path_factory.mktemp("sample") / "sample.lmdb", shard_size=300_000)
     assert len(shards_of(store)) >= 4
     return store
@@ -124,15 +124,15 @@ def test_the_samples_are_stored_byte_for_byte(sample_store: Path) -> None:
 
 
 def test_each_shard_opens_alone_and_has_its_part(sample_store: Path) -> None:
-    with Store(sample_store) as whole:
-        content = content_of(whole)
-    parts = [Store(path) for path in shards_of(sample_store)]
-    assert sum(map(len, parts)) == 262
+    with Store(sample_store) as store:
+        content = content_of(store)
+    shards = [Store(path) for path in shards_of(sample_store)]
+    assert sum(map(len, shards)) == 262
     names: list[object] = []
-    for part in parts:
-        held = content_of(part)
-        names += held.pop("order")  # type: ignore[arg-type]
-        assert held.items() <= content.items()
+    for shard in shards:
+        shard_content = content_of(shard)
+        names += shard_content.pop("order")  # type: ignore[arg-type]
+        assert shard_content.items() <= content.items()
     assert names == content["order"]
 
 
@@ -150,7 +150,7 @@ def test_a_store_may_be_moved_and_copied(store: Path, tmp_path: Path) -> None:
     with Store(store) as opened:
         expected = content_of(opened)
         moved = store.rename(tmp_path / "elsewhere.lmdb")
-        assert content_of(opened) == expected  # also one that is open
+        assert content_of(opened) == expected  # an open store survives the move, too
     shutil.copytree(moved, tmp_path / "copy.lmdb")
     for path in (moved, tmp_path / "copy.lmdb"):
         with Store(path) as again:
@@ -214,7 +214,7 @@ def test_a_closed_store_does_not_pickle(store: Path) -> None:
 def test_a_bad_picture_is_an_error_that_names_image_and_file(tmp_path: Path) -> None:
     folder = small_folder(tmp_path / "source", "a")
     data = png(noise(8, 8))
-    # The end is what an import looks at, unless it is told to decode.
+    # The damage is not at the end of the file, and an import that does not decode looks at the end only.
     (folder / "a" / "00000009.png").write_bytes(data[:60] + bytes(20) + data[80:])
     store = make_store(folder, tmp_path / "store.lmdb")
     with Store(store) as opened:
@@ -235,7 +235,7 @@ def test_a_bad_picture_is_an_error_that_names_image_and_file(tmp_path: Path) -> 
 )
 def test_what_is_no_store_is_an_error_that_names_it(make: object, message: str, tmp_path: Path) -> None:
     make(tmp_path / "none.lmdb")  # type: ignore[operator]
-    with pytest.raises((NotASourceError, DamagedError), match=rf"none\.lmdb: .*{message}"):
+    with pytest.raises((NotASourceError, DamagedError), match=rf"none\.lmdb:? .*{message}"):
         Store(tmp_path / "none.lmdb")
 
 

@@ -1,4 +1,4 @@
-"""Runs of the dlas-store command in a process of its own, as a user runs it."""
+"""Runs of the dlas-store command in processes of their own, as a user runs the command."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def run(*arguments: str | Path, cwd: Path | None = None, before: str | None = No
     Args:
         arguments: arguments of ``dlas-store``.
         cwd: working directory of the command.
-        before: Python statements that run first in the command's process, to set limits that the process keeps.
+        before: Python statements that run first in the command's process, to set limits that outlast an exec.
     """
     program = PROGRAM
     if before is not None:
-        become = (
+        setup = (
             f"import os, sys\n{before}\nos.execv(sys.executable, [sys.executable, '-m', 'dlas_store', *sys.argv[1:]])"
         )
-        program = (sys.executable, "-c", become)
+        program = (sys.executable, "-c", setup)
     ended = subprocess.run(
         [*program, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=_LIMIT_SECONDS, check=False
     )
@@ -58,7 +58,7 @@ def done(*arguments: str | Path, cwd: Path | None = None) -> str:
 
 
 def error_line(result: Result, status: int = 1) -> str:
-    """Return the message of a command that must have failed with one line."""
+    """Check that a command failed with a one-line message, and return the message."""
     assert result.status == status, result
     assert result.err.startswith("dlas-store: "), result
     assert result.err.count("\n") == 1, result
@@ -66,7 +66,7 @@ def error_line(result: Result, status: int = 1) -> str:
 
 
 def refused(*arguments: str | Path, cwd: Path | None = None) -> str:
-    """Run a command that must fail with one line, and return that line."""
+    """Run a command that must fail with a one-line message, and return the message."""
     return error_line(run(*arguments, cwd=cwd))
 
 
@@ -89,14 +89,14 @@ def end(process: subprocess.Popen[str]) -> Result:
 
 
 def await_while_running(process: subprocess.Popen[str], condition: Callable[[], object]) -> None:
-    """Wait until a condition holds; the command must still be running."""
+    """Wait until a condition is true; fail if the command ends earlier."""
     while not condition():
-        assert process.poll() is None, f"ended before it came to that: {process.communicate()}"
+        assert process.poll() is None, f"the command ended before the condition was true: {process.communicate()}"
         time.sleep(0.002)
 
 
 def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """Return the processes that work for a command; Python's own helpers have another command line."""
+    """Return a command's worker processes, without Python's helper processes, whose command line differs."""
     own = psutil.Process(process.pid).cmdline()
     workers = []
     for child in psutil.Process(process.pid).children(recursive=True):
@@ -109,14 +109,14 @@ def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 
 def interrupt(process: subprocess.Popen[str]) -> None:
-    """Press Ctrl-C, which all processes of a command get, and check that the command ends as it promises."""
+    """Send SIGINT to all processes of a command, as Ctrl-C does, and check that the command ends as it promises."""
     os.killpg(process.pid, signal.SIGINT)
     try:
         out, err = process.communicate(timeout=20)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-        pytest.fail("hangs")
+        pytest.fail("the command hangs after Ctrl-C")
     assert process.returncode == 130, err
     assert err.startswith("dlas-store: interrupted")
     assert err.count("\n") == 1, err
@@ -124,22 +124,22 @@ def interrupt(process: subprocess.Popen[str]) -> None:
 
 
 def interrupt_at_start(*arguments: str | Path) -> None:
-    """Press Ctrl-C as soon as a command has a child process."""
+    """Interrupt a command as soon as it has a child process."""
     process = start(*arguments)
     await_while_running(process, psutil.Process(process.pid).children)
     interrupt(process)
 
 
 def stop_and_rerun(*arguments: str | Path, store: Path, stop: signal.Signals, new_shards: int) -> None:
-    """Stop a command that writes a store, run it again, and check that it keeps the shards that it had sealed.
+    """Stop a command that writes a store, run it again, and check that the second run keeps the sealed shards.
 
     Args:
-        arguments: what follows ``dlas-store``.
-        store: what the command writes; one that exists is appended to.
-        stop: the signal.
-        new_shards: how many shards the command seals before it is stopped.
+        arguments: arguments of ``dlas-store``.
+        store: the store that the command writes, or appends to if the store exists.
+        stop: signal that stops the command.
+        new_shards: number of shards that the command seals before it is stopped.
     """
-    was_there, sealed = store.exists(), len(sealed_shards(store)) + new_shards
+    existed, sealed = store.exists(), len(sealed_shards(store)) + new_shards
     process = start(*arguments)
     await_while_running(process, lambda: len(sealed_shards(store)) >= sealed)
     os.killpg(process.pid, stop)
@@ -147,7 +147,7 @@ def stop_and_rerun(*arguments: str | Path, store: Path, stop: signal.Signals, ne
     if stop == signal.SIGINT:
         assert result.status == 130
     assert "Traceback" not in result.err
-    assert store.exists() == was_there
+    assert store.exists() == existed
     before = sealed_states(store)
     assert len(before) >= sealed
     done(*arguments)
@@ -155,7 +155,7 @@ def stop_and_rerun(*arguments: str | Path, store: Path, stop: signal.Signals, ne
 
 
 def kill_worker(*arguments: str | Path, until: Callable[[], object] = lambda: True) -> None:
-    """Kill a worker of a command, once a condition holds, and check that the command says so in one line."""
+    """Kill a worker of a command once a condition is true, and check the command's one-line message."""
     process = start(*arguments)
     await_while_running(process, lambda: until() and workers_of(process))
     workers_of(process)[0].kill()
@@ -163,7 +163,7 @@ def kill_worker(*arguments: str | Path, until: Callable[[], object] = lambda: Tr
 
 
 def kill_main_process(*arguments: str | Path, workers: int) -> None:
-    """Kill a command but not its workers, and check that they end as well."""
+    """Kill a command but not its workers, and check that the workers end too."""
     process = start(*arguments)
     await_while_running(process, lambda: len(workers_of(process)) >= workers)
     processes = workers_of(process)
@@ -174,23 +174,23 @@ def kill_main_process(*arguments: str | Path, workers: int) -> None:
 
 
 def info(store: Path) -> dict[str, Any]:
-    """Return the JSON that ``info --json`` prints."""
+    """Return the facts that ``info --json`` prints."""
     facts = json.loads(done("info", store, "--json"))
     assert isinstance(facts, dict)
     return facts
 
 
 def findings(store: Path, *arguments: str | Path) -> list[dict[str, str]]:
-    """Return the findings of ``verify --json``; the exit status must agree with them."""
+    """Return the findings of ``verify --json``, after a check that the exit status agrees with the findings."""
     result = run("verify", store, *arguments, "--json")
     report = json.loads(result.out)
-    found = report["findings"]
-    assert isinstance(found, list)
-    assert (result.status, report["ok"]) == ((1, False) if found else (0, True)), result
-    assert found or report["checked"] > 0
-    return found
+    reported = report["findings"]
+    assert isinstance(reported, list)
+    assert (result.status, report["ok"]) == ((1, False) if reported else (0, True)), result
+    assert reported or report["checked"] > 0
+    return reported
 
 
 def is_whole(store: Path, source: Path) -> bool:
-    """Return whether a store is sound and holds exactly the contents of a source."""
+    """Return whether a store is sound and has exactly the contents of a source."""
     return findings(store, "--against", source) == []

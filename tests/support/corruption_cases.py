@@ -1,4 +1,4 @@
-"""Pictures to corrupt, and the expected results of corruptions."""
+"""Corruption cases: pictures to corrupt, calls of the corruptions, and expected results."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def apply(
 
 
 def corrupt(frame: Array, *fixed: str, **options: Any) -> tuple[Array, float]:
-    """Corrupt a frame; return it and the strength of the last corruption."""
+    """Corrupt a frame; return the corrupted frame and the strength of the last corruption."""
     (corrupted,), strengths = apply([frame], *fixed, **options)
     return corrupted, strengths[-1]
 
@@ -66,7 +66,7 @@ def pillow_jpeg(frame: Array, quality: int) -> Array:
 
 
 def reduced(frame: Array, factor: int, interpolation: int) -> Array:
-    """Reduce an interleaved frame as lq_resampling does."""
+    """Reduce an interleaved frame (H, W, C) as lq_resampling does."""
     height, width = frame.shape[:2]
     small: Array = cv2.resize(frame, (width // factor, height // factor), interpolation=interpolation)
     return np.clip(small, 0, 1)
@@ -78,5 +78,5 @@ def enlarged(frame: Array, size: tuple[int, ...]) -> Array:
 
 def expected_strengths(seed: int, count: int, *, cosine_bias: bool = True) -> list[float]:
     uniform = random.Random(seed)
-    drawn = [uniform.random() for _ in range(count)]
-    return [1 - math.cos(u * math.pi / 2) for u in drawn] if cosine_bias else drawn
+    numbers = [uniform.random() for _ in range(count)]
+    return [1 - math.cos(number * math.pi / 2) for number in numbers] if cosine_bias else numbers

@@ -1,4 +1,4 @@
-"""Equality of items or batches, in everything that a reader can observe."""
+"""Equality of items and batches in every property that a reader can observe."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from typing import Any
 import torch
 
 
-def assert_same(one: Any, other: Any) -> None:
+def assert_same(first: Any, second: Any) -> None:
     """Check that two items or batches are equal: types, keys and their order, shapes, dtypes and values."""
-    assert type(one) is type(other)
-    if isinstance(one, torch.Tensor):
-        assert one.dtype == other.dtype
-        assert torch.equal(one, other)
-    elif isinstance(one, Mapping):
-        assert list(one) == list(other)
-        for key, value in one.items():
-            assert_same(value, other[key])
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other)
-        for pair in zip(one, other, strict=True):
+    assert type(first) is type(second)
+    if isinstance(first, torch.Tensor):
+        assert first.dtype == second.dtype
+        assert torch.equal(first, second)
+    elif isinstance(first, Mapping):
+        assert list(first) == list(second)
+        for key, value in first.items():
+            assert_same(value, second[key])
+    elif isinstance(first, list | tuple):
+        assert len(first) == len(second)
+        for pair in zip(first, second, strict=True):
             assert_same(*pair)
     else:
-        assert one == other
+        assert first == second
 
 
 def assert_pickled_gives_the_same(dataset: Any, *indices: int) -> None:
-    """Check that a pickled dataset is of the same class and gives the same items."""
-    again = pickle.loads(pickle.dumps(dataset))
-    assert type(again) is type(dataset)
+    """Check that an unpickled copy of a dataset has the dataset's class and gives the same items."""
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert type(copy) is type(dataset)
     for index in indices:
-        assert_same(again[index], dataset[index])
+        assert_same(copy[index], dataset[index])

@@ -1,4 +1,4 @@
-"""Folders of tiny pictures, and the contents of folders and stores as plain dictionaries to compare."""
+"""File trees: folders of tiny pictures, contents of folders and stores as dictionaries, and random trees."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dlas_store import open_source
 Tree = dict[str, bytes]
 Centers = dict[int, tuple[tuple[int, int], int]]
 ChunkedTree = tuple[Tree, dict[str, Centers]]
-"""A chunked folder: its files except centers.pt by path, and its images' centres by the path of centers.pt."""
+"""Files of a chunked folder by path, without centers.pt, and centres of its images by the path of centers.pt."""
 
 
 def ppm(shade: int) -> bytes:
@@ -36,14 +36,14 @@ def picture(kind: str, *, side: int = 16, shade: int = 128) -> bytes:
 
 
 def centers_file(centers: object) -> bytes:
-    """Return the bytes that torch.save writes."""
+    """Return the bytes of a centers.pt, written by torch.save."""
     file = io.BytesIO()
     torch.save(centers, file)
     return file.getvalue()
 
 
 def write(root: Path, files: Mapping[str, bytes]) -> Path:
-    """Write files by their paths under a folder, and return the folder."""
+    """Write files, given by their paths below a folder, and return the folder."""
     for name, content in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,12 +52,12 @@ def write(root: Path, files: Mapping[str, bytes]) -> Path:
 
 
 def read(root: Path) -> Tree:
-    """Return all files under a folder by their paths."""
+    """Return the bytes of all files below a folder, by path."""
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
 def parted(root: Path) -> tuple[Tree, dict[str, object]]:
-    """Return a chunked folder's patches and references by path, and the objects that torch loads from centers.pt."""
+    """Return a chunked folder's patches and references by path, and the contents of every centers.pt by path."""
     files = read(root)
     centers = {
         name: torch.load(io.BytesIO(files.pop(name)), weights_only=True)
@@ -68,7 +68,7 @@ def parted(root: Path) -> tuple[Tree, dict[str, object]]:
 
 
 def numbered_images(root: Path, images: int, patches: int, *, first: int = 0) -> Path:
-    """Write a chunked folder of one-pixel patches, no two alike."""
+    """Write a chunked folder of one-pixel patches, all different."""
     for number in range(first, first + images):
         folder = root / f"image_{number:05d}"
         folder.mkdir(parents=True)
@@ -79,7 +79,7 @@ def numbered_images(root: Path, images: int, patches: int, *, first: int = 0) ->
 
 
 def numbered_pictures(root: Path, count: int) -> Path:
-    """Write a folder of one-pixel pictures, no two alike."""
+    """Write a folder of one-pixel pictures, all different."""
     root.mkdir(parents=True)
     for number in range(count):
         (root / f"{number:06d}.ppm").write_bytes(ppm(number))
@@ -87,18 +87,18 @@ def numbered_pictures(root: Path, count: int) -> Path:
 
 
 def patches(path: Path) -> dict[tuple[str, str], bytes]:
-    """Return the patches of a source by image and file name, in its order."""
+    """Return the patches of a source by image and file name, in the order of the source."""
     with open_source(path) as source:
-        found = {}
+        contents = {}
         for index in range(len(source)):
             number, position = source.locate(index)
             image = source.image(number)
-            found[image.name, image.files[position]] = source.read(index)
-    return found
+            contents[image.name, image.files[position]] = source.read(index)
+    return contents
 
 
 def shard_contents(store: Path) -> dict[str, dict[bytes, bytes]]:
-    """Return the keys and values of every shard, as LMDB itself reads them."""
+    """Return the keys and values of every shard, read by LMDB itself."""
     contents = {}
     for shard in sorted(store.glob("shard-*.lmdb")):
         with (
@@ -118,12 +118,12 @@ def states(store: Path) -> dict[str, tuple[int, int, bytes]]:
 
 
 def sealed_shards(store: Path) -> list[Path]:
-    """Return the shards that are sealed in a store, or beside it in its ``.partial`` folder."""
+    """Return the sealed shards of a store, in the store and in its ``.partial`` folder."""
     return list(store.parent.glob(f"{store.name}*/shard-*.lmdb"))
 
 
 def sealed_states(store: Path) -> dict[int, tuple[int, bytes]]:
-    """Return time of change and bytes of the shards that are sealed in a store or beside it, by inode."""
+    """Return time of change and bytes of a store's sealed shards, by inode; see sealed_shards."""
     return {path.stat().st_ino: (path.stat().st_mtime_ns, path.read_bytes()) for path in sealed_shards(store)}
 
 
@@ -160,7 +160,7 @@ _centers = st.dictionaries(
 
 @st.composite
 def chunked_trees(draw: st.DrawFn) -> ChunkedTree:
-    """Draw the files of a chunked folder, and the centres of its images."""
+    """Draw the files of a chunked folder and the centres of the folder's images."""
     tree: Tree = {}
     centers: dict[str, Centers] = {}
     for image in draw(st.lists(names, min_size=1, max_size=4, unique=True)):
@@ -180,7 +180,7 @@ _paths = st.lists(names, max_size=3).flatmap(
 
 
 def picture_paths() -> st.SearchStrategy[list[str]]:
-    """Draw paths of pictures; no path is a folder of another."""
+    """Draw paths of pictures; no path is a folder of another path."""
     return st.lists(_paths, min_size=1, max_size=6, unique=True).filter(
-        lambda paths: not any(path.startswith(other + "/") for path in paths for other in paths)
+        lambda paths: not any(path.startswith(f"{folder}/") for path in paths for folder in paths)
     )

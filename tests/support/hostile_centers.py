@@ -1,6 +1,6 @@
-"""Hostile centers.pt files, which no torch.save wrote. A file that can run its calls creates the file CANARY.
+"""Hostile centers.pt files, which torch.save did not write. A reader that runs a file's calls creates the file CANARY.
 
-``python tests/support/hostile_centers.py`` writes the small files in FOLDER.
+``python -m tests.support.hostile_centers`` writes the small files to FOLDER.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _LEGACY_START = (0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "littl
 
 
 class _Call:
-    """An object whose pickle calls a function."""
+    """Object whose pickle calls a function."""
 
     def __init__(self, function: object, *arguments: object) -> None:
         self._call = (function, arguments)
@@ -34,13 +34,11 @@ class _Call:
         return self._call
 
 
-def zip_of(
-    pickled: bytes, others: Mapping[str, bytes] | None = None, *, compression: int = zipfile.ZIP_STORED
-) -> bytes:
-    """Return a torch zip file with ``pickled`` as data.pkl and other files."""
+def zip_of(pickled: bytes, files: Mapping[str, bytes] | None = None, *, compression: int = zipfile.ZIP_STORED) -> bytes:
+    """Return a torch zip file with ``pickled`` as data.pkl, and further files."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", compression) as archive:
-        for name, content in {"data.pkl": pickled, "version": b"3\n", **(others or {})}.items():
+        for name, content in {"data.pkl": pickled, "version": b"3\n", **(files or {})}.items():
             _add(archive, f"centers/{name}", content, compression)
     return file.getvalue()
 
@@ -53,12 +51,12 @@ def _add(archive: zipfile.ZipFile, name: str, content: bytes, compression: int =
 
 
 def legacy_of(pickled: bytes, storages: bytes = pickle.dumps([], 2)) -> bytes:
-    """Return a legacy torch file with ``pickled`` as its object."""
+    """Return a legacy torch file whose object is ``pickled``."""
     return b"".join(pickle.dumps(value, 2) for value in _LEGACY_START) + pickled + storages
 
 
 def saved(value: object, *, is_zip: bool = True) -> bytes:
-    """Return the bytes that torch.save writes."""
+    """Return the bytes of torch.save."""
     file = io.BytesIO()
     torch.save(value, file, _use_new_zipfile_serialization=is_zip)
     return file.getvalue()
@@ -77,7 +75,7 @@ def _storage(*, kind: bytes = b"LongStorage", key: str = "0", count: int = 1) ->
 
 
 def _tensor(storage: bytes, *, offset: int = 0, size: bytes = b")") -> bytes:
-    """Return the pickle of {1: ((2, 3), tensor)}."""
+    """Return the pickle of ``{1: ((2, 3), tensor)}`` with the tensor of a storage."""
     tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + _number(offset) + size + size + b"\x89}tR"
     return b"\x80\x02}K\x01K\x02K\x03\x86" + tensor + b"\x86s."
 
@@ -91,7 +89,7 @@ def _two_pickles() -> bytes:
 
 
 def _overlapping_entries() -> bytes:
-    """Return a zip file whose directory lists the same megabyte a thousand times."""
+    """Return a zip file whose directory lists one megabyte a thousand times."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         _add(archive, "centers/data.pkl", _ENTRY)
@@ -211,13 +209,13 @@ HOSTILE: dict[str, bytes] = dict(
 """Name of the attack -> bytes of the file."""
 
 KEPT_BYTES = 1 << 16
-"""Largest file that is kept in FOLDER; tests make larger ones when they need them."""
+"""Size of the largest file in FOLDER; tests make larger files themselves."""
 
 FOLDER = DATA / "hostile"
 
 
 def write_kept() -> None:
-    """Write the kept files, and remove files that this script no longer makes."""
+    """Write the small files to FOLDER, and remove files there that are not in HOSTILE."""
     for path in FOLDER.glob("*.pt"):
         path.unlink()
     for name, data in HOSTILE.items():

@@ -1,4 +1,4 @@
-"""Photos of every kind as encoded files, the kinds that a command must skip, and extractions of photos read back."""
+"""Photo files: encoded photos of every kind, photos that a command must skip, and extractions with their results."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.file_trees import write
 from tests.support.sample_data import Array
 
 ORIENTATION = 0x0112
-"""Number of the EXIF and TIFF tag for a photo's orientation."""
+"""Number of the EXIF and TIFF tag of a photo's orientation."""
 
 ENDINGS = {
     "jpg": "JPEG",
@@ -41,9 +41,9 @@ _QUICK_AND_EXACT: dict[str, dict[str, Any]] = {
 
 
 def scene(height: int, width: int, *, seed: int = 0, cell: int = 4) -> Array:
-    """Return random colours that blend into each other.
+    """Return random colours with gradients between them.
 
-    With cells of 4 pixels JPEG preserves the colours well, and a picture still differs from itself shifted by a pixel.
+    JPEG preserves the colours of 4-pixel cells well, and the picture still differs from itself shifted by one pixel.
 
     Args:
         height: height in pixels.
@@ -65,13 +65,13 @@ def flat(height: int, width: int, colour: tuple[int, int, int] = (200, 100, 50))
 
 
 def encoded(pixels: Array | Image.Image, ending: str, *, orientation: int = 1, **options: Any) -> bytes:
-    """Return a photo encoded in the format of an ending, lossless if the format allows (PNG, WebP, BMP, PPM, TIFF).
+    """Encode a photo in the format of a file ending, without loss if the format allows (PNG, WebP, BMP, PPM, TIFF).
 
     Args:
         pixels: uint8 (H, W) or (H, W, 3 or 4), or a picture of any mode.
         ending: a key of ENDINGS.
-        orientation: the EXIF orientation; 1 writes no tag.
-        options: options of Pillow's save for this format.
+        orientation: EXIF orientation; 1 writes no tag.
+        options: options of Pillow's save for the format.
     """
     image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
     kind = ENDINGS[ending]
@@ -86,14 +86,14 @@ def encoded(pixels: Array | Image.Image, ending: str, *, orientation: int = 1, *
 
 
 def decoded(content: bytes) -> Array:
-    """Return the pixels of a file in stored orientation, uint8 (H, W, 3)."""
+    """Decode a file to pixels in the stored orientation, uint8 (H, W, 3)."""
     with Image.open(io.BytesIO(content)) as image:
         return np.array(image.convert("RGB"))
 
 
 def upright(pixels: Array, orientation: int) -> Array:
-    """Return stored pixels turned upright, by the table of the EXIF standard (0th row, 0th column)."""
-    turned = {
+    """Rotate and flip stored pixels upright, by the EXIF standard's table of 0th row and 0th column."""
+    upright_by_orientation = {
         1: pixels,
         2: pixels[:, ::-1],
         3: pixels[::-1, ::-1],
@@ -103,7 +103,7 @@ def upright(pixels: Array, orientation: int) -> Array:
         7: pixels.transpose(1, 0, 2)[::-1, ::-1],
         8: pixels.transpose(1, 0, 2)[::-1],
     }
-    return np.ascontiguousarray(turned[orientation])
+    return np.ascontiguousarray(upright_by_orientation[orientation])
 
 
 def _animated(ending: str) -> bytes:
@@ -112,9 +112,9 @@ def _animated(ending: str) -> bytes:
 
 
 def _deep(ending: str) -> bytes:
-    """Return a colour photo of 16 bits a channel, which Pillow would silently reduce to 8."""
-    done, file = cv2.imencode(f".{ending}", scene(64, 64).astype(np.uint16) * 257)
-    assert done
+    """Return a colour photo of 16 bits a channel, which Pillow would silently reduce to 8 bits."""
+    is_encoded, file = cv2.imencode(f".{ending}", scene(64, 64).astype(np.uint16) * 257)
+    assert is_encoded
     return file.tobytes()
 
 
@@ -133,22 +133,22 @@ def _bad_photos() -> dict[str, tuple[bytes, str]]:
     jpg, png = encoded(scene(64, 64), "jpg", quality=95), encoded(scene(64, 64), "png")
     rgb = Image.fromarray(scene(64, 64))
     unreadable = "not|no |cannot|read|unknown|damaged|decode"
-    cut = "truncat|cut|short|end|damaged|decode|incomplete|premature"
+    truncated = "truncat|cut|short|end|damaged|decode|incomplete|premature"
     return {
         "empty.jpg": (b"", "empty|zero|0 bytes"),
         "empty.png": (b"", "empty|zero|0 bytes"),
         "text.jpg": (b"this is no photo\n" * 9, unreadable),
         "zeros.png": (bytes(1000), unreadable),
-        "head.jpg": (jpg[:20], f"{cut}|{unreadable}"),
-        "cut.jpg": (jpg[: len(jpg) // 2], cut),
-        "cut_late.jpg": (jpg[:-200], cut),
-        "cut_progressive.jpg": (encoded(scene(64, 64), "jpg", progressive=True)[:-400], cut),
-        "cut.png": (png[: len(png) // 2], cut),
-        "cut_late.png": (png[:-200], cut),
-        "cut.webp": (encoded(scene(64, 64), "webp")[:-40], cut),
-        "cut.bmp": (encoded(scene(64, 64), "bmp")[:-40], cut),
-        "cut.ppm": (encoded(scene(64, 64), "ppm")[:-40], cut),
-        "cut.tiff": (encoded(scene(64, 64), "tiff")[:-400], f"{cut}|{unreadable}"),
+        "head.jpg": (jpg[:20], f"{truncated}|{unreadable}"),
+        "cut.jpg": (jpg[: len(jpg) // 2], truncated),
+        "cut_late.jpg": (jpg[:-200], truncated),
+        "cut_progressive.jpg": (encoded(scene(64, 64), "jpg", progressive=True)[:-400], truncated),
+        "cut.png": (png[: len(png) // 2], truncated),
+        "cut_late.png": (png[:-200], truncated),
+        "cut.webp": (encoded(scene(64, 64), "webp")[:-40], truncated),
+        "cut.bmp": (encoded(scene(64, 64), "bmp")[:-40], truncated),
+        "cut.ppm": (encoded(scene(64, 64), "ppm")[:-40], truncated),
+        "cut.tiff": (encoded(scene(64, 64), "tiff")[:-400], f"{truncated}|{unreadable}"),
         "cmyk.jpg": (encoded(rgb.convert("CMYK"), "jpg"), "CMYK"),
         "cmyk.tif": (encoded(rgb.convert("CMYK"), "tif"), "CMYK"),
         "deep.png": (_deep("png"), "16"),
@@ -165,14 +165,14 @@ def _bad_photos() -> dict[str, tuple[bytes, str]]:
 
 
 BAD_PHOTOS: dict[str, tuple[bytes, str]] = _bad_photos()
-"""File name -> content, and a pattern that the reason for skipping it must match (any case)."""
+"""File name -> content, and a pattern that the reason for skipping the file must match (any case)."""
 
 SMALL = ("--crop-size", "32", "--step", "32", "--threshold", "8")
 """Options for photos of some dozen pixels."""
 
 
 class Extracted(NamedTuple):
-    """One image of a store or folder."""
+    """An image of a store or folder, read back."""
 
     files: tuple[str, ...]
     tiles: list[bytes]
@@ -182,14 +182,14 @@ class Extracted(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """How an extraction ended."""
+    """Result of an extraction: exit status, report and images."""
 
     status: int
     report: dict[str, Any]
     images: dict[str, Extracted]
 
     def reason(self, photo: str) -> str:
-        """Return the reason for skipping a photo, which the report must give once."""
+        """Return the reason for skipping a photo; the report must give exactly one."""
         (entry,) = (entry for entry in self.report["skipped"] if entry["photo"] == photo)
         assert isinstance(entry["reason"], str)
         return str(entry["reason"])
@@ -197,21 +197,21 @@ class Outcome(NamedTuple):
 
 def images_of(path: Path) -> dict[str, Extracted]:
     """Return the images of a store or folder, by name."""
-    found = {}
+    images = {}
     with open_source(path) as source:
         for number in range(source.image_count):
             image, first = source.image(number), source.first_patch(number)
             reference = source.read_reference(number)
             assert reference is not None
             assert image.centers is not None
-            found[image.name] = Extracted(
+            images[image.name] = Extracted(
                 image.files,
                 [source.read(first + position) for position in range(len(image.files))],
                 reference,
                 {number: tuple(center) for number, center in image.centers.items()},
                 dict(image.extra),
             )
-    return found
+    return images
 
 
 def extract(photos: Path, *options: str | Path, to: str = "s.lmdb") -> Outcome:
@@ -222,14 +222,14 @@ def extract(photos: Path, *options: str | Path, to: str = "s.lmdb") -> Outcome:
 
 
 def extract_pixels(folder: Path, photos: Mapping[str, Array], *options: str | Path) -> Outcome:
-    """Extract from pixels. photos: path without ending -> pixels."""
+    """Write photos as PNG files, given as path without ending -> pixels, and extract from the files."""
     return extract(
         write(folder / "photos", {f"{name}.png": encoded(pixels, "png") for name, pixels in photos.items()}), *options
     )
 
 
 MAX_MEAN_DIFFERENCE = 2
-"""Promised limit after decoding, of 255. A square one pixel beside its place differs by some 10."""
+"""Promised maximum mean difference after decoding, of 255. A square that is one pixel off differs by about 10."""
 
 
 class Tile(NamedTuple):
@@ -240,7 +240,7 @@ class Tile(NamedTuple):
 
 
 def centred(pixels: Array) -> tuple[Array, int, int]:
-    """Return the centred square, and its top and left."""
+    """Return the square at the middle of pixels, and the square's top and left."""
     side = min(pixels.shape[:2])
     top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
     return pixels[top : top + side, left : left + side], top, left
@@ -251,48 +251,48 @@ def averaged(pixels: Array, side: int) -> Array:
 
 
 def starts(side: int, crop: int, step: int, threshold: int) -> list[int]:
-    found = list(range(0, side - crop + 1, step))
-    if found and side - (found[-1] + crop) > threshold:
-        found.append(side - crop)
-    return found
+    positions = list(range(0, side - crop + 1, step))
+    if positions and side - (positions[-1] + crop) > threshold:
+        positions.append(side - crop)
+    return positions
 
 
 def cut(
     square: Array, crops: Sequence[int], steps: Sequence[int], threshold: int, resize: Sequence[float] | None = None
 ) -> dict[int, list[Tile]]:
-    """Return the tiles of a square by crop size, without sizes that have no tile."""
+    """Return the expected tiles of a square by crop size; sizes without a tile are missing."""
     factors = resize or [crops[0] / crop for crop in crops]
     side = len(square)
-    f = side / round(crops[0] * factors[0])
+    scale = side / round(crops[0] * factors[0])
     tiles: dict[int, list[Tile]] = {}
     for crop, step, factor in zip(crops, steps, factors, strict=True):
         for row in starts(side, crop, step, threshold):
             for col in starts(side, crop, step, threshold):
                 pixels = averaged(square[row : row + crop, col : col + crop], int(crop * factor))
-                center = (int((row + crop // 2) // f), int((col + crop // 2) // f), int(crop // f))
+                center = (int((row + crop // 2) // scale), int((col + crop // 2) // scale), int(crop // scale))
                 tiles.setdefault(crop, []).append(Tile(pixels, center))
     return tiles
 
 
 def assert_close(content: bytes, pixels: Array) -> None:
-    """Compare a tile with pixels that went through the JPEG encoder of the original."""
-    done_, wanted = cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])
-    assert done_
+    """Compare a tile with expected pixels, encoded as DL-Art-School's script does: by OpenCV at quality 95."""
+    is_encoded, expected = cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])
+    assert is_encoded
     assert simplejpeg.decode_jpeg_header(content)[:2] == pixels.shape[:2]
-    difference = simplejpeg.decode_jpeg(content).astype(int) - simplejpeg.decode_jpeg(wanted.tobytes())
+    difference = simplejpeg.decode_jpeg(content).astype(int) - simplejpeg.decode_jpeg(expected.tobytes())
     assert np.abs(difference).mean() <= MAX_MEAN_DIFFERENCE
 
 
 def assert_made_of(image: Extracted, square: Array, tiles: Mapping[int, Sequence[Tile]], side: int) -> None:
     """Compare an image with its square and the tiles of each crop size."""
-    wanted = [tile for of_size in tiles.values() for tile in of_size]
-    assert image.files == tuple(f"{number:08d}.jpg" for number in range(len(wanted)))
-    assert image.centers == {number: tile.center for number, tile in enumerate(wanted)}
+    expected = [tile for of_size in tiles.values() for tile in of_size]
+    assert image.files == tuple(f"{number:08d}.jpg" for number in range(len(expected)))
+    assert image.centers == {number: tile.center for number, tile in enumerate(expected)}
     first, crops = 0, []
     for size, of_size in tiles.items():
         crops.append({"size": size, "first": first, "count": len(of_size)})
         first += len(of_size)
     assert [entry for entry in image.extra["crops"] if entry["count"]] == crops
     assert_close(image.reference, averaged(square, side))
-    for content, tile in zip(image.tiles, wanted, strict=True):
+    for content, tile in zip(image.tiles, expected, strict=True):
         assert_close(content, tile.pixels)

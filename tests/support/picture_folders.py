@@ -1,4 +1,4 @@
-"""Folders of pictures made for one test, and the stores made of them."""
+"""Folders of pictures for a test, the stores made of the folders, and expected pixels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.sample_data import Array, png
 
 
 def write_pictures(folder: Path, pictures: Mapping[str, Array]) -> Path:
-    """Write pictures, given by their paths below the folder, as PNG whatever their names end in."""
+    """Write pictures, given by their paths below the folder, as PNG, whatever the ending of a path."""
     for name, pixels in pictures.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -29,12 +29,12 @@ def store_of(folder: Path, layout: Layout = "pictures") -> Path:
 
 
 def planes(pixels: Array) -> Array:
-    """Return uint8 (H, W, C) as float32 (C, H, W) in [0, 1]."""
+    """Convert uint8 (H, W, C) to float32 (C, H, W) in [0, 1]."""
     return np.divide(pixels.transpose(2, 0, 1), 255, dtype=np.float32)
 
 
 def averaged(array: Array, factor: int = 2) -> Array:
-    """Return (C, H, W) reduced by averaging squares of factor x factor."""
+    """Reduce an array (C, H, W) by averaging squares of factor x factor."""
     channels, height, width = array.shape
     mean: Array = array.reshape(channels, height // factor, factor, width // factor, factor).mean((2, 4))
     return mean

@@ -1,4 +1,4 @@
-"""Tiny datasets in the formats of MNIST and CIFAR, written for one test."""
+"""Published files: tiny datasets in the formats of MNIST and CIFAR, written for a test."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from tests.support.sample_data import Array
 
 
 def levels(*shape: int, seed: int = 0) -> Array:
-    """Return random levels, a uint8 array of a shape."""
+    """Return a uint8 array of random levels."""
     return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
 
 
 def idx(array: Array) -> bytes:
-    """Return a uint8 array as an IDX file."""
+    """Return the bytes of an IDX file of a uint8 array."""
     return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
 
 
 def write_mnist(folder: Path, pixels: Array, labels: Array, *, split: str = "train", compressed: bool = False) -> None:
-    """Write the two files of a split."""
+    """Write the two MNIST files of a split."""
     folder.mkdir(parents=True, exist_ok=True)
     start = "train" if split == "train" else "t10k"
     for name, array in ((f"{start}-images-idx3-ubyte", pixels), (f"{start}-labels-idx1-ubyte", labels)):
@@ -35,7 +35,7 @@ def write_mnist(folder: Path, pixels: Array, labels: Array, *, split: str = "tra
 
 
 def python2_batch(fields: dict[str, Any]) -> bytes:
-    """Return a batch as Python 2's cPickle writes it at protocol 2, with texts and pixels as byte strings."""
+    """Return the pickle of a batch by Python 2's cPickle at protocol 2: texts and pixels are byte strings."""
     return b"\x80\x02}(" + b"".join(_python2(key) + _python2(value) for key, value in fields.items()) + b"u."
 
 
@@ -57,24 +57,24 @@ def _python2(value: Any) -> bytes:
 
 
 def write_cifar10(folder: Path, *, count: int = 3, protocol: int | None = None) -> tuple[Array, Array]:
-    """Write five training batches and the test batch; return the former's pixels (n, 32, 32, 3) and labels."""
+    """Write five training batches and the test batch; return pixels (n, 32, 32, 3) and labels of the training set."""
     folder.mkdir(parents=True, exist_ok=True)
     names = [f"class {n}" for n in range(10)]
     (folder / "batches.meta").write_bytes(_dump({"label_names": names, "num_vis": 3072}, protocol))
-    everything, all_labels = [], []
+    train_pixels, train_labels = [], []
     for number in range(1, 7):
         rows, labels = levels(count, 3072, seed=number), levels(count, seed=number) % 10
         batch = {"data": rows, "labels": labels.tolist(), "batch_label": "x", "filenames": ["a.png"] * count}
         name = "test_batch" if number == 6 else f"data_batch_{number}"
         (folder / name).write_bytes(_dump(batch, protocol))
         if number < 6:
-            everything.append(rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
-            all_labels.append(labels)
-    return np.concatenate(everything), np.concatenate(all_labels)
+            train_pixels.append(rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+            train_labels.append(labels)
+    return np.concatenate(train_pixels), np.concatenate(train_labels)
 
 
 def write_cifar100(folder: Path, *, count: int = 20, protocol: int | None = None) -> tuple[Array, Array, Array]:
-    """Write train, test and meta; return the pixels (n, 32, 32, 3), fine labels and coarse labels of train."""
+    """Write train, test and meta; return pixels (n, 32, 32, 3), fine and coarse labels of the training set."""
     folder.mkdir(parents=True, exist_ok=True)
     meta = {
         "fine_label_names": [f"fine {n}" for n in range(100)],
@@ -91,7 +91,7 @@ def write_cifar100(folder: Path, *, count: int = 20, protocol: int | None = None
 
 
 def _dump(fields: dict[str, Any], protocol: int | None) -> bytes:
-    """Return fields pickled as by Python 2 or, given a protocol, by Python 3, whose keys are then bytes."""
+    """Pickle fields as Python 2 does or, given a protocol, as Python 3 does with bytes as keys."""
     if protocol is None:
         return python2_batch(fields)
     return pickle.dumps({key.encode(): value for key, value in fields.items()}, protocol)

@@ -1,4 +1,4 @@
-"""Folder of the sample data, and pictures made for one test."""
+"""Sample data: the folders of the checkout and of the data, and random pictures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
-"""The checkout."""
+"""Folder of the checkout."""
 
 DATA = ROOT / "tests" / "data"
 
@@ -23,7 +23,7 @@ def noise(height: int, width: int, *, seed: int = 0) -> Array:
 
 
 def png(pixels: Array) -> bytes:
-    """Encode uint8 (H, W, 3) losslessly; readers recognise the format by the bytes, whatever the file's ending."""
+    """Encode uint8 (H, W, 3) as PNG. Readers recognise the format by the bytes, whatever the file's ending."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()

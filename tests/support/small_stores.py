@@ -1,4 +1,4 @@
-"""Small folders, the stores made of them, and functions that inspect and damage files without the API."""
+"""Small folders and stores, and functions that inspect and damage files without the library."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Content = dict[str, object]
 
 
 def small_folder(root: Path, *names: str, patches: int = 4, seed: int = 0) -> Path:
-    """Write a chunked folder; half of the patches fit a page of LMDB, half do not."""
+    """Write a chunked folder in which every second patch is larger than a page of LMDB."""
     for number, name in enumerate(names):
         folder = root / name
         folder.mkdir(parents=True)
@@ -35,18 +35,18 @@ def small_folder(root: Path, *names: str, patches: int = 4, seed: int = 0) -> Pa
 
 
 def make_store(folder: Path, store: Path, *, shard_size: int = 1, images: str | None = None) -> Path:
-    """Import a folder; by default every image gets a shard of its own."""
+    """Import a folder into a new store; by default every image has a shard of its own."""
     import_store([folder], store, shard_size=shard_size, images=images, workers=1)
     return store
 
 
 def append(folder: Path, store: Path, *, shard_size: int = 1, images: str | None = None) -> None:
-    """Append a folder's images."""
+    """Append a folder's images to a store."""
     import_store([folder], store, append=True, shard_size=shard_size, images=images, workers=1)
 
 
 def content_of(source: Source) -> Content:
-    """Return everything in a source: bytes of patches and references, metadata of images, and their order."""
+    """Return the content of a source: bytes of patches and references, metadata of images, and order of images."""
     content: Content = {"order": [source.image(number).name for number in range(source.image_count)]}
     for number in range(source.image_count):
         image = source.image(number)
@@ -63,7 +63,7 @@ def content_of(source: Source) -> Content:
 
 
 def state_of(folder: Path) -> dict[str, tuple[int, int]]:
-    """Return size and modification time of a folder and everything below it."""
+    """Return size and modification time of a folder and of all paths below the folder."""
     return {
         str(path.relative_to(folder)): (path.stat().st_size, path.stat().st_mtime_ns)
         for path in (folder, *folder.rglob("*"))
@@ -85,14 +85,14 @@ def flip(path: Path, position: int, bit: int = 0) -> None:
 
 
 def flip_in(path: Path, part: bytes) -> None:
-    """Flip a bit in the middle of some bytes that a file contains exactly once."""
+    """Flip a bit in the middle of a part that a file contains exactly once."""
     data = path.read_bytes()
     assert data.count(part) == 1
     flip(path, data.index(part) + len(part) // 2)
 
 
 def damage_table(store: Path, name: str) -> None:
-    """Flip a bit in the first block of a table of a store's index."""
+    """Flip a bit in the first block of a table in a store's index."""
     from dlas_store.storage.sealed_file import SealedFile
 
     body = SealedFile(store / INDEX_FILE, "index").body
@@ -100,7 +100,7 @@ def damage_table(store: Path, name: str) -> None:
 
 
 def in_child(function: Callable[[], None], *, user: int | None = None, patience: float = 120) -> int:
-    """Run a function in a forked child, as another user if given, and return its exit code, or 1 if it hangs."""
+    """Run a function in a forked child, as ``user`` if given; return the child's exit code, or 1 if the child hangs."""
     import multiprocessing
 
     def run() -> None:
@@ -121,7 +121,7 @@ def in_child(function: Callable[[], None], *, user: int | None = None, patience:
 
 @contextmanager
 def public_folder() -> Iterator[Path]:
-    """Give a new folder that every user may enter, unlike pytest's folders."""
+    """Create a temporary folder that every user may enter, unlike pytest's folders."""
     with tempfile.TemporaryDirectory(prefix="dlas_store_tests_") as name:
         folder = Path(name)
         folder.chmod(0o755)

@@ -1,4 +1,4 @@
-"""What every Source promises, as tests that each kind of source runs by subclassing."""
+"""SourceContract, the tests of the promises of Source; the tests of each kind of source subclass it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CENTERS = {0: Center(1, 2, 16), 3: Center(5, 6, 16), 77: Center(0, 0, 1)}
 
 
 class RawPatch(NamedTuple):
-    """A patch as it lies in the folder, found without the API under test."""
+    """A patch file in the folder, read without the API under test."""
 
     image: str
     file: str
@@ -36,7 +36,7 @@ class RawPatch(NamedTuple):
 
 
 def write_folder(root: Path) -> Path:
-    """Write a chunked folder with what sources have to cope with."""
+    """Write a chunked folder with formats, sizes and names that sources must cope with."""
     files = {
         "b same size/00000003.jpg": jpeg(noise(16, 16, seed=1)),
         "b same size/00000000.jpg": jpeg(noise(16, 16, seed=2)),
@@ -75,27 +75,24 @@ def cmyk(pixels: Array) -> bytes:
 
 
 def png16(pixels: Array) -> bytes:
-    """Return a picture of 16 bits a channel whose values, divided by 257, are those of uint8 pixels."""
+    """Return uint8 pixels as a PNG of 16 bits a channel, with all values multiplied by 257."""
     import cv2
 
     return bytes(cv2.imencode(".png", pixels[..., ::-1].astype(np.uint16) * 257)[1])
 
 
 def raw_patches(folder: Path, layout: Layout) -> list[RawPatch]:
-    """Return the patches of a folder in order: that of their paths by code point, part by part when chunked."""
+    """Return the patches of a folder, sorted by path; of a chunked folder sorted by image name, then file name."""
     paths = [path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in (".png", ".jpg")]
     paths = [path for path in paths if path.name != "ref.jpg"]
     if layout == "chunked":
-        return [RawPatch(path.parts[0], path.name, (folder / path).read_bytes()) for path in sorted(paths, key=_parts)]
+        paths.sort(key=lambda path: path.parts)
+        return [RawPatch(path.parts[0], path.name, (folder / path).read_bytes()) for path in paths]
     return [RawPatch(str(path), path.name, (folder / path).read_bytes()) for path in sorted(paths, key=str)]
 
 
-def _parts(path: Path) -> tuple[str, ...]:
-    return path.parts
-
-
 def send_content(source: Source, connection: Connection) -> None:
-    """Run in a child process: read everything."""
+    """Send the content of a source to the parent process; runs in a child process."""
     connection.send(content_of(source))
 
 
@@ -117,7 +114,7 @@ CALLS: dict[str, Callable[[Source, int], object]] = {
     "read_pixels": lambda source, number: source.read_pixels([number]),
     "decode_into": lambda source, number: source.decode_into(number, np.empty((16, 16, 3), np.uint8)),
     "decode_many_into": lambda source, number: source.decode_many_into([number], [np.empty((16, 16, 3), np.uint8)]),
-    "claimed_size": lambda source, number: source.header_size(number),
+    "header_size": lambda source, number: source.header_size(number),
     "locate": lambda source, number: source.locate(number),
     "image": lambda source, number: source.image(number),
     "first_patch": lambda source, number: source.first_patch(number),
@@ -138,22 +135,26 @@ USES: dict[str, Callable[[Source], object]] = {
 
 
 class SourceContract(ABC):
-    """Subclass it, and say how a source of write_folder's files is made and opened."""
+    """Tests of a source of write_folder's files; a subclass makes and opens the source."""
 
     layout: Layout = "chunked"
 
     @classmethod
     @abstractmethod
     def make(cls, folder: Path, scratch: Path) -> Path:
-        """Return the path that is opened, made of a folder; scratch is an empty folder."""
+        """Write the data of the source, such as a store of a folder, into the empty folder ``scratch``.
+
+        Returns:
+            The path of the data, for open(). A source of the folder itself returns the folder.
+        """
 
     @abstractmethod
     def open(self, path: Path) -> Source:
-        """Open what make() made."""
+        """Open the source at the path that make() returned."""
 
     @classmethod
     def expected(cls, folder: Path) -> list[RawPatch]:
-        """Return the patches in the order that the source should have."""
+        """Return the patches in the order of the source."""
         return raw_patches(folder, cls.layout)
 
     @pytest.fixture(scope="class")
@@ -188,9 +189,9 @@ class SourceContract(ABC):
         for number in range(source.image_count):
             image = source.image(number)
             file = folder / image.name / "ref.jpg"
-            there = self.layout == "chunked" and file.exists()
-            assert source.read_reference(number) == (file.read_bytes() if there else None)
-            assert image.has_reference == there
+            has_reference = self.layout == "chunked" and file.exists()
+            assert source.read_reference(number) == (file.read_bytes() if has_reference else None)
+            assert image.has_reference == has_reference
 
     def test_centers_are_those_of_the_files(self, source: Source) -> None:
         for number in range(source.image_count):
@@ -206,18 +207,18 @@ class SourceContract(ABC):
             expected = np.asarray(PillowImage.open(io.BytesIO(patch.data)).convert("RGB"))
             assert pixels.dtype == np.uint8
             assert pixels.shape == expected.shape
-            assert np.abs(pixels.astype(int) - expected).max() <= 2  # decoders of JPEG may round otherwise
+            assert np.abs(pixels.astype(int) - expected).max() <= 2  # two decoders of JPEG may round differently
 
     def test_pixels_of_one_size_are_one_array_in_the_order_asked_for(self, source: Source, raw: list[RawPatch]) -> None:
-        same = [index for index, patch in enumerate(raw) if patch.image.startswith("b same size")]
-        asked = [same[3], same[0], same[0], same[2]]
-        batch = source.read_pixels(asked)
+        same_size = [index for index, patch in enumerate(raw) if patch.image.startswith("b same size")]
+        indices = [same_size[3], same_size[0], same_size[0], same_size[2]]
+        batch = source.read_pixels(indices)
         assert isinstance(batch, np.ndarray)
         assert batch.shape == (4, 16, 16, 3)
-        for pixels, index in zip(batch, asked, strict=True):
+        for pixels, index in zip(batch, indices, strict=True):
             assert np.array_equal(pixels, source.read_pixels([index])[0])
         batch[:] = 0  # the arrays belong to the caller
-        assert source.read_pixels(asked)[0].any()
+        assert source.read_pixels(indices)[0].any()
 
     def test_pixels_of_several_sizes_are_a_list(self, source: Source, raw: list[RawPatch]) -> None:
         batch = source.read_pixels(range(len(raw)))
@@ -239,8 +240,8 @@ class SourceContract(ABC):
         views = [source.view(index) for index in range(len(source))]
         source.close()
         assert [bytes(view) for view in views] == [patch.data for patch in raw]
-        with self.open(path) as again:
-            views += [again.view(index) for index in range(len(again))]
+        with self.open(path) as reopened:
+            views += [reopened.view(index) for index in range(len(reopened))]
         assert [bytes(view) for view in views] == [patch.data for patch in raw] * 2
 
     def test_a_patch_is_decoded_into_an_array_of_its_size(self, source: Source) -> None:
@@ -258,11 +259,11 @@ class SourceContract(ABC):
     ) -> None:
         for index in range(len(source)):
             expected = source.read_pixels([index])[0]
-            height, width = (max(1, side + more) for side, more in zip(expected.shape, grown, strict=False))
+            height, width = (max(1, side + growth) for side, growth in zip(expected.shape, grown, strict=False))
             rows = np.full((3, height, width, 3), 77, np.uint8)
-            given = source.decode_into(index, rows[1])
-            assert np.array_equal(given, expected)
-            assert not np.shares_memory(given, rows)
+            pixels = source.decode_into(index, rows[1])
+            assert np.array_equal(pixels, expected)
+            assert not np.shares_memory(pixels, rows)
             assert (rows[[0, 2]] == 77).all()
 
     def test_an_array_of_turned_sides_or_as_many_pixels_is_of_another_size(
@@ -280,15 +281,15 @@ class SourceContract(ABC):
     def test_patches_are_decoded_each_into_its_array_or_a_new_one(self, source: Source) -> None:
         expected = [source.read_pixels([index])[0] for index in range(len(source))]
         for indices in ([], [0], [1, 0, 0], list(range(len(source))), list(range(len(source)))[::-1]):
-            for other in (None, *range(len(indices))):
+            for other_size in (None, *range(len(indices))):  # the position of an array of another size
                 outs = [np.full_like(expected[index], 77) for index in indices]
-                if other is not None:
-                    outs[other] = np.full((100, 100, 3), 77, np.uint8)
-                given = source.decode_many_into(indices, list(outs))
-                assert len(given) == len(indices)
-                for position, (pixels, out) in enumerate(zip(given, outs, strict=True)):
+                if other_size is not None:
+                    outs[other_size] = np.full((100, 100, 3), 77, np.uint8)
+                decoded = source.decode_many_into(indices, list(outs))
+                assert len(decoded) == len(indices)
+                for position, (pixels, out) in enumerate(zip(decoded, outs, strict=True)):
                     assert np.array_equal(pixels, expected[indices[position]])
-                    assert (pixels is out) == (position != other)
+                    assert (pixels is out) == (position != other_size)
 
     def test_as_many_arrays_as_patches_are_needed(self, source: Source) -> None:
         out = np.empty((16, 16, 3), np.uint8)
@@ -311,20 +312,20 @@ class SourceContract(ABC):
             assert all(pool.map(read, list(range(len(source))) * 20))
 
     def test_announcing_patches_changes_nothing(self, source: Source, raw: list[RawPatch]) -> None:
-        everything = range(len(source))
-        for indices in ([], [0], [len(source) - 1], everything, [0, 0, len(source) - 1, 0], list(everything)[::-1]):
+        patches = range(len(source))
+        for indices in ([], [0], [len(source) - 1], patches, [0, 0, len(source) - 1, 0], list(patches)[::-1]):
             source.prefetch(indices)
-        assert [source.read(index) for index in everything] == [patch.data for patch in raw]
+        assert [source.read(index) for index in patches] == [patch.data for patch in raw]
 
     def test_alpha_is_kept_only_when_asked_for(self, source: Source, raw: list[RawPatch]) -> None:
         (index,) = (index for index, patch in enumerate(raw) if patch.file == "alpha.png")
-        plain = 0 if index else 1
+        opaque = 0 if index else 1
         rgba = np.asarray(PillowImage.open(io.BytesIO(raw[index].data)))
         assert np.array_equal(source.read_pixels([index], alpha=True)[0], rgba)
         assert np.array_equal(source.read_pixels([index])[0], rgba[:, :, :3])
-        with_alpha = source.read_pixels([plain], alpha=True)[0]
+        with_alpha = source.read_pixels([opaque], alpha=True)[0]
         assert (with_alpha[:, :, 3] == 255).all()
-        assert np.array_equal(with_alpha[:, :, :3], source.read_pixels([plain])[0])
+        assert np.array_equal(with_alpha[:, :, :3], source.read_pixels([opaque])[0])
 
     def test_locate_first_patch_and_find_are_inverse(self, source: Source, raw: list[RawPatch]) -> None:
         for index, patch in enumerate(raw):
@@ -339,8 +340,8 @@ class SourceContract(ABC):
 
     @pytest.mark.parametrize("name", CALLS)
     def test_numbers_outside_are_an_error(self, source: Source, name: str) -> None:
-        of_images = ("image", "first_patch", "read_reference")
-        end = source.image_count if name in of_images else len(source)
+        takes_image = name in ("image", "first_patch", "read_reference")
+        end = source.image_count if takes_image else len(source)
         for number in (-1, -end, end + (name == "first_patch"), end + 1000, 1 << 70, -(1 << 70)):
             with pytest.raises(PatchIndexError, match=str(number)):
                 CALLS[name](source, number)
@@ -349,11 +350,11 @@ class SourceContract(ABC):
     def test_integers_of_every_type_work(self, source: Source, kind: Callable[[int], int]) -> None:
         for number in [0, 1] if kind is bool else range(source.image_count):
             for name, call in CALLS.items():
-                given, expected = call(source, kind(number)), call(source, number)
+                value, expected = call(source, kind(number)), call(source, number)
                 if name == "image":
-                    assert given.name == expected.name  # type: ignore[attr-defined]
+                    assert value.name == expected.name  # type: ignore[attr-defined]
                 else:
-                    assert np.array_equal(given, expected)  # type: ignore[arg-type]
+                    assert np.array_equal(value, expected)  # type: ignore[arg-type]
 
     @pytest.mark.parametrize(
         ("image", "file"), [("no such", "1.png"), ("", ""), ("\udcff", "1.png"), ("A", "1.png"), (None, "no such.png")]
@@ -402,8 +403,8 @@ class SourceContract(ABC):
                 order = np.random.default_rng(seed).permutation(len(source)).tolist() * 5
                 return [(index, source.read(source.find(*self._names(source, index)))) for index in order]
 
-            answers = [dict(answer) for answer in pool.map(read, range(8))]
-            assert answers == [{index: source.read(index) for index in range(len(source))}] * 8
+            contents = [dict(content) for content in pool.map(read, range(8))]
+            assert contents == [{index: source.read(index) for index in range(len(source))}] * 8
 
     @staticmethod
     def _names(source: Source, index: int) -> tuple[str, str]:
@@ -418,22 +419,22 @@ class SourceContract(ABC):
         assert content_of(source) == expected
 
     def test_a_source_pickles_as_path_and_options(self, source: Source) -> None:
-        fresh = pickle.dumps(source)
+        pickled = pickle.dumps(source)
         expected = content_of(source)
-        assert len(pickle.dumps(source)) == len(fresh)  # nothing that was read travels
-        with pickle.loads(fresh) as other:
-            assert content_of(other) == expected
-            assert other.path == source.path
+        assert len(pickle.dumps(source)) == len(pickled)  # a pickle holds nothing that was read
+        with pickle.loads(pickled) as copy:
+            assert content_of(copy) == expected
+            assert copy.path == source.path
 
     def test_a_subset_has_its_images_in_another_process_too(self, source: Source) -> None:
         expected = content_of(source)
         names = [source.image_name(number) for number in range(source.image_count)]
-        for chosen in ([names[-1]], names[::-1], [names[0], names[-1]]):
-            with PickledSubset.of(source, chosen).open() as subset:
+        for subset_names in ([names[-1]], names[::-1], [names[0], names[-1]]):
+            with PickledSubset.of(source, subset_names).open() as subset:
                 content = content_of(subset)
-                files = [key for key in expected if key.startswith(tuple(f"{name}/" for name in chosen))]
+                files = [key for key in expected if key.startswith(tuple(f"{name}/" for name in subset_names))]
                 assert files
-                for key in [*chosen, *files]:
+                for key in [*subset_names, *files]:
                     assert content[key] == expected[key]
                 assert (subset.path, subset.layout) == (source.path, source.layout)
                 assert (subset.decoder, subset.max_pixels) == (source.decoder, source.max_pixels)
@@ -449,12 +450,12 @@ class SourceContract(ABC):
 
     @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no users to switch to")
     def test_read_only_files_are_enough(self) -> None:
-        with public_folder() as place:
-            folder = write_folder(place / "source")
-            (place / "scratch").mkdir()
-            path = self.make(folder, place / "scratch")
-            below = [*place.rglob("*"), place]
-            for file in below:
+        with public_folder() as public:
+            folder = write_folder(public / "source")
+            (public / "scratch").mkdir()
+            path = self.make(folder, public / "scratch")
+            files = [*public.rglob("*"), public]
+            for file in files:
                 file.chmod(0o555 if file.is_dir() else 0o444)
             with self.open(path) as source:
                 expected = content_of(source)
@@ -466,6 +467,6 @@ class SourceContract(ABC):
                     assert content_of(source) == expected
 
             code = in_child(read, user=NOBODY)
-            for file in below:
+            for file in files:
                 file.chmod(0o755)
             assert code == 0

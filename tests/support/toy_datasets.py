@@ -1,4 +1,4 @@
-"""Small datasets for tests of loaders; each item contains its own index."""
+"""Toy datasets for tests of loaders; each item contains its index."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ITEMS = 40
 
 
 class Rolls(ItemDataset):
-    """A dataset whose items hold their index and a random number; it records the batches that are begun."""
+    """Dataset whose items contain their index and a random number. ``begun`` records the indices of each batch."""
 
     def __init__(self, *, length: int = ITEMS, bad: Sequence[int] = (), seed: int | None = 5) -> None:
         super().__init__(ConfigOptions.of_dataset({} if seed is None else {"seed": seed}, mode="rolls"))
@@ -37,13 +37,13 @@ class Rolls(ItemDataset):
             raise ImageError(f"item {index} is damaged")
         return {"index": index, "roll": int(random.generator.integers(1 << 40)), "side": torch.ones(1 + index % 3)}
 
-    def batch_builder(self, draws: Sequence[SampleKey], allocate: Allocate) -> BatchBuilder:
-        self.begun.append([draw.index for draw in draws])
-        return super().batch_builder(draws, allocate)
+    def batch_builder(self, keys: Sequence[SampleKey], allocate: Allocate) -> BatchBuilder:
+        self.begun.append([key.index for key in keys])
+        return super().batch_builder(keys, allocate)
 
 
 class Squares(Dataset[int]):
-    """A plain dataset of PyTorch, as users write it, which takes whole numbers only."""
+    """Plain dataset of PyTorch, as users write it; an index must be an int."""
 
     def __init__(self, length: int = 10) -> None:
         self.length = length
@@ -60,5 +60,5 @@ class Squares(Dataset[int]):
 
 
 def indices_and_rolls(items: Sequence[Mapping[str, Any]]) -> Any:
-    """Collate items into a batch: index and random number of each."""
+    """Collate items into a batch: a pair of index and random number for each item."""
     return [(item["index"], item["roll"]) for item in items]

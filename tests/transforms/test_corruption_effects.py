@@ -1,4 +1,4 @@
-"""Degradations: the effect of each corruption on a known picture, and the distribution of its random numbers."""
+"""The effect of each corruption on a known picture, and the distribution of its random numbers."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_without_a_corruption_frames_are_returned_as_they_are() -> None:
     for options in ({}, {"random_corruptions": ["noise"]}, {"random_seed": 3}):
         corrupted, strengths = apply(frames, **options)
         assert strengths == []
-        assert all(ours is theirs for ours, theirs in zip(corrupted, frames, strict=True))
+        assert all(result is frame for result, frame in zip(corrupted, frames, strict=True))
 
 
 def test_color_quantization_floors_to_multiples_of_a_power_of_two() -> None:
@@ -93,7 +93,7 @@ def test_motion_blur_spreads_a_point_along_a_line_of_its_length() -> None:
     for index in range(60):
         corrupted, strength = corrupt(point, "motion_blur", index=index, cosine_bias=False, corruption_blur_scale=6)
         length = int(18 * strength) + 1
-        rows, cols = (places.astype(float) for places in np.nonzero(corrupted[0] > 1e-6))
+        rows, cols = (indices.astype(float) for indices in np.nonzero(corrupted[0] > 1e-6))
         assert corrupted[0].sum() == pytest.approx(1, abs=1e-4)
         assert max(np.ptp(rows), np.ptp(cols)) <= length
         if length >= 8:
@@ -117,24 +117,24 @@ def test_the_kernel_of_a_line_sums_to_one_at_every_angle(length: int) -> None:
 @pytest.mark.parametrize(("name", "always"), [("lq_resampling", None), ("lq_resampling4x", 4)])
 def test_lq_resampling_goes_down_by_any_interpolation_and_back_up_bilinearly(name: str, always: int | None) -> None:
     frame = planes(PHOTO)
-    found: Counter[tuple[int, int]] = Counter()
+    count_of: Counter[tuple[int, int]] = Counter()
     for index in range(400):
         corrupted, strength = corrupt(frame, name, index=index, cosine_bias=False)
         factor = always or (1 if strength < 0.3 else 2 if strength < 0.7 else 4)
         if factor == 1:
             assert corrupted is frame
-            found[1, 0] += 1
+            count_of[1, 0] += 1
             continue
         small = (reduced(interleaved(frame), factor, interpolation) for interpolation in INTERPOLATIONS)
-        distances = [float(np.abs(enlarged(one, frame.shape[1:]) - corrupted).max()) for one in small]
+        distances = [float(np.abs(enlarged(picture, frame.shape[1:]) - corrupted).max()) for picture in small]
         assert min(distances) < 1e-5
-        found[factor, int(np.argmin(distances))] += 1
-    factors = Counter({factor: sum(n for key, n in found.items() if key[0] == factor) for factor in (1, 2, 4)})
+        count_of[factor, int(np.argmin(distances))] += 1
+    factors = Counter({factor: sum(n for key, n in count_of.items() if key[0] == factor) for factor in (1, 2, 4)})
     if always is None:
         assert 80 < factors[1] < 160
         assert 120 < factors[2] < 200
-    # Bilinear and cubic reduction by whole numbers sample other places; a photo tells all four apart.
-    assert all(found[4, number] > factors[4] / 8 for number in range(4))
+    # Each interpolation reads different pixels to reduce by a whole number, so that a photo tells all four apart.
+    assert all(count_of[4, number] > factors[4] / 8 for number in range(4))
 
 
 @pytest.mark.parametrize(("name", "amplitude"), [("noise", None), ("noise-5", 5)])
@@ -149,7 +149,7 @@ def test_noise_is_uniform_of_its_amplitude_and_not_clipped(name: str, amplitude:
         assert levels.max() > 0.98 * top
         np.testing.assert_allclose(levels.mean((1, 2)), top / 2, rtol=0.05)
         assert levels.std() == pytest.approx(top / math.sqrt(12), rel=0.05)
-        assert len(np.unique(levels[2])) > 3500  # each value has noise of its own
+        assert len(np.unique(levels[2])) > 3500  # nearly every value has different noise
 
 
 @pytest.mark.parametrize("name", JPEG)
@@ -203,17 +203,17 @@ def test_greyscale_is_the_mean_of_the_channels() -> None:
     np.testing.assert_allclose(corrupt(frame, "greyscale")[0], np.stack([frame.mean(0)] * 3), atol=1e-6)
 
 
-# Steps of colour jitter, each told apart by a picture that only this step changes
+# Steps of colour jitter, each on a picture that shows no other step
 
 
 def jittered(frame: Array) -> list[tuple[Array, float]]:
-    """Return the frame after each jitter strong enough to be measured, with the reach of its factors."""
-    made = [corrupt(frame, "color_jitter", index=index, cosine_bias=False) for index in range(500)]
-    return [(corrupted, 0.2 * strength) for corrupted, strength in made if strength > 0.25]
+    """Return the frame after each jitter that is strong enough to be measured, and the spread of its factors."""
+    jitters = [corrupt(frame, "color_jitter", index=index, cosine_bias=False) for index in range(500)]
+    return [(corrupted, 0.2 * strength) for corrupted, strength in jitters if strength > 0.25]
 
 
-def assert_fills(values: list[float]) -> None:
-    """Check that values are uniform in [-1, 1]."""
+def assert_uniform(values: list[float]) -> None:
+    """Check that values are distributed uniformly in [-1, 1]."""
     assert -1.01 < min(values) < -0.9
     assert 0.9 < max(values) < 1.01
     assert np.mean(values) == pytest.approx(0, abs=0.12)
@@ -242,26 +242,26 @@ def test_color_jitter_multiplies_brightness_and_stretches_contrast_about_the_mea
         factor = (dark + bright) / 2 / 0.4999
         brightness.append(float(factor - 1) / spread)
         contrast.append(float((bright - dark) / 0.2 / factor - 1) / spread)
-    assert_fills(brightness)
-    assert_fills(contrast)
+    assert_uniform(brightness)
+    assert_uniform(contrast)
 
 
 def test_color_jitter_turns_hue_and_stretches_saturation() -> None:
     colour = (0.5, 0.35, 0.3)
     hue = colorsys.rgb_to_hsv(*colour)[0]
-    turns, chroma = [], []
+    rotations, chroma = [], []
     for corrupted, spread in jittered(flat(*colour)):
-        turned, *_ = colorsys.rgb_to_hsv(*corrupted[:, 0, 0].tolist())
-        turns.append(((turned - hue + 0.5) % 1 - 0.5) / spread)
+        rotated_hue, *_ = colorsys.rgb_to_hsv(*corrupted[:, 0, 0].tolist())
+        rotations.append(((rotated_hue - hue + 0.5) % 1 - 0.5) / spread)
         chroma.append(float(np.ptp(corrupted[:, 0, 0]) / np.ptp(colour)))
-    assert_fills(turns)
+    assert_uniform(rotations)
     assert min(chroma) > 0.8**3 - 0.01
     assert max(chroma) < 1.2**3 + 0.01
     assert np.std(chroma) > 0.08
 
 
 def test_color_jitter_takes_its_steps_in_an_order_that_varies() -> None:
-    # Brightness that clips keeps white only if contrast was not lowered before.
+    # White stays white if raised brightness clips it, unless an earlier step lowered the contrast.
     frame = np.repeat(np.array([0, 1], np.float32), 32).reshape(1, 8, 8).repeat(3, 0)
     clipped = Counter(bool(corrupted.max() == 1) for corrupted, _ in jittered(frame) if corrupted.min() > 0.01)
     assert min(clipped[True], clipped[False]) > 20

@@ -1,4 +1,4 @@
-"""Corruptions of a dataset: their choice, order and strengths, and the seeds that fix these."""
+"""Corruptions of a dataset: their choice and order, and their strengths with and without a fixed seed."""
 
 from __future__ import annotations
 
@@ -48,47 +48,48 @@ def test_strengths_are_uniform_or_biased_towards_weak_ones(cosine_bias: bool, se
 @pytest.mark.parametrize("cosine_bias", [True, False])
 def test_random_seed_gives_each_item_the_strengths_of_seed_plus_index(seed: int, cosine_bias: bool) -> None:
     for index in (0, 1, 200):
-        for draw in ({"repetition": 0}, {"repetition": 9}, {"seed": 5}):
+        for rng in ({"repetition": 0}, {"repetition": 9}, {"seed": 5}):
             _, strengths = apply(
-                [flat(0)] * 3, "none", "greyscale", index=index, random_seed=seed, cosine_bias=cosine_bias, **draw
+                [flat(0)] * 3, "none", "greyscale", index=index, random_seed=seed, cosine_bias=cosine_bias, **rng
             )
             assert strengths == expected_strengths(seed + index, 6, cosine_bias=cosine_bias)
 
 
 def test_random_seed_fixes_strengths_but_not_noise_angles_or_which() -> None:
-    def of(repetition: int, *fixed: str, **options: Any) -> list[Any]:
+    def corrupted(repetition: int, *fixed: str, **options: Any) -> list[Any]:
         frames, strengths = apply([planes(PHOTO)], *fixed, random_seed=3, repetition=repetition, **options)
         return [frames[0].tobytes(), strengths]
 
     for name in ("noise-5", "motion_blur", "lq_resampling4x"):
         options = {"corruption_blur_scale": 9, "cosine_bias": False}
-        made = [of(repetition, name, **options) for repetition in range(8)]
-        assert all(strengths == made[0][1] for _, strengths in made)
-        assert len({picture for picture, _ in made}) > 1
+        repetitions = [corrupted(repetition, name, **options) for repetition in range(8)]
+        assert all(strengths == repetitions[0][1] for _, strengths in repetitions)
+        assert len({picture for picture, _ in repetitions}) > 1
     for name in ("jpeg", "gaussian_blur", "color_quantization"):
-        assert of(0, name) == of(1, name)
-    drawn = {of(n, random_corruptions=["greyscale", "jpeg", "none"], num_corrupts_per_image=1)[0] for n in range(20)}
-    assert len(drawn) == 3
+        assert corrupted(0, name) == corrupted(1, name)
+    choice = {"random_corruptions": ["greyscale", "jpeg", "none"], "num_corrupts_per_image": 1}
+    assert len({corrupted(repetition, **choice)[0] for repetition in range(20)}) == 3
 
 
 @pytest.mark.parametrize("options", [{}, {"random_seed": 1}])
 def test_an_item_is_corrupted_alike_by_seed_index_and_repetition_and_otherwise_by_any_of_them(
     options: dict[str, int],
 ) -> None:
-    def of(**draw: int) -> bytes:
-        (corrupted,), _ = apply(
+    def corrupted(**rng: int) -> bytes:
+        (picture,), _ = apply(
             [planes(PHOTO)],
             "noise",
             "motion_blur",
             random_corruptions=["color_jitter", "lq_resampling"],
             num_corrupts_per_image=2,
             **options,
-            **draw,
+            **rng,
         )
-        return corrupted.tobytes()
+        return picture.tobytes()
 
-    assert of() == of(seed=0, index=0, repetition=0)
-    assert len({of(), of(seed=1), of(index=1), of(repetition=1), of(index=2, repetition=1)}) == 5
+    assert corrupted() == corrupted(seed=0, index=0, repetition=0)
+    keys = ({}, {"seed": 1}, {"index": 1}, {"repetition": 1}, {"index": 2, "repetition": 1})
+    assert len({corrupted(**key) for key in keys}) == 5
 
 
 def test_random_corruptions_are_drawn_evenly_and_with_replacement() -> None:
@@ -119,10 +120,10 @@ def test_random_corruptions_come_before_the_fixed_ones_whose_strengths_alone_are
         num_corrupts_per_image=1,
         random_seed=9,
     )
-    drawn = expected_strengths(9, 3)
-    assert strengths == drawn[1:]
-    step = 2 ** (int(drawn[1] * 10 / 3) + 2)
-    brighter = np.clip(frame + np.float32(0.3 * drawn[0]), 0, 1)
+    expected = expected_strengths(9, 3)
+    assert strengths == expected[1:]
+    step = 2 ** (int(expected[1] * 10 / 3) + 2)
+    brighter = np.clip(frame + np.float32(0.3 * expected[0]), 0, 1)
     np.testing.assert_allclose(corrupted, np.floor(brighter * 255 / step) * step / 255, atol=1e-5)
 
 
@@ -131,8 +132,10 @@ def test_restoring_comes_after_every_other_corruption() -> None:
     corrupted, strength = corrupt(frame, "lq_resampling4x", "jpeg")
     quality = int((1 - strength) * 20) + 10
     small = (reduced(interleaved(frame), 4, interpolation) for interpolation in INTERPOLATIONS)
-    restored = [enlarged(interleaved(pillow_jpeg(planes(one * 255), quality)), frame.shape[1:]) for one in small]
-    assert min(np.abs(one - corrupted).max() for one in restored) < 0.02
+    restored = [
+        enlarged(interleaved(pillow_jpeg(planes(picture * 255), quality)), frame.shape[1:]) for picture in small
+    ]
+    assert min(np.abs(picture - corrupted).max() for picture in restored) < 0.02
 
 
 def test_two_resamplings_are_restored_one_after_the_other() -> None:
@@ -144,24 +147,24 @@ def test_two_resamplings_are_restored_one_after_the_other() -> None:
 
 def test_all_frames_get_the_same_corruptions_each_with_strengths_of_its_own() -> None:
     frame = planes(PHOTO)
-    lone, lone_strengths = apply([frame], "color_quantization", "saturation", random_seed=11)
+    single, single_strengths = apply([frame], "color_quantization", "saturation", random_seed=11)
     frames, strengths = apply([frame, frame], "color_quantization", "saturation", random_seed=11)
     assert strengths == expected_strengths(11, 4)
-    assert lone_strengths == strengths[:2]
-    np.testing.assert_array_equal(frames[0], lone[0])
+    assert single_strengths == strengths[:2]
+    np.testing.assert_array_equal(frames[0], single[0])
     assert not np.array_equal(frames[0], frames[1])
 
     grey = flat(0.1, 0.5, 0.9)
     for index in range(20):
-        made, _ = apply([grey] * 3, index=index, random_corruptions=["greyscale", "none"], num_corrupts_per_image=1)
-        assert len({one.tobytes() for one in made}) == 1
+        same, _ = apply([grey] * 3, index=index, random_corruptions=["greyscale", "none"], num_corrupts_per_image=1)
+        assert len({frame.tobytes() for frame in same}) == 1
 
 
 def test_frames_of_different_sizes_are_restored_each_to_its_own() -> None:
     frames = [planes(noise(*size)) for size in ((32, 32), (20, 44), (9, 7))]
     for index in range(10):
-        made, _ = apply(frames, "lq_resampling", "lq_resampling4x", index=index, cosine_bias=False)
-        assert [one.shape for one in made] == [one.shape for one in frames]
+        corrupted, _ = apply(frames, "lq_resampling", "lq_resampling4x", index=index, cosine_bias=False)
+        assert [frame.shape for frame in corrupted] == [frame.shape for frame in frames]
 
 
 # Options

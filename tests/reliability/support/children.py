@@ -1,4 +1,4 @@
-"""Forked children for runs that could end their process; a signal becomes a failure that names the run."""
+"""Forked children for runs that could end their process; a signal becomes a failure with the number of the run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def each_in_child(function: Callable[[int], object], numbers: Sequence[int], *, 
     Args:
         function: function that raises if the run fails.
         numbers: numbers of the runs.
-        memory: bytes that the child may map beyond the mappings of this process; None for no limit.
+        memory: bytes that the child may map beyond the mappings of this process, or None for no limit.
 
     Raises:
         AssertionError: a run failed or its process ended; the message names the run.
@@ -58,7 +58,7 @@ def _run(
         for number in numbers:
             current.value = number
             function(number)
-    except BaseException:  # noqa: BLE001 - every failure is sent to the parent
+    except BaseException:  # noqa: BLE001 - the parent reports every failure
         sender.send(traceback.format_exc())
         sys.exit(0)
 
@@ -68,7 +68,7 @@ def _mapped_bytes() -> int:
 
 
 def work_here(monkeypatch: Any, *modules: str) -> None:
-    """Let modules run the jobs of their worker processes in this process, which saves the start of workers."""
+    """Make modules run their workers' jobs in this process, which saves the start of workers."""
 
     def run_here(function: Any, jobs: Any, *, workers: int, bar: Any = None) -> Iterator[Any]:
         return run_in_order(function, jobs, workers=0)

@@ -1,6 +1,6 @@
-"""A fork server for dlas-store commands: one process loads the program, and every run is a fork of it, dozens a second.
+"""Fork server of dlas-store commands: one process loads the program and forks for every run, dozens of times a second.
 
-Run as a script, this file is that process.
+This file, run as a script, is the server process.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ PATIENCE_SECONDS = 120
 
 _LOADED_LATE = (
     "concurrent.futures.process",
-    "dlas_store.maintenance.verify",
     "dlas_store.converters.exporting",
     "dlas_store.converters.extraction.extracting",
     "dlas_store.converters.importing",
@@ -37,15 +36,16 @@ _LOADED_LATE = (
     "multiprocessing.sharedctypes",
     "multiprocessing.synchronize",
 )
-"""Modules that commands import late. The fork server imports them first: runs start faster, and every user has them."""
+"""Modules that commands import late. The server imports them before a fork, so that runs start faster and runs of a
+user without access to the checkout have them."""
 
 
 class Ended(NamedTuple):
-    """The end of a run of commands.
+    """Result of a run of commands.
 
     Attributes:
-        status: exit status of the last command; a negative one is the number of the signal that ended it.
-        published: number of commands that the run reported as done, by a pipe, before it started the next.
+        status: exit status of the last command; -N if signal N ended the command.
+        published: number of completed commands; the run reports each command through a pipe before the next starts.
         out, err: text that the commands printed.
     """
 
@@ -56,7 +56,7 @@ class Ended(NamedTuple):
 
 
 class Run:
-    """Commands that run one after another in one process, the leader of its own process group."""
+    """Run of one or more commands, one after another, in a process that leads a process group of its own."""
 
     def __init__(self, server: Commands, pid: int) -> None:
         self._server = server
@@ -66,18 +66,18 @@ class Run:
         """Kill the process if it still runs.
 
         Args:
-            with_workers: kill its worker processes, too.
+            with_workers: whether to kill the worker processes too.
         """
         with contextlib.suppress(ProcessLookupError):
             (os.killpg if with_workers else os.kill)(self.pid, signal.SIGKILL)
 
     def end(self) -> Ended:
-        """Wait for the end of the process."""
+        """Wait for the end of the process, and return the result."""
         return self._server.wait(self)
 
 
 class Commands:
-    """A context manager that runs commands.
+    """Handle of the fork server, which runs commands; ``with`` ends the server.
 
     Args:
         folder: folder for the output of the commands.
@@ -86,25 +86,25 @@ class Commands:
 
     def __init__(self, folder: Path, environment: dict[str, str] | None = None) -> None:
         self._folder = folder
-        self._published, theirs = os.pipe()
+        self._published, write_end = os.pipe()
         os.set_blocking(self._published, False)
         self._process = subprocess.Popen(
-            [sys.executable, __file__, str(theirs)],
+            [sys.executable, __file__, str(write_end)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            pass_fds=[theirs],
+            pass_fds=[write_end],
             env=os.environ | (environment or {}),
             text=True,
             bufsize=1,
         )
-        os.close(theirs)
+        os.close(write_end)
 
     def start(self, *commands: Sequence[str | Path], largest_file: int | None = None, user: int = 0) -> Run:
         """Start one process that runs commands until one fails.
 
         Args:
-            commands: arguments of ``dlas-store``, for each command.
-            largest_file: most bytes that the system lets a file grow to; None for no limit.
+            commands: arguments of ``dlas-store`` for each command.
+            largest_file: maximum size of a file in bytes, which the system enforces; None for no limit.
             user: id of the user that runs the commands; 0 for the user of the tests.
         """
         for name in ("out", "err"):
@@ -119,11 +119,11 @@ class Commands:
         return Run(self, self._ask(request)["pid"])
 
     def run(self, *commands: Sequence[str | Path], largest_file: int | None = None, user: int = 0) -> Ended:
-        """Run commands to their end; the arguments are those of start()."""
+        """Run commands to their end, with the arguments of start()."""
         return self.start(*commands, largest_file=largest_file, user=user).end()
 
     def done(self, *command: str | Path) -> str:
-        """Run a command that must succeed and print nothing to stderr, and return its output."""
+        """Run a command that must succeed and print nothing to stderr, and return the command's output."""
         ended = self.run(command)
         assert (ended.status, ended.err) == (0, ""), (command, ended)
         return ended.out
@@ -136,7 +136,7 @@ class Commands:
         return run.end()
 
     def wait(self, run: Run) -> Ended:
-        """Wait for the end of a run."""
+        """Wait for the end of a run, and return the result."""
         status = self._ask({"wait": run.pid})["status"]
         try:
             published = len(os.read(self._published, 1 << 16))
@@ -153,7 +153,7 @@ class Commands:
         if not ready:
             self._process.kill()
         answer = self._process.stdout.readline()
-        assert answer, f"hangs, or the process that commands are forked from died: {request}"
+        assert answer, f"the fork server hangs or has died at the request {request}"
         reply: dict[str, Any] = json.loads(answer)
         return reply
 
@@ -172,7 +172,7 @@ class Commands:
 
 
 def _serve(published: int, requests: IO[str], answers: IO[str]) -> None:
-    from dlas_store.cli.main import main as cli
+    from dlas_store.cli.main import main
 
     for name in _LOADED_LATE:
         importlib.import_module(name)
@@ -184,7 +184,7 @@ def _serve(published: int, requests: IO[str], answers: IO[str]) -> None:
         else:
             pid = os.fork()
             if pid == 0:
-                os._exit(_run_commands(cli.main, request, published))
+                os._exit(_run_commands(main, request, published))
             answer = {"pid": pid}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
@@ -212,7 +212,7 @@ def _run_commands(main: Any, request: dict[str, Any], published: int) -> int:
             os.write(published, b".")
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else 1
-    except BaseException:  # noqa: BLE001 - the interpreter handles it the same way
+    except BaseException:  # noqa: BLE001 - reported as the interpreter reports an uncaught exception
         sys.excepthook(*sys.exc_info())
         status = 70
     sys.stderr.flush()

@@ -1,8 +1,9 @@
-/* Preloaded into a program, this sees every call by which it changes files below one folder: counts them, records them
- * with their data, and makes the Nth fail, or all from there on, or kills the program and its workers there.
+/* Fault injection: this library, preloaded into a program, intercepts every call that changes files below one folder. It
+ * counts the calls, records them with their data, and makes call N fail, or all calls from N on, or kills the program and
+ * its workers at call N.
  *
- * It is told what to do through a file that all processes map, named by FAULTS_CONTROL; faults.py writes it and reads
- * the record. A call that it cannot follow (a shared writable map, an asynchronous write) ends the process loudly: a
+ * faults.py controls the library through a file that all processes map, named by FAULTS_CONTROL, and reads the record. A
+ * call that the library cannot follow (a shared writable map, an asynchronous write) ends the process with a message: a
  * record with gaps would prove nothing.
  */
 #define _GNU_SOURCE
@@ -27,14 +28,14 @@ enum { COUNT, ONCE, FROM_THERE_ON, KILL };
 enum { CREATE, WRITE, TRUNCATE, ALLOCATE, SYNC_FILE, SYNC_ALL, RENAME, LINK, UNLINK, MKDIR, RMDIR };
 
 struct control {
-    _Atomic uint64_t calls;  /* that change something, so far */
-    _Atomic uint64_t clock;  /* orders what is recorded */
-    _Atomic uint64_t failed; /* calls that were made to fail */
-    uint64_t fail_at;        /* from 1 */
+    _Atomic uint64_t calls;  /* number of calls that change files */
+    _Atomic uint64_t clock;  /* orders the recorded calls */
+    _Atomic uint64_t failed; /* number of calls that this library made fail */
+    uint64_t fail_at;        /* number of the call, from 1 */
     uint32_t mode;
     int32_t error;
-    char folder[1024]; /* calls below it count; empty: none does */
-    char log[1024];    /* where they are recorded; empty: nowhere */
+    char folder[1024]; /* calls below this folder count; empty: no call counts */
+    char log[1024];    /* file of the records; empty: no record */
 };
 
 struct record {
@@ -87,7 +88,7 @@ static int is_watched(const char *path) {
 static int is_watched_file(int file, char path[PATH_MAX]) {
     if (control == NULL || control->folder[0] == 0 || !path_of_file(file, path) || !is_watched(path)) return 0;
     struct stat status;
-    if (fstat(file, &status) || status.st_nlink == 0) return 0; /* removed: nobody will see it again */
+    if (fstat(file, &status) || status.st_nlink == 0) return 0; /* a removed file: no path leads to its data */
     return S_ISREG(status.st_mode) || S_ISDIR(status.st_mode);
 }
 
@@ -124,7 +125,7 @@ static void record(int call, uint64_t begun, const char *path, const char *other
     at = mempcpy(at, &head, sizeof head);
     at = mempcpy(at, path, head.path_length);
     at = mempcpy(at, other, head.other_length);
-    for (int part = 0; part < count && data; part++) { /* a short write ends within a part */
+    for (int part = 0; part < count && data; part++) { /* a short write may end within a part */
         size_t size = parts[part].iov_len < data ? parts[part].iov_len : data;
         at = mempcpy(at, parts[part].iov_base, size);
         data -= size;
@@ -253,7 +254,7 @@ int fallocate64(int file, int mode, off_t offset, off_t length) { return allocat
 int posix_fallocate(int file, off_t offset, off_t length) { return allocates("fallocate", file, 0, offset, length) ? errno : 0; }
 int posix_fallocate64(int file, off_t offset, off_t length) { return allocates("fallocate", file, 0, offset, length) ? errno : 0; }
 
-/* What is not followed */
+/* Calls that are not followed */
 
 #define NOT_FOLLOWED(type, name, file, parameters, arguments)                                                          \
     type name parameters {                                                                                             \
@@ -323,7 +324,7 @@ int syncfs(int file) {
     return result;
 }
 
-void sync(void) { /* has no way to fail; not done, since all file systems of the machine would wait for it */
+void sync(void) { /* cannot fail; skipped, since it would wait for all file systems of the machine */
     if (control == NULL || control->folder[0] == 0) {
         REAL(sync)();
         return;

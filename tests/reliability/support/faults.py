@@ -1,6 +1,7 @@
-"""Fault injection: calls that change files are counted, recorded or made to fail, or the program is killed at one.
+"""Fault injection: count and record the calls that change files, make calls fail, or kill the program at a call.
 
-faults.c is preloaded into the program and intercepts the calls. This module compiles it, controls it and reads its log.
+faults.c is preloaded into the program and intercepts the calls. This module compiles the library, controls it and reads
+its log.
 """
 
 from __future__ import annotations
@@ -53,12 +54,12 @@ class Record(NamedTuple):
 
     Attributes:
         call: kind of the call.
-        begun, ended: times of its start and end; a sync covers the calls that ended before the sync began.
+        begun, ended: times of the start and the end; a sync covers the calls that ended before the sync began.
         offset, length: bytes of a write or allocation; for a truncation, the length is the new size.
         is_durable: whether the call wrote to a file that is open for synchronous writing.
         path: absolute path.
-        other: the new path of a rename or link.
-        data: the bytes of a write.
+        other: new path of a rename or link.
+        data: bytes of a write.
     """
 
     call: Call
@@ -73,10 +74,10 @@ class Record(NamedTuple):
 
 
 class Faults:
-    """The control of the preloaded library, and its counts.
+    """Control and counters of the preloaded library.
 
     Args:
-        folder: folder for the library and its control file.
+        folder: folder for the library and the control file.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -93,17 +94,17 @@ class Faults:
 
         Args:
             folder: absolute path without links.
-            log: file to which records of successful calls are appended; None for no log.
+            log: file that records of successful calls are appended to; None for no log.
             mode: effect on the call ``at``.
             at: number of the call, from 1.
-            error: errno of the calls that fail.
+            error: errno of the failing calls.
         """
         log_name = b"" if log is None else str(log).encode()
         self._map[:_FAIL_AT_OFFSET] = struct.pack("<QQQ", 0, self._number(8), 0)
         _FAIL_AT.pack_into(self._map, _FAIL_AT_OFFSET, at, mode, error, str(folder).encode(), log_name)
 
     def stop(self) -> None:
-        """Stop watching; the counts stay."""
+        """Stop watching; the counters keep their values."""
         _FAIL_AT.pack_into(self._map, _FAIL_AT_OFFSET, 0, 0, 0, b"", b"")
 
     @property
@@ -113,7 +114,7 @@ class Faults:
 
     @property
     def failed(self) -> int:
-        """Number of calls since watch() that were made to fail."""
+        """Number of calls since watch() that this library made fail."""
         return self._number(16)
 
     def _number(self, offset: int) -> int:
@@ -122,7 +123,7 @@ class Faults:
 
 
 def read_log(path: Path) -> list[Record]:
-    """Return the recorded calls in the order of their ends."""
+    """Return the recorded calls, sorted by their end."""
     return sorted(_records(path.read_bytes()), key=lambda record: record.ended)
 
 
@@ -151,7 +152,7 @@ def _records(data: bytes) -> Iterator[Record]:
 def _compile(folder: Path) -> Path:
     compiler = shutil.which("gcc")
     if compiler is None:
-        pytest.fail("gcc is needed to see the calls that LMDB makes: install it (apt install gcc libc6-dev)")
+        pytest.fail("gcc is missing, which compiles the library that intercepts calls; run: apt install gcc libc6-dev")
     source, library = Path(__file__).with_name("faults.c"), folder / "faults.so"
     options = ["-O1", "-Wall", "-Wextra", "-shared", "-fPIC", "-o", library, source, "-ldl"]
     result = subprocess.run([compiler, *options], capture_output=True, text=True, check=False)

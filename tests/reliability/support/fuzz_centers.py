@@ -1,9 +1,7 @@
-"""A fuzzer of centers.pt, guided by coverage: ``python -m tests.reliability.support.fuzz_centers SECONDS FOLDER``.
+"""Coverage-guided fuzzer of centers.pt: ``python -m tests.reliability.support.fuzz_centers SECONDS FOLDER``.
 
-FOLDER keeps the files that the fuzzer found.
-
-The exit status is not 0 if a file runs something, raises another error than CentersError, or takes more than 2 GiB or a
-minute. The fuzzer stops at the first such file.
+FOLDER keeps the inputs of the fuzzer. The fuzzer stops, with an exit status other than 0, at the first file that runs
+code, raises another error than CentersError, or takes more than 2 GiB or a minute.
 """
 
 from __future__ import annotations
@@ -29,11 +27,11 @@ def _read(data: bytes) -> None:
 def main() -> None:
     """Fuzz for SECONDS."""
     seconds, folder = int(sys.argv[1]), Path(sys.argv[2])
-    found = folder / "found"
-    found.mkdir(parents=True, exist_ok=True)
-    good = DATA.glob("chunked*/*/centers.pt")
-    for number, path in enumerate([*HOSTILE.glob("*.pt"), *good]):
-        (found / f"start-{number}").write_bytes(path.read_bytes())
+    inputs = folder / "found"
+    inputs.mkdir(parents=True, exist_ok=True)
+    valid = DATA.glob("chunked*/*/centers.pt")
+    for number, path in enumerate([*HOSTILE.glob("*.pt"), *valid]):
+        (inputs / f"start-{number}").write_bytes(path.read_bytes())
     watched.install()
     limits = [
         f"-max_total_time={seconds}",
@@ -42,7 +40,7 @@ def main() -> None:
         "-max_len=65536",
         "-print_final_stats=1",
     ]
-    atheris.Setup([sys.argv[0], f"-artifact_prefix={folder}/", *limits, str(found)], _read)
+    atheris.Setup([sys.argv[0], f"-artifact_prefix={folder}/", *limits, str(inputs)], _read)
     atheris.Fuzz()
 
 

@@ -1,11 +1,11 @@
-"""A model of a disk after power loss: recorded calls are replayed, and any call that was not yet synced may be lost.
+"""Model of a disk after power loss: recorded calls are replayed, and any call that no sync has covered may be lost.
 
-The model assumes the least that POSIX promises:
+The model assumes only the promises of POSIX:
 
-* Bytes of a file may be lost until a later fsync of the file covers them: each 4 KiB block by itself, with or without
-  the growth of the file.
+* Bytes of a file may be lost until a later fsync of the file covers them. Each 4 KiB block is lost independently, with
+  or without the growth of the file.
 * The creation, removal and renaming of names may be lost until a later fsync of their folder covers them. A rename is
-  lost as one.
+  lost as a whole or not at all.
 * sync covers everything.
 * A folder whose own name was never synced may be lost with all its contents.
 """
@@ -23,11 +23,11 @@ BLOCK = 4096
 
 
 class _Folder:
-    """A folder of the recorded machine, told from others by identity alone."""
+    """Folder of the recorded machine; folders are compared by identity."""
 
 
 class _File:
-    """A file of the recorded machine, with its bytes before the first recorded call."""
+    """File of the recorded machine, with the bytes before the first recorded call."""
 
     def __init__(self, content: bytes = b"") -> None:
         self.content = content
@@ -39,14 +39,14 @@ _Names = dict[_Folder, dict[str, _Node]]
 
 @dataclass
 class _Effect:
-    """The change that a call made.
+    """Effect of a call on the disk.
 
     Attributes:
-        ended: time at which the call ended.
-        home: the file or folder whose fsync makes the change durable.
+        ended: time of the end of the call.
+        home: file or folder whose fsync makes the effect durable.
         record: the call.
-        names: (folder, name, node) of each name that the call set; node None for a removed name.
-        covered: position, among the calls, of the sync that made the change durable; beyond the end for none.
+        names: (folder, name, node) of each name that the call set; node is None for a removed name.
+        covered: position, among the calls, of the sync that made the effect durable; beyond the end if no sync did.
     """
 
     ended: int
@@ -57,12 +57,12 @@ class _Effect:
 
 
 class Disk:
-    """The history of a folder: its first state, and all calls that changed it.
+    """History of a folder: the first state, and all calls that changed the folder.
 
     Args:
         root: absolute path of the folder during the recording.
-        before: a copy of the folder before the first call.
-        records: the calls in the order of their ends.
+        before: copy of the folder before the first call.
+        records: calls, sorted by their end.
     """
 
     def __init__(self, root: Path, before: Path, records: Sequence[Record]) -> None:
@@ -94,15 +94,15 @@ class Disk:
         return len(self._effects)
 
     def write_as_it_was(self, folder: Path, end: int) -> None:
-        """Write the folder after the first ``end`` calls, with nothing lost."""
+        """Write the folder after the first ``end`` calls, without any loss."""
         self._write(folder, end, None)
 
-    def write_after_power_loss(self, folder: Path, end: int, draw: random.Random) -> None:
-        """Write a possible folder after power loss behind the first ``end`` calls, chosen at random."""
-        self._write(folder, end, draw)
+    def write_after_power_loss(self, folder: Path, end: int, rng: random.Random) -> None:
+        """Write a random possible state of the folder after power loss behind the first ``end`` calls."""
+        self._write(folder, end, rng)
 
     def write_what_was_synced(self, folder: Path, end: int) -> None:
-        """Write the folder after power loss behind the first ``end`` calls, with all lost that can be."""
+        """Write the folder after power loss behind the first ``end`` calls, with the greatest possible loss."""
         self._write(folder, end, random.Random(0), keep=(0,))
 
     def _load(self, node: _Folder, folder: Path) -> None:
@@ -133,7 +133,7 @@ class Disk:
         return folder, name
 
     def _effect(self, names: _Names, record: Record) -> _Effect:
-        """Return the change that a call made, and apply it to ``names``."""
+        """Return the effect of a call, and apply the effect to ``names``."""
         if record.call in (Call.WRITE, Call.TRUNCATE, Call.ALLOCATE):
             return _Effect(record.ended, self._find(names, record.path), record)
         folder, name = self._place(names, record.path)
@@ -143,42 +143,42 @@ class Disk:
             case Call.CREATE:
                 changes = [(folder, name, _File())]
             case Call.MKDIR:
-                made = _Folder()
-                names[made] = {}
-                changes = [(folder, name, made)]
+                new_folder = _Folder()
+                names[new_folder] = {}
+                changes = [(folder, name, new_folder)]
             case Call.UNLINK | Call.RMDIR:
                 changes = [(folder, name, None)]
             case Call.RENAME | Call.LINK:
                 node = names[folder][name]
                 home, other = self._place(names, record.other)
-                gone: list[tuple[_Folder, str, _Node | None]] = [(folder, name, None)]
-                changes = [*(gone if record.call == Call.RENAME else []), (home, other, node)]
+                removal: list[tuple[_Folder, str, _Node | None]] = [(folder, name, None)]
+                changes = [*(removal if record.call == Call.RENAME else []), (home, other, node)]
             case _:
                 raise AssertionError(record.call)
         _rename(names, changes)
         return _Effect(record.ended, home, record, changes)
 
     def _write(
-        self, folder: Path, end: int, draw: random.Random | None, *, keep: Sequence[float] = (0, 0.5, 0.9, 1)
+        self, folder: Path, end: int, rng: random.Random | None, *, keep: Sequence[float] = (0, 0.5, 0.9, 1)
     ) -> None:
         names: _Names = {node: dict(entries) for node, entries in self._start.items()}
         contents: dict[_File, bytearray] = {}
-        # Chances near 0 and 1, drawn apart for names and data, give states that a fair coin would hardly ever give.
-        keep_names, keep_data = (1.0, 1.0) if draw is None else (draw.choice(keep) for _ in range(2))
+        # Chances near 0 and 1, drawn separately for names and data, give states that fair coins would hardly ever give.
+        keep_names, keep_data = (1.0, 1.0) if rng is None else (rng.choice(keep) for _ in range(2))
         for effect in self._effects[:end]:
             if effect is None:
                 continue
-            is_safe = draw is None or effect.covered < end
+            is_safe = rng is None or effect.covered < end
             if effect.names:
-                if is_safe or _drawn(draw, keep_names):
+                if is_safe or _is_kept(rng, keep_names):
                     _rename(names, effect.names)
                 continue
             assert isinstance(effect.home, _File)
             content = contents.setdefault(effect.home, bytearray(effect.home.content))
             if is_safe:
                 _change(content, effect.record, None, 1)
-            elif effect.record.call == Call.WRITE or _drawn(draw, keep_data):
-                _change(content, effect.record, draw, keep_data)
+            elif effect.record.call == Call.WRITE or _is_kept(rng, keep_data):
+                _change(content, effect.record, rng, keep_data)
         self._materialise(folder, self._top, names, contents)
 
     def _materialise(self, path: Path, node: _Folder, names: _Names, contents: dict[_File, bytearray]) -> None:
@@ -190,9 +190,9 @@ class Disk:
                 (path / name).write_bytes(contents.get(child, child.content))
 
 
-def _drawn(draw: random.Random | None, chance: float) -> bool:
-    assert draw is not None
-    return draw.random() < chance
+def _is_kept(rng: random.Random | None, chance: float) -> bool:
+    assert rng is not None
+    return rng.random() < chance
 
 
 def _rename(names: _Names, changes: list[tuple[_Folder, str, _Node | None]]) -> None:
@@ -204,18 +204,18 @@ def _rename(names: _Names, changes: list[tuple[_Folder, str, _Node | None]]) -> 
             entries[name] = node
 
 
-def _change(content: bytearray, record: Record, draw: random.Random | None, keep: float) -> None:
-    """Change a file's bytes as a call did, or with ``draw`` only some blocks, each kept with the chance ``keep``."""
+def _change(content: bytearray, record: Record, rng: random.Random | None, keep: float) -> None:
+    """Apply a call to a file's bytes; with ``draw``, apply each block of a write only with the chance ``keep``."""
     end = record.offset + record.length
     if record.call == Call.TRUNCATE:
         _resize(content, record.length)
     elif record.call == Call.ALLOCATE:
         _resize(content, max(len(content), end))
     else:
-        if draw is not None and draw.random() < 0.5:
-            _resize(content, max(len(content), end))  # the file grew, but its bytes did not reach the disk
+        if rng is not None and rng.random() < 0.5:
+            _resize(content, max(len(content), end))  # the file grew, but the bytes did not reach the disk
         for start, stop in _blocks(record.offset, end):
-            if draw is None or draw.random() < keep:
+            if rng is None or rng.random() < keep:
                 _resize(content, max(len(content), stop))
                 content[start:stop] = record.data[start - record.offset : stop - record.offset]
 

@@ -1,6 +1,6 @@
-"""A program that reads a store through a loader; tests start, watch and interrupt it.
+"""Program that reads a store through a loader; tests start, watch and interrupt the program.
 
-read_by_loader.py STORE CASE,...   read two epochs by each case, check every item, and print the case
+read_by_loader.py STORE CASE,...   read two epochs in each case, check every item, and print the case
 read_by_loader.py STORE CASE --long   read an epoch of 10,000 times the store, and print "batch" after each batch
 """
 
@@ -23,14 +23,14 @@ LOADERS = ("threads", "workers", "torch", "torch-persistent")
 
 
 class Case(NamedTuple):
-    """A way to read a store.
+    """Way to read a store.
 
     Attributes:
         loader: "threads" or "workers" for a loader of this library; "torch" or "torch-persistent" for PyTorch's
             DataLoader without or with persistent workers.
         start_method: start method of worker processes; empty for threads.
-        parent: history of the dataset: "untouched"; "read", items were read; "pickled", it was read, pickled and
-            unpickled; "closed", another dataset of the same store was opened, read and dropped.
+        parent: history of the dataset. "untouched": none. "read": items were read. "pickled": an item was read, and the
+            dataset was pickled and unpickled. "closed": another dataset of the same store was opened, read and dropped.
     """
 
     loader: str
@@ -50,7 +50,7 @@ CASES = [
 
 
 def options_of(store: str, *, times: int = 1) -> dict[str, Any]:
-    """Return the options of a dataset that reads patches, references and metadata, ``times`` times an epoch."""
+    """Return the options of a dataset that reads each patch, with reference and metadata, ``times`` times an epoch."""
     patches = {"target_size": 32, "scale": 2, "need_ref": True, "strict": True}
     data = {"paths": [store], "weights": [times]}
     return {"mode": "single_image_extensible", "batch_size": 4, "seed": 1, **data, **patches}
@@ -82,14 +82,14 @@ def loader_of(case: Case, dataset: ItemDataset, store: str) -> Iterable[dict[str
             multiprocessing_context=case.start_method,
             persistent_workers=case.loader == "torch-persistent",
         )
-    own: dict[str, Any] = {"loader": case.loader, "n_threads": 2}
+    loader_options: dict[str, Any] = {"loader": case.loader, "n_threads": 2}
     if case.loader == "workers":
-        own |= {"n_workers": 2, "start_method": case.start_method}
-    return create_dataloader(dataset, options_of(store) | own)
+        loader_options |= {"n_workers": 2, "start_method": case.start_method}
+    return create_dataloader(dataset, options_of(store) | loader_options)
 
 
 def content(item: dict[str, Any]) -> list[bytes]:
-    """Return the bytes of each tensor of an item, in the order of its keys."""
+    """Return the bytes of each tensor of an item, sorted by key."""
     return [item[key].numpy().tobytes() for key in sorted(item) if isinstance(item[key], torch.Tensor)]
 
 
@@ -100,15 +100,15 @@ def items_of(batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def compare(case: Case, store: str) -> None:
-    """Read two epochs; each must give every item once, equal to the item of a dataset without a loader."""
+    """Read two epochs. Each must give every item once, equal to the item of a dataset that is read without a loader."""
     dataset = prepared(store, case.parent)
-    alone: Any = create_dataset(options_of(store))
-    expected = {item["GT_path"]: content(item) for item in map(alone.__getitem__, range(len(alone)))}
+    plain: Any = create_dataset(options_of(store))
+    expected = {item["GT_path"]: content(item) for item in map(plain.__getitem__, range(len(plain)))}
     loader = loader_of(case, dataset, store)
     for _ in range(2):
-        read = [item for batch in loader for item in items_of(batch)]
-        assert len(read) == len(expected), f"{case}: {len(read)} items of {len(expected)}"
-        assert {item["GT_path"]: content(item) for item in read} == expected, f"{case}: other items"
+        items = [item for batch in loader for item in items_of(batch)]
+        assert len(items) == len(expected), f"{case}: {len(items)} items of {len(expected)}"
+        assert {item["GT_path"]: content(item) for item in items} == expected, f"{case}: other items"
 
 
 def read_long(case: Case, store: str) -> None:
@@ -119,10 +119,10 @@ def read_long(case: Case, store: str) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    store, names, *rest = sys.argv[1:]
+    store, names, *flags = sys.argv[1:]
     for name in names.split(","):
         case = Case(*name.split("/"))
-        if rest:
+        if flags:
             read_long(case, store)
         compare(case, store)
         print(case, flush=True)

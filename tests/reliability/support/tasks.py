@@ -1,4 +1,4 @@
-"""Tasks: each command that writes, the state before it, and the state that it leaves without faults."""
+"""Tasks: each writing command, the state before the command, and the state after the command without faults."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ Content = dict[str, object]
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A command that writes ``folder / target`` for some folder.
+    """Command that writes ``folder / target`` for any folder.
 
     Attributes:
-        words: the command; ``{}`` in a word is replaced by the folder.
+        words: words of the command; ``{}`` in a word stands for the folder.
         target: path that the command writes: STORE, NESTED or FOLDER.
-        prior: store that is copied to the target before the command; None if the command creates the target.
+        prior: store that prepare() copies to the target; None if the command creates the target.
         old: content() of the target before the command.
         new: content() of the target after the command.
         shards: keys and values of each shard after the command.
@@ -53,7 +53,7 @@ class Task:
     seconds: float = 0.0
 
     def prepare(self, folder: Path) -> None:
-        """Create the folder for the command, with the prior store in it."""
+        """Create the folder of the command, with a copy of the prior store."""
         folder.mkdir()
         if self.prior is not None:
             shutil.copytree(self.prior, folder / self.target)
@@ -63,23 +63,23 @@ class Task:
         return [word.format(folder) for word in self.words]
 
     def content(self, folder: Path) -> Content | None:
-        """Return the content of the target after a check of all of it; None if the target does not exist."""
+        """Check the whole target and return its content; return None if the target does not exist."""
         target = folder / self.target
         if self.target == FOLDER:
             return dict(read(target)) if target.exists() else None
         return content_of_store(target) if target.exists() else None
 
     def check(self, folder: Path, ended: Ended) -> None:
-        """Check that the target has its old or new state, and the new one if the command reported success."""
-        found = self.content(folder)
-        assert found in ((self.new,) if ended.published else (self.old, self.new)), ended
+        """Check that the target has its old or new state, or only its new state if the command reported success."""
+        content = self.content(folder)
+        assert content in ((self.new,) if ended.published else (self.old, self.new)), ended
         self._check_untouched(folder)
 
     def complete(self, folder: Path, commands: Commands) -> None:
-        """Run the command again and check that it completes and leaves no other file."""
-        was_there = self.prior is None and (folder / self.target).exists()
+        """Run the command again, and check that the command completes and leaves no further file."""
+        existed = self.prior is None and (folder / self.target).exists()
         ended = commands.run(self.command(folder))
-        if was_there:  # the first run ended after its last rename, so the second can only report that the target exists
+        if existed:  # the first run ended after its last rename, so the second can only report that the target exists
             assert ended.status == 1, ended
             assert "exists; " in ended.err
         else:
@@ -89,11 +89,11 @@ class Task:
         self._check_untouched(folder)
         target = folder / self.target
         assert target.suffix != ".lmdb" or verify(target, workers=1).ok
-        left = [str(path.relative_to(folder)) for path in folder.rglob("*.partial*/**")]
-        assert list(target.parent.iterdir()) == [target], left
+        leftovers = [str(path.relative_to(folder)) for path in folder.rglob("*.partial*/**")]
+        assert list(target.parent.iterdir()) == [target], leftovers
         if target.suffix == ".lmdb":
-            others = {path.name for path in target.iterdir() if not path.match("shard-?????.lmdb")}
-            assert others == {INDEX_FILE}, others
+            names = {path.name for path in target.iterdir() if not path.match("shard-?????.lmdb")}
+            assert names == {INDEX_FILE}, names
 
     def _check_untouched(self, folder: Path) -> None:
         """Check that every shard of the prior store is unchanged, byte for byte."""
@@ -102,7 +102,7 @@ class Task:
 
 
 def content_of_store(store: Path) -> Content:
-    """Return the content of a store after a check of each shard: its tree, its metadata and every value."""
+    """Check the tree, the metadata and every value of each shard, and return the content of the store."""
     with Store(store) as source:
         for number in source.index.shards:
             read_shard(store / shard_file_name(number), check_values=True)
@@ -110,11 +110,11 @@ def content_of_store(store: Path) -> Content:
 
 
 def image_files(number: int) -> Tree:
-    """Return the files of image ``number``: patches of a few bytes to some LMDB pages, a reference, a centers.pt."""
-    draw = random.Random(number)
-    count = draw.randrange(2, 7)
+    """Return the files of image ``number``: patches of a few bytes to a few LMDB pages, a reference, a centers.pt."""
+    rng = random.Random(number)
+    count = rng.randrange(2, 7)
     patches = {
-        f"{patch:08d}.ppm": ppm(number * 100 + patch) + draw.randbytes(draw.choice((0, 50, 3000, 9000)))
+        f"{patch:08d}.ppm": ppm(number * 100 + patch) + rng.randbytes(rng.choice((0, 50, 3000, 9000)))
         for patch in range(count)
     }
     centers = write_centers({patch: Center(patch, number, 8) for patch in range(count)})
@@ -129,16 +129,16 @@ def make_source(root: Path, numbers: range) -> Path:
 
 
 def make_tasks(root: Path, commands: Commands) -> dict[str, Task]:
-    """Return name -> task for every task, after one run of each."""
+    """Return all tasks by name, each after a run without faults."""
     source = make_source(root / "source", range(8))
     photos = write(root / "photos", {f"{n // 2}/{n}.png": encoded(scene(80, 80 + n, seed=n), "png") for n in range(5)})
     shards = ("--workers", "1", "--shard-size", "20KiB")
-    cut = ("extract", "--crop-size", "64", "--step", "64", "--threshold", "8", "--workers", "1")
-    cut_shards = (*cut, "--shard-size", "30KiB")
+    extract = ("extract", "--crop-size", "64", "--step", "64", "--threshold", "8", "--workers", "1")
+    extract_shards = (*extract, "--shard-size", "30KiB")
     into = f"{{}}/{STORE}"
     commands.done("import", *shards, "--images", "image_0000[0-3]", source, root / "part.lmdb")
     commands.done("import", *shards, source, root / "whole.lmdb")
-    commands.done(*cut_shards, "--exclude", "2/", photos, root / "cut_part.lmdb")
+    commands.done(*extract_shards, "--exclude", "2/", photos, root / "extracted_part.lmdb")
     tasks = {
         "import": Task(words=("import", *shards, str(source), into), target=STORE),
         "import-nested": Task(words=("import", *shards, str(source), f"{{}}/{NESTED}"), target=NESTED),
@@ -146,17 +146,18 @@ def make_tasks(root: Path, commands: Commands) -> dict[str, Task]:
             words=("import", "--append", *shards, str(source), into), target=STORE, prior=root / "part.lmdb"
         ),
         "reindex": Task(words=("reindex", into), target=STORE, prior=root / "whole.lmdb"),
-        "extract": Task(words=(*cut_shards, str(photos), into), target=STORE),
+        "extract": Task(words=(*extract_shards, str(photos), into), target=STORE),
         "extract-append": Task(
-            words=(*cut_shards, "--append", str(photos), into), target=STORE, prior=root / "cut_part.lmdb"
+            words=(*extract_shards, "--append", str(photos), into), target=STORE, prior=root / "extracted_part.lmdb"
         ),
-        "extract-folder": Task(words=(*cut, str(photos), f"{{}}/{FOLDER}"), target=FOLDER),
+        "extract-folder": Task(words=(*extract, str(photos), f"{{}}/{FOLDER}"), target=FOLDER),
         "export": Task(words=("export", "--workers", "1", str(root / "whole.lmdb"), f"{{}}/{FOLDER}"), target=FOLDER),
     }
-    return {name: _tried(task, root / f"try_{name}", commands) for name, task in tasks.items()}
+    return {name: _with_results(task, root / f"try_{name}", commands) for name, task in tasks.items()}
 
 
-def _tried(task: Task, folder: Path, commands: Commands) -> Task:
+def _with_results(task: Task, folder: Path, commands: Commands) -> Task:
+    """Run a task without faults, and return the task with its states and its duration."""
     task.prepare(folder)
     old = task.content(folder)
     started = time.monotonic()

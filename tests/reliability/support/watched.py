@@ -1,4 +1,4 @@
-"""Read a centers.pt under an audit hook that reports everything that is opened, imported, run or started."""
+"""Watched reads of centers.pt: an audit hook reports opened files, imports, executed code and started processes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _installed: list[bool] = []
 
 
 class RanSomethingError(BaseException):
-    """A forbidden audit event during a read; derived from BaseException, so that no handler of errors catches it."""
+    """A forbidden audit event during a read. A handler of Exception does not catch this BaseException."""
 
 
 def _watch(event: str, arguments: tuple[object, ...]) -> None:
@@ -41,7 +41,7 @@ def _watch(event: str, arguments: tuple[object, ...]) -> None:
 
 
 def install() -> None:
-    """Install the audit hook in this process, once; it cannot be removed."""
+    """Install the audit hook in this process, once; Python cannot remove an audit hook."""
     if _installed:
         return
     _installed.append(True)
@@ -50,7 +50,7 @@ def install() -> None:
 
 
 def read(data: bytes) -> bool:
-    """Read the bytes of a centers.pt and return whether they were refused.
+    """Read the bytes of a centers.pt and return whether the reader refused the bytes.
 
     Raises:
         RanSomethingError: the read raised a forbidden audit event.
