@@ -126,7 +126,7 @@ def import_store(
 
     Raises:
         ConfigError: an option is invalid.
-        NotASourceError: a source is no source, has no image, or has another layout.
+        NotASourceError: a path is not a source, the sources have no image, or their layouts differ.
         TargetExistsError: the store exists, and append is false.
         ImportFailedError: files are bad, a name occurs twice, or a source changed during the import.
         BusyError: another process writes the store.
