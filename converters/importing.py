@@ -142,7 +142,7 @@ def import_store(
 
     Raises:
         ConfigError: an option is invalid.
-        NotASourceError: a source is no source, has no image, or has another layout.
+        NotASourceError: a path is not a source, the sources have no image, or their layouts differ.
         TargetExistsError: the store exists, and append is false.
         ImportFailedError: files are bad, a name occurs twice, or a source changed during the import.
         BusyError: another process writes the store.
@@ -310,7 +310,10 @@ def _check_unique(names: list[str]) -> None:
 
 
 def _disk_bytes(listing: Listing) -> int:
-    """Return the estimated size of an image in a shard: values above half a page take whole pages; tree, metadata."""
+    """Return the estimated bytes of an image in a shard, including tree and metadata.
+
+    Values larger than half a page take whole pages.
+    """
     sizes: NDArray[np.int64] = np.append(listing.sizes, listing.reference_size or 0) + 24
     pages = np.where(sizes > _PAGE_BYTES // 2, -(-sizes // _PAGE_BYTES) * _PAGE_BYTES, sizes)
     return int(pages.sum()) + 128 * len(sizes)
@@ -387,5 +390,5 @@ def _bad_files(findings: Sequence[Finding]) -> ImportFailedError:
     shown = "; ".join(f"{finding.path}: {finding.message}" for finding in findings[:_FINDINGS_IN_MESSAGE])
     more = f" and {len(findings) - _FINDINGS_IN_MESSAGE} more" if len(findings) > _FINDINGS_IN_MESSAGE else ""
     return ImportFailedError(
-        f"{len(findings)} bad files so far: {shown}{more}; mend or remove them, or leave them out with --on-error skip"
+        f"{len(findings)} bad files so far: {shown}{more}; repair or remove them, or skip them with --on-error skip"
     )
