@@ -9,13 +9,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from numbers import Integral, Real
 from os import PathLike
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import yaml
 
 from dlas_store.errors import ConfigError
-
-T = TypeVar("T")
 
 __all__ = ["ConfigOptions", "OptionWarning", "load_config", "load_mapping"]
 
@@ -184,7 +182,7 @@ class ConfigOptions:
         """Return a list of at least one path, ``~`` expanded; a single path becomes a list of one."""
         return [path for path in self._paths_or_objects((), key) if isinstance(path, Path)]
 
-    def paths_or_objects(self, kind: type[T], key: str) -> list[Path | T]:
+    def paths_or_objects(self, kind: type[Any], key: str) -> list[Any]:
         """Return a list of at least one path or object of a class, ``~`` expanded; a single one becomes a list of one.
 
         Args:

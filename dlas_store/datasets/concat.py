@@ -181,7 +181,7 @@ def open_paths(options: ConfigOptions, *, layout: Layout | None, key: str) -> li
         ConfigError: the option is missing, a path does not exist, or an open source has another layout.
         StoreError: a path holds no data, or damaged data.
     """
-    paths = options.paths_or_objects(Source, key)
+    paths: list[Path | Source] = options.paths_or_objects(Source, key)
     for path in paths:
         if isinstance(path, Path) and not path.exists():
             raise options.error(f"{key} names '{path}', which does not exist")
