@@ -38,7 +38,7 @@ def load_config(path: str | Path) -> dict[str, Any]:
 
     Returns:
         All options in the file. Each dataset gets an option ``phase``, its key up to the first ``_`` (``val`` for
-        ``val_set14``). ``~`` is expanded in the options DATA_KEYS, also of a dataset within a dataset.
+        ``val_set14``). ``~`` is expanded in the options DATA_KEYS, including those of nested datasets.
 
     Raises:
         ConfigError: the file cannot be read, is no YAML, or has no datasets.
@@ -70,7 +70,8 @@ class OptionWarning(UserWarning):
     """A warning about an option that nothing reads.
 
     An error would break configs of DL-Art-School, which ignores such options. A log record would be invisible in a
-    script without logging; every script shows a warning, once, and a filter turns the warning into an error.
+    script that does not set up logging. Python shows a warning once in any script, and a warnings filter can turn it
+    into an error.
     """
 
 
