@@ -15,8 +15,8 @@ from typing import IO, Any, Self
 from dlas_store.errors import BusyError, StoreError, TargetExistsError, WriteError, write_errors
 
 CONTENT = "tree"
-"""Name of the folder in a staging directory in which a chunked folder is built. Publication renames this folder to the
-target, so the folder is missing once all content is published."""
+"""Name of the folder in a staging directory in which an exported or extracted folder is built. Publication renames this
+folder to the target, so the folder is missing once all content is published."""
 
 LOCK_FILE = "lock"
 PLAN_FILE = "plan.json"
