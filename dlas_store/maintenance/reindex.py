@@ -59,7 +59,7 @@ def reindex(store: Path, *, workers: int | None = None) -> ReindexSummary:
 
     Args:
         store: the store's folder.
-        workers: number of processes; None takes one per core, 0 works in this process.
+        workers: number of processes; None starts one per core, 0 works in this process.
 
     Raises:
         NotASourceError: the folder does not exist or holds no usable shard.

@@ -108,7 +108,7 @@ def verify(
         path: the store's folder, its index.lmdb, or a single shard.
         against: folder or store with the expected content. If the store itself is sound, it is compared with this
             source file by file.
-        workers: number of processes; None takes one per core, 0 works in this process.
+        workers: number of processes; None starts one per core, 0 works in this process.
         quick: check only structure and sizes: every block of the index, the ids and sizes of all shards, and the keys
             and locations in the shards' trees against those in the index. No value is read, so damaged values are not
             found.
@@ -132,7 +132,7 @@ def compare(path: Path, against: Path | str | Source, *, workers: int | None = N
     Args:
         path: the store's folder, its index.lmdb, or a single shard.
         against: the source with the expected content: a folder or store, or an open source, which stays open.
-        workers: number of processes; None takes one per core, 0 works in this process.
+        workers: number of processes; None starts one per core, 0 works in this process.
 
     Raises:
         NotASourceError: ``path`` is not a store, or ``against`` is not a source.
