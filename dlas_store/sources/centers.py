@@ -218,7 +218,7 @@ def _rebuild_tensor(storage: object, offset: object, size: object, stride: objec
 
 
 def _make_dict() -> dict[object, object]:
-    """Return an empty dict; the replacement for OrderedDict, which refuses arguments in contrast to ``dict``."""
+    """Return an empty dict; the replacement for OrderedDict. Unlike ``dict``, it refuses arguments."""
     return {}
 
 
