@@ -184,10 +184,10 @@ class ConfigOptions:
         return [path for path in self._paths_or_objects((), key) if isinstance(path, Path)]
 
     def paths_or_objects(self, kind: type[Any], key: str) -> list[Any]:
-        """Return a list of at least one path or object of a class, ``~`` expanded; a single one becomes a list of one.
+        """Return a list of at least one path, ``~`` expanded, or object; a single path or object becomes a list of one.
 
         Args:
-            kind: class of the objects that the option may hold beside paths, in a program that needs no file.
+            kind: class of the objects that a program may give in place of paths.
             key: name of the option.
         """
         return self._paths_or_objects((kind,), key)
