@@ -177,7 +177,7 @@ def open_weighted(
 def open_paths(options: ConfigOptions, *, layout: Layout | None, key: str) -> list[Source]:
     """Open the paths that an option names, each distinct path once.
 
-    A program may give open sources in place of paths, of a class of its own as well. They stay open.
+    A program may give open sources in place of paths, also of a class of its own. These sources stay open.
 
     Raises:
         ConfigError: the option is missing, a path does not exist, or an open source has another layout.
@@ -192,7 +192,7 @@ def open_paths(options: ConfigOptions, *, layout: Layout | None, key: str) -> li
 
 
 def _open(options: ConfigOptions, key: str, path: Path | Source, layout: Layout | None) -> Source:
-    """Open a path; an error names the dataset and the option."""
+    """Open a path, or return an open source; an error names the dataset and the option."""
     if isinstance(path, Source):
         if layout == "chunked" and path.layout != "chunked":
             raise options.error(f"{key}: {path.path} is a source of whole pictures; give a chunked one")
