@@ -77,7 +77,7 @@ class Pictures:
 
 
 class PictureDataset(ItemDataset):
-    """A dataset with an item for every picture; a derived class opens the pictures."""
+    """A dataset with an item for every picture; a derived class sets ``_pictures`` to those of open_pictures()."""
 
     _pictures: Pictures
 
