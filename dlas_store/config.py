@@ -180,10 +180,16 @@ class ConfigOptions:
 
     def paths(self, key: str) -> list[Path]:
         """Return a list of at least one path, ``~`` expanded; a single path becomes a list of one."""
-        value = self._get(
-            key, None, "a path or a list of paths", lambda value: value != [] and _is_each((str, PathLike), value)
-        )
-        return [Path(path).expanduser() for path in _as_list(value)]
+        return [path for path in self._paths_or_objects((), key) if isinstance(path, Path)]
+
+    def paths_or_objects(self, kind: type[Any], key: str) -> list[Any]:
+        """Return a list of at least one path or object of a class, ``~`` expanded; a single one becomes a list of one.
+
+        Args:
+            kind: class of the objects that the option may hold beside paths, in a program that needs no file.
+            key: name of the option.
+        """
+        return self._paths_or_objects((kind,), key)
 
     def integers(self, key: str, default: list[int] | None = None, *, minimum: int) -> list[int]:
         """Return a list of integers; a single integer becomes a list of one."""
@@ -221,6 +227,15 @@ class ConfigOptions:
         for key, hint in self.unknown():
             message = f"{self._owner}: option '{key}' is not known and has no effect{hint}"
             warnings.warn(message, OptionWarning, stacklevel=3)
+
+    def _paths_or_objects(self, kinds: tuple[type[Any], ...], key: str) -> list[Any]:
+        value = self._get(
+            key,
+            None,
+            "a path or a list of paths",
+            lambda value: value != [] and _is_each((str, PathLike, *kinds), value),
+        )
+        return [item if isinstance(item, kinds) else Path(item).expanduser() for item in _as_list(value)]
 
     def _get(self, key: str, default: Any, allowed_values: str, accepts: Callable[[Any], bool]) -> Any:
         if not self.has(key):

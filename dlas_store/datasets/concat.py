@@ -150,7 +150,7 @@ def open_weighted(
     Args:
         options: options of the dataset.
         layout: layout of the sources; see open_source.
-        key: option that names one or more paths.
+        key: option that names one or more paths, or holds open sources.
         weights_key: option that names each path's number of repetitions, 1 by default; None if the dataset has no
             weights.
 
@@ -163,32 +163,38 @@ def open_weighted(
         StoreError: a path holds no data, or damaged data.
     """
     key = data_key(options, key)
-    paths = options.paths(key)
-    weights = [1] * len(paths)
+    sources = open_paths(options, layout=layout, key=key)
+    weights = [1] * len(sources)
     if weights_key is not None:
         weights = options.integers(weights_key, weights, minimum=0)
-        if len(weights) != len(paths):
-            raise options.error(f"{weights_key} must be one for each of {key}: {len(paths)}, got {len(weights)}")
-    return open_paths(options, layout=layout, key=key), weights
+        if len(weights) != len(sources):
+            raise options.error(f"{weights_key} must be one for each of {key}: {len(sources)}, got {len(weights)}")
+    return sources, weights
 
 
 def open_paths(options: ConfigOptions, *, layout: Layout | None, key: str) -> list[Source]:
     """Open the paths that an option names, each distinct path once.
 
+    A program may give open sources in place of paths, of a class of its own as well. They stay open.
+
     Raises:
-        ConfigError: the option is missing, or a path does not exist.
+        ConfigError: the option is missing, a path does not exist, or an open source has another layout.
         StoreError: a path holds no data, or damaged data.
     """
-    paths = options.paths(key)
+    paths: list[Path | Source] = options.paths_or_objects(Source, key)
     for path in paths:
-        if not path.exists():
+        if isinstance(path, Path) and not path.exists():
             raise options.error(f"{key} names '{path}', which does not exist")
     source_of = {path: _open(options, key, path, layout) for path in dict.fromkeys(paths)}
     return [source_of[path] for path in paths]
 
 
-def _open(options: ConfigOptions, key: str, path: Path, layout: Layout | None) -> Source:
+def _open(options: ConfigOptions, key: str, path: Path | Source, layout: Layout | None) -> Source:
     """Open a path; an error names the dataset and the option."""
+    if isinstance(path, Source):
+        if layout == "chunked" and path.layout != "chunked":
+            raise options.error(f"{key}: {path.path} is a source of whole pictures; give a chunked one")
+        return path
     try:
         return open_cached(path, layout=layout)
     except StoreError as error:
