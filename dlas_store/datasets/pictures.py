@@ -78,7 +78,7 @@ class Pictures:
 
 
 class PictureDataset(ItemDataset):
-    """A dataset with an item for every picture. A subclass opens the pictures."""
+    """A dataset with an item for every picture; a subclass sets ``_pictures`` to the result of open_pictures()."""
 
     _pictures: Pictures
 

@@ -112,13 +112,15 @@ class Source(ABC):
 
     Determinism: while a source is open, an index gives the same bytes, even if another process appends to a store.
 
-    Threads: several threads may call every method at once. Fork: an open source works in a forked child. Pickle: a
+    Threads: several threads may call every method at once. Fork: an open source works in a forked child. Threads and
+    children share the position of an open file, so that a source reads files with os.pread or maps them. Pickle: a
     pickle holds the path and options, and unpickling opens the source. Python pickles plain attributes by itself; a
     source with open files defines ``__reduce__``.
 
-    Errors: unreadable data raises a StoreError that names the image and the file, and is never replaced. After
-    ``close()`` every other call raises ClosedError. A subclass may raise it in ``image_count`` and ``len`` only, if
-    each of its other methods uses one of these.
+    Errors: unreadable data raises a StoreError that names the image and the file, and is never replaced. An import can
+    skip a file only if the error is a DamagedError or an ImageError. After ``close()`` every other call raises
+    ClosedError. A subclass may raise it in ``image_count`` and ``len`` only, if each of its other methods uses one of
+    these.
 
     A subclass implements the twelve abstract members below. All other methods follow from them; a subclass overrides
     the methods that it can do faster. Here is a whole source, whose images are pictures in a dict of name -> bytes:
