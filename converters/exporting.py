@@ -47,7 +47,7 @@ class ExportSummary:
         patches: number of patches.
         payload_bytes: bytes of patches and references.
         seconds: duration.
-        refused: images that were not written, because their names lead out of the folder or the disk refuses them.
+        refused: images that were not written, because no file can have their names or the disk refuses them.
     """
 
     images: int = 0
@@ -90,7 +90,7 @@ def export_store(
 
     Raises:
         TargetExistsError: the folder exists.
-        NotASourceError: the store is no store, or no image matches.
+        NotASourceError: the path is not a store, or no image matches.
         DamagedError: a value of the store differs from what was written.
         BusyError: another process writes the folder.
         WriteError: the disk is full, or refused a write.

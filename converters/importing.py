@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,6 +79,22 @@ class ImportSummary:
         """Whether the import found nothing that a user should look at."""
         return not (self.findings or self.changed or self.missing_from_source)
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return the summary in JSON types."""
+        return {
+            "images": self.images,
+            "patches": self.patches,
+            "bytes": self.payload_bytes,
+            "shards": self.shards,
+            "seconds": self.seconds,
+            "skipped": [skipped._asdict() for skipped in self.skipped],
+            "findings": [finding._asdict() for finding in self.findings],
+            "warnings": self.warnings,
+            "warning_count": self.warning_count,
+            "changed": self.changed,
+            "missing_from_source": self.missing_from_source,
+        }
+
     def add(self, built: BuiltShard) -> None:
         """Count a shard."""
         assert built.shard is not None
@@ -126,7 +142,7 @@ def import_store(
 
     Raises:
         ConfigError: an option is invalid.
-        NotASourceError: a source is no source, has no image, or has another layout.
+        NotASourceError: a path is not a source, the sources have no image, or their layouts differ.
         TargetExistsError: the store exists, and append is false.
         ImportFailedError: files are bad, a name occurs twice, or a source changed during the import.
         BusyError: another process writes the store.
@@ -294,10 +310,9 @@ def _check_unique(names: list[str]) -> None:
 
 
 def _disk_bytes(listing: Listing) -> int:
-    """Return the estimated bytes of an image in a shard.
+    """Return the estimated bytes of an image in a shard, including tree and metadata.
 
-    A value takes 24 bytes more for checksum and key, and whole pages if it is then above half a page. Another 128 bytes
-    per value cover the tree and the image's metadata.
+    Values larger than half a page take whole pages.
     """
     sizes: NDArray[np.int64] = np.append(listing.sizes, listing.reference_size or 0) + 24
     pages = np.where(sizes > _PAGE_BYTES // 2, -(-sizes // _PAGE_BYTES) * _PAGE_BYTES, sizes)
@@ -375,5 +390,5 @@ def _bad_files_error(findings: Sequence[BadFile]) -> ImportFailedError:
     shown = "; ".join(f"{finding.path}: {finding.message}" for finding in findings[:_FINDINGS_IN_MESSAGE])
     more = f" and {len(findings) - _FINDINGS_IN_MESSAGE} more" if len(findings) > _FINDINGS_IN_MESSAGE else ""
     return ImportFailedError(
-        f"{len(findings)} bad files so far: {shown}{more}; mend or remove them, or leave them out with --on-error skip"
+        f"{len(findings)} bad files so far: {shown}{more}; repair or remove them, or skip them with --on-error skip"
     )

@@ -15,8 +15,8 @@ from typing import IO, Any, Self
 from dlas_store.errors import BusyError, StoreError, TargetExistsError, WriteError, write_errors
 
 CONTENT = "tree"
-"""Folder in a staging directory that becomes an image folder. Publication renames it, so a staging directory without
-it is published."""
+"""Name of the folder in a staging directory in which an exported or extracted folder is built. Publication renames this
+folder to the target, so the folder is missing once all content is published."""
 
 LOCK_FILE = "lock"
 PLAN_FILE = "plan.json"
@@ -27,7 +27,8 @@ _LOCK_PATIENCE_SECONDS = 2.0
 class StagingDirectory:
     """The folder ``NAME.partial`` in which a new store or exported folder is built, by one process at a time.
 
-    The system releases the lock when the process ends. Content of a process that ended early stays for its rerun.
+    A lock file keeps other processes out; the system releases the lock when the process ends. If a process ends early,
+    the folder and its content stay for the rerun.
 
     Attributes:
         target: path that the folder gets when it is published.
@@ -131,7 +132,7 @@ class StagingDirectory:
         """Release the lock, and remove the folder if it holds nothing but the lock file."""
         # A failed removal must not hide an earlier error. The next process opens the folder that stays.
         with suppress(OSError):
-            if _is_file(self.path / LOCK_FILE, self._lock) and len(list(self.path.iterdir())) == 1:
+            if _leads_to(self.path / LOCK_FILE, self._lock) and len(list(self.path.iterdir())) == 1:
                 self.remove()
         self._lock.close()
 
@@ -246,13 +247,13 @@ def _take_lock(path: Path) -> IO[bytes]:
             time.sleep(0.05)
             continue
         # The previous holder may have removed the lock file. A lock on a removed file excludes nobody, so try again.
-        if _is_file(path, file):
+        if _leads_to(path, file):
             return file
         file.close()
 
 
-def _is_file(path: Path, file: IO[bytes]) -> bool:
-    """Return whether a path still is that of an open file."""
+def _leads_to(path: Path, file: IO[bytes]) -> bool:
+    """Return whether a path still leads to an open file, which may have been removed or replaced."""
     try:
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))
     except FileNotFoundError:
@@ -263,7 +264,7 @@ def _sync_folders_above(path: Path) -> None:
     """Sync all folders above a path, because any of them may be new; this makes the path durable."""
     sync_folder(path.parent)
     device = path.parent.stat().st_dev
-    with suppress(PermissionError):  # this process did not create a folder that it may not open
+    with suppress(PermissionError):  # a folder that this process may not open is none that it created
         for folder in path.absolute().parent.parents:
             if folder.stat().st_dev != device:
                 return

@@ -38,7 +38,7 @@ def load_config(path: str | Path) -> dict[str, Any]:
 
     Returns:
         All options in the file. Each dataset gets an option ``phase``, its key up to the first ``_`` (``val`` for
-        ``val_set14``). ``~`` is expanded in the options DATA_KEYS, also of a dataset within a dataset.
+        ``val_set14``). ``~`` is expanded in the options DATA_KEYS, including those of nested datasets.
 
     Raises:
         ConfigError: the file cannot be read, is no YAML, or has no datasets.
@@ -70,7 +70,8 @@ class OptionWarning(UserWarning):
     """A warning about an option that nothing reads.
 
     An error would break configs of DL-Art-School, which ignores such options. A log record would be invisible in a
-    script without logging; every script shows a warning, once, and a filter turns the warning into an error.
+    script that does not set up logging. Python shows a warning once in any script, and a warnings filter can turn it
+    into an error.
     """
 
 
@@ -180,10 +181,16 @@ class ConfigOptions:
 
     def paths(self, key: str) -> list[Path]:
         """Return a list of at least one path, ``~`` expanded; a single path becomes a list of one."""
-        value = self._get(
-            key, None, "a path or a list of paths", lambda value: value != [] and _is_each((str, PathLike), value)
-        )
-        return [Path(path).expanduser() for path in _as_list(value)]
+        return [path for path in self._paths_or_objects((), key) if isinstance(path, Path)]
+
+    def paths_or_objects(self, kind: type[Any], key: str) -> list[Any]:
+        """Return a list of at least one path, ``~`` expanded, or object; a single path or object becomes a list of one.
+
+        Args:
+            kind: class of the objects that a program may give in place of paths.
+            key: name of the option.
+        """
+        return self._paths_or_objects((kind,), key)
 
     def integers(self, key: str, default: list[int] | None = None, *, minimum: int) -> list[int]:
         """Return a list of integers; a single integer becomes a list of one."""
@@ -221,6 +228,15 @@ class ConfigOptions:
         for key, hint in self.unknown():
             message = f"{self._owner}: option '{key}' is not known and has no effect{hint}"
             warnings.warn(message, OptionWarning, stacklevel=3)
+
+    def _paths_or_objects(self, kinds: tuple[type[Any], ...], key: str) -> list[Any]:
+        value = self._get(
+            key,
+            None,
+            "a path or a list of paths",
+            lambda value: value != [] and _is_each((str, PathLike, *kinds), value),
+        )
+        return [item if isinstance(item, kinds) else Path(item).expanduser() for item in _as_list(value)]
 
     def _get(self, key: str, default: Any, allowed_values: str, accepts: Callable[[Any], bool]) -> Any:
         if not self.has(key):

@@ -28,7 +28,7 @@ def open_source(
     """Open a store or a folder for reading.
 
     Args:
-        path: a store's folder, its index.lmdb, one shard, a chunked folder, or a folder of pictures; ``~`` is the home.
+        path: a store's folder, its index.lmdb, one shard, a chunked folder, or a folder of pictures. ``~`` is expanded.
         layout: layout of a folder. None means ``chunked`` if a sub folder has a ref.jpg or centers.pt, else
             ``pictures``. A store knows its layout: a store of pictures cannot be opened as ``chunked``, but a chunked
             store opens as ``pictures`` too, because each patch is a picture.
@@ -37,8 +37,8 @@ def open_source(
 
     Raises:
         NotASourceError: the path holds nothing to read, or nothing in that layout.
-        DamagedError: a store differs from what was written.
-        FormatVersionError: a store has a newer format.
+        DamagedError: the store's index is damaged, or a shard is missing or has another size.
+        FormatVersionError: a later version wrote the store.
         ConfigError: the layout or decoder is unknown.
     """
     _check_options(layout, decoder)

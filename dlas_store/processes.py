@@ -154,7 +154,7 @@ def progress_bar(total: int | None, description: str, *, unit: str = "patches") 
 def interrupt_delayed() -> Iterator[None]:
     """Delay Ctrl-C until the block ends; a second Ctrl-C takes effect at once.
 
-    Queues, futures and pools are made of Python's conditions. An interrupt between the acquisition of a condition's
+    Queues, futures and pools use threading.Condition. An interrupt between the acquisition of a condition's
     lock and the start of the block that releases the lock leaves the condition locked, and the clean-up then waits for
     it for ever.
     """

@@ -116,14 +116,29 @@ def test_opening_loads_no_engine() -> None:
 
 
 def test_the_readme_maps_every_module() -> None:
-    """The README has one row for each package, and each row's folder exists."""
+    """The README has a row for each package of the library, the converters and the benchmarks; each folder exists."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     section = readme.split("\n## Architecture\n")[1].split("\n## ")[0]
     rows = re.findall(r"^\| `([^`]+)`", section, re.MULTILINE)
     packages = [path.parent for path in ROOT.glob("dlas_store/*/__init__.py")]
-    folders = [ROOT / "dlas_store", ROOT / "converters", ROOT / "benchmarks", ROOT / "tests", *packages]
+    folders = [ROOT / "converters", ROOT / "benchmarks", *packages]
     assert sorted(rows) == sorted(f"{folder.relative_to(ROOT)}/" for folder in folders)
     assert [row for row in rows if not (ROOT / row).is_dir()] == []
+
+
+def test_contributing_says_who_may_import_whom() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    section = text.split("\n## Who may import whom\n")[1].split("\n## ")[0]
+    rows = dict(re.findall(r"^\| (`.+`) \| (.+) \|$", section, re.MULTILINE))
+    stated = {
+        package: {"*"} if allowed.startswith("everything") else set(re.findall(r"`([\w.]+)`", allowed.split(";")[0]))
+        for packages, allowed in rows.items()
+        for package in re.findall(r"`(\w+)`", packages)
+    }
+    in_a_sentence = {"dlas_store", "__main__"}
+    expected = {package: set(others) for package, others in MAY_IMPORT.items() if package not in in_a_sentence}
+    expected["storage"].add("sources")  # the row names the package of sources.base, too
+    assert stated == expected
 
 
 @pytest.mark.parametrize("package", FACADES)

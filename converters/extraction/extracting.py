@@ -243,7 +243,7 @@ def _prepare(
 def _check_paths(root: Path, dst: Path, *, append: bool) -> None:
     is_store = _is_store_name(dst)
     if append and not is_store:
-        raise ConfigError(f"{dst}: photos are appended to a store only, whose name ends in .lmdb")
+        raise ConfigError(f"{dst}: photos can be appended only to a store, whose name ends in .lmdb")
     if not root.is_dir():
         raise NotASourceError(f"{root}: {'is no folder of photos' if root.exists() else 'does not exist'}")
     if not append and os.path.lexists(dst):  # a broken link, too, would be replaced
@@ -252,7 +252,7 @@ def _check_paths(root: Path, dst: Path, *, append: bool) -> None:
         raise TargetExistsError(f"{dst}: exists; {advice}or choose another name")
     # A resumed run would list the tiles among the photos.
     if not is_store and dst.absolute().resolve().is_relative_to(root.resolve()):
-        raise ConfigError(f"{dst}: lies in the folder of the photos, {root}; choose a place outside of it")
+        raise ConfigError(f"{dst}: is inside the folder of the photos, {root}; choose a path outside of that folder")
 
 
 def _open_base(dst: Path) -> Store:
@@ -260,7 +260,7 @@ def _open_base(dst: Path) -> Store:
         raise NotASourceError(f"{dst}: is not a store, so nothing can be appended; omit --append to create a store")
     base = Store(dst)
     if base.layout != "chunked":
-        raise NotASourceError(f"{dst}: is a store of whole pictures; tiles are added to a chunked one only")
+        raise NotASourceError(f"{dst}: is a store of whole pictures; append the tiles to a chunked store")
     return base
 
 

@@ -235,7 +235,7 @@ def _pixel_rejection(header: Header, options: ExtractOptions) -> Rejection | Non
     if header.size.height * header.size.width > MAX_PIXELS:
         reason = f"more pixels than the limit of {MAX_PIXELS}"
     elif header.frames > 1:
-        reason = "animated, or of several pages"
+        reason = "animated, or with several pages"
     elif header.mode == "CMYK":
         reason = "CMYK, convert it to RGB first"
     elif header.is_float:
@@ -243,9 +243,9 @@ def _pixel_rejection(header: Header, options: ExtractOptions) -> Rejection | Non
     elif header.bits > 8:
         reason = "16 bits a channel, convert it to 8 bits first"
     elif not is_grey and header.mode not in _COLOUR:
-        reason = f"pixels of the kind {header.mode}, convert it to RGB first"
+        reason = f"pixel format {header.mode}, convert it to RGB first"
     elif is_grey and not options.convert_greyscale:
-        return Rejection("greyscale, taken with --greyscale convert", is_error=False)
+        return Rejection("greyscale, accepted with --greyscale convert", is_error=False)
     else:
         return None
     return Rejection(reason, is_error=True)

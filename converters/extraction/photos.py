@@ -344,14 +344,14 @@ def _rotate_upright(pixels: Pixels, orientation: int) -> Pixels:
 
 
 def _sum_rows(pixels: Pixels, edges: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Return the sums of the rows between edges, float32 (edges - 1, W, 3); a row that an edge cuts counts in part."""
+    """Return the sums of the rows between edges, float32 (edges - 1, W, 3); an edge shares a row between two sums."""
     height, width, channels = pixels.shape
     flat = np.lib.stride_tricks.as_strided(pixels, (height, width * channels), (pixels.strides[0], 1), writeable=False)
     firsts = np.minimum(edges.astype(np.int64), height)
     sums = np.empty((len(edges) - 1, width * channels), np.float32)
     for row in range(len(sums)):
         cv2.reduce(flat[firsts[row] : firsts[row + 1]], 0, cv2.REDUCE_SUM, dst=sums[row : row + 1], dtype=cv2.CV_32F)
-    # The part of a cut row above the edge belongs to the sum before.
+    # The share of a row above its edge belongs to the previous sum.
     shares = flat[np.minimum(firsts, height - 1)] * (edges - firsts).astype(np.float32)[:, None]
     sums -= shares[:-1]
     sums += shares[1:]

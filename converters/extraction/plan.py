@@ -67,7 +67,13 @@ class PhotoEstimate(NamedTuple):
 
 
 class SkippedPhoto(NamedTuple):
-    """A photo that gave no image: its path below the folder, and the fields of its Rejection."""
+    """A photo that gave no image.
+
+    Attributes:
+        photo: path below the folder.
+        reason: see Rejection.
+        is_error: see Rejection.
+    """
 
     photo: str
     reason: str
@@ -113,8 +119,8 @@ class ExtractPlan:
         shown = "; ".join(f"{first} and {second}" for first, second in self.collisions[:_NAMES_IN_MESSAGE])
         more = "; ..." if len(self.collisions) > _NAMES_IN_MESSAGE else ""
         raise ImportFailedError(
-            f"{self.root}: two photos come to one image name: {shown}{more}; rename one of them, or leave it out with "
-            "--exclude"
+            f"{self.root}: two photos would give one image name: {shown}{more}; rename one of them, or exclude it "
+            "with --exclude"
         )
 
     def photos_of_group(self, group: int) -> list[str]:
@@ -236,7 +242,7 @@ def _list_photos(plan: ExtractPlan, suffix_length: int, options: ExtractOptions)
 def _name_rejection(path: str, suffix_length: int, options: ExtractOptions) -> Rejection | None:
     name = image_name(path)
     if name in ("", ".", "..", EXTRA_FILE):
-        return Rejection(f"its image would be called {name!r}, which no folder can be; rename it", is_error=True)
+        return Rejection(f"its image would be called {name!r}, which is no valid folder name; rename it", is_error=True)
     if len(name.encode()) + suffix_length > _MAX_NAME_BYTES:
         return Rejection("its image's name would be longer than file systems allow; rename it", is_error=True)
     return None if options.crop_indices(path) else EXCLUDED

@@ -26,15 +26,15 @@ static const uint8_t natural_order[BLOCK_COEFFICIENTS] = {
 /* Returns the entry for a symbol and the value bits after its code. */
 static LookupEntry make_entry(unsigned symbol, int is_dc, unsigned code_length, uint32_t bits)
 {
-    const unsigned length = symbol & 15, negative = length > 0 ? ~bits >> (length - 1) & 1 : 0;
-    const int16_t value = (int16_t)(bits - (((1u << length) - 1) & (0 - negative)));
-    const uint8_t all = (uint8_t)(code_length + length);
+    const unsigned length = symbol & 15, is_negative = length > 0 ? ~bits >> (length - 1) & 1 : 0;
+    const int16_t value = (int16_t)(bits - (((1u << length) - 1) & (0 - is_negative)));
+    const uint8_t bit_count = (uint8_t)(code_length + length);
 
     if (is_dc)
-        return (LookupEntry){value, value, 0, 0, all, all};
+        return (LookupEntry){value, value, 0, 0, bit_count, bit_count};
     if (length == 0 && symbol != 0xF0) /* 0xF0 codes 16 zeros */
-        return (LookupEntry){0, 0, 0, END_OF_BLOCK, all, all};
-    return (LookupEntry){value, value, (uint8_t)((symbol >> 4) + 1), (uint8_t)((symbol >> 4) + 1), all, all};
+        return (LookupEntry){0, 0, 0, END_OF_BLOCK, bit_count, bit_count};
+    return (LookupEntry){value, value, (uint8_t)((symbol >> 4) + 1), (uint8_t)((symbol >> 4) + 1), bit_count, bit_count};
 }
 
 /* Sets the entries of all lookups that begin with a code. */

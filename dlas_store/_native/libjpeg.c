@@ -38,7 +38,7 @@ typedef struct {
 
 typedef struct {
     const uint8_t *next;
-    size_t left;
+    size_t remaining_bytes;
 } SourceManager; /* functions that read more data follow */
 
 typedef struct {
@@ -203,11 +203,11 @@ static int decode_next_mcu(DecompressStruct *jpeg, int16_t (**blocks)[BLOCK_COEF
     return 1;
 }
 
-static int are_in_same_library(const void *one, const void *other)
+static int are_in_same_library(const void *first, const void *second)
 {
-    Dl_info info, other_info;
+    Dl_info first_info, second_info;
 
-    return dladdr(one, &info) && dladdr(other, &other_info) && info.dli_fbase == other_info.dli_fbase;
+    return dladdr(first, &first_info) && dladdr(second, &second_info) && first_info.dli_fbase == second_info.dli_fbase;
 }
 
 /* Returns whether the library defines the functions of the entropy decoder; if not, the structure has another layout. */
@@ -247,32 +247,33 @@ static int set_block_codings(JpegDecoder *self)
 static void take_over_scan(JpegDecoder *self)
 {
     DecompressStruct *jpeg = &self->jpeg;
-    size_t taken;
+    size_t scan_bytes;
 
     if (jpeg->precision != 8 || jpeg->is_progressive || jpeg->is_arithmetic || jpeg->restart_interval != 0 ||
         jpeg->scan_component_count != jpeg->components || !is_entropy_decoder_as_expected(self) || !set_block_codings(self))
         return;
-    taken = start_scan(&self->scan, jpeg->source->next, jpeg->source->left);
-    if (taken == 0)
+    scan_bytes = start_scan(&self->scan, jpeg->source->next, jpeg->source->remaining_bytes);
+    if (scan_bytes == 0)
         return;
-    jpeg->source->next += taken;
-    jpeg->source->left -= taken;
+    jpeg->source->next += scan_bytes;
+    jpeg->source->remaining_bytes -= scan_bytes;
     jpeg->entropy->decode_mcu = decode_next_mcu;
     self->is_own_scan = 1;
 }
 
 /* --------------------------------------------------------------------------------------------------- pictures */
 
-enum { ROWS_A_CALL = 16 };
+enum { ROWS_PER_CALL = 16 };
 
 static int read_rows(JpegDecoder *self, uint8_t *pixels)
 {
     DecompressStruct *jpeg = &self->jpeg;
     const size_t row_bytes = (size_t)jpeg->width_out * 3;
-    uint8_t *rows[ROWS_A_CALL];
+    uint8_t *rows[ROWS_PER_CALL];
 
     while (jpeg->rows_out < jpeg->height_out) {
-        const unsigned left = jpeg->height_out - jpeg->rows_out, count = left < ROWS_A_CALL ? left : ROWS_A_CALL;
+        const unsigned remaining_rows = jpeg->height_out - jpeg->rows_out;
+        const unsigned count = remaining_rows < ROWS_PER_CALL ? remaining_rows : ROWS_PER_CALL;
 
         for (unsigned i = 0; i < count; i++)
             rows[i] = pixels + row_bytes * (jpeg->rows_out + i);
@@ -282,6 +283,7 @@ static int read_rows(JpegDecoder *self, uint8_t *pixels)
     return 1;
 }
 
+/* Reads the header and starts to decode to RGB; returns 0 if that fails, or if the picture has another size. */
 static int start(JpegDecoder *self, unsigned height, unsigned width)
 {
     DecompressStruct *jpeg = &self->jpeg;
@@ -292,7 +294,7 @@ static int start(JpegDecoder *self, unsigned height, unsigned width)
     return self->functions.start(jpeg) && jpeg->height_out == height && jpeg->width_out == width && jpeg->components_out == 3;
 }
 
-/* may_own_scan: whether huffman.h may decode the scan. */
+/* Decodes a JPEG as decode_jpeg does. may_own_scan: whether huffman.h may decode the scan. */
 static int decode_picture(JpegDecoder *self, const uint8_t *data, size_t size, uint8_t *pixels, unsigned height,
                           unsigned width, int may_own_scan)
 {
@@ -356,20 +358,20 @@ void return_decoder(Libjpeg *self, JpegDecoder *decoder)
 /* Loads a library for the lifetime of the process; returns 0 with a Python error set if that fails. */
 static int load(const char *file, Functions *functions)
 {
-    void *library = dlopen(file, RTLD_NOW | RTLD_LOCAL), *found[sizeof function_names / sizeof *function_names];
+    void *library = dlopen(file, RTLD_NOW | RTLD_LOCAL), *addresses[sizeof function_names / sizeof *function_names];
 
     if (library == NULL) {
         PyErr_SetString(PyExc_OSError, dlerror());
         return 0;
     }
     for (size_t i = 0; i < sizeof function_names / sizeof *function_names; i++) {
-        found[i] = dlsym(library, function_names[i]); /* searches the library and those that it is linked to */
-        if (found[i] == NULL) {
+        addresses[i] = dlsym(library, function_names[i]); /* searches the library and those that it is linked to */
+        if (addresses[i] == NULL) {
             PyErr_Format(PyExc_OSError, "%s has no function %s", file, function_names[i]);
             return 0;
         }
     }
-    memcpy(functions, found, sizeof found);
+    memcpy(functions, addresses, sizeof addresses);
     return 1;
 }
 

@@ -1,12 +1,14 @@
-/* Reader from a patch's index to its decoded pixels: the row in the store's index, the key, the checksum of the bytes,
- * the size in the JPEG's header. In Python these steps take most of the time between two decodings, because decoding evicts
- * the interpreter's data from the processor's caches, and other threads wait for Python's lock meanwhile.
+/* Reader of patches: it finds a patch's row in the store's index, makes the key, checks the payload's checksum and the size
+ * in the JPEG's header, and decodes the pixels. In Python the steps before the decoding take most of the time between two
+ * decodings, because decoding evicts the interpreter's data from the processor's caches, and other threads wait for Python's
+ * lock meanwhile.
  *
  * The reader handles sound input only. It refuses anything else, and Store.decode_into does the work in Python: it opens
  * the shard, checks the block of the index, converts the picture, or raises an error that says what is wrong.
  *
- * libjpeg-turbo decodes JPEGs directly, if it was found; otherwise simplejpeg decodes them, through Python. libjpeg-turbo
- * decodes many JPEGs without Python's lock, which simplejpeg takes twice a JPEG, and without a new decoder a JPEG. */
+ * libjpeg-turbo decodes JPEGs directly, if it was found; otherwise simplejpeg decodes them, through Python. The direct way
+ * decodes many JPEGs with one decoder and without Python's lock; simplejpeg creates a decoder and takes the lock twice for
+ * each JPEG. */
 
 #include "libjpeg.h"
 
@@ -18,7 +20,7 @@
 enum { KEY_BYTES = 17, CHECKSUM_BYTES = 8, MIN_PAYLOAD_BYTES = 241, SECRET_BYTES = 192, STRIPE = 64, LANES = 8 };
 
 /* Number of stripes before the lanes are scrambled: each stripe starts 8 bytes further in the secret. */
-enum { STRIPES_A_BLOCK = (SECRET_BYTES - STRIPE) / 8 };
+enum { STRIPES_PER_BLOCK = (SECRET_BYTES - STRIPE) / 8 };
 
 static const uint32_t prime32[] = {0, 0x9E3779B1u, 0x85EBCA77u, 0xC2B2AE3Du};
 static const uint64_t prime64[] = {0, 0x9E3779B185EBCA87u, 0xC2B2AE3D27D4EB4Fu, 0x165667B19E3779F9u,
@@ -39,9 +41,9 @@ static const uint8_t secret[SECRET_BYTES] = {
     0x45, 0xcb, 0x3a, 0x8f, 0x95, 0x16, 0x04, 0x28, 0xaf, 0xd7, 0xfb, 0xca, 0xbb, 0x4b, 0x40, 0x7e,
 };
 
-static uint64_t multiply_and_fold(uint64_t one, uint64_t other)
+static uint64_t multiply_and_fold(uint64_t first, uint64_t second)
 {
-    unsigned __int128 product = (unsigned __int128)one * other;
+    unsigned __int128 product = (unsigned __int128)first * second;
 
     return (uint64_t)product ^ (uint64_t)(product >> 64);
 }
@@ -81,8 +83,8 @@ AVX2_CLONES static void accumulate_stripes(uint64_t *restrict lanes, const uint8
                                            const uint8_t *restrict keys)
 {
     for (size_t at = 0; at < stripes; at++) {
-        accumulate_stripe(lanes, data + STRIPE * at, keys + 8 * (at % STRIPES_A_BLOCK));
-        if (at % STRIPES_A_BLOCK == STRIPES_A_BLOCK - 1)
+        accumulate_stripe(lanes, data + STRIPE * at, keys + 8 * (at % STRIPES_PER_BLOCK));
+        if (at % STRIPES_PER_BLOCK == STRIPES_PER_BLOCK - 1)
             for (int i = 0; i < LANES; i++) {
                 lanes[i] ^= lanes[i] >> 47 ^ load_little64(keys + SECRET_BYTES - STRIPE + 8 * i);
                 lanes[i] *= prime32[1];
@@ -116,8 +118,8 @@ typedef struct {
     size_t height, width;
 } ImageSize;
 
-/* Returns whether luma is sampled as 4:4:4, 4:2:2, 4:4:0, 4:2:0 or 4:1:1, and chroma once an MCU.
- * components: 3 bytes each, id, sampling and table. */
+/* Returns whether simplejpeg has a name for the sampling of three components: luma as 4:4:4, 4:2:2, 4:4:0, 4:2:0 or 4:1:1,
+ * and chroma once an MCU. components: 3 bytes each, id, sampling and table. */
 static int is_named_sampling(const uint8_t *components)
 {
     const uint8_t sampling = components[1];
@@ -156,7 +158,8 @@ static int next_segment(const uint8_t *data, size_t size, size_t *at, Segment *s
            segment->marker == DHT || (segment->marker >= SOS && segment->marker <= COM);
 }
 
-/* Returns the size in a JPEG's frame header; zeros if simplejpeg does not decode the JPEG to RGB without a conversion. */
+/* Returns the size in a JPEG's frame header; zeros unless simplejpeg decodes such a JPEG to RGB (images/decode.py leaves
+ * the others to Pillow). */
 static ImageSize jpeg_size(const uint8_t *data, size_t size)
 {
     Segment segment;
@@ -252,7 +255,7 @@ static int is_self_contained(const uint8_t *data, size_t size)
 
 /* Row of the index's patch table, little-endian: offset and patch id of 8 bytes; length, image and shard of 4.
  * PATCH_ROW in storage/shard.py defines it. */
-enum { ROW_BYTES = 28, BLOCK_BYTES = 4096, BLOCKS_A_CHUNK = 64 };
+enum { ROW_BYTES = 28, BLOCK_BYTES = 4096, BLOCKS_PER_CHUNK = 64 };
 
 /* Bytes of a patch to prefetch: all of them, unless the picture is too large for the processor's caches. */
 enum { CACHE_LINE = 64, PREFETCH_BYTES = 1 << 16 };
@@ -279,21 +282,21 @@ typedef struct {
 /* Finds a patch's row; returns 0 if there is none, or if its block is not verified yet. */
 static int find_row(const PatchReader *self, Py_ssize_t index, Row *row)
 {
-    const Py_ssize_t rows_a_block = (BLOCK_BYTES - 8) / ROW_BYTES;
+    const Py_ssize_t rows_per_block = (BLOCK_BYTES - 8) / ROW_BYTES;
     Py_ssize_t block, chunk;
     uint64_t start;
     const uint8_t *bytes;
 
     if (index < 0 || index >= self->count)
         return 0;
-    block = index / rows_a_block;
-    chunk = block / BLOCKS_A_CHUNK;
+    block = index / rows_per_block;
+    chunk = block / BLOCKS_PER_CHUNK;
     if (block >= self->checked.len || !((const uint8_t *)self->checked.buf)[block] || chunk >= self->chunks.len / 8)
         return 0;
-    start = ((const uint64_t *)self->chunks.buf)[chunk] + (uint64_t)(block % BLOCKS_A_CHUNK) * BLOCK_BYTES;
+    start = ((const uint64_t *)self->chunks.buf)[chunk] + (uint64_t)(block % BLOCKS_PER_CHUNK) * BLOCK_BYTES;
     if (start > (uint64_t)self->table.len || (uint64_t)self->table.len - start < BLOCK_BYTES)
         return 0;
-    bytes = (const uint8_t *)self->table.buf + start + index % rows_a_block * ROW_BYTES;
+    bytes = (const uint8_t *)self->table.buf + start + index % rows_per_block * ROW_BYTES;
     *row = (Row){load_little64(bytes), load_little64(bytes + 8), load_little32(bytes + 16), load_little32(bytes + 20),
                  load_little32(bytes + 24)};
     return 1;
@@ -302,29 +305,29 @@ static int find_row(const PatchReader *self, Py_ssize_t index, Row *row)
 /* Returns a new reference to the memoryview of a row's shard, and sets the image's id; NULL if the shard is not open. */
 static PyObject *find_shard(const PatchReader *self, const Row *row, uint64_t *image_id)
 {
-    PyObject *number = PyLong_FromUnsignedLong(row->shard), *open, *view = NULL;
-    long long added;
+    PyObject *number = PyLong_FromUnsignedLong(row->shard), *open_shard, *view = NULL;
+    long long id_offset;
 
     if (number == NULL)
         return NULL;
-    open = PyDict_GetItemWithError(self->shards, number);
+    open_shard = PyDict_GetItemWithError(self->shards, number);
     Py_DECREF(number);
-    if (open == NULL || !PyTuple_Check(open) || PyTuple_GET_SIZE(open) != 2)
+    if (open_shard == NULL || !PyTuple_Check(open_shard) || PyTuple_GET_SIZE(open_shard) != 2)
         return NULL;
-    Py_INCREF(open); /* another thread may close the shard while Python runs */
-    added = PyLong_AsLongLong(PyTuple_GET_ITEM(open, 1));
-    if (!PyErr_Occurred() && added >= -(long long)row->image && added <= INT64_MAX - (long long)row->image) {
-        *image_id = (uint64_t)(added + (long long)row->image);
-        view = PyObject_GetAttr(PyTuple_GET_ITEM(open, 0), self->view);
+    Py_INCREF(open_shard); /* another thread may close the shard while Python runs */
+    id_offset = PyLong_AsLongLong(PyTuple_GET_ITEM(open_shard, 1));
+    if (!PyErr_Occurred() && id_offset >= -(long long)row->image && id_offset <= INT64_MAX - (long long)row->image) {
+        *image_id = (uint64_t)(id_offset + (long long)row->image);
+        view = PyObject_GetAttr(PyTuple_GET_ITEM(open_shard, 0), self->view);
         if (view != NULL && !PyMemoryView_Check(view))
             Py_CLEAR(view);
     }
-    Py_DECREF(open);
+    Py_DECREF(open_shard);
     return view;
 }
 
-/* Returns the size of a row's picture; zeros unless the payload matches its checksum and is a JPEG that decodes to RGB
- * without a conversion. */
+/* Returns the size of a row's picture; zeros unless the payload matches its checksum, and jpeg_size and max_pixels accept
+ * it. */
 static ImageSize check_picture(const PatchReader *self, const Py_buffer *shard, const Row *row, uint64_t image_id)
 {
     const uint8_t *payload;
@@ -459,7 +462,7 @@ static Py_ssize_t int_at(PyObject *list, Py_ssize_t position)
     return value;
 }
 
-/* --------------------------------------------------------------------------------- many, without Python's lock */
+/* ------------------------------------------------------------------------------ batches, without Python's lock */
 
 /* A patch and its output array, whose buffers stay valid without Python's lock. */
 typedef struct {
@@ -494,24 +497,24 @@ static int pin(const PatchReader *self, Py_ssize_t index, PyObject *array, Pinne
 /* Calls find_libjpeg the first time; returns 0 with a Python error set if that fails. */
 static int load_libjpeg(PatchReader *self)
 {
-    PyObject *find = self->find_libjpeg, *found;
+    PyObject *find = self->find_libjpeg, *library;
 
     if (find == NULL)
         return 1;
     Py_INCREF(find); /* another thread may clear the member meanwhile */
-    found = PyObject_CallNoArgs(find);
+    library = PyObject_CallNoArgs(find);
     Py_DECREF(find);
-    if (found == NULL)
+    if (library == NULL)
         return 0;
-    if (found != Py_None && !is_libjpeg(found)) {
-        Py_DECREF(found);
+    if (library != Py_None && !is_libjpeg(library)) {
+        Py_DECREF(library);
         PyErr_SetString(PyExc_TypeError, "find_libjpeg must return a Libjpeg or None");
         return 0;
     }
-    if (found == Py_None || self->libjpeg != NULL)
-        Py_DECREF(found);
+    if (library == Py_None || self->libjpeg != NULL)
+        Py_DECREF(library);
     else
-        self->libjpeg = (Libjpeg *)found;
+        self->libjpeg = (Libjpeg *)library;
     Py_CLEAR(self->find_libjpeg);
     return 1;
 }
@@ -598,12 +601,12 @@ PyDoc_STRVAR(row_doc, "row($self, index, /)\n--\n\n"
 static PyObject *row(PatchReader *self, PyObject *number)
 {
     Py_ssize_t index = PyNumber_AsSsize_t(number, PyExc_IndexError);
-    Row found;
+    Row fields;
 
-    if (PyErr_Occurred() || !find_row(self, index, &found))
+    if (PyErr_Occurred() || !find_row(self, index, &fields))
         return unless_interrupted(Py_None);
-    return Py_BuildValue("KKIII", (unsigned long long)found.offset, (unsigned long long)found.patch_id, found.length,
-                         found.image, found.shard);
+    return Py_BuildValue("KKIII", (unsigned long long)fields.offset, (unsigned long long)fields.patch_id, fields.length,
+                         fields.image, fields.shard);
 }
 
 PyDoc_STRVAR(read_into_doc, "read_into($self, index, out, /)\n--\n\n"

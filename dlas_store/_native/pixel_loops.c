@@ -13,8 +13,8 @@
 /* Number of bytes whose sum always fits into 16 bits. */
 #define MAX_ADDENDS 257
 
-/* 1/255 in two parts: a byte times the first part is exact, so that the sum of both products equals the division; the
- * products are faster. */
+/* 1/255 in two parts: a byte times the first part is exact, so that the sum of both products equals the byte divided by 255.
+ * Two products are faster than a division. */
 static const float inverse_high = 257.0f / 65536.0f, inverse_low = (float)(1.0 / 255.0 - 257.0 / 65536.0);
 
 AVX2_CLONES static void divide_bytes(const uint8_t *restrict in, float *restrict out, size_t count)
@@ -83,8 +83,8 @@ typedef struct {
 } ChwImage;
 
 /* Channels of this size or more are written with non-temporal stores: they would leave the processor's caches before their
- * batch is read, and a cached store would first read the memory that it overwrites. fence_stores makes them visible to
- * other threads. */
+ * batch is read, and a cached store would first read the memory that it overwrites. fence_stores makes such stores visible
+ * to other threads. */
 enum { NON_TEMPORAL_BYTES = 1 << 17 };
 
 static int is_non_temporal(const ChwImage *out, const float *to)
@@ -113,15 +113,15 @@ static void write_values(const ChwImage *out, float *restrict to, const float *r
 #ifdef __SSE2__
 static void stream_16_bytes(const uint8_t *restrict bytes, float *restrict to)
 {
-    const __m128 most = _mm_set1_ps(inverse_high), rest = _mm_set1_ps(inverse_low);
-    const __m128i zero = _mm_setzero_si128(), all = _mm_loadu_si128((const __m128i *)bytes);
-    const __m128i halves[2] = {_mm_unpacklo_epi8(all, zero), _mm_unpackhi_epi8(all, zero)};
+    const __m128 high = _mm_set1_ps(inverse_high), low = _mm_set1_ps(inverse_low);
+    const __m128i zero = _mm_setzero_si128(), vector = _mm_loadu_si128((const __m128i *)bytes);
+    const __m128i halves[2] = {_mm_unpacklo_epi8(vector, zero), _mm_unpackhi_epi8(vector, zero)};
 
     for (int i = 0; i < 4; i++) {
         const __m128i half = halves[i / 2];
-        const __m128 four = _mm_cvtepi32_ps(i % 2 ? _mm_unpackhi_epi16(half, zero) : _mm_unpacklo_epi16(half, zero));
+        const __m128 values = _mm_cvtepi32_ps(i % 2 ? _mm_unpackhi_epi16(half, zero) : _mm_unpacklo_epi16(half, zero));
 
-        _mm_stream_ps(to + 4 * i, _mm_add_ps(_mm_mul_ps(four, most), _mm_mul_ps(four, rest)));
+        _mm_stream_ps(to + 4 * i, _mm_add_ps(_mm_mul_ps(values, high), _mm_mul_ps(values, low)));
     }
 }
 #endif
@@ -146,7 +146,7 @@ static void fence_stores(void)
 #endif
 }
 
-/* scratch: 21 * width bytes. */
+/* Writes uint8 pixels (height, width, 3) to one or two outputs, each averaged by its factor. scratch: 21 * width bytes. */
 static void write_pixels(const uint8_t *pixels, size_t height, size_t width, const ChwImage *out, int count, void *scratch)
 {
     float *row = scratch;
@@ -156,12 +156,12 @@ static void write_pixels(const uint8_t *pixels, size_t height, size_t width, con
     for (size_t y = 0; y < height; y++) {
         split_row(pixels + 3 * width * y, channels, channels + width, channels + 2 * width, width);
         for (int i = 0; i < count; i++) {
-            const size_t factor = out[i].factor, plane = out[i].height * out[i].width;
+            const size_t factor = out[i].factor, channel_size = out[i].height * out[i].width;
             float *to = out[i].data + y / factor * out[i].width;
 
             if (factor == 1) {
                 for (size_t c = 0; c < 3; c++)
-                    write_bytes(&out[i], to + c * plane, channels + c * width);
+                    write_bytes(&out[i], to + c * channel_size, channels + c * width);
                 continue;
             }
             if (y % factor == 0)
@@ -170,22 +170,22 @@ static void write_pixels(const uint8_t *pixels, size_t height, size_t width, con
             if (y % factor == factor - 1)
                 for (size_t c = 0; c < 3; c++) {
                     average(sums[i] + c * width, spare, row, out[i].width, factor);
-                    write_values(&out[i], to + c * plane, row, out[i].width);
+                    write_values(&out[i], to + c * channel_size, row, out[i].width);
                 }
         }
     }
 }
 
 /* Writes the first three channels; the input is uint8, to be divided by 255, or float32. */
-static void write_colors(const Py_buffer *planes, const ChwImage *out)
+static void write_colors(const Py_buffer *chw, const ChwImage *out)
 {
     for (size_t y = 0; y < 3 * out->height; y++) {
         const size_t start = y * out->width;
 
-        if (planes->format[0] == 'B')
-            write_bytes(out, out->data + start, (const uint8_t *)planes->buf + start);
+        if (chw->format[0] == 'B')
+            write_bytes(out, out->data + start, (const uint8_t *)chw->buf + start);
         else
-            write_values(out, out->data + start, (const float *)planes->buf + start, out->width);
+            write_values(out, out->data + start, (const float *)chw->buf + start, out->width);
     }
 }
 
@@ -207,10 +207,10 @@ static void write_box(Box box, float outside, const ChwImage *out, float *scratc
     const size_t factor = out->factor;
     const float area = (float)(factor * factor);
 
-    for (size_t y = 0, last = SIZE_MAX; y < out->height; y++) {
+    for (size_t y = 0, last_rows = SIZE_MAX; y < out->height; y++) {
         const size_t rows = overlap(y * factor, factor, box.top, box.bottom);
 
-        if (rows != last) { /* otherwise the row equals the one before */
+        if (rows != last_rows) { /* otherwise the row equals the one before */
             size_t x = 0;
 
             for (; x < (rows ? box.left / factor : out->width); x++)
@@ -222,7 +222,7 @@ static void write_box(Box box, float outside, const ChwImage *out, float *scratc
             }
             for (; x < out->width; x++)
                 scratch[x] = outside;
-            last = rows;
+            last_rows = rows;
         }
         write_values(out, out->data + (3 * out->height + y) * out->width, scratch, out->width);
     }

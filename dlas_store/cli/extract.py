@@ -154,10 +154,10 @@ def _merge(flags: argparse.Namespace) -> dict[str, Any]:
 
 def _print_not_extracted(skipped: Sequence[SkippedPhoto], present: int, changed: Sequence[str]) -> None:
     by_reason: dict[tuple[bool, str], list[str]] = {}
-    for photo, reason, bad in skipped:
-        by_reason.setdefault((bad, reason), []).append(photo)
-    for (bad, reason), photos in sorted(by_reason.items())[:_MAX_REASONS]:
-        heading, max_photos = ("bad photo", _MAX_BAD_PHOTOS) if bad else ("left out", _MAX_SKIPPED_PHOTOS)
+    for photo, reason, is_error in skipped:
+        by_reason.setdefault((is_error, reason), []).append(photo)
+    for (is_error, reason), photos in sorted(by_reason.items())[:_MAX_REASONS]:
+        heading, max_photos = ("bad photo", _MAX_BAD_PHOTOS) if is_error else ("left out", _MAX_SKIPPED_PHOTOS)
         print(f"{heading}, {one_line(reason)}: {len(photos):,} ({shorten(photos, max_photos)})")
     if len(by_reason) > _MAX_REASONS:
         print(f"left out for {len(by_reason) - _MAX_REASONS:,} more reasons; --report FILE.json lists every photo")

@@ -27,8 +27,8 @@ class CombinedDataset(ItemDataset):
     member named ``default`` has no prefix. There are as many items as the longest member has. If an item of
     a shorter member comes again in an epoch, its random choices differ.
 
-    Stores that several members read are open once. The dataset may be used from several threads, after a fork, and
-    pickled, if its members may be.
+    A store that several members read is opened once. The dataset may be used from several threads and after a fork,
+    and be pickled, if its members may.
     """
 
     def __init__(self, opt: Mapping[str, Any]) -> None:
@@ -95,7 +95,7 @@ class CombinedDataset(ItemDataset):
         return _merge({name: member[keys[name]] for name, member in self._members.items()})
 
     def prefetch(self, keys: Sequence[SampleKey]) -> None:
-        """Let the system read the members' data from the disk; see ItemDataset."""
+        """Prefetch the members' items; see ItemDataset."""
         for name, member in self._members.items():
             if isinstance(member, ItemDataset):
                 member.prefetch(self._member_keys(name, keys))
@@ -117,7 +117,7 @@ class CombinedDataset(ItemDataset):
         return [self._member_key(name, *self.as_key(key)) for key in keys]
 
     def _member_key(self, name: str, index: int, repetition: int) -> Any:
-        """Return the key of a member's item: a SampleKey, or an index if the class was registered by a user."""
+        """Return the key of a member's item: a SampleKey, or an index if the member is no ItemDataset."""
         length = self._lengths[name]
         if not isinstance(self._members[name], ItemDataset):
             return index % length
@@ -132,13 +132,13 @@ class CombinedDataset(ItemDataset):
             own_options: options of the member in the config. Options that are null count as absent.
             opt: options of this dataset.
         """
-        inherited = {key: opt[key] for key in _INHERITED if opt.get(key) is not None}
-        for key, value in inherited.items():
+        inherited_options = {key: opt[key] for key in _INHERITED if opt.get(key) is not None}
+        for key, value in inherited_options.items():
             if own_options.get(key) not in (None, value):
                 message = f"combined: {name} has {key} {own_options[key]!r}, and takes {value!r} from here all the same"
                 warnings.warn(message, OptionWarning, stacklevel=3)
-        present = {key: value for key, value in own_options.items() if value is not None}
-        return {"name": name, "seed": self._member_seed(name), **present, **inherited}
+        set_options = {key: value for key, value in own_options.items() if value is not None}
+        return {"name": name, "seed": self._member_seed(name), **set_options, **inherited_options}
 
     def _member_seed(self, name: str) -> int:
         return xxh3_64_intdigest(name.encode(), self._seed & _SEED_BITS) >> 1

@@ -29,7 +29,7 @@ class WeightedPatches:
     Its indices differ from the items' indices: ``source`` holds each source once, and also the patches that
     ``ignore_first`` skips.
 
-    Picklable, and usable after a fork and from several threads, as the sources are.
+    The numbering can be pickled, and used after a fork and from several threads, as the sources can.
 
     Attributes:
         source: the sources that give patches, each once, joined to one.
@@ -45,16 +45,18 @@ class WeightedPatches:
         """
         self._ignore_first = ignore_first
         self._counts_before = [_counts_before(source, ignore_first) for source in sources] if ignore_first else []
-        unskipped_lengths = [int(counts[-1]) for counts in self._counts_before]
-        self._lengths = unskipped_lengths if ignore_first else [len(source) for source in sources]
-        repeated = [length * weight for length, weight in zip(self._lengths, weights, strict=True)]
-        self._ends = list(accumulate(repeated))
-        used_sources = [source for source, count in zip(sources, repeated, strict=True) if count]
+        if ignore_first:
+            self._lengths = [int(counts[-1]) for counts in self._counts_before]
+        else:
+            self._lengths = [len(source) for source in sources]
+        item_counts = [length * weight for length, weight in zip(self._lengths, weights, strict=True)]
+        self._ends = list(accumulate(item_counts))  # end of each source's items
+        used_sources = [source for source, count in zip(sources, item_counts, strict=True) if count]
         self.source = concat(used_sources)
         self._sources = list(sources)
         joined_sources = members(self.source)
         start_of = dict(zip(joined_sources, accumulate(map(len, joined_sources), initial=0), strict=False))
-        self._starts = [start_of.get(source, 0) for source in sources]
+        self._starts = [start_of.get(source, 0) for source in sources]  # start of each source in self.source
         self._period = self._find_period(used_sources, weights)
 
     def __len__(self) -> int:
@@ -150,7 +152,7 @@ def open_weighted(
     Args:
         options: options of the dataset.
         layout: layout of the sources; see open_source.
-        key: option that names one or more paths.
+        key: option that names one or more paths, or holds open sources.
         weights_key: option that names each path's number of repetitions, 1 by default; None if the dataset has no
             weights.
 
@@ -163,32 +165,38 @@ def open_weighted(
         StoreError: a path holds no data, or damaged data.
     """
     key = data_key(options, key)
-    paths = options.paths(key)
-    weights = [1] * len(paths)
+    sources = open_paths(options, layout=layout, key=key)
+    weights = [1] * len(sources)
     if weights_key is not None:
         weights = options.integers(weights_key, weights, minimum=0)
-        if len(weights) != len(paths):
-            raise options.error(f"{weights_key} must be one for each of {key}: {len(paths)}, got {len(weights)}")
-    return open_paths(options, layout=layout, key=key), weights
+        if len(weights) != len(sources):
+            raise options.error(f"{weights_key} must be one for each of {key}: {len(sources)}, got {len(weights)}")
+    return sources, weights
 
 
 def open_paths(options: ConfigOptions, *, layout: Layout | None, key: str) -> list[Source]:
     """Open the paths that an option names, each distinct path once.
 
+    A program may give open sources in place of paths, also of a class of its own. These sources stay open.
+
     Raises:
-        ConfigError: the option is missing, or a path does not exist.
+        ConfigError: the option is missing, a path does not exist, or an open source has another layout.
         StoreError: a path holds no data, or damaged data.
     """
-    paths = options.paths(key)
+    paths: list[Path | Source] = options.paths_or_objects(Source, key)
     for path in paths:
-        if not path.exists():
+        if isinstance(path, Path) and not path.exists():
             raise options.error(f"{key} names '{path}', which does not exist")
     source_of = {path: _open(options, key, path, layout) for path in dict.fromkeys(paths)}
     return [source_of[path] for path in paths]
 
 
-def _open(options: ConfigOptions, key: str, path: Path, layout: Layout | None) -> Source:
-    """Open a path; an error names the dataset and the option."""
+def _open(options: ConfigOptions, key: str, path: Path | Source, layout: Layout | None) -> Source:
+    """Open a path, or return an open source; an error names the dataset and the option."""
+    if isinstance(path, Source):
+        if layout == "chunked" and path.layout != "chunked":
+            raise options.error(f"{key}: {path.path} is a source of whole pictures; give a chunked one")
+        return path
     try:
         return open_cached(path, layout=layout)
     except StoreError as error:
@@ -212,7 +220,7 @@ def open_cached(path: Path, *, layout: Layout | None) -> Source:
     """Open a source as open_source does; a store that is open in this process is returned again.
 
     A store stays open as long as anything refers to it, so nobody closes it. A folder is always opened anew: its
-    listing may be out of date, and only a new listing tells.
+    listing may be out of date, and only a new listing shows that.
 
     Raises:
         NotASourceError: the path holds no data, or data in another layout.
@@ -253,7 +261,7 @@ def _store_key(path: Path, layout: Layout | None) -> _StoreKey | None:
 
 
 def _counts_before(source: Source, ignored: int) -> NDArray[np.int64]:
-    """Return the number of patches before each image, and last the number of all, int64 (image_count + 1,).
+    """Return the number of patches before each image, and at the end the number of all: int64 (image_count + 1,).
 
     The first ``ignored`` patches of each image do not count.
     """

@@ -11,7 +11,7 @@ from dlas_store.loading.buffers import BYTES_TOGETHER, ScratchPool
 from dlas_store.sources.base import Source
 
 OnBad = Callable[[int, StoreError], None]
-"""A function called with an item that cannot be read and its error. It raises the error or replaces the item."""
+"""A function called with an item that cannot be read and the item's error. It raises the error or replaces the item."""
 
 Group = tuple[Sequence[int], list[Pixels]]
 """Items, and their decoded patches item by item. A patch is in the array that was passed for it, or in a new array if
@@ -19,7 +19,7 @@ its size differs."""
 
 
 class Frames(NamedTuple):
-    """The patches that make up the items of a batch. Each patch has a row of the batch.
+    """The patches that make up the items of a batch. An item is a position in the batch. Each patch has a row.
 
     Attributes:
         source: holds the patches.
@@ -88,5 +88,5 @@ def decode_items(frames: Frames, items: Sequence[int], outs: list[Pixels], on_ba
 
 
 def raise_error(_item: int, error: StoreError) -> None:
-    """Raise the error of an item that cannot be read; an OnBad."""
+    """Raise the error of an item that cannot be read. This is an OnBad function."""
     raise error

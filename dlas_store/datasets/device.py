@@ -115,7 +115,7 @@ class RawBatchBuilder:
         """
         if all(map(operator.is_, pixels, map(self._rows.__getitem__, rows))):
             return
-        sizes = [self._rows[0].shape[:2], *(decoded.shape[:2] for decoded in pixels)]
+        sizes = [self._rows[0].shape[:2], *(patch_pixels.shape[:2] for patch_pixels in pixels)]
         paths = ["", *(self._frames.source.patch_path(self._frames.patches[row]) for row in rows)]
         check_one_size(paths.__getitem__, sizes, advice="leave the option device out")
 
@@ -140,7 +140,7 @@ class DeviceTransform:
     """
 
     def __init__(self, options: PatchOptions, device: torch.device) -> None:
-        """Make a transform.
+        """Set up the transform, with an empty cache.
 
         Args:
             options: the options by which a patch becomes HQ and LQ, without corruptions.
@@ -213,7 +213,7 @@ class DeviceTransform:
 
 
 def _keep_raw(pixels: Pixels, number: int, _patch_size: tuple[int, int] | None) -> RawReference:
-    """Return a decoded reference with its image; a Prepare."""
+    """Return a decoded reference with the number of its image. This is a Prepare function."""
     height, width, _ = pixels.shape
     return RawReference(number, torch.from_numpy(pixels), (height, width))
 
@@ -248,7 +248,8 @@ def _area_weights(old: int, new: int, *, enlarges: bool) -> torch.Tensor:
     columns = np.eye(old, dtype=np.float32)
     if not enlarges:
         return torch.from_numpy(cv2.resize(columns, (old, new), interpolation=cv2.INTER_AREA))
-    # The width is doubled and enlarged by 2: of each four columns the second is an original column, unmixed.
+    # The width has to grow too, or else OpenCV would not interpolate. Each column is doubled, and the width enlarged by
+    # 2: the second of each four columns lies between two equal columns, so that it is an original column, unmixed.
     enlarged = cv2.resize(np.repeat(columns, 2, axis=1), (4 * old, new), interpolation=cv2.INTER_AREA)
     return torch.from_numpy(np.ascontiguousarray(enlarged[:, 1::4]))
 
@@ -256,11 +257,11 @@ def _area_weights(old: int, new: int, *, enlarges: bool) -> torch.Tensor:
 def _masks(squares: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
     """Return the masks of squares, int64 (N, 3), in references of a size (H, W), float32 (N, 1, H, W)."""
     half = squares[:, 2] // 2
-    inside = []
+    is_inside = []
     for middle, side in zip((squares[:, 0], squares[:, 1]), size, strict=True):
         places = torch.arange(side, device=squares.device)
-        inside.append((places >= (middle - half)[:, None]) & (places < (middle + half)[:, None]))
-    rows, columns = inside
+        is_inside.append((places >= (middle - half)[:, None]) & (places < (middle + half)[:, None]))
+    rows, columns = is_inside
     return torch.where(rows[:, None, :, None] & columns[:, None, None, :], 1.0, MASK_OUTSIDE)
 
 

@@ -26,13 +26,13 @@ _SIDE_MARKER = re.compile(r"(.*)_(left|right)", re.DOTALL)
 
 
 class MultiFrameDataset(PatchDataset):
-    """The patch at one position of ``num_frames`` consecutive frames of a clip, in order.
+    """Windows of ``num_frames`` consecutive frames of a clip. An item holds the patch at one position in each frame.
 
     The window ends at the item's own frame; near the start of the clip it is the clip's first ``num_frames`` frames.
 
     An item has the keys of a SingleImageDataset's item. Its tensors have a leading dimension for the frames;
     ``GT_path`` is the path of the patch of the window's last frame; there is no ``LQ_path``. There are as many items as
-    patches. The dataset may be used from several threads, after a fork, and pickled.
+    patches. The dataset may be used from several threads and after a fork, and be pickled.
     """
 
     def __init__(self, opt: Mapping[str, Any]) -> None:
@@ -61,12 +61,14 @@ class MultiFrameDataset(PatchDataset):
 
 
 class PairedFrameDataset(PatchDataset):
-    """The patch at one position of a left and a right image; ``X_left...`` and ``X_right...`` are a pair.
+    """Pairs of a left and a right image. An item holds the patch at one position in both.
+
+    The names of a pair's images are ``X_left...`` and ``X_right...``.
 
     An item has the keys of a SingleImageDataset's item. Its tensors have a leading dimension for left and right;
     ``GT_path`` is the path of the right image's patch; there is no ``LQ_path``. There are as many items as patches, so
-    that each pair comes twice: for its left and for its right image. The dataset may be used from several threads,
-    after a fork, and pickled.
+    that each pair comes twice: for its left and for its right image. The dataset may be used from several threads
+    and after a fork, and be pickled.
     """
 
     def __init__(self, opt: Mapping[str, Any]) -> None:
@@ -117,11 +119,11 @@ class _Clips:
 def _join(clips_of_sources: Sequence[_Clips]) -> _Clips:
     """Return the clips of several sources with the image numbers of the sources' ConcatSource."""
     firsts = accumulate((len(clips.order) for clips in clips_of_sources), initial=0)
-    shifted = [
+    shifted_clips = [
         (clips.order + first, clips.places + first, clips.starts + first)
         for clips, first in zip(clips_of_sources, firsts, strict=False)
     ]
-    return _Clips(*map(np.concatenate, zip(*shifted, strict=True)))
+    return _Clips(*map(np.concatenate, zip(*shifted_clips, strict=True)))
 
 
 def _find_clips(source: Source, num_frames: int, options: ConfigOptions) -> _Clips:

@@ -116,7 +116,7 @@ class FullImageDataset(PictureDataset):
             hq = crop_tile(hq_picture.chw, hq_picture.path, tile, opt.min_tile_size)
             lq = self._reduced(hq)
         else:
-            # LQ's pixels are the coarser ones: a tile drawn in them crops both pictures along the same lines.
+            # The tile is drawn in LQ's pixels, which are the larger ones, so that its edges fit both pictures.
             factor, (height, width) = _common_size(hq_picture, lq_picture)
             hq_chw = hq_picture.chw[:, : height * factor, : width * factor]
             min_side = min(-(-opt.min_tile_size // factor), height, width)
@@ -163,7 +163,8 @@ class TileOptions:
             ``target_size``.
         target_size: HQ's final side.
         fixed_size: crop every tile at the minimum size.
-        tile_scale_normal_stddev: standard deviation of the normal by which tiles grow; 1 is growth to the whole square.
+        tile_scale_normal_stddev: standard deviation of the normal distribution of a tile's growth; 1 is growth to the
+            whole square.
         use_flip: flip at random.
         use_rot: rotate by quarter turns at random.
         use_blurring: blur LQ.
@@ -288,6 +289,8 @@ def degrade(lq: Sample, opt: TileOptions, generator: np.random.Generator) -> Sam
 
 
 class _Picture(NamedTuple):
+    """A decoded picture, float32 (3, H, W) in [0, 1], and its path."""
+
     chw: Chw
     path: str
 
@@ -352,7 +355,7 @@ def _common_size(hq: _Picture, lq: _Picture) -> tuple[int, tuple[int, int]]:
     """Return the factor from LQ's size to HQ's, and the height and width that both pictures cover, in pixels of LQ.
 
     Raises:
-        ImageError: HQ's size is not LQ's times a whole number, up to the remainder of a division by that number.
+        ImageError: HQ is not LQ enlarged by a whole factor. A side of HQ may differ by less than the factor.
     """
     factor = max(round(hq.size[0] / lq.size[0]), 1)
     if any(abs(hq_side - lq_side * factor) >= factor for hq_side, lq_side in zip(hq.size, lq.size, strict=True)):
@@ -372,12 +375,12 @@ def _random_tile(generator: np.random.Generator, size: tuple[int, int], min_side
 
 def _blur(chw: Chw, magnitude: int, generator: np.random.Generator) -> Chw:
     """Blur by a Gaussian, along a line, or not at all, at random; ``magnitude`` is odd."""
-    kind = generator.random()
-    if kind < _GAUSSIAN_SHARE:
+    chance = generator.random()
+    if chance < _GAUSSIAN_SHARE:
         # OpenCV replaces a sigma of 0 by the sigma that fits the kernel.
         sigma = float(generator.integers(magnitude))
         return np.stack([cv2.GaussianBlur(channel, (magnitude, magnitude), sigma) for channel in chw])
-    if kind < _GAUSSIAN_SHARE + _MOTION_SHARE:
+    if chance < _GAUSSIAN_SHARE + _MOTION_SHARE:
         length = int(generator.integers(1, 3 * magnitude))
         return motion_blur(chw, length, float(generator.integers(361)))
     return chw

@@ -160,7 +160,7 @@ class ImageFolderDataset(PictureDataset):
         return crop_and_flip(picture, path, self._opt, random)
 
     def _find_alternative(self, patch: int, random: SampleRng) -> int | None:
-        """Return the index in the source of a patch's second picture; None without one."""
+        """Return the index in the source of the second picture to a patch; None if there is no second picture."""
         source, index = member_at(self._source, patch)
         is_tile = self._opt.alternative == "tile"
         alternative = self._siblings[source].draw(index, random) if is_tile else find_next(source, index)

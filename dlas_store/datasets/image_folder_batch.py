@@ -51,7 +51,7 @@ class ImageFolderOptions:
         force_multiple: divisor of the sides of LQ; HQ is cropped to fit.
         skip_lq: make no LQ.
         corruptions: the corruptions of LQ.
-        corrupt_before_downsize: corrupt a copy of HQ that LQ is reduced from, in place of LQ.
+        corrupt_before_downsize: corrupt a copy of HQ and make LQ from it, in place of corrupting LQ.
         downsize_before: factor by which the copy of HQ is reduced before its corruption; divides ``scale``.
         normalization: mean and standard deviation of red, green and blue to normalize by; None keeps [0, 1].
         rgb_n1_to_1: map x to 2x - 1, after the normalization.
@@ -132,7 +132,7 @@ def read_image_folder_options(options: ConfigOptions) -> ImageFolderOptions:
     Raises:
         ConfigError: an option is missing or has a wrong value, or two options contradict each other.
     """
-    checked = ImageFolderOptions(
+    item_options = ImageFolderOptions(
         center_crop=_optional_size(options, CENTER_CROP),
         flip=not options.flag("disable_flip", False),
         force_square=options.flag("force_square", True),
@@ -149,15 +149,12 @@ def read_image_folder_options(options: ConfigOptions) -> ImageFolderOptions:
         alternative=_read_alternative(options),
         constants=_read_constants(options),
     )
-    if checked.target_size is not None:
-        check_lq_size(
-            options, target_size=checked.target_size, scale=checked.scale, force_multiple=checked.force_multiple
-        )
-    if checked.corrupt_before_downsize and checked.scale % checked.downsize_before:
-        raise options.error(
-            f"corrupt_before_downsize_factor must divide scale, got {checked.downsize_before} and scale {checked.scale}"
-        )
-    return checked
+    scale, target_size, factor = item_options.scale, item_options.target_size, item_options.downsize_before
+    if target_size is not None:
+        check_lq_size(options, target_size=target_size, scale=scale, force_multiple=item_options.force_multiple)
+    if item_options.corrupt_before_downsize and scale % factor:
+        raise options.error(f"corrupt_before_downsize_factor must divide scale, got {factor} and scale {scale}")
+    return item_options
 
 
 class Picture(NamedTuple):
@@ -232,8 +229,8 @@ class ImageFolderBatchBuilder:
             options: the options that make HQ and LQ of a picture.
             scratch: pool of the arrays that pictures are decoded into.
             seed: seed of the items' random numbers.
-            allocate: function that returns the memory of the tensors.
-            replace: function that returns the item in place of an unreadable one; None lets the error be raised.
+            allocate: returns the memory of the batch's tensors.
+            replace: makes the replacement of an item that cannot be read; None raises the error.
         """
         self._keys = keys
         self._frames = frames
@@ -247,7 +244,7 @@ class ImageFolderBatchBuilder:
         self._crop_size = options.crop_size(self._size)
         # HQ, and LQ unless it is skipped: (items, 3, h, w).
         self._arrays = [allocate((len(keys), *shape), np.float32) for shape in self._shapes(self._hq_size)]
-        self._odd_sized: dict[int, list[Chw]] = {}
+        self._odd_sized: dict[int, list[Chw]] = {}  # arrays of the items whose HQ has not the likely size
         is_multiple = options.resized(self._crop_size) == self._hq_size
         self._c_loops = loops_for(self._crop_size, *(array[0] for array in self._arrays)) if is_multiple else None
 
@@ -283,7 +280,7 @@ class ImageFolderBatchBuilder:
         return batch | {key: torch.stack([constant] * count) for key, constant in constants}
 
     def _likely_sizes(self) -> tuple[tuple[int, int], tuple[int, ...]]:
-        """Return the (height, width) in the header of the first picture that is readable and large enough, and HQ's."""
+        """Return the (height, width) of the first picture that is readable and large enough, and of its HQ."""
         opt = self._options
         for patch in self._frames.patches:
             with suppress(StoreError):  # fill() raises the error, or replaces the item
@@ -293,7 +290,7 @@ class ImageFolderBatchBuilder:
         return (min_side, min_side), (min_side, min_side)
 
     def _replace_item(self, item: int, error: StoreError) -> None:
-        """Copy the replacement of an unreadable item into the batch, or raise the error if items are not replaced."""
+        """Copy another item into the batch in place of an item that cannot be read, or raise the error."""
         if self._replace is None:
             raise error
         replacement = self._replace(self._keys[item])
@@ -304,7 +301,7 @@ class ImageFolderBatchBuilder:
     def _write(self, items: Sequence[int], pictures: Sequence[Pixels]) -> None:
         """Write decoded items; all items whose crop has the likely size take one call of C."""
         opt, (source, patches, _) = self._options, self._frames
-        written: list[Chw] = []
+        arrays: list[Chw] = []
         c_items: list[tuple[Pixels, *tuple[Chw, ...]]] = []
         for item, pixels in zip(items, pictures, strict=True):
             try:
@@ -321,14 +318,17 @@ class ImageFolderBatchBuilder:
             except StoreError as error:
                 self._replace_item(item, error)
             else:
-                written += outs
+                arrays += outs
         if c_items and self._c_loops is not None:
             self._c_loops.write_patches(tuple(c_items), ())
-        for chw in written:
+        for chw in arrays:
             opt.map_values(chw, out=chw)
 
     def _outs(self, item: int, hq_size: tuple[int, ...]) -> list[Chw]:
-        """Return the arrays for an item's HQ of a (height, width), and LQ unless skipped: in the batch if they fit."""
+        """Return the arrays for an item's HQ and, unless skipped, LQ: rows of the batch if HQ has the likely size.
+
+        Arrays of another size are new, and finish() looks at them.
+        """
         if hq_size == self._hq_size:
             self._odd_sized.pop(item, None)
             return [array[item] for array in self._arrays]
@@ -341,7 +341,7 @@ class ImageFolderBatchBuilder:
         return [(3, *(side // scale for side in hq_size)) for scale in scales]
 
     def _stack_again(self) -> None:
-        """Stack all items into new arrays, if they have one size after all, though not the likely one.
+        """Stack all items into new arrays: they may have one size after all, though not the likely one.
 
         Raises:
             StoreError: HQ differs in size between items.

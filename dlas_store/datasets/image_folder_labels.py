@@ -129,15 +129,16 @@ def draw_boxes(boxes: Iterable[Box], size: tuple[int, ...]) -> tuple[torch.Tenso
 
 def _find_pictures(paths: Sequence[str], source: Source, options: ConfigOptions) -> list[int]:
     patches: list[int] = []
-    missing: list[str] = []
+    missing_paths: list[str] = []
     for path in paths:
         try:
             patches.append(find_path(source, path))
         except NameNotFoundError:
-            missing.append(path)
-    if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise options.error(f"label_file labels pictures that {source.path} lacks: {', '.join(missing[:3])}{more}")
+            missing_paths.append(path)
+    if missing_paths:
+        more = f" and {len(missing_paths) - 3} more" if len(missing_paths) > 3 else ""
+        paths_text = ", ".join(missing_paths[:3])
+        raise options.error(f"label_file labels pictures that {source.path} lacks: {paths_text}{more}")
     if not patches:
         raise options.error("label_file labels no picture")
     return patches
@@ -151,6 +152,12 @@ def _parse(file: Path) -> Mapping[str, Any]:
 
 
 def _add_file(content: Mapping[str, Any], names: dict[int, str], boxes: dict[str, list[Box]]) -> None:
+    """Add the label names and the boxes of a file: a mapping of key bindings, each to a label and its boxes.
+
+    Raises:
+        TypeError: a value has a wrong type or is negative.
+        ValueError: a value is missing, or a label contradicts another.
+    """
     for binding, category in content.items():
         label = _field(category, "label", str, f"binding {binding!r}")
         index = _field(category, "index", int, f"binding {binding!r}")
@@ -174,7 +181,7 @@ def _add_file(content: Mapping[str, Any], names: dict[int, str], boxes: dict[str
 
 
 def _field(mapping: Any, key: str, kind: type[Any], place: str) -> Any:
-    """Return the value of a key, which must be of that kind; a number must be an integer from 0."""
+    """Return the value of a key, which must be of a kind; an integer must be 0 or more."""
     if not isinstance(mapping, dict) or key not in mapping:
         raise ValueError(f"{place} has no {key}")
     value = mapping[key]

@@ -69,4 +69,4 @@ def dlas_factories(
 
 
 take_over = dlas_factories
-"""The first name of dlas_factories, for DL-Art-School checkouts that import it."""
+"""Another name of dlas_factories, for DL-Art-School checkouts that import it."""

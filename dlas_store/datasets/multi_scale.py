@@ -139,9 +139,9 @@ class MultiScaleDataset(PictureDataset):
         square = random_square_crop(random.generator, (rotated.shape[1], rotated.shape[2]))
         side = self._tile_size << self._num_scales
         picture = resize_area(np.ascontiguousarray(square.crop(rotated)), (side, side))
-        (corrupted,), _ = self._corruptions.apply([picture], random)
+        (lq_picture,), _ = self._corruptions.apply([picture], random)
         hq_levels = self._levels(picture)
-        lq_levels = hq_levels if corrupted is picture else self._levels(corrupted)
+        lq_levels = hq_levels if lq_picture is picture else self._levels(lq_picture)
         lq_size = self._tile_size // self._scale
         lq_levels = [resize_area(level, (lq_size << depth, lq_size << depth)) for depth, level in enumerate(lq_levels)]
         return {

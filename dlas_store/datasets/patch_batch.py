@@ -87,14 +87,14 @@ class PatchBatchBuilder:
 
         Args:
             keys: the items of the batch.
-            frames: patches of the items.
+            frames: the patches of the items.
             options: the options by which a patch becomes HQ and LQ.
             references: cache of the references.
             scratch: pool of the arrays that patches are decoded into.
-            seed: seed of the random numbers.
+            seed: seed of the items' random numbers.
             has_frame_axis: whether tensors have a dimension for the frames of an item.
-            allocate: allocates the memory of the tensors.
-            replace: makes another item in place of an item that cannot be read; None raises the error.
+            allocate: returns the memory of the batch's tensors.
+            replace: makes the replacement of an item that cannot be read; None raises the error.
         """
         self._keys = keys
         self._frames = frames
@@ -122,8 +122,8 @@ class PatchBatchBuilder:
         items = self._order[start:stop]
         infos_of: Mapping[int, Sequence[_PatchInfo]] = dict.fromkeys(items, ())
         if self._loops is not None:
-            # All patches are looked up before any is decoded: decoding evicts from the processor's caches what the
-            # look-up needs.
+            # All patches are looked up before any is decoded, because decoding evicts the data of the look-up from the
+            # processor's caches.
             infos_of = {item: self._look_up_item(item) for item in items}
         for group, pixels in decode_groups(self._frames, items, self._patch_size, self._scratch, self._replace_item):
             self._write(group, pixels, infos_of)
@@ -148,7 +148,7 @@ class PatchBatchBuilder:
 
     def _likely_size(self) -> tuple[int, int]:
         """Return the height and width of the first patch, which all other patches are likely to have."""
-        with suppress(StoreError):  # The error is raised, or the item replaced, when the patch is decoded.
+        with suppress(StoreError):  # fill() raises the error, or replaces the item
             return self._frames.source.header_size(self._frames.patches[0])
         return self._target
 
@@ -156,7 +156,7 @@ class PatchBatchBuilder:
         """Look up the patches of an item for the likely size. After an error the list is empty."""
         try:
             return [self._look_up(row, self._patch_size) for row in self._frames.rows_of([item])]
-        except StoreError:  # The error is raised, or the item replaced, when the item is written.
+        except StoreError:  # _write_item() looks up again, and raises the error
             return []
 
     def _look_up(self, row: int, size: tuple[int, int]) -> _PatchInfo:
@@ -201,10 +201,10 @@ class PatchBatchBuilder:
         """Write patches of the likely size with one call of C."""
         images = self._images
         patches, references = [], []
-        for info, decoded in zip(infos, pixels, strict=True):
+        for info, patch_pixels in zip(infos, pixels, strict=True):
             self._record(info)
             row = info.row
-            patches.append((decoded, images.hq[row], images.lq[row]))
+            patches.append((patch_pixels, images.hq[row], images.lq[row]))
             if info.reference is not None:
                 hq, lq = images.gt_fullsize_ref[row], images.lq_fullsize_ref[row]
                 references.append(loops_arguments(info.reference, info.square, self._patch_size, hq=hq, lq=lq))
@@ -212,10 +212,10 @@ class PatchBatchBuilder:
 
     def _write_item(self, item: int, pixels: Sequence[Pixels], infos: Sequence[_PatchInfo]) -> None:
         """Write the patches of an item, which may have any size; see _write."""
-        for frame, decoded in enumerate(pixels):
-            size, row = (decoded.shape[0], decoded.shape[1]), item * len(pixels) + frame
+        for frame, patch_pixels in enumerate(pixels):
+            size, row = (patch_pixels.shape[0], patch_pixels.shape[1]), item * len(pixels) + frame
             info = infos[frame] if infos and size == self._patch_size else self._look_up(row, size)
-            self._write_patch(decoded, row)
+            self._write_patch(patch_pixels, row)
             self._record(info)
             if info.reference is not None:
                 hq, lq = self._images.gt_fullsize_ref[row], self._images.lq_fullsize_ref[row]
@@ -232,7 +232,7 @@ class PatchBatchBuilder:
             self._images.gt_fullsize_ref[row] = self._images.lq_fullsize_ref[row] = 0
 
     def _replace_item(self, item: int, error: StoreError) -> None:
-        """Copy another item into the batch in place of an item that cannot be read, or raise the error; an OnBad."""
+        """Copy another item into the batch in place of an item that cannot be read, or raise the error."""
         if self._replace is None:
             raise error
         replacement = self._replace(self._keys[item])
@@ -268,13 +268,13 @@ class PatchBatchBuilder:
         for frame, out in zip(frames, lq, strict=True):
             resize_area(frame, out.shape[1:], interleaved=True, out=out)
         if not options.corrupt_before_downsize:
-            corrupted, _ = options.corruptions.apply(list(lq), random)
-            lq[...] = corrupted
+            corrupted_lq, _ = options.corruptions.apply(list(lq), random)
+            lq[...] = corrupted_lq
 
 
 def _allocate_images(rows: tuple[int, int], options: PatchOptions, allocate: Allocate) -> _Images:
     """Return the image arrays of a batch of (items, frames) patches."""
-    # Without references their arrays are 0: the system gives memory of zeros, and fills only pages that are touched.
+    # Without references their arrays are 0. The system gives memory of zeros, and fills only pages that are touched.
     allocate_reference = allocate if options.need_ref else np.zeros
     sides = options.hq_size, options.lq_size
     return _Images(

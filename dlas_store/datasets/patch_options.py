@@ -27,8 +27,8 @@ class PatchOptions:
         target_size: side of HQ in pixels, before HQ is cropped to a multiple.
         scale: HQ side over LQ side; 1 if ``eval`` is set.
         force_multiple: the sides of LQ are multiples of this number.
-        need_ref: read the reference; without the reference it and its mask are 0.
-        need_metadata: a patch without a centre, in an image with a reference, is an error.
+        need_ref: read the reference; otherwise the reference and its mask are 0.
+        need_metadata: treat it as an error if a patch has no centre, though its image has a reference.
         corruptions: corruptions of LQ; none if ``eval`` is set.
         corrupt_before_downsize: corrupt a copy of HQ and make LQ from it, in place of corrupting LQ.
     """
@@ -63,7 +63,7 @@ def read_patch_options(options: ConfigOptions) -> PatchOptions:
     strict, needs_metadata = (options.flag(key, False) for key in ("strict", "needs_metadata"))
     scale = options.integer("scale", 1 if evaluate else None, minimum=1)
     corruptions = Corruptions.read(options)
-    checked = PatchOptions(
+    patch_options = PatchOptions(
         target_size=options.integer("target_size", minimum=1),
         scale=1 if evaluate else scale,
         force_multiple=options.integer("force_multiple", 1, minimum=1),
@@ -72,8 +72,13 @@ def read_patch_options(options: ConfigOptions) -> PatchOptions:
         corruptions=Corruptions() if evaluate else corruptions,
         corrupt_before_downsize=options.flag("corrupt_before_downsize", False),
     )
-    check_lq_size(options, target_size=checked.target_size, scale=checked.scale, force_multiple=checked.force_multiple)
-    return checked
+    check_lq_size(
+        options,
+        target_size=patch_options.target_size,
+        scale=patch_options.scale,
+        force_multiple=patch_options.force_multiple,
+    )
+    return patch_options
 
 
 def rescale_center(center: tuple[int, int], old_size: tuple[int, ...], size: tuple[int, ...]) -> tuple[int, int]:
@@ -89,7 +94,7 @@ def rescale_center(center: tuple[int, int], old_size: tuple[int, ...], size: tup
 
 
 def rescale_centers(centers: NDArray[np.int64], old_size: tuple[int, int], size: tuple[int, int]) -> NDArray[np.int64]:
-    """Return centres, int64 (..., 2), after their image was resized; a new array. See rescale_center."""
+    """Return a new array of centres, int64 (..., 2), after their image was resized; see rescale_center."""
     factors = [float(new) / float(old) for new, old in zip(size, old_size, strict=True)]
     return (np.array(factors) * centers).astype(np.int64)
 

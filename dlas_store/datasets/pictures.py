@@ -21,10 +21,11 @@ _NUMBERED = re.compile(r"(?P<before>.*)(?P<number>[0-9]{8})(?P<ending>\.[^./]*)"
 
 
 class Pictures:
-    """The patches of sources, each a picture of its own, and each source repeated by its weight; see WeightedPatches.
+    """The pictures of an epoch: every patch of the sources is a picture, and each source is repeated by its weight.
 
-    Folders come in path order, and so do the patches of a chunked store: by the path that each had in its folder. A
-    store of pictures keeps the order in which they were imported, path order within one import.
+    WeightedPatches numbers them. The pictures of a folder come in path order. So do the patches of a chunked store, by
+    the paths that they had in their folder. A store of pictures keeps the order in which the pictures were imported,
+    path order within one import.
 
     Pictures can be pickled, and used after a fork and from several threads, as their sources can.
 
@@ -33,7 +34,7 @@ class Pictures:
     """
 
     def __init__(self, sources: Sequence[Source], weights: Sequence[int]) -> None:
-        """Number the pictures of an epoch; the same source may be given several times, weights count from 0."""
+        """Number the pictures of an epoch; see WeightedPatches."""
         self._patches = WeightedPatches(sources, weights)
         self.source = self._patches.source
         self._order = _PathOrder.of(self.source) if len(self) else None
@@ -77,7 +78,7 @@ class Pictures:
 
 
 class PictureDataset(ItemDataset):
-    """A dataset with an item for every picture; a derived class opens the pictures."""
+    """A dataset with an item for every picture; a subclass sets ``_pictures`` to the result of open_pictures()."""
 
     _pictures: Pictures
 
@@ -112,13 +113,13 @@ class Siblings:
         """Read all names of a source of pictures."""
         self._source = source
         if source.layout == "pictures":
-            numbers: dict[str, int] = {}
+            number_of: dict[str, int] = {}
             names = map(source.image_name, range(source.image_count))
-            folders = (numbers.setdefault(name.rpartition("/")[0], len(numbers)) for name in names)
+            folders = (number_of.setdefault(name.rpartition("/")[0], len(number_of)) for name in names)
             self._folders = np.fromiter(folders, np.int64, source.image_count)
             self._patches_by_folder = np.argsort(self._folders, kind="stable")
             sorted_folders = self._folders[self._patches_by_folder]
-            self._starts = np.searchsorted(sorted_folders, np.arange(len(numbers) + 1))
+            self._starts = np.searchsorted(sorted_folders, np.arange(len(number_of) + 1))
 
     def draw(self, index: int, random: SampleRng) -> int | None:
         """Return the index of another patch of a patch's folder, drawn uniformly; None if the patch is alone there."""
@@ -146,9 +147,9 @@ def open_pictures(options: ConfigOptions, *, key: str = "paths", weights_key: st
         weights_key: the option that holds the weights; None for a dataset without weights.
 
     Raises:
-        ConfigError: neither or both of the options for paths are given, a path does not exist, the weights do not fit,
-            or all are 0.
-        StoreError: a path holds nothing to read, or holds damaged data.
+        ConfigError: both or neither of ``key`` and ``dataroot`` are given, a path does not exist, the weights do not
+            fit the paths, or no picture remains.
+        StoreError: a path holds no data, or damaged data.
     """
     sources, weights = open_weighted(options, layout="pictures", key=key, weights_key=weights_key)
     pictures = Pictures(sources, weights)
@@ -179,7 +180,7 @@ def find_path(source: Source, path: str) -> int:
 
 
 def find_next(source: Source, index: int) -> int | None:
-    """Return the patch of the next number in the same folder, as of the next frame of a video; None without one.
+    """Return the patch whose path has the next number in the same folder, such as a video's next frame; else None.
 
     Args:
         source: the source that holds the patch.
@@ -256,6 +257,7 @@ class _PathOrder:
     """A permutation of a source's patches that puts the patches of each of its members in path order."""
 
     def __init__(self, source: Source, images: NDArray[np.int64]) -> None:
+        """Compute the order of patches from the order of images: int64 (image_count,), their numbers."""
         firsts = np.fromiter(map(source.first_patch, range(source.image_count + 1)), np.int64, source.image_count + 1)
         self._firsts = firsts[images]
         self._ends = np.cumsum(np.diff(firsts)[images])

@@ -57,7 +57,7 @@ class PixelsDataset(ItemDataset):
         return {"pixels": item["pixels"], "index": index}
 
     def prefetch(self, keys: Sequence[SampleKey]) -> None:
-        """Let the system read the items' patches from the disk; see ItemDataset."""
+        """Prefetch the items' patches; see ItemDataset."""
         self._patches.source.prefetch([self._patches.patch_at(key.index) for key in keys])
 
     def _begin(self, keys: Sequence[SampleKey], allocate: Allocate, *, replace: MakeItem | None) -> BatchBuilder:
@@ -107,7 +107,7 @@ class _PixelsBatchBuilder:
                 self._held_back[item] = pixels
 
     def _replace_item(self, item: int, error: StoreError) -> None:
-        """Take another item in place of an item that cannot be read, or raise the error; an OnBad."""
+        """Take another item in place of an item that cannot be read, or raise the error."""
         if self._replace is None:
             raise error
         replacement = self._replace(self._keys[item])
@@ -134,6 +134,6 @@ class _PixelsBatchBuilder:
     def _first_size(self) -> tuple[int, int]:
         """Return the height and width of the first picture whose header can be read, 1 x 1 if there is none."""
         for patch in self._frames.patches:
-            with suppress(StoreError):  # The error is raised, or the item replaced, when the picture is decoded.
+            with suppress(StoreError):  # fill() raises the error, or replaces the item
                 return self._frames.source.header_size(patch)
         return 1, 1

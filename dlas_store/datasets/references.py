@@ -118,7 +118,7 @@ class ReferenceCache(Generic[R]):
 
 def resized_references(source: Source, options: PatchOptions) -> ReferenceCache[Reference]:
     """Return a cache of references at the sizes of HQ and LQ. Each reference is first resized to its patch's size."""
-    # Expected: HQ as uint8. A reference whose HQ is float32 takes four times as much.
+    # The estimate is for HQ as uint8. HQ as float32 takes four times as much.
     likely_bytes = 3 * options.hq_size**2 + 4 * 3 * options.lq_size**2
     return ReferenceCache(source, partial(_resize, options), likely_bytes=likely_bytes)
 
@@ -143,7 +143,7 @@ def write_reference(
         lq: array that receives the reference at the size of LQ, float32 (4, h / s, w / s), contiguous.
     """
     _, height, width = hq.shape
-    if size == target:  # Cropping the mask and clamping its square are then the same.
+    if size == target:  # without a resize, cropping the mask equals clamping its square
         size = target = (height, width)
     loops = loops_for(size, hq, lq)
     if loops is not None and target == (height, width):
@@ -192,7 +192,7 @@ def _capacity(reference_bytes: int) -> int:
 
 
 def _resize(options: PatchOptions, pixels: Pixels, _number: int, patch_size: tuple[int, int] | None) -> Reference:
-    """Resize a decoded reference for patches of a size; a Prepare."""
+    """Resize a decoded reference for patches of a size. This is a Prepare function."""
     assert patch_size is not None
     size = (pixels.shape[0], pixels.shape[1])
     target = (options.target_size, options.target_size)

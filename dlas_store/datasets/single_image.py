@@ -106,7 +106,7 @@ class PatchDataset(ItemDataset):
         """Return the transform that makes HQ and LQ on a device.
 
         Raises:
-            ConfigError: patches are corrupted, or bad ones are skipped.
+            ConfigError: the options corrupt patches, or skip bad samples.
         """
         if self._patch_options.corruptions.is_active or self.skips_bad:
             raise ConfigError("device goes neither with corruptions nor with on_error: skip; leave one of them out")
@@ -124,7 +124,7 @@ class PatchDataset(ItemDataset):
         )
 
     def prefetch(self, keys: Sequence[SampleKey]) -> None:
-        """Let the system read the items' patches and references from the disk; see ItemDataset."""
+        """Prefetch the items' patches and references; see ItemDataset."""
         self.source.prefetch([patch for key in keys for patch in self.patches_of(key.index)])
 
     def _begin(self, keys: Sequence[SampleKey], allocate: Allocate, *, replace: MakeItem | None) -> BatchBuilder:
@@ -157,7 +157,7 @@ class SingleImageDataset(PatchDataset):
     * ``gt_center`` and ``lq_center`` int64 (2,): row and column of the patch's centre in the reference, in pixels;
     * ``GT_path`` and ``LQ_path`` str: the patch's path, which ends in IMAGE/FILE.
 
-    The dataset may be used from several threads, after a fork, and pickled.
+    The dataset may be used from several threads and after a fork, and be pickled.
     """
 
     def __init__(self, opt: Mapping[str, Any]) -> None:

@@ -89,10 +89,10 @@ class TorchDataset(PictureDataset):
         source, patch = self._pictures.source, self._patch_at(index)
         labels = _labels(source, patch)
         pixels = source.read_pixels([patch])[0]
-        cropped = self._crop_at_random(pixels, random.generator) if self._random_crop else self._crop(pixels)
+        square = self._crop_at_random(pixels, random.generator) if self._random_crop else self._crop(pixels)
         if random.generator.random() < 0.5:
-            cropped = cropped[:, ::-1]
-        tensor = to_tensor(_normalize(np.ascontiguousarray(cropped)))
+            square = square[:, ::-1]
+        tensor = to_tensor(_normalize(np.ascontiguousarray(square)))
         name = path_below(source, patch)
         return {"lq": tensor, "hq": tensor, **labels, "LQ_path": name, "GT_path": name}
 

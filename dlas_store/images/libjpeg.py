@@ -1,8 +1,9 @@
 """Loader of Pillow's libjpeg-turbo for the reader in C; the library must decode to the same pixels as simplejpeg.
 
-With the library the reader creates no decoder for each patch and does not take Python's lock, which simplejpeg takes
-twice (``python -m benchmarks read``). simplejpeg contains a libjpeg-turbo too, maybe of another version, but does not
-export it. ``_native/huffman.c`` decodes the Huffman code of a scan in the library's place.
+With the library the reader uses one decoder for many patches and does not take Python's lock. simplejpeg creates a
+decoder for each patch and takes the lock twice (``python -m benchmarks read``). It contains a libjpeg-turbo too, maybe
+of another version, but does not export it. ``_native/huffman.c`` decodes the Huffman code of a scan in the library's
+place.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def check_named_library() -> None:
 
 @cache
 def find_libjpeg() -> Libjpeg | None:
-    """Return libjpeg-turbo; None if Pillow has none that can be called, or if it decodes otherwise than simplejpeg.
+    """Return libjpeg-turbo; None if Pillow's cannot be called, or decodes to other pixels than simplejpeg.
 
     Raises:
         ConfigError: see check_named_library.
@@ -71,7 +72,8 @@ def _pillows_module() -> str | None:
 
 
 def _decodes_as_simplejpeg(library: Libjpeg, sampling: str) -> bool:
-    # The picture has all values, sides that are no multiples of an MCU's, and rows longer than the longest vectors.
+    # The picture has all values, rows longer than the longest vectors, and sides that are no multiples of an MCU's side
+    # (an MCU is the smallest group of blocks that a JPEG codes together).
     picture = (np.arange(20 * 75 * 3, dtype=np.uint32) ** 2 // 97).astype(np.uint8).reshape(20, 75, 3)
     if sampling == "Gray":
         data = simplejpeg.encode_jpeg(np.ascontiguousarray(picture[:, :, :1]), 80, "GRAY", sampling)

@@ -35,7 +35,7 @@ def empty_aligned(shape: tuple[int, ...], dtype: DTypeLike, *, offset: int = 0) 
         return np.empty(shape, dtype)
     memory = np.empty(size + _CACHE_LINE, np.uint8)
     start = (offset - memory.__array_interface__["data"][0]) % _CACHE_LINE
-    # A slice or view of ``memory`` would not do: ``memory`` would be the base of its views.
+    # The memoryview hides ``memory`` from NumPy, which otherwise would make ``memory`` the base of the array's views.
     return np.asarray(memory.data[start : start + size].cast(dtype.char, shape))  # type: ignore[arg-type]
 
 
@@ -44,8 +44,8 @@ class BoundedCache(Generic[K, V]):
 
     The cache has no lock: a child forked while a thread holds a lock could never take it. So two threads may make the
     same value. A full cache replaces its newest value, so that reading everything in order keeps the older values.
-    Each call brings the function that makes a missing value: a cache that kept a bound method, like lru_cache, would
-    keep the method's object alive.
+    The caller passes the function that makes a missing value to each call, because a cache that kept a bound method, as
+    lru_cache does, would keep the method's object alive.
 
     >>> cache = BoundedCache[int, str](capacity=2)
     >>> cache.get(5, str), cache.peek(5), cache.peek(6)

@@ -18,14 +18,14 @@ from dlas_store.images.memory import empty_aligned
 from dlas_store.sampling.rng import SampleKey
 
 Allocate = Callable[[tuple[int, ...], DTypeLike], NDArray[Any]]
-"""Returns a contiguous array of a shape and a type, its content undefined, as new_array does."""
+"""A function such as new_array: returns a contiguous array of a shape and a type, its content undefined."""
 
 Collate = Callable[[list[Any]], Any]
 
 MakeItem = Callable[[SampleKey], dict[str, Any]]
 
 NO_REFERENCE = -1
-"""In RawBatch.images, a patch that has no reference."""
+"""Value in RawBatch.images of a patch without a reference."""
 
 _IN_BATCH = object()
 """A placeholder for an item's value that was copied into the batch."""
@@ -139,7 +139,7 @@ class BatchOfItems(Sequence[dict[str, Any]]):
     """A finished batch, as a sequence of its items.
 
     Attributes:
-        batch: the batch.
+        batch: the batch, a dict of tensors and lists.
     """
 
     def __init__(self, batch: dict[str, Any], count: int) -> None:
@@ -202,8 +202,8 @@ def zero_pad(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """
     for item in items:
         if item.keys() != items[0].keys():
-            differing = ", ".join(sorted(map(str, item.keys() ^ items[0].keys())))
-            raise StoreError(f"a batch cannot be made of items that differ in their keys: {differing}")
+            keys = ", ".join(sorted(map(str, item.keys() ^ items[0].keys())))
+            raise StoreError(f"a batch cannot be made of items that differ in their keys: {keys}")
     return {key: _padded_values(key, [item[key] for item in items]) for key in items[0]}
 
 
@@ -251,11 +251,11 @@ def _padded_values(key: str, values: list[Any]) -> Any:
     if len({value.dim() for value in values}) > 1:
         shapes = " and ".join(sorted({str(tuple(value.shape)) for value in values}))
         raise StoreError(f"a batch cannot be made of {key} of different dimensions: {shapes}")
-    largest = [max(sides) for sides in zip(*(value.shape for value in values), strict=True)]
-    return torch.stack([_padded(value, largest) for value in values])
+    size = [max(sides) for sides in zip(*(value.shape for value in values), strict=True)]
+    return torch.stack([_padded(value, size) for value in values])
 
 
 def _padded(tensor: torch.Tensor, size: list[int]) -> torch.Tensor:
     # pad() takes two numbers a dimension, one for each end, and begins with the last dimension.
-    missing = [number for side, full in zip(tensor.shape, size, strict=True) for number in (full - side, 0)]
-    return functional.pad(tensor, missing[::-1]) if any(missing) else tensor
+    padding = [number for side, full_side in zip(tensor.shape, size, strict=True) for number in (full_side - side, 0)]
+    return functional.pad(tensor, padding[::-1]) if any(padding) else tensor

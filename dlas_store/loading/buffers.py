@@ -20,7 +20,7 @@ from dlas_store.images.memory import Pixels
 from dlas_store.loading.batch import Allocate, new_array
 
 BYTES_TOGETHER = 1 << 20
-"""Largest size of the patches that are decoded before they are written, so that the processor's caches hold them."""
+"""Bytes of patches to decode before they are written into the batch: at most what the processor's caches hold."""
 
 _SMALL_BYTES = 1 << 16
 """Size below which NumPy's own allocator is as fast as the pool."""
@@ -122,10 +122,10 @@ def keep_freed_memory_in_process() -> None:
 
 
 def new_pinned_array(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-    """Return an array in page-locked memory, which a GPU copies from without the processor.
+    """Return an array in page-locked memory, from which a GPU copies without the processor.
 
-    PyTorch reuses such memory, once a GPU has read it. PyTorch recognises the memory by its first byte, so that the
-    array has to begin there (compare DECODING_OFFSET in images/decode.py).
+    PyTorch reuses such memory once a GPU has read it. PyTorch recognises the memory by its first byte, so the array has
+    to begin there, without the offset DECODING_OFFSET of images/decode.py.
     """
     empty = torch.empty(shape, dtype=torch.from_numpy(np.empty(0, dtype)).dtype, pin_memory=True)
     array: NDArray[Any] = empty.numpy()

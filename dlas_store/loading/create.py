@@ -164,39 +164,14 @@ def create_dataloader(  # noqa: PLR0917 - DL-Art-School's signature
     )
 
 
-def _loader_kind(options: ConfigOptions, dataset: Dataset[Any]) -> str:
-    default = "threads" if isinstance(dataset, ItemDataset) else "workers"
-    return options.choice("loader", default, ("threads", "workers"))
-
-
-def _to_device(options: ConfigOptions, dataset: Dataset[Any], collate_fn: Collate | None) -> BatchTransform | None:
-    if not options.has("device"):
-        return None
-    name = options.text("device")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise options.error(f"device must be cpu, cuda, cuda:1 or the like, got {name!r}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise options.error(f"device is {device}, but PyTorch finds no GPU; leave device out")
-    transform = None
-    if isinstance(dataset, ItemDataset) and collate_fn is None:
-        try:
-            transform = dataset.device_transform(device)
-        except ConfigError as error:
-            raise options.error(str(error)) from error
-    if transform is None:
-        raise options.error(
-            "device is for single_image_extensible, multi_frame_extensible and paired_frame, without needs_collate"
-        )
-    return transform
-
-
-def _threads(options: ConfigOptions, workers: int) -> int:
-    if options.has("n_threads"):
-        return options.integer("n_threads", minimum=1)
-    cores = available_cores()
-    return min(workers or cores, cores)
+def _world_size(options: ConfigOptions, batch_size: int) -> int:
+    """Return the number of processes that divide each batch."""
+    if not distributed.is_initialized():
+        raise options.error("dist is set, but torch.distributed.init_process_group has not been called")
+    processes = distributed.get_world_size()
+    if batch_size % processes:
+        raise options.error(f"batch_size must be a multiple of the {processes} processes, got {batch_size}")
+    return processes
 
 
 def _sampler(
@@ -227,11 +202,36 @@ def _sampler(
     )
 
 
-def _world_size(options: ConfigOptions, batch_size: int) -> int:
-    """Return the number of processes that divide each batch."""
-    if not distributed.is_initialized():
-        raise options.error("dist is set, but torch.distributed.init_process_group has not been called")
-    processes = distributed.get_world_size()
-    if batch_size % processes:
-        raise options.error(f"batch_size must be a multiple of the {processes} processes, got {batch_size}")
-    return processes
+def _to_device(options: ConfigOptions, dataset: Dataset[Any], collate_fn: Collate | None) -> BatchTransform | None:
+    if not options.has("device"):
+        return None
+    name = options.text("device")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise options.error(f"device must be cpu, cuda, cuda:1 or the like, got {name!r}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise options.error(f"device is {device}, but PyTorch finds no GPU; leave device out")
+    transform = None
+    if isinstance(dataset, ItemDataset) and collate_fn is None:
+        try:
+            transform = dataset.device_transform(device)
+        except ConfigError as error:
+            raise options.error(str(error)) from error
+    if transform is None:
+        raise options.error(
+            "device is for single_image_extensible, multi_frame_extensible and paired_frame, without needs_collate"
+        )
+    return transform
+
+
+def _loader_kind(options: ConfigOptions, dataset: Dataset[Any]) -> str:
+    default = "threads" if isinstance(dataset, ItemDataset) else "workers"
+    return options.choice("loader", default, ("threads", "workers"))
+
+
+def _threads(options: ConfigOptions, workers: int) -> int:
+    if options.has("n_threads"):
+        return options.integer("n_threads", minimum=1)
+    cores = available_cores()
+    return min(workers or cores, cores)

@@ -97,7 +97,7 @@ class ItemDataset(Dataset[dict[str, Any]], ABC):
         except StoreError:
             if not self.skips_bad:
                 raise
-        # Some patches cannot even be located. A builder that makes items one by one replaces the bad ones.
+        # Some patches cannot even be located. A builder that makes items one by one replaces the bad items.
         return StackingBuilder(self.__getitem__, keys, allocate)
 
     def device_transform(self, device: torch.device) -> BatchTransform | None:  # noqa: ARG002 - for overrides
@@ -109,7 +109,7 @@ class ItemDataset(Dataset[dict[str, Any]], ABC):
         return None
 
     def begin_raw_batch(self, keys: Sequence[SampleKey], allocate: Allocate) -> BatchBuilder:
-        """Begin a RawBatch for device_transform(); see batch_builder. A dataset with a transform must define it."""
+        """Begin a RawBatch for device_transform(); see batch_builder. A dataset with a transform overrides this."""
         raise NotImplementedError(f"{type(self).__name__} makes no batches for a device")
 
     def _begin(

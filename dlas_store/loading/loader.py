@@ -17,7 +17,7 @@ from dlas_store.sampling.samplers import Epoch, EpochSampler, StatefulSampler, i
 
 _LOG = logging.getLogger(__name__)
 
-Batch = list[Any]
+BatchKeys = list[Any]
 """The sampler's items for one batch: keys, or plain indices for a dataset that does not know keys."""
 
 
@@ -77,8 +77,8 @@ class Loader(ABC):
     def state_dict(self) -> dict[str, int]:
         """Return the state after the batches that were delivered, ready for JSON: seed, epoch, position, length.
 
-        The seed is that of the order. The items have the same seed, or else the state has an ``item_seed``. A seed that
-        no config sets is in the state as well, so that a resumed epoch has the same items.
+        ``seed`` is the seed of the order. If the items have another seed, the state also has an ``item_seed``. Seeds
+        that no config sets are in the state as well, so that a resumed epoch has the same items.
 
         The position counts items of the epoch's order, in all processes together, so that other batch sizes, loaders
         and numbers of processes can resume. The length is the number of items in the dataset, which must not change.
@@ -137,7 +137,7 @@ class EpochBatches:
         if hasattr(self.sampler, "set_epoch"):
             self.sampler.set_epoch(epoch)
 
-    def begin(self) -> tuple[Epoch, Iterator[Batch]]:
+    def begin(self) -> tuple[Epoch, Iterator[BatchKeys]]:
         """Begin an epoch, which the state describes from now on; return the epoch and its remaining batches."""
         if isinstance(self.sampler, StatefulSampler):
             batches = self._stateful_batches(self.sampler)
@@ -197,20 +197,20 @@ class EpochBatches:
             )
         return self.sampler
 
-    def _stateful_batches(self, sampler: StatefulSampler) -> Iterator[Batch]:
+    def _stateful_batches(self, sampler: StatefulSampler) -> Iterator[BatchKeys]:
         batches = sampler.batches() if isinstance(sampler, EpochSampler) else self._grouped(iter(sampler))
         return batches if isinstance(self.dataset, ItemDataset) else plain_indices(batches)
 
-    def _foreign_batches(self, sampler: Sampler[Any] | Iterable[Any]) -> Iterator[Batch]:
+    def _foreign_batches(self, sampler: Sampler[Any] | Iterable[Any]) -> Iterator[BatchKeys]:
         batches = self._grouped(iter(sampler))
         return self._key_batches(self.dataset, batches) if isinstance(self.dataset, ItemDataset) else batches
 
     @staticmethod
-    def _key_batches(dataset: ItemDataset, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def _key_batches(dataset: ItemDataset, batches: Iterator[BatchKeys]) -> Iterator[BatchKeys]:
         for batch in batches:
             yield [dataset.as_key(item) for item in batch]
 
-    def _grouped(self, items: Iterator[Any]) -> Iterator[Batch]:
+    def _grouped(self, items: Iterator[Any]) -> Iterator[BatchKeys]:
         while batch := list(islice(items, self.batch_size)):
             if len(batch) == self.batch_size or not self.drop_last:
                 yield batch

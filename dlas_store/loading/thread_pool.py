@@ -151,6 +151,8 @@ if hasattr(os, "register_at_fork"):
 
 
 def _thread_recorder(files_of_threads: dict[int, int | None]) -> Callable[[], None]:
+    """Return a function that opens a /proc file of the thread that calls it, and adds the file to a dict."""
+
     def record_thread() -> None:
         try:
             # The system reuses a thread's number, but an open file always refers to the same thread.
@@ -162,6 +164,7 @@ def _thread_recorder(files_of_threads: dict[int, int | None]) -> Callable[[], No
 
 
 def _wait_for_thread_end(file: int) -> None:
+    """Wait until the system has ended the thread of a /proc file, which cannot be read from then on."""
     while True:
         try:
             os.pread(file, 1, 0)

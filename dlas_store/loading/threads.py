@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, Sampler, default_collate
 from dlas_store.loading.batch import Allocate, BatchBuilder, BatchTransform, Collate, CollatingBuilder
 from dlas_store.loading.buffers import BufferPool, keep_freed_memory_in_process, new_pinned_array
 from dlas_store.loading.dataset import ItemDataset
-from dlas_store.loading.loader import Batch, EpochBatches, Loader
+from dlas_store.loading.loader import BatchKeys, EpochBatches, Loader
 from dlas_store.loading.thread_pool import ForkSafeThreadPool
 from dlas_store.processes import interrupt_delayed
 from dlas_store.sampling.rng import SampleKey
@@ -30,23 +30,24 @@ except ImportError:  # on Windows, which has a readahead of its own
 else:
 
     def _disk_reads() -> int:
+        """Return how many page faults of this process have read from the disk."""
         return getrusage(RUSAGE_SELF).ru_majflt
 
 
 PREFETCH_BATCHES = 3
 """How many batches are made while one is read: two keep all threads busy, the third evens out slow batches."""
 
-_ADVISED_BATCHES = 4
-"""How many further batches the kernel is told of, if the disk is slow."""
+_READAHEAD_DISTANCE = 4
+"""How many batches beyond the batch that begins next the kernel is told of, if the disk is slow."""
 
 _FIRST_ALONE_SECONDS = 0.05
-"""Time during which only the first batch is made; afterwards the kernel is told of the next batches."""
+"""Longest time during which only the first batch is made; afterwards the kernel is told of the next batches."""
 
 _READAHEAD_BATCHES = 64
-"""How many batches are prefetched after a page fault that read from the disk."""
+"""How many batches the kernel is told of after a page fault that read from the disk."""
 
 _FIRST_READAHEAD_BATCHES = 8
-"""How many batches are prefetched at the start of an epoch, before any page fault."""
+"""How many batches the kernel is told of at the start of an epoch, before any page fault."""
 
 
 class ThreadsLoader(Loader):
@@ -115,8 +116,8 @@ class ThreadsLoader(Loader):
                         break
                     batch = futures.popleft().result()
                 if not epoch.delivered:
-                    # After the first batch the reader need not wait. Few parts are enough, because each part costs a
-                    # submission to the pool: as many as keep all threads busy while one batch waits for its reader.
+                    # After the first batch the reader need not wait, and each part costs a submission to the pool. So
+                    # few parts are best: as many as keep all threads busy while one batch waits for its reader.
                     executor.split_into(-(-self.num_threads // (PREFETCH_BATCHES - 1)))
                 epoch.delivered += 1
                 yield batch if self._to_device is None else self._to_device.make(batch)
@@ -129,23 +130,23 @@ class ThreadsLoader(Loader):
                     pool.shutdown(wait=True, cancel_futures=True)
         self._batches.end(epoch)
 
-    def _prefetched(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Yield batches of keys, and tell the kernel of up to _ADVISED_BATCHES further ones."""
+    def _prefetched(self, batches: Iterator[BatchKeys]) -> Iterator[BatchKeys]:
+        """Yield batches of keys, and tell the kernel of up to _READAHEAD_DISTANCE batches beyond each."""
         if not isinstance(self.dataset, ItemDataset):
             yield from batches
             return
         readahead = Readahead(self.dataset)
-        prefetched: deque[Batch] = deque()
+        prefetched: deque[BatchKeys] = deque()
         distance = 0  # 0 for the first batch, because the threads wait for it
         for batch in batches:
             readahead.prefetch(batch)
             prefetched.append(batch)
             if len(prefetched) > distance:
                 yield prefetched.popleft()
-                distance = min(distance + 1, _ADVISED_BATCHES)
+                distance = min(distance + 1, _READAHEAD_DISTANCE)
         yield from prefetched
 
-    def _begin(self, keys: Batch) -> BatchBuilder:
+    def _begin(self, keys: BatchKeys) -> BatchBuilder:
         allocate = new_pinned_array if self.pin_memory else self._buffers.batch_allocator()
         return batch_builder(self.dataset, keys, allocate, self.collate_fn, raw=self._to_device is not None)
 

@@ -26,19 +26,19 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from dlas_store.images.decode import DECODING_OFFSET
 from dlas_store.loading.batch import Allocate, BatchBuilder, BatchTransform, Collate, RawBatch, is_plain, new_array
 from dlas_store.loading.buffers import is_free, keep_freed_memory_in_process
-from dlas_store.loading.loader import Batch, EpochBatches, Loader
+from dlas_store.loading.loader import BatchKeys, EpochBatches, Loader
 from dlas_store.loading.thread_pool import paused_for_fork
 from dlas_store.loading.threads import BatchExecutor, batch_builder
 from dlas_store.processes import interrupt_delayed, leave_interrupts_to_parent, processes_start
 
 _SLOTS = 64
-"""How many tensors of a worker have memory that is reused: those of about ten batches."""
+"""How many tensors of a worker have memory that is reused: enough for about ten batches."""
 
 _SMALL_BYTES = 1 << 16
 """A tensor below this size is pickled: that costs less than a file descriptor."""
 
 _FREE, _TAKEN = 0, 1
-"""Flags of slots."""
+"""Flags of slots: the memory of a free slot may be overwritten."""
 
 _END = object()
 """A placeholder for the message after an epoch's last batch."""
@@ -105,11 +105,11 @@ class WorkersLoader(Loader):
         )
         receiver = BufferReceiver(slots, pin_memory=self.pin_memory)
         start_method = self._start_method or multiprocessing.get_start_method()
-        starting = processes_start(start_method) if self.num_workers else nullcontext()
+        start_guard = processes_start(start_method) if self.num_workers else nullcontext()
         forks = self.num_workers and start_method == "fork"
         processes = _WorkerProcesses()
         try:
-            with starting, paused_for_fork() if forks else nullcontext():
+            with start_guard, paused_for_fork() if forks else nullcontext():
                 iterator = iter(loader)
                 processes.attach(iterator)
             while True:
@@ -153,17 +153,17 @@ class _WorkerProcesses:
                 self._iterator._shutdown_workers()
 
 
-class _BatchSampler(Sampler[Batch]):
+class _BatchSampler(Sampler[BatchKeys]):
     """The keys of an epoch's batches, as a batch sampler for DataLoader."""
 
-    def __init__(self, batches: Iterator[Batch], count: int) -> None:
+    def __init__(self, batches: Iterator[BatchKeys], count: int) -> None:
         self._batches = batches
         self._count = count
 
     def __len__(self) -> int:
         return self._count
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[BatchKeys]:
         return self._batches
 
 
@@ -269,14 +269,14 @@ class SharedBufferPool:
         self._worker = worker
         self._tensors: list[torch.Tensor] = []
         self._sent_slots: set[int] = set()
-        self._slot_at: dict[int, int] = {}
+        self._slot_at: dict[int, int] = {}  # address of a lent array -> its slot
 
     def allocate(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         """Return a contiguous array, its content undefined."""
-        kind = torch.from_numpy(np.empty(0, dtype)).dtype
-        if int(np.prod(shape)) * kind.itemsize < _SMALL_BYTES:
+        torch_dtype = torch.from_numpy(np.empty(0, dtype)).dtype
+        if int(np.prod(shape)) * torch_dtype.itemsize < _SMALL_BYTES:
             return new_array(shape, dtype)
-        slot = self._find_slot(shape, kind)
+        slot = self._find_slot(shape, torch_dtype)
         if slot is None:
             return new_array(shape, dtype)  # the reader keeps batches in all slots
         self._flags[slot] = _TAKEN
@@ -297,16 +297,18 @@ class SharedBufferPool:
         self._slot_at.clear()
         return message
 
-    def _find_slot(self, shape: tuple[int, ...], kind: torch.dtype) -> int | None:
+    def _find_slot(self, shape: tuple[int, ...], dtype: torch.dtype) -> int | None:
+        """Return a free slot whose tensor has a shape and a type, a new slot if need be; None if no slot is left."""
         for slot, tensor in enumerate(self._tensors):
-            if self._flags[slot] == _FREE and tensor.shape == shape and tensor.dtype == kind:
+            if self._flags[slot] == _FREE and tensor.shape == shape and tensor.dtype == dtype:
                 return slot
         if len(self._tensors) == _SLOTS:
             return None
-        self._tensors.append(_new_shared(shape, kind))
+        self._tensors.append(_new_shared(shape, dtype))
         return len(self._tensors) - 1
 
     def _send(self, value: Any) -> Any:
+        """Return a batch's value for a message: a SentTensor, a small tensor as an array, or else the value itself."""
         if not is_plain(value):
             return value
         slot = self._slot_at.pop(value.data_ptr(), None)
@@ -330,7 +332,7 @@ class BufferReceiver:
         """
         self._flags = slots.numpy()
         self._pin_memory = pin_memory
-        self._arrays: dict[tuple[int, int], list[NDArray[Any]]] = {}
+        self._arrays: dict[tuple[int, int], list[NDArray[Any]]] = {}  # each array in a list of its own, for is_free()
         self._lent_slots: set[tuple[int, int]] = set()
 
     def receive(self, message: Any) -> Any:
@@ -343,6 +345,7 @@ class BufferReceiver:
         return message
 
     def _receive(self, value: Any) -> Any:
+        """Return the batch's value that a value of a message stands for."""
         if isinstance(value, np.ndarray):
             return torch.from_numpy(value)
         if not isinstance(value, SentTensor):
@@ -365,7 +368,8 @@ class BufferReceiver:
             self._flags[slot] = _FREE
 
 
-def _new_shared(shape: tuple[int, ...], kind: torch.dtype) -> torch.Tensor:
-    # Shared memory begins with a page. The offset counts elements, so that types wider than bytes skip cache lines.
-    memory = torch.empty(DECODING_OFFSET + math.prod(shape), dtype=kind).share_memory_()  # type: ignore[no-untyped-call]
+def _new_shared(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    # Shared memory begins with a page. The offset counts elements: bytes get the offset that suits the decoder, and
+    # float32 elements begin with a cache line.
+    memory = torch.empty(DECODING_OFFSET + math.prod(shape), dtype=dtype).share_memory_()  # type: ignore[no-untyped-call]
     return memory[DECODING_OFFSET:].view(shape)  # type: ignore[no-any-return]

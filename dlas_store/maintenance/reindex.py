@@ -59,7 +59,7 @@ def reindex(store: Path, *, workers: int | None = None) -> ReindexSummary:
 
     Args:
         store: the store's folder.
-        workers: number of processes; None takes one per core, 0 works in this process.
+        workers: number of processes; None starts one per core, 0 works in this process.
 
     Raises:
         NotASourceError: the folder does not exist or holds no usable shard.
@@ -82,12 +82,12 @@ def reindex(store: Path, *, workers: int | None = None) -> ReindexSummary:
 
 
 def select_published(shards: Sequence[Shard], old_index: Index | None, skipped: list[SkippedShard]) -> list[Shard]:
-    """Return the shards of published commits, and add all other shards to a list.
+    """Return the shards of published commits, and add all other shards to ``skipped``.
 
     Args:
         shards: shards in a store's folder, in the order of their numbers.
         old_index: the store's index, if it can be read; it proves that its shards were published.
-        skipped: list that gets the other shards.
+        skipped: list to which the other shards are added, with the reasons.
     """
     counts = Counter(shard.header.store_id for shard in shards)
     if old_index and old_index.store_id not in counts:
@@ -101,32 +101,32 @@ def select_published(shards: Sequence[Shard], old_index: Index | None, skipped: 
             commits[shard.header.commit, shard.header.commit_first].append(shard)
         else:
             skipped.append(SkippedShard(shard.path, "is a shard of another store"))
-    selected: dict[int, list[Shard]] = {}
-    newest = max((commit for commit, _ in commits), default=0)
+    shards_of: dict[int, list[Shard]] = {}
+    newest_commit = max((commit for commit, _ in commits), default=0)
     # Two commits of one number are an append that was given up, and the same append done again with higher shard
-    # numbers. The order puts a commit of the old index last, and else the higher shard numbers; the last one is taken.
-    ordered = sorted(commits.items(), key=lambda item: (_is_published(item[1], published_ids), item[0]))
-    for (commit, _), members in ordered:
+    # numbers. The sort puts a commit of the old index last, else that with higher shard numbers; the last one counts.
+    ordered_commits = sorted(commits.items(), key=lambda item: (_is_published(item[1], published_ids), item[0]))
+    for (commit, _), members in ordered_commits:
         # The first import is published as a whole, and an append follows only a published commit. If shards of such a
         # commit are missing, they were lost after it was published.
-        was_published = commit in range(newest) or commit == 0 or _is_published(members, published_ids)
+        was_published = commit in range(newest_commit) or commit == 0 or _is_published(members, published_ids)
         if was_published or len(members) == members[0].header.commit_shards:
-            replaced = selected.get(commit, [])
-            selected[commit] = members
-            skipped.extend(SkippedShard(shard.path, "is of an append done again later") for shard in replaced)
+            replaced_shards = shards_of.get(commit, [])
+            shards_of[commit] = members
+            skipped.extend(SkippedShard(shard.path, "is of an append done again later") for shard in replaced_shards)
         else:
             reason = (
                 f"is of an append of which {len(members)} of {members[0].header.commit_shards} shards are here; "
                 "run it again"
             )
             skipped.extend(SkippedShard(shard.path, reason) for shard in members)
-    return [shard for commit in sorted(selected) for shard in selected[commit]]
+    return [shard for commit in sorted(shards_of) for shard in shards_of[commit]]
 
 
 def _write_index(
     store: Path, shards: Sequence[Shard], old_index: Index | None, workers: int | None, summary: ReindexSummary
 ) -> None:
-    """Scan shards, write their index and publish it, and count what it holds in the summary."""
+    """Scan shards, write and publish their index, and add its numbers of shards, images and patches to the summary."""
     temporary = store / (INDEX_FILE + ".tmp")
     header = shards[0].header
     generation = 0 if old_index is None else old_index.generation + 1

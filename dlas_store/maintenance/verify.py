@@ -108,7 +108,7 @@ def verify(
         path: the store's folder, its index.lmdb, or a single shard.
         against: folder or store with the expected content. If the store itself is sound, it is compared with this
             source file by file.
-        workers: number of processes; None takes one per core, 0 works in this process.
+        workers: number of processes; None starts one per core, 0 works in this process.
         quick: check only structure and sizes: every block of the index, the ids and sizes of all shards, and the keys
             and locations in the shards' trees against those in the index. No value is read, so damaged values are not
             found.
@@ -132,7 +132,7 @@ def compare(path: Path, against: Path | str | Source, *, workers: int | None = N
     Args:
         path: the store's folder, its index.lmdb, or a single shard.
         against: the source with the expected content: a folder or store, or an open source, which stays open.
-        workers: number of processes; None takes one per core, 0 works in this process.
+        workers: number of processes; None starts one per core, 0 works in this process.
 
     Raises:
         NotASourceError: ``path`` is not a store, or ``against`` is not a source.
@@ -274,11 +274,11 @@ def _kind_of(error: StoreError) -> str:
 def _verify_structure(store: Store, shard: Shard) -> Iterator[Finding]:
     """Compare a shard's tree and metadata, as a scan finds them, with the index."""
     try:
-        scanned = scan_shard(shard)
+        scanned_entries = scan_shard(shard)
     except DamagedError as error:
         yield Finding(shard.path.name, "", "", "damaged", str(error))
         return
-    if not store.index.agrees_with(shard.header, scanned):
+    if not store.index.agrees_with(shard.header, scanned_entries):
         yield _location_finding(shard)
 
 
@@ -286,10 +286,10 @@ def _verify_locations(store: Store, shard: Shard) -> Iterator[Finding]:
     """Compare the keys and locations in a shard's tree with those in the index, without reading a value."""
     entry = store.index.shards[shard.header.number]
     numbers = range(entry.first_image, entry.first_image + entry.images)
-    indexed = chain.from_iterable(map(store.index.values_of, numbers))
-    stored = ((key, payload.offset, payload.length) for key, payload in shard.values())
+    index_values = chain.from_iterable(map(store.index.values_of, numbers))
+    tree_values = ((key, payload.offset, payload.length) for key, payload in shard.values())
     try:
-        is_same = all(value == stored_value for value, stored_value in zip_longest(indexed, stored))
+        is_same = all(value == tree_value for value, tree_value in zip_longest(index_values, tree_values))
     except DamagedError as error:
         yield Finding(shard.path.name, "", "", "damaged", str(error))
         return

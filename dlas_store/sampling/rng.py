@@ -58,7 +58,7 @@ class Permutation:
         # Seed and epoch are mixed, for if they were added, epoch 1 of seed 0 would be epoch 0 of seed 1.
         words = SeedSequence([seed, epoch]).generate_state(3 * _ROUNDS + 1, np.uint64)
         keys = [[int(word) for word in words[start : start + _ROUNDS]] for start in range(0, 3 * _ROUNDS, _ROUNDS)]
-        # A window that holds all items (of a length of 0, any window does) shuffles as None does.
+        # A window that holds all items shuffles as None does. If there are no items, any window holds them all.
         self._window = None if window is None or window >= length else window
         if self._window is None:
             self._items = _Network(length, keys[0])

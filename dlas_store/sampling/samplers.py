@@ -16,8 +16,8 @@ from dlas_store.errors import ConfigError
 from dlas_store.sampling.rng import Indices, Permutation, SampleKey
 
 _KEYS_AT_ONCE = 512
-"""Approximate number of keys computed at once: few, because the first batch waits for them, yet so many that NumPy's
-calls cost 0.1 us a key."""
+"""Approximate number of keys computed at once: few, because the first batch waits for them, yet enough that NumPy's
+calls cost only 0.1 us a key."""
 
 
 @dataclass
@@ -70,7 +70,15 @@ class StatefulSampler(Sampler[SampleKey], ABC):
     ) -> None:
         """Set up the sampler of one rank.
 
-        Args are those of EpochSampler, and positions: number of positions in an epoch's order.
+        Args:
+            length: number of items of the dataset.
+            seed: seed of the order, 0 or more.
+            positions: number of positions in an epoch's order.
+            batch_size: items of a global batch, that is, of all ranks together; a multiple of ranks.
+            rank: number of this process, 0 <= rank < ranks.
+            ranks: number of processes that divide each batch.
+            drop_last: whether to drop the last positions of an epoch that fill no global batch.
+            uneven: whether ranks that are short in the last batch stay short.
 
         Raises:
             ConfigError: batch_size or rank does not fit ranks.
@@ -208,7 +216,7 @@ class StatefulSampler(Sampler[SampleKey], ABC):
         return Epoch(number, start, start + positions, count)
 
     def _position(self, epoch: Epoch, items: int) -> int:
-        """Return the position after so many items of this rank, as if all ranks had come equally far."""
+        """Return the position after a number of this rank's items, as if all ranks had come equally far."""
         batches, items_of_batch = divmod(items, self.local_batch_size)
         if items_of_batch and items == epoch.count:
             return epoch.stop
@@ -239,7 +247,7 @@ class StatefulSampler(Sampler[SampleKey], ABC):
 
 
 class EpochSampler(StatefulSampler):
-    """Every item once an epoch, in order or shuffled by (seed, epoch).
+    """A sampler that yields every item once an epoch, in order or shuffled by (seed, epoch).
 
     Epochs count up from 0 unless set_epoch() chooses a number. A key's repetition is its epoch. The order takes no
     memory, and an epoch that is resumed does not iterate over its earlier items. StatefulSampler describes how ranks
@@ -271,8 +279,8 @@ class EpochSampler(StatefulSampler):
             ranks: number of processes that divide each batch.
             uneven: whether ranks that are short in the last batch stay short; otherwise the first items of the epoch's
                 order pad them.
-            window: shuffle windows of so many consecutive items, and the items inside each window (see Permutation);
-                None shuffles all items together.
+            window: number of consecutive items in a window. The shuffle permutes the windows, and the items inside each
+                window (see Permutation). None shuffles all items together.
 
         Raises:
             ConfigError: batch_size, rank or window is out of range.
@@ -346,8 +354,9 @@ class DistIterSampler(StatefulSampler):
             drop_last=False,
             uneven=False,
         )
-        # Padding of short ranks repeats items beyond the ratio. An epoch reserves repetitions for it, or two epochs
-        # would use the same ones. One is enough for up to length + 1 replicas, whose keys are then the same.
+        # Padding of short ranks repeats items beyond the ratio. Each epoch reserves numbers of repetitions for the
+        # padding, because two epochs must not use the same ones. One number is enough for up to length + 1 replicas, so
+        # that any number of replicas up to there gets the same keys.
         self._repetitions = ratio + max(1, math.ceil((replicas - 1) / max(1, length)))
 
     def keys_at(self, epoch: int) -> Callable[[Indices], list[SampleKey]]:

@@ -103,7 +103,8 @@ class ArrayPictures(Source):
 
     def read_pixels(self, indices: Sequence[int], *, alpha: bool = False) -> Pixels | list[Pixels]:
         """Return the pixels of pictures; see Source.read_pixels."""
-        return as_batch([to_rgb(self._pixels(index), alpha=alpha) for index in indices])  # copies: all have one size
+        # The result is a copy: as_batch stacks pictures of one size, and all pictures have one size.
+        return as_batch([to_rgb(self._pixels(index), alpha=alpha) for index in indices])
 
     def locate(self, index: int) -> tuple[int, int]:
         """Return (image number, 0), because an image has one patch."""
@@ -139,7 +140,7 @@ class ArrayPictures(Source):
         self._check(number)
 
     def find_image(self, name: str) -> int:
-        """Return the number of the image of a name, or raise NameNotFoundError."""
+        """Return the number of the image with a name, or raise NameNotFoundError."""
         split, _, file = name.rpartition("/")
         digits = file.removesuffix(".png")
         number = int(digits) if digits.isascii() and digits.isdigit() else self.image_count

@@ -26,7 +26,7 @@ REFERENCE_FILE = "ref.jpg"
 CENTERS_FILE = "centers.pt"
 
 FIRST_UNNUMBERED_ID = 1 << 63
-"""Patch ids from this one up belong to files whose names are no numbers."""
+"""Patch ids from this one up belong to files whose names are no numbers, or repeat the number of another file."""
 
 _NUMBER = re.compile(r"([0-9]{1,19})\.[^.]*", re.ASCII)
 
@@ -112,12 +112,15 @@ class Source(ABC):
 
     Determinism: while a source is open, an index gives the same bytes, even if another process appends to a store.
 
-    Threads: several threads may call every method at once. Fork: an open source works in a forked child. Pickle: a
+    Threads: several threads may call every method at once. Fork: an open source works in a forked child. Threads and
+    children share the position of an open file, so that a source reads files with os.pread or maps them. Pickle: a
     pickle holds the path and options, and unpickling opens the source. Python pickles plain attributes by itself; a
     source with open files defines ``__reduce__``.
 
-    Errors: unreadable data raises a StoreError that names the image and the file, and is never replaced. After
-    ``close()`` every other call raises ClosedError: ``image_count`` and ``len`` do, and each method uses one of them.
+    Errors: unreadable data raises a StoreError that names the image and the file, and is never replaced. An import can
+    skip a file only if the error is a DamagedError or an ImageError. After ``close()`` every other call raises
+    ClosedError. A subclass may raise it in ``image_count`` and ``len`` only, if each of its other methods uses one of
+    these.
 
     A subclass implements the twelve abstract members below. All other methods follow from them; a subclass overrides
     the methods that it can do faster. Here is a whole source, whose images are pictures in a dict of name -> bytes:
@@ -211,7 +214,7 @@ class Source(ABC):
 
     @abstractmethod
     def find_image(self, name: str) -> int:
-        """Return the number of the image of a name, or raise NameNotFoundError."""
+        """Return the number of the image with a name, or raise NameNotFoundError."""
 
     @abstractmethod
     def listings(self) -> Iterator[Listing]:
@@ -313,8 +316,8 @@ class Source(ABC):
     def subset(self, names: Sequence[str]) -> Source:  # noqa: ARG002
         """Return a source with at least the named images, to be pickled for a process that needs no others.
 
-        By default the source itself is returned. A source that lists files when it is opened returns one of the named
-        images only, so that the other process does not list all files again.
+        By default the source itself is returned. A source of files returns a source of the named images only, so that
+        the other process does not list all files again.
         """
         self._check_open()
         return self
@@ -346,10 +349,10 @@ class Source(ABC):
 
 
 class PickledSubset(NamedTuple):
-    """Images of a source as a value that a job takes to another process and opens there.
+    """A pickled source, and the names of the images that a job in another process reads from it.
 
-    The source is pickled to bytes at once, and the job unpickles them. If the process pool unpickled the source with
-    the job, a source that cannot be opened would end the worker in place of failing the job.
+    The source is pickled to bytes at once, and the job unpickles the bytes. If the process pool unpickled the source
+    with the job, a source that cannot be opened would end the worker instead of failing the job.
 
     Attributes:
         names: names of the images.

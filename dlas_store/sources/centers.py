@@ -181,6 +181,7 @@ class _Numbers(NamedTuple):
         return item
 
     def _items(self, group: object, count: int) -> Sequence[object]:
+        """Return the numbers of a tensor, or the items of a tuple or list, if their number is ``count``."""
         if isinstance(group, _Tensor) and len(group.positions) == count:
             number = struct.Struct(self.byte_order + group.storage.code)
             data = self.storages[group.storage.key]
@@ -217,6 +218,7 @@ def _rebuild_tensor(storage: object, offset: object, size: object, stride: objec
 
 
 def _make_dict() -> dict[object, object]:
+    """Return an empty dict; the replacement for OrderedDict. Unlike ``dict``, it refuses arguments."""
     return {}
 
 

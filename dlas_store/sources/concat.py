@@ -1,4 +1,4 @@
-"""ConcatSource, several sources joined to one."""
+"""ConcatSource, several sources joined into one."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from dlas_store.sources.base import Image, Layout, Listing, Source
 
 
 class ConcatSource(Source):
-    """Several sources, the members, as one source: the numbers of each member follow the numbers of the member before.
+    """Several sources, the members, as one source whose patches and images are those of each member in turn.
 
-    A method of one patch or image asks the member that holds the patch or image, so that paths and errors name that
-    member. Attributes and methods of all members at once:
+    A method for one patch or image asks the member that holds the patch or image, so that paths and errors name that
+    member. These attributes and methods concern all members:
 
     * ``path``, ``decoder`` and ``max_pixels`` are the values of the first member. source_path() returns the path of the
       member that holds an image. Each member decodes by its own options.
@@ -33,8 +33,8 @@ class ConcatSource(Source):
     def __init__(self, sources: Sequence[Source]) -> None:
         """Join open sources; closing the joined source closes them."""
         self.sources = tuple(sources)
-        for source in self.sources[:1]:
-            self.decoder, self.max_pixels = source.decoder, source.max_pixels
+        if self.sources:
+            self.decoder, self.max_pixels = self.sources[0].decoder, self.sources[0].max_pixels
         self._starts = [0, *accumulate(map(len, self.sources))]
         self._first_images = [0, *accumulate(source.image_count for source in self.sources)]
 
@@ -51,6 +51,7 @@ class ConcatSource(Source):
     @property
     def image_count(self) -> int:
         """Number of images of all members."""
+        # Not ``_first_images[-1]``: a closed member must raise ClosedError here and in __len__.
         return sum(source.image_count for source in self.sources)
 
     def __len__(self) -> int:
@@ -108,8 +109,8 @@ class ConcatSource(Source):
     def decode_many_into(self, indices: list[int], outs: list[Pixels]) -> list[Pixels]:
         """Decode patches, each into its array, with one call for successive patches of one member; see Source."""
         if len(indices) != len(outs):
-            longer = "indices" if len(indices) > len(outs) else "arrays"
-            raise ValueError(f"{len(indices)} indices for {len(outs)} arrays: the {longer} are longer")
+            longer_list = "indices" if len(indices) > len(outs) else "arrays"
+            raise ValueError(f"{len(indices)} indices for {len(outs)} arrays: the {longer_list} are longer")
         pixels: list[Pixels] = []
         while len(pixels) < len(indices):
             first = len(pixels)
@@ -174,7 +175,7 @@ class ConcatSource(Source):
         return source.read_reference(number)
 
     def find_image(self, name: str) -> int:
-        """Return the number of the first image of a name, or raise NameNotFoundError."""
+        """Return the number of the first image with a name, or raise NameNotFoundError."""
         for source, first in zip(self.sources, self._first_images, strict=False):
             try:
                 return first + source.find_image(name)
@@ -183,7 +184,7 @@ class ConcatSource(Source):
         raise NameNotFoundError(f"no image {name!r} in {self._paths()}")
 
     def find(self, image: str, file: str) -> int:
-        """Return the index of the first patch of an image and file name, or raise NameNotFoundError."""
+        """Return the index of the first patch with an image and file name, or raise NameNotFoundError."""
         for source, start in zip(self.sources, self._starts, strict=False):
             try:
                 return start + source.find(image, file)
@@ -211,9 +212,9 @@ class ConcatSource(Source):
 
 
 def concat(sources: Sequence[Source]) -> Source:
-    """Return the distinct sources joined in order; a single source is returned itself, to save the detour."""
-    distinct = list(dict.fromkeys(sources))
-    return distinct[0] if len(distinct) == 1 else ConcatSource(distinct)
+    """Return the distinct sources joined in order; a single source is returned itself, because joining slows reads."""
+    distinct_sources = list(dict.fromkeys(sources))
+    return distinct_sources[0] if len(distinct_sources) == 1 else ConcatSource(distinct_sources)
 
 
 def members(source: Source) -> tuple[Source, ...]:
@@ -222,5 +223,5 @@ def members(source: Source) -> tuple[Source, ...]:
 
 
 def member_at(source: Source, index: int) -> tuple[Source, int]:
-    """Return the one of a source's members() that holds a patch, and the patch's index in that member."""
+    """Return the member of a source that holds a patch, and the patch's index in that member; see members()."""
     return source.member_at(index) if isinstance(source, ConcatSource) else (source, index)

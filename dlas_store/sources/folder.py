@@ -163,7 +163,7 @@ class FolderSource(Source):
         return self._read_file(f"{self.path}/{index.images[number]}/{REFERENCE_FILE}")
 
     def find_image(self, name: str) -> int:
-        """Return the number of the image of a name, or raise NameNotFoundError."""
+        """Return the number of the image with a name, or raise NameNotFoundError."""
         images = self._load_index().images
         number = images.find_sorted(name, 0, len(images))
         if number is None:
@@ -265,7 +265,8 @@ def is_picture(file: str) -> bool:
 class Names:
     """A growing list of names in one UTF-8 string; a name costs 8 bytes beyond its own.
 
-    A list of str takes five times the memory. A forked process would also copy its pages, as it counts references.
+    A list of str takes five times the memory. A forked process would also copy the pages of such a list, because a read
+    of a str changes its reference count.
 
     >>> names = Names()
     >>> for name in ("a", "b", "é"):

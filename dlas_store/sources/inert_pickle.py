@@ -79,7 +79,7 @@ class InertUnpickler(pickle._Unpickler):
     A byte string of Python 2 becomes a str with one character for each byte.
 
     The base class is the standard library's unpickler in Python. Its unpickler in C would reserve memory for any memo
-    index in the file, would run every opcode, and could not be stopped.
+    index in the file, and would run every opcode, however many there are.
 
     Raises:
         RefusedError: the pickle holds something that the rules do not allow.

@@ -59,8 +59,8 @@ def _list_image(walk: FolderWalk, name: str) -> ImageFiles | None:
     if not patches:
         walk.skip([name], "folder without patches")
         return None
-    known = {*patches, REFERENCE_FILE, CENTERS_FILE}
-    walk.skip((f"{name}/{file}" for file in files if file not in known), "unknown file")
+    known_files = {*patches, REFERENCE_FILE, CENTERS_FILE}
+    walk.skip((f"{name}/{file}" for file in files if file not in known_files), "unknown file")
     walk.skip(sorted(folders), "folder in an image folder")
     return ImageFiles(name, patches, has_reference=REFERENCE_FILE in files, has_centers=CENTERS_FILE in files)
 

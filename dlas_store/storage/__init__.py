@@ -1,6 +1,6 @@
 """The store on disk, as FORMAT.md describes it: reading and writing of shards and of their index.
 
-Import writers from their modules: this package does not, so that a reader does not load the LMDB engine.
+Users import writers from their modules. This package imports no writer, because a writer loads the LMDB engine.
 """
 
 from dlas_store.storage.index import Index

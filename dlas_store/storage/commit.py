@@ -81,7 +81,7 @@ class CommitPlan:
 
 
 class SealedShard(NamedTuple):
-    """A sealed shard, as the index takes it.
+    """A sealed shard, described by the values that IndexWriter.add() takes.
 
     Attributes:
         header: the shard's header.
@@ -119,7 +119,7 @@ def write_shard(folder: Path, header: ShardHeader, fill: Callable[[ShardWriter],
     """Build a shard under a temporary name, seal it and give it its name.
 
     Args:
-        folder: the commit's staging folder.
+        folder: the commit's staging directory.
         header: the shard's header from the plan.
         fill: function that adds the images.
 
@@ -135,7 +135,7 @@ def write_shard(folder: Path, header: ShardHeader, fill: Callable[[ShardWriter],
 
 
 def read_shard(path: Path, *, check_values: bool) -> SealedShard:
-    """Return a shard as the index takes it, from a scan of its file; see scan_shard."""
+    """Return the description of a sealed shard, from a scan of its file; see scan_shard."""
     shard = Shard(path)
     return SealedShard(shard.header, scan_shard(shard, check_values=check_values), len(shard.data))
 
@@ -143,13 +143,13 @@ def read_shard(path: Path, *, check_values: bool) -> SealedShard:
 class Commit:
     """A commit in progress: it writes a new store, or new shards of an existing store.
 
-    A commit is a context manager. If the block ends without publish(), the staging folder keeps all sealed shards, and
-    a rerun of the same command continues from there. Any process may build the shards in ``folder`` with write_shard();
-    this process then passes them to add() in order.
+    A commit is a context manager. If the block ends without publish(), the staging directory keeps all sealed shards,
+    and a rerun of the same command continues from there. Any process may build the shards in ``folder`` with
+    write_shard(); this process then passes them to add() in order.
 
     Attributes:
         plan: the plan. Shards that an interrupted run planned in the same way have the ids of that run.
-        folder: the staging folder in which the shards are built.
+        folder: the staging directory, in which the shards are built.
     """
 
     def __init__(self, store: Path, plan: CommitPlan, *, base: Index | None) -> None:
@@ -191,8 +191,8 @@ class Commit:
 
         Args:
             store: the store's folder, which need not exist.
-            index: the store's index, to remove the staging folder of an append, too. With None, only the lock file of a
-                new store is removed from the store's folder, which needs no lock.
+            index: the store's index, with which the staging directory of a published append is removed, too. With None,
+                only the lock file that a new store's import left in the store's folder is removed; this takes no lock.
 
         Raises:
             BusyError: another process is appending to the store.
@@ -238,7 +238,7 @@ class Commit:
         self._staging.remove()
 
     def discard(self) -> None:
-        """Remove the staging folder, for a commit that has nothing to add."""
+        """Remove the staging directory, for a commit that has nothing to add."""
         self._staging.remove()
 
     def __enter__(self) -> Self:
@@ -255,16 +255,16 @@ class Commit:
     def _record_or_continue(self, plan: CommitPlan) -> CommitPlan:
         """Record a plan and return it, with the ids of the shards that an interrupted run planned in the same way.
 
-        So a change of one source file costs its own shard only.
+        A sealed shard with such an id is kept. So after a change of one source file only its own shard is built again.
         """
         path = self.folder / PLAN_FILE
         if path.exists():
-            earlier = _decode_plan(path.read_bytes())
+            earlier_plan = _decode_plan(path.read_bytes())
             # A plan with another number is from a published append that was killed before it removed the plan.
-            if earlier.commit == plan.commit:
-                sealed = [header for header in earlier.headers() if self.find_shard(header)]
-                plan = _with_ids_of(earlier, plan)
-                if sealed and not set(plan.shard_ids).intersection(header.shard_id.hex() for header in sealed):
+            if earlier_plan.commit == plan.commit:
+                sealed_ids = {header.shard_id.hex() for header in earlier_plan.headers() if self.find_shard(header)}
+                plan = _with_ids_of(earlier_plan, plan)
+                if sealed_ids and sealed_ids.isdisjoint(plan.shard_ids):
                     raise StoreError(
                         f"{self.folder}: holds shards of an interrupted run with other files or options; run it again "
                         "with those, or remove that folder to start over"
@@ -282,7 +282,7 @@ def _is_append_published(staging: Path, *, store: Path, index: Index) -> bool:
         sync_folder(store)
     path = staging / PLAN_FILE
     plan = _decode_plan(path.read_bytes()) if path.exists() else None
-    # A staging folder without a plan was being removed, and no run can continue it.
+    # A staging directory without a plan was being removed, and no run can continue it.
     return plan is None or plan.commit in {shard.commit for shard in index.shards.values()}
 
 
@@ -294,14 +294,14 @@ def _check_unchanged(store: Path, base: Index | None) -> None:
         raise BusyError(f"{store}: another process changed it meanwhile; run the same command again")
 
 
-def _with_ids_of(earlier: CommitPlan, plan: CommitPlan) -> CommitPlan:
+def _with_ids_of(earlier_plan: CommitPlan, plan: CommitPlan) -> CommitPlan:
     """Return a plan with the store id of an earlier plan, and its shard ids where both plan the same shard."""
-    plan = replace(plan, store_id=earlier.store_id, first_shard=earlier.first_shard)
-    pairs = zip(earlier.headers(), earlier.shards, plan.headers(), plan.shards, strict=False)
+    plan = replace(plan, store_id=earlier_plan.store_id, first_shard=earlier_plan.first_shard)
+    pairs = zip(earlier_plan.headers(), earlier_plan.shards, plan.headers(), plan.shards, strict=False)
     ids = list(plan.shard_ids)
     for position, (earlier_header, earlier_shard, header, shard) in enumerate(pairs):
         if earlier_shard == shard and replace(earlier_header, shard_id=header.shard_id) == header:
-            ids[position] = earlier.shard_ids[position]
+            ids[position] = earlier_plan.shard_ids[position]
     return replace(plan, shard_ids=tuple(ids))
 
 

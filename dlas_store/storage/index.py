@@ -137,8 +137,8 @@ class Index:
                 )
                 for row_type in ROW_TYPES
             }
-            common = ("store_id", "layout", "generation", "table_id")
-            check_fields(path, {key: body[key] for key in common})
+            checked_keys = ("store_id", "layout", "generation", "table_id")
+            check_fields(path, {key: body[key] for key in checked_keys})
             entries = [ShardEntry(**entry) for entry in body["shards"]]
             _check_entries(path, entries, body["counts"])
         except DamagedError:

@@ -79,10 +79,10 @@ def read_meta(data: bytes | mmap.mmap) -> Meta:
     if not (512 <= page_size <= 65536 and page_size.bit_count() == 1):
         raise DamagedError(f"page size {page_size} in the LMDB header")
     pages = [_read_meta_page(data, offset) for offset in (0, page_size) if offset + _META_SIZE <= len(data)]
-    valid = [meta for meta in pages if meta is not None and meta.page_size == page_size]
-    if not valid:
+    valid_pages = [meta for meta in pages if meta is not None and meta.page_size == page_size]
+    if not valid_pages:
         raise DamagedError("no valid LMDB meta page")
-    meta = max(valid, key=lambda meta: meta.transaction)
+    meta = max(valid_pages, key=lambda meta: meta.transaction)
     if meta.file_size > len(data):
         raise DamagedError(f"cut short: {len(data)} bytes where LMDB's header needs {meta.file_size}")
     return meta
@@ -102,12 +102,12 @@ def iter_entries(data: bytes | mmap.mmap) -> Iterator[Entry]:
     if not 1 <= meta.depth <= _MAX_DEPTH:
         raise DamagedError(f"tree depth {meta.depth} in the LMDB header")
     count = 0
-    previous = b""
+    previous_key = b""
     for page in _leaves(data, meta):
         for entry in _leaf_entries(data, meta, page):
-            if entry.key <= previous:
+            if entry.key <= previous_key:
                 raise DamagedError(f"keys out of order on page {page}")
-            previous = entry.key
+            previous_key = entry.key
             count += 1
             yield entry
     if count != meta.entries:
@@ -131,7 +131,9 @@ def iter_intact_entries(data: bytes | mmap.mmap) -> Iterator[Entry]:
         next_page = page + max(1, low | high << 16)
         is_overflow = number == page and flags == _OVERFLOW
         if is_overflow and (next_page > last_page or _U64.unpack_from(data, next_page * page_size)[0] == next_page):
-            page = next_page  # skip the value's bytes, which could look like a leaf page
+            # Skip the value's bytes, which could look like a leaf page. The length in the header is believed only if
+            # the value reaches the end of the file, or another page follows it.
+            page = next_page
             continue
         if number == page and flags == _LEAF:
             yield from _intact_entries(data, meta, page)

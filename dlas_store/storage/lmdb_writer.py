@@ -45,16 +45,16 @@ class LmdbWriter:
         while True:
             try:
                 with self._environment.begin(write=True) as transaction:
-                    last = self._last_key
+                    last_key = self._last_key
                     for key, value in batch:
-                        transaction.put(key, value, append=key > last)
-                        last = max(key, last)
+                        transaction.put(key, value, append=key > last_key)
+                        last_key = max(key, last_key)
             except lmdb.MapFullError:
                 self._environment.set_mapsize(2 * self._environment.info()["map_size"])
                 continue
             except lmdb.Error as error:
                 raise _write_error(self._path, error) from error
-            self._last_key = last
+            self._last_key = last_key
             return
 
     def close(self) -> None:

@@ -38,7 +38,7 @@ _CENTER_KEYS = ("center_ids", "center_rows", "center_cols", "center_widths")
 
 
 class Kind(IntEnum):
-    """Kinds of value, in the order of an image's values on disk."""
+    """Kinds of value; an image's keys are ordered by these numbers."""
 
     METADATA = 0
     REFERENCE = 1
@@ -46,7 +46,7 @@ class Kind(IntEnum):
 
 
 class Key(NamedTuple):
-    """The key of a value. Numbers are big-endian on disk, so that key order is reading order.
+    """The key of a value. Numbers are big-endian on disk, so that keys are sorted by image id, kind and patch id.
 
     Attributes:
         image_id: id of the image.
@@ -99,8 +99,8 @@ class PatchIds:
     """Assigns ids to the patches of one image, in item order.
 
     >>> ids = PatchIds()
-    >>> [ids.assign(file) - (file != "1.jpg") * 2**63 for file in ("1.jpg", "a.jpg", "01.jpg")]
-    [1, 0, 1]
+    >>> ids.assign("1.jpg"), ids.assign("a.jpg") - 2**63, ids.assign("01.jpg") - 2**63
+    (1, 0, 1)
     """
 
     def __init__(self) -> None:

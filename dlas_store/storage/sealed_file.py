@@ -265,8 +265,8 @@ class Table(Sequence[tuple[Any, ...]]):
 
     def _check(self, block: int, start: int) -> None:
         content = self._data[start : start + _ROW_BYTES_PER_BLOCK]
-        stored = int.from_bytes(self._data[start + _ROW_BYTES_PER_BLOCK : start + BLOCK_BYTES], "little")
-        if stored != xxh3_64_intdigest(content, _seed(self._row_type, self._table_id, block)):
+        checksum = int.from_bytes(self._data[start + _ROW_BYTES_PER_BLOCK : start + BLOCK_BYTES], "little")
+        if checksum != xxh3_64_intdigest(content, _seed(self._row_type, self._table_id, block)):
             raise DamagedError(
                 f"{self._path}: block {block} of {self._row_type.name} is damaged; "
                 "run dlas-store reindex, which rebuilds it from the shards"

@@ -91,13 +91,13 @@ class Corruptions:
         numbers = random.generator.integers(len(self.random), size=self.random_count) if self.random_count else ()
         names = [self.random[number] for number in numbers] + list(self.fixed)
         draw_strength = self._strengths(random)
-        corrupted: list[Chw] = []
+        corrupted_frames: list[Chw] = []
         fixed_strengths: list[float] = []
         for frame in frames:
             strengths = [draw_strength() for _ in names]
-            corrupted.append(self._corrupt(frame, names, strengths, random.generator))
+            corrupted_frames.append(self._corrupt(frame, names, strengths, random.generator))
             fixed_strengths += strengths[self.random_count :]
-        return corrupted, fixed_strengths
+        return corrupted_frames, fixed_strengths
 
     def _strengths(self, random: SampleRng) -> Callable[[], float]:
         """Return a function that draws a strength at each call."""
@@ -109,10 +109,10 @@ class Corruptions:
 
     def _corrupt(self, frame: Chw, names: list[str], strengths: list[float], generator: np.random.Generator) -> Chw:
         # JPEG compression would remove most of the noise.
-        skipped = _JPEG.keys() if _NOISE.keys() & set(names) else frozenset[str]()
+        skipped_names = _JPEG.keys() if _NOISE.keys() & set(names) else frozenset[str]()
         original_sizes: list[tuple[int, ...]] = []
         for name, strength in zip(names, strengths, strict=True):
-            if name in skipped:
+            if name in skipped_names:
                 continue
             size = frame.shape[1:]
             frame = _CORRUPTIONS[name](frame, _Parameters(strength, self.blur_scale, generator))
@@ -162,6 +162,7 @@ def _resample(image: Chw, factor: int, generator: np.random.Generator) -> Chw:
 
 
 def _jpeg(low: int, span: int) -> _Corruption:
+    """Return the corruption by a JPEG quality that falls from ``low + span`` to ``low`` as the strength grows."""
     return lambda image, params: compress(image, int((1 - params.strength) * span) + low)
 
 

@@ -93,8 +93,8 @@ def random_resized_crop(
         generator: the item's random numbers.
 
     Returns:
-        A crop that lies within the picture. If the picture's shape leaves no room for one, the largest crop of an
-        allowed ratio around the centre, whatever its area.
+        A crop that lies within the picture. If none of a few draws lies within it, the largest crop of an allowed
+        ratio around the centre, whatever its area.
     """
     height, width = size
     for _ in range(_TRIES):
@@ -112,7 +112,7 @@ def random_resized_crop(
 
 
 def random_square_crop(generator: np.random.Generator, size: tuple[int, int]) -> Square:
-    """Draw a square as wide as a picture's shorter side; a normal around the middle places it along the longer side.
+    """Draw a square as wide as a picture's shorter side, at a normally distributed distance from the middle.
 
     Args:
         generator: the item's random numbers.
@@ -154,8 +154,8 @@ def random_tile(
         min_side: minimum side of the tile in pixels of the picture.
         flip: flip at random.
         rotate: rotate by quarter turns at random.
-        growth_stddev: standard deviation of the normal by which tiles grow; 1 is growth to the whole square, None keeps
-            the minimum side.
+        growth_stddev: standard deviation of the normal distribution of a tile's growth; 1 is growth to the whole
+            square, None keeps the minimum side.
     """
     flip_rotate = random_flip_rotate(generator, flip=flip, rotate=rotate)
     square = random_square_crop(generator, size[::-1] if flip_rotate.transpose else size)

@@ -26,12 +26,12 @@ from tests.support.command_line import (
     error_line,
     findings,
     info,
-    is_whole,
+    is_sound_copy,
     refused,
     run,
     start,
 )
-from tests.support.file_trees import numbered_pictures, parted, patches, read, write
+from tests.support.file_trees import files_and_centers, numbered_pictures, patches, read, write
 from tests.support.sample_data import DATA
 
 COMMANDS = ("import", "export", "info", "verify", "reindex", "preview", "read")
@@ -233,7 +233,7 @@ def test_reindex_rebuilds_an_index_that_is_gone_or_damaged(tmp_path: Path, store
     assert "reindex" in refused("info", copy)
     done("reindex", copy)
     assert list(patches(copy).items()) == expected
-    assert is_whole(copy, DATA / "chunked")
+    assert is_sound_copy(copy, DATA / "chunked")
     assert info(copy)["store_id"] == info(store)["store_id"]
 
 
@@ -297,7 +297,7 @@ def test_a_second_import_is_refused_and_the_first_is_not_disturbed(tmp_path: Pat
         assert re.search("another process|busy|locked", message)
         assert not store.exists()
     assert end(first).status == 0
-    assert is_whole(store, photos)
+    assert is_sound_copy(store, photos)
 
 
 def test_a_second_append_is_refused_and_readers_go_on(tmp_path: Path, photos: Path) -> None:
@@ -312,7 +312,7 @@ def test_a_second_append_is_refused_and_readers_go_on(tmp_path: Path, photos: Pa
         assert patches(store) == before
         assert findings(store) == []
     assert end(first).status == 0
-    assert is_whole(store, photos)
+    assert is_sound_copy(store, photos)
 
 
 def test_a_second_export_is_refused_and_the_first_is_not_disturbed(
@@ -325,7 +325,7 @@ def test_a_second_export_is_refused_and_the_first_is_not_disturbed(
         assert re.search("another process|busy|locked", message)
         assert not folder.exists()
     assert end(first).status == 0
-    assert parted(folder) == parted(photos)
+    assert files_and_centers(folder) == files_and_centers(photos)
 
 
 # Loaded modules

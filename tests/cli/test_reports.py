@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from dlas_store.converters.exporting import export_store
+from dlas_store.converters.importing import import_store
 from dlas_store.converters.salvaging import salvage
 from dlas_store.maintenance.info import info
 from dlas_store.maintenance.reindex import reindex
@@ -163,3 +164,13 @@ def test_shards_left_out_of_an_index_are_named(damaged: Path) -> None:
     (shard,) = reindex(damaged).as_dict()["skipped"]
     assert shard["shard"] == "shard-00001.lmdb"
     assert shard["reason"]
+
+
+def test_import_as_a_dictionary(tmp_path: Path) -> None:
+    folder = write(small_folder(tmp_path / "source", "a"), {"a/notes.txt": b"text", "b/1.jpg": b"no picture"})
+    report = import_store([folder], tmp_path / "store.lmdb", skip_bad=True).as_dict()
+    assert json.loads(json.dumps(report)) == report
+    assert (report["images"], report["patches"], report["shards"]) == (1, 4, 1)
+    assert report["skipped"] == [{"path": "a/notes.txt", "reason": "unknown file"}]
+    assert [finding["path"] for finding in report["findings"]] == [f"{folder}/b/1.jpg"]
+    assert (report["changed"], report["missing_from_source"]) == ([], [])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dlas_store import open_source
-from tests.support.command_line import done, error_line, findings, info, is_whole, refused, run
+from tests.support.command_line import done, error_line, findings, info, is_sound_copy, refused, run
 from tests.support.file_trees import (
     centers_file,
     numbered_images,
@@ -50,7 +50,7 @@ def test_new_images_come_in_new_shards(source: Path, store: Path, workers: str) 
     assert info(store)["shards"] == 4
     assert info(store)["store_id"] == old_info["store_id"]
     assert old_states.items() <= states(store).items()
-    assert is_whole(store, source)
+    assert is_sound_copy(store, source)
 
 
 def test_appended_images_come_after_those_that_were_there(source: Path, store: Path) -> None:
@@ -65,7 +65,7 @@ def test_many_appends_add_up(tmp_path: Path, source: Path, store: Path) -> None:
         numbered_images(source, 1, 3, first=20 + number)
         done("import", "--append", source, store)
     assert info(store)["images"] == 10
-    assert is_whole(store, source)
+    assert is_sound_copy(store, source)
 
 
 def test_an_append_of_nothing_new_changes_nothing(source: Path, store: Path) -> None:
@@ -173,7 +173,7 @@ def test_pictures_are_appended(tmp_path: Path) -> None:
     done("import", photos, tmp_path / "s.lmdb")
     write(photos, {"deep/er/new.ppm": ppm(9)})
     assert "1 images" in done("import", "--append", photos, tmp_path / "s.lmdb")
-    assert is_whole(tmp_path / "s.lmdb", photos)
+    assert is_sound_copy(tmp_path / "s.lmdb", photos)
 
 
 def test_a_source_of_another_layout_is_refused(tmp_path: Path, store: Path) -> None:
@@ -217,7 +217,7 @@ def test_after_a_bad_patch_each_remedy_of_the_message_works(source: Path, store:
         case _:
             assert run("import", "--append", "--on-error", "skip", source, store).status == 1
             bad.unlink()
-    assert is_whole(store, source)
+    assert is_sound_copy(store, source)
     assert old_states.items() <= states(store).items()
 
 
@@ -244,10 +244,10 @@ def test_reindex_gives_what_was_appended_too(source: Path, store: Path) -> None:
     done("reindex", store)
     assert list(patches(store).items()) == expected
     assert info(store)["store_id"] == old_info["store_id"]
-    assert is_whole(store, source)
+    assert is_sound_copy(store, source)
     write(source, {"zzz/1.ppm": ppm(1)})
     done("import", "--append", source, store)
-    assert is_whole(store, source)
+    assert is_sound_copy(store, source)
 
 
 @pytest.mark.parametrize("writer", ["append", "reindex", "import"])
@@ -261,7 +261,7 @@ def test_a_lock_left_in_a_store_by_a_kill_is_removed_by_the_next_writer(source: 
         case _:
             assert "exists" in refused("import", source, store)
     assert not (store / "lock").exists()
-    assert is_whole(store, source)
+    assert is_sound_copy(store, source)
 
 
 def test_a_file_called_lock_in_a_folder_that_is_no_store_stays(tmp_path: Path, source: Path) -> None:
@@ -275,4 +275,4 @@ def test_what_is_left_of_a_removal_that_was_killed_is_removed_by_the_next_append
     write(store.with_name("s.lmdb.partial"), {"lock": b"", "shard-00002.lmdb.json": b"{}"})
     done("import", "--append", source, store)
     assert not store.with_name("s.lmdb.partial").exists()
-    assert is_whole(store, source)
+    assert is_sound_copy(store, source)

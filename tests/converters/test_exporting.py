@@ -12,7 +12,16 @@ from pathlib import Path
 import pytest
 
 from tests.support.command_line import done, findings, refused, run
-from tests.support.file_trees import centers_file, numbered_images, parted, patches, picture, ppm, read, write
+from tests.support.file_trees import (
+    centers_file,
+    files_and_centers,
+    numbered_images,
+    patches,
+    picture,
+    ppm,
+    read,
+    write,
+)
 from tests.support.sample_data import DATA
 
 JPEG = picture("JPEG")
@@ -25,7 +34,7 @@ JPEG = picture("JPEG")
 def test_real_data_comes_back(tmp_path: Path, name: str, workers: str) -> None:
     done("import", "--shard-size", "100KiB", DATA / name, tmp_path / "s.lmdb")
     done("export", "--workers", workers, tmp_path / "s.lmdb", tmp_path / "back")
-    assert parted(tmp_path / "back") == parted(DATA / name)
+    assert files_and_centers(tmp_path / "back") == files_and_centers(DATA / name)
     assert findings(tmp_path / "s.lmdb", "--against", tmp_path / "back") == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "s.lmdb"]
 
@@ -36,7 +45,7 @@ def test_real_data_comes_back(tmp_path: Path, name: str, workers: str) -> None:
 def test_centers_are_written_as_torch_saves_plain_numbers(tmp_path: Path) -> None:
     done("import", DATA / "chunked", tmp_path / "s.lmdb")
     done("export", tmp_path / "s.lmdb", tmp_path / "back")
-    _, centers = parted(tmp_path / "back")
+    _, centers = files_and_centers(tmp_path / "back")
     assert len(centers) == 4
     for value in centers.values():
         assert type(value) is dict
@@ -65,7 +74,9 @@ def test_images_picks_by_pattern(tmp_path: Path) -> None:
     done("import", DATA / "chunked_video", tmp_path / "s.lmdb")
     done("export", "--images", "rise_*1", tmp_path / "s.lmdb", tmp_path / "back")
     assert [path.name for path in (tmp_path / "back").iterdir()] == ["rise_000000000001"]
-    assert parted(tmp_path / "back" / "rise_000000000001") == parted(DATA / "chunked_video" / "rise_000000000001")
+    assert files_and_centers(tmp_path / "back" / "rise_000000000001") == files_and_centers(
+        DATA / "chunked_video" / "rise_000000000001"
+    )
     assert "nothing*" in refused("export", "--images", "nothing*", tmp_path / "s.lmdb", tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
@@ -142,7 +153,7 @@ def test_a_full_disk_is_an_error_and_a_rerun_goes_on(tmp_path: Path, small_disk:
     assert not (small_disk / "back").exists()
     subprocess.run(["mount", "-o", "remount,size=40m,nr_inodes=6000", small_disk], check=True)
     done("export", tmp_path / "s.lmdb", small_disk / "back")
-    assert parted(small_disk / "back") == parted(source)
+    assert files_and_centers(small_disk / "back") == files_and_centers(source)
 
 
 # Differences that verify --against finds

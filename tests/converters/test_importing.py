@@ -19,12 +19,12 @@ import torch
 from dlas_store import open_source
 from dlas_store.converters.importing import import_store
 from dlas_store.errors import ImageError, ImportFailedError, StoreError
-from tests.support.command_line import done, error_line, findings, info, is_whole, refused, run
+from tests.support.command_line import done, error_line, findings, info, is_sound_copy, refused, run
 from tests.support.file_trees import (
     centers_file,
+    files_and_centers,
     numbered_images,
     numbered_pictures,
-    parted,
     patches,
     picture,
     ppm,
@@ -51,7 +51,7 @@ def lines_with(summary: str, reason: str) -> str:
 @pytest.mark.parametrize("name", ["chunked", "chunked_video", "chunked_stereo"])
 def test_a_store_of_real_data_is_whole(tmp_path: Path, name: str) -> None:
     done("import", DATA / name, tmp_path / "s.lmdb")
-    assert is_whole(tmp_path / "s.lmdb", DATA / name)
+    assert is_sound_copy(tmp_path / "s.lmdb", DATA / name)
     assert list(tmp_path.iterdir()) == [tmp_path / "s.lmdb"]
 
 
@@ -108,7 +108,7 @@ def test_pictures_lie_at_any_depth(tmp_path: Path) -> None:
     source = write(tmp_path / "photos", {name: ppm(shade) for shade, name in enumerate(names)})
     done("import", source, tmp_path / "s.lmdb")
     assert info(tmp_path / "s.lmdb")["images"] == len(names)
-    assert is_whole(tmp_path / "s.lmdb", source)
+    assert is_sound_copy(tmp_path / "s.lmdb", source)
 
 
 NAMES = [
@@ -130,21 +130,21 @@ def test_names_of_any_characters_are_kept(tmp_path: Path) -> None:
     source = write(tmp_path / "odd", {f"{name}/{name}.jpg": JPEG for name in NAMES})
     done("import", "--layout", "chunked", source, tmp_path / "s.lmdb")
     assert sorted(patches(tmp_path / "s.lmdb")) == sorted((name, f"{name}.jpg") for name in NAMES)
-    assert is_whole(tmp_path / "s.lmdb", source)
+    assert is_sound_copy(tmp_path / "s.lmdb", source)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "PPM", "BMP", "WEBP"])
 def test_every_kind_of_picture_is_taken_whatever_its_ending(tmp_path: Path, kind: str) -> None:
     source = write(tmp_path / "photos", {"a.jpg": picture(kind), "b.PnG": picture(kind, shade=9)})
     done("import", "--decode", source, tmp_path / "s.lmdb")
-    assert is_whole(tmp_path / "s.lmdb", source)
+    assert is_sound_copy(tmp_path / "s.lmdb", source)
     assert info(tmp_path / "s.lmdb")["sizes"] == {"16x16": 2}
 
 
 def test_a_picture_with_bytes_after_its_end_is_kept_with_them(tmp_path: Path) -> None:
     source = write(tmp_path / "photos", {"a.jpg": JPEG + b"appended", "b.png": PNG + b"appended"})
     done("import", source, tmp_path / "s.lmdb")
-    assert is_whole(tmp_path / "s.lmdb", source)
+    assert is_sound_copy(tmp_path / "s.lmdb", source)
 
 
 def test_the_summary_counts_what_came_in_and_what_was_left_out(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_links_are_followed_but_circles_are_not(tmp_path: Path) -> None:
         summary = done("import", "--layout", layout, source, tmp_path / f"{layout}.lmdb")
         assert "loop" in lines_with(summary, "left out")
         assert info(tmp_path / f"{layout}.lmdb")["patches"] == 3
-        assert is_whole(tmp_path / f"{layout}.lmdb", source)
+        assert is_sound_copy(tmp_path / f"{layout}.lmdb", source)
 
 
 # Stores as sources
@@ -194,7 +194,7 @@ def test_a_store_is_resharded_with_equal_patches(tmp_path: Path) -> None:
     done("import", tmp_path / "many.lmdb", tmp_path / "again.lmdb")
     assert [info(tmp_path / f"{name}.lmdb")["shards"] for name in ("one", "many", "again")] == [1, 4, 1]
     assert patches(tmp_path / "one.lmdb") == patches(tmp_path / "many.lmdb") == patches(DATA / "chunked")
-    assert is_whole(tmp_path / "many.lmdb", DATA / "chunked")
+    assert is_sound_copy(tmp_path / "many.lmdb", DATA / "chunked")
     assert shard_contents(tmp_path / "again.lmdb") == shard_contents(tmp_path / "one.lmdb")
 
 
@@ -202,7 +202,7 @@ def test_an_index_file_and_a_single_shard_are_sources(tmp_path: Path) -> None:
     done("import", "--shard-size", "1", DATA / "chunked", tmp_path / "s.lmdb")
     done("import", tmp_path / "s.lmdb" / "index.lmdb", tmp_path / "of_index.lmdb")
     done("import", tmp_path / "s.lmdb" / "shard-00001.lmdb", tmp_path / "of_shard.lmdb")
-    assert is_whole(tmp_path / "of_index.lmdb", DATA / "chunked")
+    assert is_sound_copy(tmp_path / "of_index.lmdb", DATA / "chunked")
     (name,) = {image for image, _ in patches(tmp_path / "of_shard.lmdb")}
     assert name == sorted(path.name for path in (DATA / "chunked").iterdir())[1]
 
@@ -505,7 +505,7 @@ def test_after_bad_patches_each_remedy_of_the_message_works(tmp_path: Path, reme
             result = run(*command, "--on-error", "skip")
             assert (result.status, "image_00003/00000002.ppm" in result.out + result.err) == (1, True), result
             bad_file.unlink()
-    assert is_whole(tmp_path / "s.lmdb", source)
+    assert is_sound_copy(tmp_path / "s.lmdb", source)
 
 
 def test_when_every_patch_is_bad_there_is_no_store(tmp_path: Path) -> None:
@@ -559,7 +559,7 @@ def test_only_decode_finds_a_picture_whose_inside_is_broken(tmp_path: Path) -> N
     damaged[damaged.index(b"IDAT") + 12] ^= 0xFF
     source = write(tmp_path / "photos", {"a.png": PNG, "b.png": bytes(damaged)})
     done("import", source, tmp_path / "s.lmdb")
-    assert is_whole(tmp_path / "s.lmdb", source)
+    assert is_sound_copy(tmp_path / "s.lmdb", source)
     message = refused("import", "--decode", source, tmp_path / "decoded.lmdb")
     assert "b.png" in message
     assert "a.png" not in message
@@ -583,7 +583,7 @@ def test_centers_of_every_kind_of_number_are_taken(tmp_path: Path, name: str, is
     done("import", source, tmp_path / "s.lmdb")
     assert findings(tmp_path / "s.lmdb", "--against", source) == []
     done("export", tmp_path / "s.lmdb", tmp_path / "back")
-    _, centers = parted(tmp_path / "back")
+    _, centers = files_and_centers(tmp_path / "back")
     assert repr(centers) == "{'cat_0/centers.pt': {1: ((2, 3), 4)}}"
 
 
@@ -620,9 +620,9 @@ def test_centers_that_do_not_match_the_patches_are_kept_and_reported(tmp_path: P
         tmp_path / "data", {"cat_0/1.jpg": JPEG, "cat_0/2.jpg": JPEG, "cat_0/centers.pt": centers_file(centers)}
     )
     assert "cat_0" in done("import", source, tmp_path / "s.lmdb")
-    assert is_whole(tmp_path / "s.lmdb", source)
+    assert is_sound_copy(tmp_path / "s.lmdb", source)
     done("export", tmp_path / "s.lmdb", tmp_path / "back")
-    assert parted(tmp_path / "back")[1] == {"cat_0/centers.pt": centers}
+    assert files_and_centers(tmp_path / "back")[1] == {"cat_0/centers.pt": centers}
 
 
 # Full disks
@@ -644,7 +644,7 @@ def test_free_space_is_checked_before_anything_is_written(tmp_path: Path, disk: 
     assert not [file for file in read(small) if "shard-" in file]
     disk("size=20m")
     done("import", source, small / "s.lmdb")
-    assert is_whole(small / "s.lmdb", source)
+    assert is_sound_copy(small / "s.lmdb", source)
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
@@ -663,7 +663,7 @@ def test_a_disk_that_fills_up_meanwhile_is_an_error_and_a_rerun_goes_on(
     disk("size=40m,nr_inodes=5000")
     done(*command)
     assert sealed.items() <= states(small / "s.lmdb").items()
-    assert is_whole(small / "s.lmdb", source)
+    assert is_sound_copy(small / "s.lmdb", source)
 
 
 def test_a_write_that_the_system_refuses_is_an_error_and_a_rerun_goes_on(tmp_path: Path) -> None:
@@ -674,7 +674,7 @@ def test_a_write_that_the_system_refuses_is_an_error_and_a_rerun_goes_on(tmp_pat
     assert "s.lmdb" in message
     assert not (tmp_path / "s.lmdb").exists()
     done(*command)
-    assert is_whole(tmp_path / "s.lmdb", source)
+    assert is_sound_copy(tmp_path / "s.lmdb", source)
 
 
 def test_an_append_without_room_leaves_the_store_as_it_was(tmp_path: Path, disk: Callable[[str], Path]) -> None:
@@ -692,7 +692,7 @@ def test_an_append_without_room_leaves_the_store_as_it_was(tmp_path: Path, disk:
     assert old_states.items() <= states(small / "s.lmdb").items()
     disk("size=30m")
     done("import", "--append", more, small / "s.lmdb")
-    assert is_whole(small / "s.lmdb", more)
+    assert is_sound_copy(small / "s.lmdb", more)
 
 
 # Memory

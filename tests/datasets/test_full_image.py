@@ -16,7 +16,7 @@ from dlas_store.datasets import FullImageDataset, OptionWarning
 from dlas_store.errors import ConfigError, ImageError
 from dlas_store.sampling.rng import SampleKey
 from dlas_store.transforms.resize import matlab_reduce
-from tests.support.picture_folders import averaged, planes, store_of, write_pictures
+from tests.support.picture_folders import averaged, store_of, to_chw, write_pictures
 from tests.support.sample_data import Array, noise
 
 TRAIN = {"scale": 2, "min_tile_size": 32, "target_size": 32, "seed": 1}
@@ -56,11 +56,11 @@ def equal(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
 def test_a_whole_picture_comes_with_its_bicubic_reduction(tmp_path: Path) -> None:
     pixels = noise(41, 60)
     item = validate(write_pictures(tmp_path / "a", {"b/1.png": pixels}), scale=4)[0]
-    reduced = matlab_reduce(planes(pixels), 4)
-    np.testing.assert_array_equal(item["hq"], planes(pixels))
+    reduced = matlab_reduce(to_chw(pixels), 4)
+    np.testing.assert_array_equal(item["hq"], to_chw(pixels))
     np.testing.assert_array_equal(item["lq"], reduced)
     assert item["lq"].shape == (3, 11, 15)
-    np.testing.assert_array_equal(item["gt_fullsize_ref"], np.concatenate([planes(pixels), np.ones((1, 41, 60))]))
+    np.testing.assert_array_equal(item["gt_fullsize_ref"], np.concatenate([to_chw(pixels), np.ones((1, 41, 60))]))
     np.testing.assert_array_equal(item["lq_fullsize_ref"], np.concatenate([reduced, np.ones((1, 11, 15))]))
     assert item["gt_center"].tolist() == [20, 30]
     assert item["lq_center"].tolist() == [int(11 / 41 * 20), int(15 / 60 * 30)]
@@ -72,8 +72,8 @@ def test_a_whole_picture_comes_with_its_bicubic_reduction(tmp_path: Path) -> Non
 def test_where_lq_does_not_divide_both_are_cropped_and_the_centre_moves_as_if_resized(tmp_path: Path) -> None:
     pixels = noise(41, 64)
     item = validate(write_pictures(tmp_path / "a", {"1.png": pixels}), force_multiple=16)[0]
-    np.testing.assert_array_equal(item["hq"], planes(pixels)[:, :32, :64])
-    np.testing.assert_array_equal(item["lq"], matlab_reduce(planes(pixels), 2)[:, :16, :32])
+    np.testing.assert_array_equal(item["hq"], to_chw(pixels)[:, :32, :64])
+    np.testing.assert_array_equal(item["lq"], matlab_reduce(to_chw(pixels), 2)[:, :16, :32])
     assert item["gt_fullsize_ref"].shape == (4, 32, 64)
     assert item["lq_fullsize_ref"].shape == (4, 16, 32)
     assert item["gt_center"].tolist() == [int(32 / 41 * 20), 32]
@@ -119,9 +119,9 @@ def test_a_tile_has_the_keys_types_and_sizes_of_the_trainer(tmp_path: Path) -> N
 def test_a_tile_of_fixed_size_is_cut_from_the_picture_as_it_is(tmp_path: Path) -> None:
     pixels = noise(80, 80)
     item = train(write_pictures(tmp_path / "a", {"1.png": pixels}), fixed_size=True)[0]
-    top, left = find_tile(planes(pixels), item["hq"].numpy())
+    top, left = find_tile(to_chw(pixels), item["hq"].numpy())
     np.testing.assert_array_equal(item["lq"], matlab_reduce(item["hq"].numpy(), 2))
-    picture = bilinear(planes(pixels), 32, 32)
+    picture = bilinear(to_chw(pixels), 32, 32)
     np.testing.assert_array_equal(item["gt_fullsize_ref"][:3], picture)
     np.testing.assert_array_equal(item["lq_fullsize_ref"][:3], matlab_reduce(picture, 2))
     mask = np.zeros((1, 80, 80), np.float32)
@@ -146,7 +146,7 @@ def test_a_larger_tile_is_resized_to_t_and_then_to_the_target_bilinearly(tmp_pat
     pixels = noise(80, 80)
     data = train(write_pictures(tmp_path / "a", {"1.png": pixels}), min_tile_size=40, tile_scale_normal_stddev=1e9)
     item = data[0]
-    hq = bilinear(planes(pixels), 40, 40)
+    hq = bilinear(to_chw(pixels), 40, 40)
     np.testing.assert_array_equal(item["hq"], bilinear(hq, 32, 32))
     np.testing.assert_array_equal(item["lq"], bilinear(matlab_reduce(hq, 2), 16, 16))
     np.testing.assert_array_equal(item["gt_fullsize_ref"][:3], item["hq"])
@@ -218,8 +218,8 @@ def test_a_tile_whose_lq_does_not_divide_is_cropped_before_the_last_resize(tmp_p
     pixels = noise(42, 42)
     folder = write_pictures(tmp_path / "a", {"1.png": pixels})
     item = train(folder, min_tile_size=42, target_size=32, force_multiple=8)[0]
-    np.testing.assert_array_equal(item["hq"], planes(pixels)[:, :32, :32])
-    np.testing.assert_array_equal(item["lq"], matlab_reduce(planes(pixels), 2)[:, :16, :16])
+    np.testing.assert_array_equal(item["hq"], to_chw(pixels)[:, :32, :32])
+    np.testing.assert_array_equal(item["lq"], matlab_reduce(to_chw(pixels), 2)[:, :16, :16])
 
 
 # Blur and noise

@@ -19,7 +19,7 @@ from dlas_store.errors import ConfigError, ImageError, NotASourceError, StoreErr
 from dlas_store.loading.threads import ThreadsLoader
 from dlas_store.sampling.rng import SampleKey
 from tests.support.corruption_cases import expected_strengths
-from tests.support.picture_folders import averaged, planes, store_of, write_pictures
+from tests.support.picture_folders import averaged, store_of, to_chw, write_pictures
 from tests.support.sample_data import DATA, Array, noise, png
 
 PLAIN = {"scale": 2, "disable_flip": True}
@@ -67,8 +67,8 @@ def test_an_item_has_the_keys_types_and_shapes_of_the_trainer(tmp_path: Path) ->
 def test_without_a_target_size_hq_is_the_picture_and_lq_its_area_average(tmp_path: Path) -> None:
     pixels = noise(64, 64)
     item = item_of(one_picture(tmp_path, pixels))
-    np.testing.assert_array_equal(item["hq"], planes(pixels))
-    np.testing.assert_allclose(item["lq"], averaged(planes(pixels)), atol=1e-6)
+    np.testing.assert_array_equal(item["hq"], to_chw(pixels))
+    np.testing.assert_allclose(item["lq"], averaged(to_chw(pixels)), atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(96, 160), (160, 96), (97, 64), (64, 97)])
@@ -76,7 +76,7 @@ def test_the_middle_square_is_cut(tmp_path: Path, shape: tuple[int, int]) -> Non
     pixels = noise(*shape)
     side = min(shape)
     top, left = ((length - side) // 2 for length in shape)
-    expected = planes(pixels[top : top + side, left : left + side])
+    expected = to_chw(pixels[top : top + side, left : left + side])
     np.testing.assert_array_equal(item_of(one_picture(tmp_path, pixels), scale=1)["hq"], expected)
 
 
@@ -98,7 +98,7 @@ def test_not_squared_a_picture_is_resized_only_where_its_height_differs(
 def test_sides_are_cropped_at_the_bottom_and_right_to_the_multiple(tmp_path: Path) -> None:
     pixels = noise(66, 75)
     item = item_of(one_picture(tmp_path, pixels), force_square=False, force_multiple=8)
-    np.testing.assert_array_equal(item["hq"], planes(pixels)[:, :64, :64])
+    np.testing.assert_array_equal(item["hq"], to_chw(pixels)[:, :64, :64])
     assert item["lq"].shape == (3, 32, 32)
 
 
@@ -109,7 +109,7 @@ def test_the_centre_crop_starts_at_half_the_side_less_half_the_crop(
     pixels = noise(*shape)
     top, left = (length // 2 - crop // 2 for length in shape)
     item = item_of(one_picture(tmp_path, pixels), center_crop_hq_sz=crop, scale=1)
-    np.testing.assert_array_equal(item["hq"], planes(pixels[top : top + crop, left : left + crop]))
+    np.testing.assert_array_equal(item["hq"], to_chw(pixels[top : top + crop, left : left + crop]))
 
 
 def test_a_centre_crop_larger_than_a_picture_names_it(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_picture_smaller_than_the_multiple_names_itself(tmp_path: Path) -> Non
 def test_half_of_all_items_are_flipped_before_they_are_squared(tmp_path: Path) -> None:
     pixels = noise(16, 21)
     data = dataset(one_picture(tmp_path, pixels), disable_flip=False, scale=1)
-    straight, mirrored = planes(pixels[:, 2:18]), planes(pixels[:, ::-1][:, 2:18])
+    straight, mirrored = to_chw(pixels[:, 2:18]), to_chw(pixels[:, ::-1][:, 2:18])
     flips = 0
     for repetition in range(1000):
         hq = data[SampleKey(0, repetition)]["hq"].numpy()
@@ -176,7 +176,7 @@ def test_colours_are_jittered_within_the_setting_and_before_lq_is_made(tmp_path:
 def test_a_jitter_below_one_level_does_nothing(tmp_path: Path, jitter: float) -> None:
     pixels = noise(8, 8)
     np.testing.assert_array_equal(
-        item_of(one_picture(tmp_path, pixels), all_image_color_jitter=jitter)["hq"], planes(pixels)
+        item_of(one_picture(tmp_path, pixels), all_image_color_jitter=jitter)["hq"], to_chw(pixels)
     )
 
 
@@ -210,9 +210,9 @@ def test_corruption_comes_after_the_downsizing_before_it_or_in_between(
     pixels = noise(64, 32)
     item = item_of(one_picture(tmp_path, pixels), scale=4, force_square=False, **CORRUPTED, **options)
     strengths = expected_strengths(5, 2)
-    expected = averaged(grey_and_bright(averaged(planes(pixels), before), strengths[1]), after)
+    expected = averaged(grey_and_bright(averaged(to_chw(pixels), before), strengths[1]), after)
     np.testing.assert_allclose(item["lq"], expected, atol=1e-5)
-    np.testing.assert_array_equal(item["hq"], planes(pixels))
+    np.testing.assert_array_equal(item["hq"], to_chw(pixels))
     np.testing.assert_allclose(item["corruption_entropy"], strengths, atol=1e-6)
 
 
@@ -268,7 +268,7 @@ def test_the_next_number_is_the_alternative(tmp_path: Path) -> None:
         item = data[index]
         assert item["has_alt"] is (name in next_of)
         if item["has_alt"]:
-            expected = cv2.resize(planes(noise(40, 60, seed=1)).transpose(1, 2, 0), (16, 16), interpolation=3)
+            expected = cv2.resize(to_chw(noise(40, 60, seed=1)).transpose(1, 2, 0), (16, 16), interpolation=3)
             np.testing.assert_allclose(item["alt_hq"], expected.transpose(2, 0, 1), atol=1e-5)
         else:
             assert torch.equal(item["alt_hq"], item["hq"])
@@ -311,7 +311,7 @@ def test_alternatives_are_neither_cropped_nor_flipped_nor_squared_nor_jittered(t
     folder = write_pictures(tmp_path / "video", {"a_00000001.png": noise(40, 60, seed=1), "a_00000002.png": pixels})
     data = dataset(folder, fetch_alt_image=True, center_crop_hq_sz=32, all_image_color_jitter=0.5, disable_flip=False)
     for repetition in range(8):
-        np.testing.assert_array_equal(data[SampleKey(0, repetition)]["alt_hq"], planes(pixels))
+        np.testing.assert_array_equal(data[SampleKey(0, repetition)]["alt_hq"], to_chw(pixels))
 
 
 NESTED = ["a-b/1.png", "a.png", "a/1.png", "a/10.png", "a/9.png", "a/b/c.PNG", "b.webp", "é.png"]

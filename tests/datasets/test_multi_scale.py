@@ -13,7 +13,7 @@ import torch
 from dlas_store.datasets import MultiScaleDataset, build_tree, tree_leaves
 from dlas_store.errors import ConfigError, ImageError
 from dlas_store.sampling.rng import SampleKey
-from tests.support.picture_folders import averaged, planes, store_of, write_pictures
+from tests.support.picture_folders import averaged, store_of, to_chw, write_pictures
 from tests.support.sample_data import Array, noise
 
 
@@ -59,8 +59,8 @@ def test_patches_are_the_whole_then_four_quadrants_each_depth_first(tmp_path: Pa
     side = 8 << num_scales
     pixels = noise(side, side)
     item = dataset(write_pictures(tmp_path / "a", {"1.png": pixels}), num_scales=num_scales)[0]
-    (combination,) = combinations_of(averaged(planes(pixels), side // 8), [item["hq"][0].numpy()])
-    expected = expected_patches(flips_and_rotations(planes(pixels))[combination], 8, num_scales)
+    (combination,) = combinations_of(averaged(to_chw(pixels), side // 8), [item["hq"][0].numpy()])
+    expected = expected_patches(flips_and_rotations(to_chw(pixels))[combination], 8, num_scales)
     assert item["hq"].shape == ((4**num_scales - 1) // 3, 3, 8, 8)
     np.testing.assert_allclose(item["hq"], np.stack(expected), atol=1e-5)
     np.testing.assert_allclose(item["lq"], np.stack([averaged(patch) for patch in expected]), atol=1e-5)
@@ -73,7 +73,7 @@ def test_pictures_come_in_all_eight_turns_alike(tmp_path: Path) -> None:
     pixels = noise(64, 64)
     data = dataset(write_pictures(tmp_path / "a", {"1.png": pixels}))
     pictures = [data[SampleKey(0, repetition)]["hq"][0].numpy() for repetition in range(800)]
-    counts = np.bincount(combinations_of(averaged(planes(pixels), 8), pictures), minlength=8)
+    counts = np.bincount(combinations_of(averaged(to_chw(pixels), 8), pictures), minlength=8)
     assert len(counts) == 8
     assert counts.min() > 60
     assert counts.max() < 140

@@ -15,7 +15,7 @@ from dlas_store.datasets import OptionWarning, Stylegan2Dataset, create_dataload
 from dlas_store.errors import ConfigError, ImageError
 from dlas_store.sampling.rng import SampleKey
 from dlas_store.transforms.crops import random_resized_crop
-from tests.support.picture_folders import planes, store_of, write_pictures
+from tests.support.picture_folders import store_of, to_chw, write_pictures
 from tests.support.sample_data import Array, noise
 
 
@@ -49,13 +49,13 @@ def test_the_shorter_side_is_resized_antialiased_and_the_middle_cut(tmp_path: Pa
     height, width = (32 * side // min(shape) for side in shape)
     resized = np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
     top, left = (round((side - 32) / 2) for side in (height, width))
-    expected = planes(resized[top : top + 32, left : left + 32])
+    expected = to_chw(resized[top : top + 32, left : left + 32])
     np.testing.assert_array_equal(dataset(one_picture(tmp_path, pixels))[0]["hq"], expected)
 
 
 def test_a_picture_of_the_target_size_stays_as_it_is(tmp_path: Path) -> None:
     pixels = noise(32, 32)
-    np.testing.assert_array_equal(dataset(one_picture(tmp_path, pixels))[0]["hq"], planes(pixels))
+    np.testing.assert_array_equal(dataset(one_picture(tmp_path, pixels))[0]["hq"], to_chw(pixels))
 
 
 def test_a_part_of_the_items_is_a_random_crop(tmp_path: Path) -> None:
@@ -107,13 +107,13 @@ def test_transparent_gives_alpha_and_1_where_there_is_none(tmp_path: Path) -> No
     grey = noise(32, 32, seed=1)[..., 0]
     folder = write_pictures(tmp_path / "photos", {"a.png": rgba, "b.png": noise(32, 32), "c.png": grey})
     clear, opaque = dataset(folder, transparent=True), dataset(folder)
-    np.testing.assert_array_equal(clear[0]["hq"], planes(rgba))
-    np.testing.assert_array_equal(opaque[0]["hq"], planes(rgba)[:3])
+    np.testing.assert_array_equal(clear[0]["hq"], to_chw(rgba))
+    np.testing.assert_array_equal(opaque[0]["hq"], to_chw(rgba)[:3])
     for index in (1, 2):
         assert clear[index]["hq"].shape == (4, 32, 32)
         assert (clear[index]["hq"][3] == 1).all()
         assert torch.equal(clear[index]["hq"][:3], opaque[index]["hq"])
-    np.testing.assert_array_equal(opaque[2]["hq"], planes(np.dstack([grey] * 3)))
+    np.testing.assert_array_equal(opaque[2]["hq"], to_chw(np.dstack([grey] * 3)))
 
 
 def test_items_come_alike_from_folder_store_chunked_store_pickle_and_workers(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from tests.support.command_line import (
     info,
     interrupt,
     interrupt_at_start,
-    is_whole,
+    is_sound_copy,
     kill_main_process,
     kill_worker,
     run,
@@ -29,7 +29,15 @@ from tests.support.command_line import (
     stop_and_rerun,
     workers_of,
 )
-from tests.support.file_trees import numbered_images, numbered_pictures, parted, patches, read, sealed_shards, states
+from tests.support.file_trees import (
+    files_and_centers,
+    numbered_images,
+    numbered_pictures,
+    patches,
+    read,
+    sealed_shards,
+    states,
+)
 
 WORKERS = "2"
 SHARD = ("--workers", WORKERS, "--shard-size", "1KiB")
@@ -62,7 +70,7 @@ def test_a_rerun_goes_on_where_sealed_shards_end(
         shutil.copytree(prepared.part_store, store)
     command = ("import", *(("--append",) if is_append else ()), *SHARD, prepared.source, store)
     stop_and_rerun(*command, store=store, stop=stop, new_shards=6)
-    assert is_whole(store, prepared.source)
+    assert is_sound_copy(store, prepared.source)
 
 
 def _has_shards(store: Path, count: int) -> bool:
@@ -80,7 +88,7 @@ def test_an_append_killed_while_shards_move_in_is_completed(tmp_path: Path, prep
         end(process)
         assert patches(store) in (old, patches(prepared.full_store))
         done(*command)
-        assert is_whole(store, prepared.source)
+        assert is_sound_copy(store, prepared.source)
         assert not store.with_name(f"{number}.lmdb.partial").exists()
 
 
@@ -108,7 +116,7 @@ def test_ctrl_c_at_work_is_status_130_and_one_line(tmp_path: Path, prepared: Pre
     assert store.exists() == (command != "import")
     if command != "verify":
         done(command, *arguments[command])
-        assert is_whole(store, source)
+        assert is_sound_copy(store, source)
 
 
 @pytest.mark.parametrize("command", ["import", "verify"])
@@ -139,7 +147,7 @@ def test_a_killed_worker_is_a_clear_error_and_a_rerun_completes(
     else:
         assert not store.exists()
     done(*command)
-    assert is_whole(store, prepared.source)
+    assert is_sound_copy(store, prepared.source)
 
 
 def test_a_killed_export_worker_is_a_clear_error_and_a_rerun_completes(tmp_path: Path, prepared: Prepared) -> None:
@@ -147,7 +155,7 @@ def test_a_killed_export_worker_is_a_clear_error_and_a_rerun_completes(tmp_path:
     kill_worker(*command)
     assert not (tmp_path / "back").exists()
     done(*command)
-    assert parted(tmp_path / "back") == parted(prepared.source)
+    assert files_and_centers(tmp_path / "back") == files_and_centers(prepared.source)
 
 
 def test_workers_do_not_outlive_a_killed_command(tmp_path: Path, prepared: Prepared) -> None:
@@ -186,4 +194,4 @@ def test_half_a_commit_is_left_out_and_named_by_reindex(tmp_path: Path, prepared
         assert name in result.out + result.err
     assert patches(store) == old
     done("import", "--append", *SHARD, prepared.source, store)
-    assert is_whole(store, prepared.source)
+    assert is_sound_copy(store, prepared.source)

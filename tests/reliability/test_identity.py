@@ -19,7 +19,7 @@ from tests.support.file_trees import (
     ChunkedTree,
     centers_file,
     chunked_trees,
-    parted,
+    files_and_centers,
     picture_paths,
     ppm,
     read,
@@ -57,8 +57,10 @@ def test_chunked_folder_to_store_to_folder(runs: Runs) -> None:
                 (source / name).mkdir(exist_ok=True)
             import_store([source], root / "s.lmdb", layout="chunked", shard_size=shard_size, workers=1)
             export_store(root / "s.lmdb", root / "back", workers=1)
-            assert parted(root / "back") == (files, centers)
-            assert repr(sorted(parted(root / "back")[1].items())) == repr(sorted(parted(source)[1].items()))
+            assert files_and_centers(root / "back") == (files, centers)
+            assert repr(sorted(files_and_centers(root / "back")[1].items())) == repr(
+                sorted(files_and_centers(source)[1].items())
+            )
             assert {path.name for path in (root / "back").iterdir()} == {name.split("/")[0] for name in files}
 
     go_and_return()

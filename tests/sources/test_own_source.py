@@ -20,11 +20,19 @@ from dlas_store import errors, open_source
 from dlas_store.cli.preview import preview
 from dlas_store.converters.importing import import_store
 from dlas_store.datasets import create_dataloader, create_dataset
-from dlas_store.errors import CentersError, ClosedError, ImportFailedError, NameNotFoundError, PatchIndexError
+from dlas_store.errors import (
+    CentersError,
+    ClosedError,
+    ConfigError,
+    ImportFailedError,
+    NameNotFoundError,
+    PatchIndexError,
+)
 from dlas_store.maintenance.verify import compare, verify
 from dlas_store.sources import base
 from dlas_store.sources.base import CENTERS_FILE, REFERENCE_FILE, Center, Image, Layout, Listing, Source
 from dlas_store.sources.centers import read_centers
+from tests.support.equality import assert_same
 from tests.support.file_trees import read
 from tests.support.sample_data import DATA, noise, png
 from tests.support.small_stores import content_of, small_folder
@@ -212,6 +220,35 @@ def test_loaders_read_it(folder: Path, options: dict[str, object]) -> None:
     batches = list(create_dataloader(Patches(source), opt))
     assert len(batches) == 2
     assert np.array_equal(torch.cat(batches), source.read_pixels(range(4)))
+
+
+@pytest.mark.parametrize("loader", [{"loader": "threads"}, {"loader": "workers", "n_workers": 1}])
+def test_a_dataset_of_it_has_the_batches_of_the_folder(loader: dict[str, object]) -> None:
+    options = {"mode": "single_image_extensible", "target_size": 32, "scale": 2, "need_ref": True, "strict": True}
+    loading = {"phase": "val", "batch_size": 16, "pin_memory": False, **loader}
+    of_folder, of_source = (
+        create_dataloader(create_dataset({**options, "paths": data}), loading)
+        for data in (DATA / "chunked", [memory_source(DATA / "chunked")])
+    )
+    assert len(of_source) == len(of_folder) > 1
+    for expected, batch in zip(of_folder, of_source, strict=True):
+        assert_same(batch, expected)
+
+
+def test_a_dataset_of_pictures_takes_its_patches(folder: Path) -> None:
+    options = {"mode": "imagefolder", "target_size": 8, "scale": 2, "disable_flip": True}
+    of_source, of_folder = (create_dataset({**options, "paths": data}) for data in (memory_source(folder), folder))
+    assert len(of_source) == len(of_folder) == 12
+    assert_same([of_source[index] for index in range(12)], [of_folder[index] for index in range(12)])
+
+
+def test_a_chunked_mode_refuses_an_open_source_of_pictures(tmp_path: Path) -> None:
+    (tmp_path / "1.png").write_bytes(png(noise(8, 8)))
+    with (
+        open_source(tmp_path) as pictures,
+        pytest.raises(ConfigError, match=r"paths: .* is a source of whole pictures"),
+    ):
+        create_dataset({"mode": "single_image_extensible", "paths": pictures, "target_size": 8, "scale": 2})
 
 
 def test_a_dataset_of_its_store_has_the_items_of_the_folder(tmp_path: Path) -> None:

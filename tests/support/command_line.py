@@ -191,6 +191,6 @@ def findings(store: Path, *arguments: str | Path) -> list[dict[str, str]]:
     return reported
 
 
-def is_whole(store: Path, source: Path) -> bool:
+def is_sound_copy(store: Path, source: Path) -> bool:
     """Return whether a store is sound and has exactly the contents of a source."""
     return findings(store, "--against", source) == []

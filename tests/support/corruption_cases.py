@@ -34,7 +34,7 @@ NAMES = [
 INTERPOLATIONS = (cv2.INTER_NEAREST, cv2.INTER_CUBIC, cv2.INTER_LINEAR, cv2.INTER_LANCZOS4)
 
 
-def planes(pixels: Array) -> Array:
+def to_chw(pixels: Array) -> Array:
     return np.ascontiguousarray((pixels / np.float32(255)).astype(np.float32).transpose(2, 0, 1))
 
 
@@ -62,7 +62,7 @@ def corrupt(frame: Array, *fixed: str, **options: Any) -> tuple[Array, float]:
 def pillow_jpeg(frame: Array, quality: int) -> Array:
     buffer = io.BytesIO()
     Image.fromarray((interleaved(frame) * 255).astype(np.uint8)).save(buffer, "JPEG", quality=quality)
-    return planes(np.asarray(Image.open(buffer)))
+    return to_chw(np.asarray(Image.open(buffer)))
 
 
 def reduced(frame: Array, factor: int, interpolation: int) -> Array:
@@ -73,7 +73,7 @@ def reduced(frame: Array, factor: int, interpolation: int) -> Array:
 
 
 def enlarged(frame: Array, size: tuple[int, ...]) -> Array:
-    return planes(cv2.resize(frame, (size[1], size[0]), interpolation=cv2.INTER_LINEAR) * 255)
+    return to_chw(cv2.resize(frame, (size[1], size[0]), interpolation=cv2.INTER_LINEAR) * 255)
 
 
 def expected_strengths(seed: int, count: int, *, cosine_bias: bool = True) -> list[float]:

@@ -56,7 +56,7 @@ def read(root: Path) -> Tree:
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
-def parted(root: Path) -> tuple[Tree, dict[str, object]]:
+def files_and_centers(root: Path) -> tuple[Tree, dict[str, object]]:
     """Return a chunked folder's patches and references by path, and the contents of every centers.pt by path."""
     files = read(root)
     centers = {

@@ -257,7 +257,7 @@ def starts(side: int, crop: int, step: int, threshold: int) -> list[int]:
     return positions
 
 
-def cut(
+def expected_tiles(
     square: Array, crops: Sequence[int], steps: Sequence[int], threshold: int, resize: Sequence[float] | None = None
 ) -> dict[int, list[Tile]]:
     """Return the expected tiles of a square by crop size; sizes without a tile are missing."""

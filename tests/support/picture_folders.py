@@ -28,7 +28,7 @@ def store_of(folder: Path, layout: Layout = "pictures") -> Path:
     return store
 
 
-def planes(pixels: Array) -> Array:
+def to_chw(pixels: Array) -> Array:
     """Convert uint8 (H, W, C) to float32 (C, H, W) in [0, 1]."""
     return np.divide(pixels.transpose(2, 0, 1), 255, dtype=np.float32)
 

@@ -24,8 +24,8 @@ from tests.support.corruption_cases import (
     flat,
     interleaved,
     pillow_jpeg,
-    planes,
     reduced,
+    to_chw,
 )
 from tests.support.sample_data import Array, noise
 
@@ -35,7 +35,7 @@ from tests.support.sample_data import Array, noise
 def test_every_corruption_keeps_type_size_and_range_and_leaves_its_argument_alone(
     name: str, size: tuple[int, int]
 ) -> None:
-    frame = planes(noise(*size))
+    frame = to_chw(noise(*size))
     frame.setflags(write=False)
     before = frame.copy()
     for index in range(12):
@@ -49,12 +49,12 @@ def test_every_corruption_keeps_type_size_and_range_and_leaves_its_argument_alon
 
 @pytest.mark.parametrize("name", PLACEHOLDERS)
 def test_placeholders_do_nothing(name: str) -> None:
-    frame = planes(PHOTO)
+    frame = to_chw(PHOTO)
     assert corrupt(frame, name)[0] is frame
 
 
 def test_without_a_corruption_frames_are_returned_as_they_are() -> None:
-    frames = [planes(PHOTO), planes(noise(8, 8))]
+    frames = [to_chw(PHOTO), to_chw(noise(8, 8))]
     for options in ({}, {"random_corruptions": ["noise"]}, {"random_seed": 3}):
         corrupted, strengths = apply(frames, **options)
         assert strengths == []
@@ -62,19 +62,19 @@ def test_without_a_corruption_frames_are_returned_as_they_are() -> None:
 
 
 def test_color_quantization_floors_to_multiples_of_a_power_of_two() -> None:
-    frame = planes(PHOTO)
+    frame = to_chw(PHOTO)
     steps = set()
     for index in range(40):
         corrupted, strength = corrupt(frame, "color_quantization", index=index, cosine_bias=False)
         step = 2 ** (int(strength * 10 / 3) + 2)
-        np.testing.assert_allclose(corrupted, planes(PHOTO // step * step), atol=1e-6)
+        np.testing.assert_allclose(corrupted, to_chw(PHOTO // step * step), atol=1e-6)
         steps.add(step)
     assert steps == {4, 8, 16, 32}
 
 
 @pytest.mark.parametrize("blur_scale", [1, 2.5])
 def test_gaussian_blur_has_the_strength_as_its_sigma(blur_scale: float) -> None:
-    frame = planes(PHOTO)
+    frame = to_chw(PHOTO)
     for index in range(5):
         corrupted, strength = corrupt(frame, "gaussian_blur", index=index, corruption_blur_scale=blur_scale)
         expected = cv2.GaussianBlur(interleaved(frame), (0, 0), 1.5 * strength * blur_scale)
@@ -83,7 +83,7 @@ def test_gaussian_blur_has_the_strength_as_its_sigma(blur_scale: float) -> None:
 
 @pytest.mark.parametrize("name", ["gaussian_blur", "motion_blur"])
 def test_a_blur_scale_of_zero_blurs_nothing(name: str) -> None:
-    np.testing.assert_array_equal(corrupt(planes(PHOTO), name, corruption_blur_scale=0)[0], planes(PHOTO))
+    np.testing.assert_array_equal(corrupt(to_chw(PHOTO), name, corruption_blur_scale=0)[0], to_chw(PHOTO))
 
 
 def test_motion_blur_spreads_a_point_along_a_line_of_its_length() -> None:
@@ -116,7 +116,7 @@ def test_the_kernel_of_a_line_sums_to_one_at_every_angle(length: int) -> None:
 
 @pytest.mark.parametrize(("name", "always"), [("lq_resampling", None), ("lq_resampling4x", 4)])
 def test_lq_resampling_goes_down_by_any_interpolation_and_back_up_bilinearly(name: str, always: int | None) -> None:
-    frame = planes(PHOTO)
+    frame = to_chw(PHOTO)
     count_of: Counter[tuple[int, int]] = Counter()
     for index in range(400):
         corrupted, strength = corrupt(frame, name, index=index, cosine_bias=False)
@@ -155,7 +155,7 @@ def test_noise_is_uniform_of_its_amplitude_and_not_clipped(name: str, amplitude:
 @pytest.mark.parametrize("name", JPEG)
 def test_jpeg_is_pillows_at_the_quality_that_the_strength_gives(name: str) -> None:
     low, span = JPEG[name]
-    frame = planes(PHOTO)
+    frame = to_chw(PHOTO)
     qualities = set()
     for index in range(150):
         corrupted, strength = corrupt(frame, name, index=index, cosine_bias=False)
@@ -169,13 +169,13 @@ def test_jpeg_is_pillows_at_the_quality_that_the_strength_gives(name: str) -> No
 
 def test_jpeg_truncates_to_whole_levels_first() -> None:
     np.testing.assert_array_equal(
-        corrupt(planes(PHOTO) + np.float32(0.9 / 255 * (1 - planes(PHOTO))), "jpeg", random_seed=1)[0],
-        corrupt(planes(PHOTO), "jpeg", random_seed=1)[0],
+        corrupt(to_chw(PHOTO) + np.float32(0.9 / 255 * (1 - to_chw(PHOTO))), "jpeg", random_seed=1)[0],
+        corrupt(to_chw(PHOTO), "jpeg", random_seed=1)[0],
     )
 
 
 def test_jpeg_takes_values_outside_of_the_range_as_its_ends() -> None:
-    outside = planes(PHOTO) * 1.4 - np.float32(0.2)
+    outside = to_chw(PHOTO) * 1.4 - np.float32(0.2)
     inside = np.clip(outside, 0, 1)
     for name in ("jpeg", "jpeg-normal"):
         np.testing.assert_array_equal(corrupt(outside, name)[0], corrupt(inside, name)[0])
@@ -183,7 +183,7 @@ def test_jpeg_takes_values_outside_of_the_range_as_its_ends() -> None:
 
 @pytest.mark.parametrize("noises", ["noise", "noise-5"])
 def test_jpeg_is_skipped_beside_noise_but_draws_its_strength(noises: str) -> None:
-    frame = planes(PHOTO)
+    frame = to_chw(PHOTO)
     for names in (("jpeg", noises), (noises, "jpeg-low")):
         (corrupted,), strengths = apply([frame], *names, random_seed=5)
         assert np.abs(corrupted - frame).max() < 6 / 255
@@ -199,7 +199,7 @@ def test_saturation_adds_to_every_value_up_to_one() -> None:
 
 
 def test_greyscale_is_the_mean_of_the_channels() -> None:
-    frame = planes(PHOTO)
+    frame = to_chw(PHOTO)
     np.testing.assert_allclose(corrupt(frame, "greyscale")[0], np.stack([frame.mean(0)] * 3), atol=1e-6)
 
 
@@ -221,7 +221,7 @@ def assert_uniform(values: list[float]) -> None:
 
 
 def test_color_jitter_does_nothing_where_it_is_too_weak_to_see() -> None:
-    frame = planes(PHOTO)
+    frame = to_chw(PHOTO)
     weak = 0
     for index in range(200):
         corrupted, strength = corrupt(frame, "color_jitter", index=index)

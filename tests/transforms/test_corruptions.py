@@ -23,8 +23,8 @@ from tests.support.corruption_cases import (
     flat,
     interleaved,
     pillow_jpeg,
-    planes,
     reduced,
+    to_chw,
 )
 from tests.support.sample_data import noise
 
@@ -57,7 +57,7 @@ def test_random_seed_gives_each_item_the_strengths_of_seed_plus_index(seed: int,
 
 def test_random_seed_fixes_strengths_but_not_noise_angles_or_which() -> None:
     def corrupted(repetition: int, *fixed: str, **options: Any) -> list[Any]:
-        frames, strengths = apply([planes(PHOTO)], *fixed, random_seed=3, repetition=repetition, **options)
+        frames, strengths = apply([to_chw(PHOTO)], *fixed, random_seed=3, repetition=repetition, **options)
         return [frames[0].tobytes(), strengths]
 
     for name in ("noise-5", "motion_blur", "lq_resampling4x"):
@@ -77,7 +77,7 @@ def test_an_item_is_corrupted_alike_by_seed_index_and_repetition_and_otherwise_b
 ) -> None:
     def corrupted(**rng: int) -> bytes:
         (picture,), _ = apply(
-            [planes(PHOTO)],
+            [to_chw(PHOTO)],
             "noise",
             "motion_blur",
             random_corruptions=["color_jitter", "lq_resampling"],
@@ -111,7 +111,7 @@ def test_random_corruptions_are_drawn_evenly_and_with_replacement() -> None:
 
 
 def test_random_corruptions_come_before_the_fixed_ones_whose_strengths_alone_are_returned() -> None:
-    frame = planes(PHOTO)
+    frame = to_chw(PHOTO)
     (corrupted,), strengths = apply(
         [frame],
         "color_quantization",
@@ -128,25 +128,25 @@ def test_random_corruptions_come_before_the_fixed_ones_whose_strengths_alone_are
 
 
 def test_restoring_comes_after_every_other_corruption() -> None:
-    frame = planes(PHOTO)
+    frame = to_chw(PHOTO)
     corrupted, strength = corrupt(frame, "lq_resampling4x", "jpeg")
     quality = int((1 - strength) * 20) + 10
     small = (reduced(interleaved(frame), 4, interpolation) for interpolation in INTERPOLATIONS)
     restored = [
-        enlarged(interleaved(pillow_jpeg(planes(picture * 255), quality)), frame.shape[1:]) for picture in small
+        enlarged(interleaved(pillow_jpeg(to_chw(picture * 255), quality)), frame.shape[1:]) for picture in small
     ]
     assert min(np.abs(picture - corrupted).max() for picture in restored) < 0.02
 
 
 def test_two_resamplings_are_restored_one_after_the_other() -> None:
-    frame = planes(PHOTO)
+    frame = to_chw(PHOTO)
     corrupted, _ = corrupt(frame, "lq_resampling4x", "lq_resampling4x")
     assert corrupted.shape == frame.shape
     assert corrupted.std() < corrupt(frame, "lq_resampling4x")[0].std()
 
 
 def test_all_frames_get_the_same_corruptions_each_with_strengths_of_its_own() -> None:
-    frame = planes(PHOTO)
+    frame = to_chw(PHOTO)
     single, single_strengths = apply([frame], "color_quantization", "saturation", random_seed=11)
     frames, strengths = apply([frame, frame], "color_quantization", "saturation", random_seed=11)
     assert strengths == expected_strengths(11, 4)
@@ -161,7 +161,7 @@ def test_all_frames_get_the_same_corruptions_each_with_strengths_of_its_own() ->
 
 
 def test_frames_of_different_sizes_are_restored_each_to_its_own() -> None:
-    frames = [planes(noise(*size)) for size in ((32, 32), (20, 44), (9, 7))]
+    frames = [to_chw(noise(*size)) for size in ((32, 32), (20, 44), (9, 7))]
     for index in range(10):
         corrupted, _ = apply(frames, "lq_resampling", "lq_resampling4x", index=index, cosine_bias=False)
         assert [frame.shape for frame in corrupted] == [frame.shape for frame in frames]

@@ -154,8 +154,8 @@ def test_when_nothing_comes_out_there_is_no_store_but_a_report(
         assert name in result.out + result.err
     assert read(tmp_path).keys() == {"r.json", *(f"photos/{name}" for name in files)}
     assert not (tmp_path / to).exists()
-    facts = json.loads((tmp_path / "r.json").read_text())
-    assert (facts["images"], facts["patches"], facts["bytes"]) == (0, 0, 0)
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert (report["images"], report["patches"], report["bytes"]) == (0, 0, 0)
 
 
 def test_after_nothing_came_out_the_mended_photos_do(tmp_path: Path) -> None:

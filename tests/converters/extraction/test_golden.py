@@ -16,10 +16,10 @@ from tests.support.command_line import done
 from tests.support.sample_data import DATA
 
 MEAN_DIFFERENCE = 2
-"""Promised maximum, of 255, of the mean difference of decoded pixels, averaged over the tiles."""
+"""Promised maximum of the mean difference of decoded pixels, of 255, averaged over the tiles."""
 
 EXACT_DIFFERENCE = 0.5
-"""Maximum, of 255, of the mean difference of any single tile if the script had a photo with the same pixels."""
+"""Maximum mean difference of a single tile, of 255, if the script had a photo with the same pixels."""
 
 
 def _positions(source: Source, number: int) -> list[tuple[int, int, int]]:

@@ -19,9 +19,9 @@ from tests.support.photo_files import (
     SMALL,
     assert_made_of,
     centred,
-    cut,
     decoded,
     encoded,
+    expected_tiles,
     extract,
     extract_pixels,
     images_of,
@@ -58,7 +58,9 @@ def test_exclusions_hold_for_the_size_they_name_or_for_all(tmp_path: Path) -> No
     assert sizes == {"cat_1": [32], "dog_2": [64], "zoo__cat_3": [32], "catalogue__bird": [32]}
     assert outcome.status == 0
     assert "exclu" in outcome.reason("fish.png")
-    assert_made_of(outcome.images["dog_2"], photos["dog_2"], {64: cut(photos["dog_2"], [32, 64], [32, 64], 8)[64]}, 32)
+    assert_made_of(
+        outcome.images["dog_2"], photos["dog_2"], {64: expected_tiles(photos["dog_2"], [32, 64], [32, 64], 8)[64]}, 32
+    )
 
 
 def test_terms_are_looked_for_below_the_folder_of_photos(tmp_path: Path) -> None:
@@ -78,7 +80,7 @@ def test_a_photo_is_halved_when_its_longer_side_is_above_5500(
         pixels = cv2.resize(pixels, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
     square, top, left = centred(pixels)
     image = outcome.images["a"]
-    assert_made_of(image, square, cut(square, [128], [172], 128), 128)
+    assert_made_of(image, square, expected_tiles(square, [128], [172], 128), 128)
     assert image.extra["photo"] | {"bytes": 0} == {"path": "a.png", "bytes": 0, "height": height, "width": width}
     assert image.extra["square"] == {"top": top, "left": left, "side": len(square)}
 
@@ -121,7 +123,7 @@ def test_greyscale_is_left_out_unless_converted(tmp_path: Path) -> None:
     assert converted.status == 0
     for name, content in files.items():
         square = decoded(content)
-        assert_made_of(converted.images[name.partition(".")[0]], square, cut(square, [32], [32], 8), 32)
+        assert_made_of(converted.images[name.partition(".")[0]], square, expected_tiles(square, [32], [32], 8), 32)
 
 
 # File formats
@@ -140,7 +142,7 @@ def test_every_kind_is_taken_with_endings_in_any_case(tmp_path: Path) -> None:
         pixels = decoded(content)
         square, top, left = centred(pixels)
         image = outcome.images[name.partition(".")[0]]
-        assert_made_of(image, square, cut(square, [32], [32], 8), 32)
+        assert_made_of(image, square, expected_tiles(square, [32], [32], 8), 32)
         assert image.extra["photo"] == {"path": name, "bytes": len(content), "height": 50, "width": 40}
         assert image.extra["square"] == {"top": top, "left": left, "side": 40}
 
@@ -170,7 +172,7 @@ def test_exif_turns_a_photo_before_it_is_cut_unless_ignored(tmp_path: Path) -> N
             top = (height - edge) // 2
             image = outcome.images[f"{name.partition('.')[0]}_right"]
             square = pixels[top : top + edge, width // 2 : width // 2 + edge]
-            assert_made_of(image, square, cut(square, [24], [24], 4), 24)
+            assert_made_of(image, square, expected_tiles(square, [24], [24], 4), 24)
             assert image.extra["photo"] == {"path": name, "bytes": len(content), "height": 50, "width": 80}
             assert image.extra["square"] == {"top": top, "left": width // 2, "side": edge}
 
@@ -193,7 +195,7 @@ def test_alpha_is_dropped_and_a_palette_becomes_its_colours(tmp_path: Path) -> N
         photos = write(tmp_path / name / "photos", {name: content})
         square = np.array(palette.convert("RGB")) if name in ("palette.png", "clear.png") else colours
         outcome = extract(photos, *SMALL)
-        assert_made_of(outcome.images[name.partition(".")[0]], square, cut(square, [32], [32], 8), 32)
+        assert_made_of(outcome.images[name.partition(".")[0]], square, expected_tiles(square, [32], [32], 8), 32)
 
 
 # Names

@@ -22,8 +22,8 @@ from tests.support.photo_files import (
     assert_made_of,
     averaged,
     centred,
-    cut,
     encoded,
+    expected_tiles,
     extract,
     extract_pixels,
     flat,
@@ -83,7 +83,7 @@ def test_tiles_centres_and_widths_follow_the_rules(
     expected = {}
     for name, pixels in photos.items():
         square, top, left = centred(pixels)
-        tiles = cut(square, *options)
+        tiles = expected_tiles(square, *options)
         if len(square) >= min_size and tiles:
             expected[name] = tiles
             assert_made_of(outcome.images[name], square, tiles, side)
@@ -104,7 +104,7 @@ def test_without_options_crops_are_256_and_512_steps_half_threshold_128(tmp_path
     assert "511" in outcome.reason("small.png") or "512" in outcome.reason("small.png")
     for name, image in outcome.images.items():
         square, _, _ = centred(photos[name])
-        assert_made_of(image, square, cut(square, [256, 512], [128, 256], 128, [1, 0.5]), 256)
+        assert_made_of(image, square, expected_tiles(square, [256, 512], [128, 256], 128, [1, 0.5]), 256)
     counts = {name: [entry["count"] for entry in image.extra["crops"]] for name, image in outcome.images.items()}
     assert counts == {"just": [16, 1], "more": [16, 4]}  # 640 leaves exactly 128 over, 641 one more
 
@@ -112,7 +112,9 @@ def test_without_options_crops_are_256_and_512_steps_half_threshold_128(tmp_path
 def test_a_resize_factor_is_inferred_as_the_first_crop_over_each(tmp_path: Path) -> None:
     pixels = scene(96, 96)
     outcome = extract_pixels(tmp_path, {"a": pixels}, "--crop-size", "24,48,96,12", "--step", "96,96,96,96")
-    assert_made_of(outcome.images["a"], pixels, cut(pixels, [24, 48, 96, 12], [96] * 4, 128, [1, 0.5, 0.25, 2]), 24)
+    assert_made_of(
+        outcome.images["a"], pixels, expected_tiles(pixels, [24, 48, 96, 12], [96] * 4, 128, [1, 0.5, 0.25, 2]), 24
+    )
     assert {simplejpeg.decode_jpeg_header(tile)[:2] for tile in outcome.images["a"].tiles} == {(24, 24)}
 
 
@@ -126,14 +128,14 @@ def test_an_inferred_factor_loses_no_pixel_to_rounding(tmp_path: Path, first: in
 def test_steps_default_to_half_of_each_crop(tmp_path: Path) -> None:
     pixels = scene(100, 100)
     outcome = extract_pixels(tmp_path, {"a": pixels}, "--crop-size", "32,64", "--threshold", "8")
-    assert_made_of(outcome.images["a"], pixels, cut(pixels, [32, 64], [16, 32], 8), 32)
+    assert_made_of(outcome.images["a"], pixels, expected_tiles(pixels, [32, 64], [16, 32], 8), 32)
 
 
 def test_a_crop_larger_than_the_square_gives_no_tile_and_the_others_do(tmp_path: Path) -> None:
     pixels = scene(40, 60)
     outcome = extract_pixels(tmp_path, {"a": pixels}, "--crop-size", "32,64", "--threshold", "4", "--min-size", "1")
     square, _, _ = centred(pixels)
-    tiles = cut(square, [32, 64], [16, 32], 4)
+    tiles = expected_tiles(square, [32, 64], [16, 32], 4)
     assert tiles.keys() == {32}
     assert_made_of(outcome.images["a"], square, tiles, 32)
 
@@ -165,7 +167,7 @@ def test_a_vertical_split_takes_a_square_of_each_half_towards_the_seam(tmp_path:
         left = middle - edge if side == "left" else middle
         square = pixels[top : top + edge, left : left + edge]
         image = outcome.images[f"sub__a_{side}"]
-        assert_made_of(image, square, cut(square, [32], [32], 8), 32)
+        assert_made_of(image, square, expected_tiles(square, [32], [32], 8), 32)
         assert image.extra["square"] == {"top": top, "left": left, "side": edge}
         assert image.extra["photo"]["path"] == "sub/a.png"
     assert len(outcome.images) == outcome.report["images"] == 2
@@ -194,7 +196,7 @@ def test_a_tile_is_kept_where_its_mask_is_at_least_half_white(tmp_path: Path) ->
     (mask[128:, :128])[:] = 127  # bottom left: just less
     outcome = _with_mask(tmp_path, mask)
     square = scene(64, 64)
-    tiles = cut(square, [32], [32], 8)[32]
+    tiles = expected_tiles(square, [32], [32], 8)[32]
     assert_made_of(outcome.images["a"], square, {32: [tiles[0], tiles[3]]}, 32)
 
 
@@ -216,7 +218,7 @@ def test_masks_lie_over_the_square_for_every_crop_size(tmp_path: Path, side: int
     options = ("--crop-size", _comma(crops), "--step", _comma(crops), "--masks", tmp_path / "masks", "--min-size", "1")
     square = scene(side, side)
     outcome = extract_pixels(tmp_path, {"a": np.hstack([flat(side, 20), square, flat(side, 20)])}, *options)
-    tiles = cut(square, crops, crops, 128)
+    tiles = expected_tiles(square, crops, crops, 128)
     columns = {size: round(len(crop_tiles) ** 0.5) for size, crop_tiles in tiles.items()}
     right_half = {
         size: [tile for number, tile in enumerate(crop_tiles) if number % columns[size] >= columns[size] / 2]
