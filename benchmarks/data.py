@@ -18,6 +18,7 @@ from dlas_store.sources.published import open_published
 PATCHES_AN_IMAGE = 100
 _DISTINCT_PICTURES = 200
 _PHOTO_PART = 1024
+"""Side in pixels of the synthetic picture that a photo repeats, mirrored."""
 
 
 def _plain_name(number: int) -> str:
@@ -68,8 +69,7 @@ def write_photos(folder: Path, *, count: int, megapixels: tuple[float, float], q
     rng = np.random.default_rng(0)
     for number, pixels in enumerate(rng.permutation(np.linspace(*megapixels, count) * 1e6)):
         height, width = round((pixels * 3 / 4) ** 0.5), round((pixels * 4 / 3) ** 0.5)
-        # A synthetic picture of a photo's size takes some seconds; mirrored copies of a small picture have equal
-        # statistics.
+        # A synthetic picture of a photo's size takes seconds; mirrored copies of a small one have equal statistics.
         picture = synthetic_picture(rng, _PHOTO_PART, grain=(_PHOTO_PART / 256) ** 0.8)
         photo = np.pad(
             picture, ((0, max(0, height - _PHOTO_PART)), (0, max(0, width - _PHOTO_PART)), (0, 0)), "symmetric"

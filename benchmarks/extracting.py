@@ -77,7 +77,7 @@ def run(options: argparse.Namespace) -> Report:
         rounds = run_rounds(contenders, rounds=options.rounds)
     expected = plan.estimate
     steps = " and ".join(map(str, options.step))
-    comparison = Comparison(title="Cutting photos up", unit="s", reference=LIMIT, rounds=rounds)
+    comparison = Comparison(title="Extracting patches", unit="s", reference=LIMIT, rounds=rounds)
     return Report(
         subject=(
             f"{len(plan.paths)} photos, {expected.photo_pixels / 1e6:,.0f} megapixels, {expected.tiles:,} tiles every "

@@ -77,14 +77,14 @@ def run(options: argparse.Namespace) -> Report:
         )
         # For each mode one uninterrupted epoch, which both loaders must continue when they resume.
         uninterrupted = {
-            mode: _in_process(_options(options, store, mode, "threads"), steps=options.step) for mode in options.modes
+            mode: _run_process(_options(options, store, mode, "threads"), steps=options.step) for mode in options.modes
         }
         contenders = {}
         for mode, loader in product(options.modes, _LOADERS):
             opt = _options(options, store, mode, loader)
-            contenders[_Start(mode, loader, resumed=False).name] = partial(_in_process, opt)
+            contenders[_Start(mode, loader, resumed=False).name] = partial(_run_process, opt)
             contenders[_Start(mode, loader, resumed=True).name] = partial(
-                _in_process, opt, state=uninterrupted[mode]["state"]
+                _run_process, opt, state=uninterrupted[mode]["state"]
             )
         runs = run_rounds(contenders, rounds=options.rounds)
     pairs = list(product(options.modes, _LOADERS))
@@ -110,7 +110,7 @@ def _options(options: argparse.Namespace, store: Path, mode: str, loader: str) -
     return opt
 
 
-def _in_process(options: dict[str, Any], *, state: dict[str, int] | None = None, steps: int = 0) -> dict[str, Any]:
+def _run_process(options: dict[str, Any], *, state: dict[str, int] | None = None, steps: int = 0) -> dict[str, Any]:
     argument = json.dumps({"options": options, "state": state, "steps": steps})
     command = [sys.executable, "-m", "benchmarks.first_process", argument]
     process = subprocess.run(command, cwd=CHECKOUT, check=True, stdout=subprocess.PIPE)  # noqa: S603 - this package's own

@@ -27,7 +27,7 @@ _BATCHES_IN_MEMORY = 5
 
 
 def loader_steps(reading: Reading, source: Source) -> dict[str, Callable[[], object]]:
-    """Return for each step a function that makes all batches of an epoch, each batch in one thread."""
+    """Return title -> step. A step is a function that makes all batches of an epoch, each batch in one thread."""
     threads = available_cores()
     encoded = list(map(source.read, range(reading.items)))
     mapped = list(map(source.view, range(reading.items)))
@@ -41,7 +41,7 @@ def loader_steps(reading: Reading, source: Source) -> dict[str, Callable[[], obj
     pool = BufferPool(_BATCHES_IN_MEMORY)
     loader = prepare_loader(reading, reading.data, loader="threads")()
 
-    def over_patches(
+    def for_each_patch(
         decode: Callable[[int, Pixels], object], buffers: Sequence[list[Pixels]] = buffers
     ) -> Callable[[], None]:
         def decode_batch(number: int) -> None:
@@ -61,16 +61,16 @@ def loader_steps(reading: Reading, source: Source) -> dict[str, Callable[[], obj
 
     return {
         LIMIT: limit.run,
-        "in the loader's order, to as many places": over_patches(decode_encoded, aligned_buffers),
-        "that are not aligned, as empty_pixels": over_patches(decode_encoded),
-        "of bytes in the map": over_patches(
+        "shuffled, into several aligned buffers": for_each_patch(decode_encoded, aligned_buffers),
+        "into unaligned buffers, empty_pixels": for_each_patch(decode_encoded),
+        "bytes from the mapped file": for_each_patch(
             lambda index, patch: simplejpeg.decode_jpeg(mapped[index], "RGB", buffer=patch)
         ),
-        "found and checked, Store.view": over_patches(
+        "index row and checksum, Store.view": for_each_patch(
             lambda index, patch: simplejpeg.decode_jpeg(source.view(index), "RGB", buffer=patch)
         ),
-        "decoded as well, Store.decode_many_into": partial(_for_each, threads, decode_in_one_call, range(len(indices))),
-        "batches begun and finished": partial(_for_each, threads, make_batch, range(len(batches))),
+        "all in one call, Store.decode_many_into": partial(_for_each, threads, decode_in_one_call, range(len(indices))),
+        "whole batches, BatchBuilder": partial(_for_each, threads, make_batch, range(len(batches))),
         "threads loader": loader.run,
     }
 

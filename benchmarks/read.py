@@ -204,10 +204,10 @@ def _is_chosen(name: str, patterns: Sequence[str] | None) -> bool:
 def _compare(measurement: _Measurement, *, cold: bool) -> list[Comparison]:
     loaders = {name: runs for name, runs in measurement.runs.items() if name not in WITHOUT_LOADER}
     without_loader = {name: runs for name, runs in measurement.runs.items() if name in (LIMIT, *WITHOUT_LOADER)}
-    reading = "Reading from the disk, opening included" if cold else "Reading"
-    comparisons = [_rates(reading, loaders, LIMIT)]
+    title = "Reading from the disk, opening included" if cold else "Reading"
+    comparisons = [_rates(title, loaders, LIMIT)]
     if cold and FOLDER in loaders:
-        comparisons.append(_rates(f"{reading}, against the folder", loaders, FOLDER))
+        comparisons.append(_rates(f"{title}, against the folder", loaders, FOLDER))
     if len(without_loader) > 1:
         comparisons.append(_rates("Reading without a loader", without_loader, LIMIT))
     comparisons.append(

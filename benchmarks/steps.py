@@ -49,9 +49,7 @@ def run(options: argparse.Namespace) -> Report:
         subject=f"{reading.items:,} patches of {reading.width} x {reading.height} pixels and "
         f"{reading.mean_bytes / 1000:.1f} kB, batches of {reading.batch}, {available_cores()} cores, "
         "files in the page cache",
-        comparisons=[
-            Comparison(title="Decoding, and what is around it", unit="items/s", reference=LIMIT, rounds=rounds)
-        ],
+        comparisons=[Comparison(title="Decoding and further steps", unit="items/s", reference=LIMIT, rounds=rounds)],
     )
 
 

@@ -25,8 +25,8 @@ def cpu_seconds_below(pid: int) -> float:
     time.process_time().
     """
     table = _processes()
-    own, *descendants = (table[process] for process in _tree(pid, table))
-    ticks = own.ticks_of_ended + sum(line.ticks + line.ticks_of_ended for line in descendants)
+    root, *descendants = (table[tree_pid] for tree_pid in _tree(pid, table))
+    ticks = root.ticks_of_ended + sum(process.ticks + process.ticks_of_ended for process in descendants)
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
@@ -36,7 +36,7 @@ def memory_bytes(pid: int) -> int:
     Memory that several of these processes share counts once. Mapped files do not count: they are page cache, which the
     system takes back when memory runs short.
     """
-    return sum(_unbacked_bytes(process) for process in _tree(pid, _processes()))
+    return sum(_unbacked_bytes(tree_pid) for tree_pid in _tree(pid, _processes()))
 
 
 def private_dirty_bytes(pid: int | str = "self") -> int:
@@ -149,13 +149,14 @@ def _processes() -> dict[int, _Process]:
 
 
 def _tree(pid: int, table: dict[int, _Process]) -> list[int]:
+    """Return the process ids of a process and its descendants."""
     children: dict[int, list[int]] = {}
-    for process, line in table.items():
-        children.setdefault(line.parent, []).append(process)
+    for child, process in table.items():
+        children.setdefault(process.parent, []).append(child)
     tree = [pid]
-    for process in tree:  # the loop itself appends to the list
-        tree += children.get(process, [])
-    return [process for process in tree if process in table]
+    for parent in tree:  # the loop itself appends to the list
+        tree += children.get(parent, [])
+    return [tree_pid for tree_pid in tree if tree_pid in table]
 
 
 def _unbacked_bytes(pid: int) -> int:

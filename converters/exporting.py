@@ -119,8 +119,8 @@ def export_store(
             for job_summary in run_in_order(_export, jobs, workers=count_workers(workers, jobs=len(jobs)), bar=bar):
                 summary.add(job_summary)
         refused_by_disk = {image.image for image in summary.refused[len(refused) :]}
-        written = [number for number in numbers if source.image(number).name not in refused_by_disk]
-        _write_extra_fields(content, source, written)
+        written_numbers = [number for number in numbers if source.image(number).name not in refused_by_disk]
+        _write_extra_fields(content, source, written_numbers)
         os.sync()
         staging.publish(content)
     summary.seconds = time.monotonic() - started
@@ -208,7 +208,10 @@ class ExportNames:
         return None
 
     def _image_conflict(self, path: Sequence[str]) -> str | None:
-        """Return the conflict of an image's path with earlier images, None if there is none; then keep the path."""
+        """Return the conflict of an image's path with earlier images.
+
+        If there is none, record the path for later images and return None.
+        """
         folders = ["/".join(path[:depth]) for depth in range(1, len(path))]
         for folder in folders:
             key = self._folding.key(folder)
@@ -341,7 +344,7 @@ def _remove(path: Path) -> None:
 
 
 def _write_extra_fields(content: Path, store: Store, numbers: Sequence[int]) -> None:
-    """Write the fields that the layout has no file for, one line per image; no file if no image has any."""
+    """Write the fields that the layout has no file for, one line per image; write no file if there are none."""
     images = (store.image(number) for number in numbers)
     lines = (extra_line(image.name, image.extra) for image in images if image.extra)
     first = next(lines, None)

@@ -47,7 +47,7 @@ class ShardJob(NamedTuple):
     decode_all: bool
 
 
-class Finding(NamedTuple):
+class BadFile(NamedTuple):
     """A file that cannot be imported."""
 
     path: str
@@ -64,7 +64,7 @@ class ShardReport:
         warning_count: number of all warnings.
     """
 
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[BadFile] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     warning_count: int = 0
 
@@ -81,7 +81,7 @@ class ShardReport:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Self:
         """Return the report that as_dict was called on."""
-        findings = [Finding(*finding) for finding in fields["findings"]]
+        findings = [BadFile(*finding) for finding in fields["findings"]]
         return cls(findings, fields["notes"], fields["note_count"])
 
 
@@ -127,8 +127,8 @@ def _images(job: ShardJob) -> Iterator[tuple[Source, int]]:
 def _copy_image(
     source: Source, number: int, writer: ShardWriter, job: ShardJob, report: ShardReport, *, progress: Progress
 ) -> None:
-    """Add an image to the shard without its bad files; holds one file at a time."""
-    findings: list[Finding] = []
+    """Add an image to the shard, without its bad files; hold the bytes of one file at a time."""
+    findings: list[BadFile] = []
     image = _read_image(source, number, findings)
     first = source.first_patch(number)
     for position, file in enumerate(image.files):
@@ -136,7 +136,7 @@ def _copy_image(
             data = source.read(first + position)
             size = _check_picture(data, source, job)
         except (ImageError, DamagedError) as error:
-            findings.append(_finding(source, image.name, file, error))
+            findings.append(_bad_file(source, image.name, file, error))
         else:
             writer.add_patch(file, data, size)
             progress.advance(1, len(data))
@@ -146,24 +146,24 @@ def _copy_image(
     writer.end_image(image, reference)
 
 
-def _read_image(source: Source, number: int, findings: list[Finding]) -> Image:
+def _read_image(source: Source, number: int, findings: list[BadFile]) -> Image:
     """Return an image; without centers if its centers.pt is bad."""
     try:
         return source.image(number)
     except CentersError as error:
         image = source.image_without_centers(number)
-        findings.append(_finding(source, image.name, CENTERS_FILE, error))
+        findings.append(_bad_file(source, image.name, CENTERS_FILE, error))
         return image
 
 
-def _read_reference(source: Source, number: int, findings: list[Finding], job: ShardJob) -> bytes | None:
+def _read_reference(source: Source, number: int, findings: list[BadFile], job: ShardJob) -> bytes | None:
     """Return an image's reference, None if it has none or a bad one."""
     try:
         reference = source.read_reference(number)
         if reference is not None:
             _check_picture(reference, source, job)
     except (ImageError, DamagedError) as error:
-        findings.append(_finding(source, source.image(number).name, REFERENCE_FILE, error))
+        findings.append(_bad_file(source, source.image(number).name, REFERENCE_FILE, error))
         return None
     return reference
 
@@ -172,9 +172,9 @@ def _check_picture(data: bytes, source: Source, job: ShardJob) -> Size:
     return check_picture(data, decode_all=job.decode_all, max_pixels=source.max_pixels, decoder=source.decoder)
 
 
-def _finding(source: Source, image: str, file: str, error: Exception) -> Finding:
+def _bad_file(source: Source, image: str, file: str, error: Exception) -> BadFile:
     path = source.path / relative_path(source.layout, image, file)
-    return Finding(str(path), str(error).removeprefix(f"{path}: "))
+    return BadFile(str(path), str(error).removeprefix(f"{path}: "))
 
 
 def _check_centers(image: Image, report: ShardReport) -> None:

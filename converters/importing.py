@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest, xxh3_128_hexdigest
 
 from dlas_store.atomic import check_free_space
-from dlas_store.converters.import_worker import BuiltShard, Finding, ShardJob, build_shard
+from dlas_store.converters.import_worker import BadFile, BuiltShard, ShardJob, build_shard
 from dlas_store.converters.sharding import split_by_size, target_shard_size
 from dlas_store.errors import ConfigError, ImportFailedError, NameNotFoundError, NotASourceError, TargetExistsError
 from dlas_store.images.decode import MAX_PIXELS
@@ -68,7 +68,7 @@ class ImportSummary:
     shards: int = 0
     seconds: float = 0.0
     skipped: list[SkippedPath] = field(default_factory=list)
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[BadFile] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     warning_count: int = 0
     changed: list[str] = field(default_factory=list)
@@ -136,7 +136,7 @@ def import_store(
             than 8,192 images. None takes 1 GiB, less for sources below 8 GiB, so that several workers are busy.
         workers: number of processes; None starts one per core, 0 works in this process.
         images: shell pattern that image names must match, None for all images.
-        skip_bad: skip bad files and report them; otherwise they are an error that lists all found so far.
+        skip_bad: skip bad files and report them; otherwise the import stops with an error that lists the bad files.
         decode_all: decode every picture to check it.
         compare_bytes: with append, compare contents, not only names and sizes.
 
@@ -151,36 +151,36 @@ def import_store(
     started = time.monotonic()
     store = Path(store).expanduser()
     _check_options(store, sources, append=append, shard_size=shard_size, workers=workers)
-    opened = [open_source(source, layout) if isinstance(source, str | Path) else source for source in sources]
+    open_sources = [open_source(source, layout) if isinstance(source, str | Path) else source for source in sources]
     base = Store(store) if append else None
-    common_layout = _common_layout([*opened, *([base] if base else [])])
+    common_layout = _common_layout([*open_sources, *([base] if base else [])])
     with progress_bar(None, "listing", unit="images") as bar:
         plan = plan_import(
-            opened,
+            open_sources,
             base=base,
             shard_size=shard_size,
             images=images,
             compare_bytes=compare_bytes,
-            options=_shard_options(common_layout, opened, decode_all=decode_all),
+            options=_shard_options(common_layout, open_sources, decode_all=decode_all),
             bar=bar,
         )
     summary = ImportSummary(changed=plan.changed, missing_from_source=plan.missing_from_source)
-    for source in opened:
+    for source in open_sources:
         if isinstance(source, FolderSource):
             summary.skipped += source.skipped
     if plan.names:
         index = base.index if base else None
         with Commit(store, plan_commit(store, common_layout, plan.shards, base=index), base=index) as commit:
-            sealed = [commit.find_shard(header) for header in commit.plan.headers()]
+            sealed_paths = [commit.find_shard(header) for header in commit.plan.headers()]
             sizes = [shard.payload_bytes for shard in plan.shards]
-            unsealed_bytes = sum(size for size, path in zip(sizes, sealed, strict=True) if path is None)
+            unsealed_bytes = sum(size for size, path in zip(sizes, sealed_paths, strict=True) if path is None)
             check_free_space(commit.folder, int(plan.disk_bytes * unsealed_bytes / max(1, sum(sizes))))
-            jobs = _jobs(commit, plan, opened, sealed, skip_bad=skip_bad, decode_all=decode_all)
-            _build(commit, plan, jobs, workers=count_workers(workers, jobs=len(sealed)), summary=summary)
+            jobs = _jobs(commit, plan, open_sources, sealed_paths, skip_bad=skip_bad, decode_all=decode_all)
+            _build(commit, plan, jobs, workers=count_workers(workers, jobs=len(sealed_paths)), summary=summary)
     elif base:
         Commit.recover(store, base.index)
     else:
-        paths = ", ".join(str(source.path) for source in opened)
+        paths = ", ".join(str(source.path) for source in open_sources)
         raise NotASourceError(f"{paths}: holds no image{f' that matches {images!r}' if images else ''}")
     summary.seconds = time.monotonic() - started
     return summary
@@ -310,9 +310,10 @@ def _check_unique(names: list[str]) -> None:
 
 
 def _disk_bytes(listing: Listing) -> int:
-    """Return the estimated bytes of an image in a shard, including tree and metadata.
+    """Return the estimated bytes of an image in a shard.
 
-    Values larger than half a page take whole pages.
+    A value takes 24 bytes more for checksum and key, and whole pages if it is then above half a page. Another 128 bytes
+    per value cover the tree and the image's metadata.
     """
     sizes: NDArray[np.int64] = np.append(listing.sizes, listing.reference_size or 0) + 24
     pages = np.where(sizes > _PAGE_BYTES // 2, -(-sizes // _PAGE_BYTES) * _PAGE_BYTES, sizes)
@@ -323,13 +324,13 @@ def _jobs(
     commit: Commit,
     plan: ImportPlan,
     sources: Sequence[Source],
-    sealed: Sequence[Path | None],
+    sealed_paths: Sequence[Path | None],
     *,
     skip_bad: bool,
     decode_all: bool,
 ) -> Iterator[ShardJob]:
-    """Yield the jobs one by one, because each holds the names of its images."""
-    for number, (header, path) in enumerate(zip(commit.plan.headers(), sealed, strict=True)):
+    """Yield the jobs one by one, because the names of all images would take much memory."""
+    for number, (header, path) in enumerate(zip(commit.plan.headers(), sealed_paths, strict=True)):
         subsets = [PickledSubset.of(sources[origin], names) for origin, names in plan.names_by_origin(number)]
         yield ShardJob(commit.folder, header, path, subsets, skip_bad=skip_bad, decode_all=decode_all)
 
@@ -339,7 +340,7 @@ def _build(commit: Commit, plan: ImportPlan, jobs: Iterator[ShardJob], *, worker
     with progress_bar(sum(planned.patches for planned in plan.shards), "importing") as bar:
         for planned, built in zip(plan.shards, run_in_order(build_shard, jobs, workers=workers, bar=bar), strict=True):
             if built.shard is None:
-                raise _bad_files(summary.findings + built.report.findings)
+                raise _bad_files_error(summary.findings + built.report.findings)
             header = built.shard.header
             if not planned.patches - len(built.report.findings) <= header.patches <= planned.patches:
                 raise ImportFailedError(
@@ -349,8 +350,8 @@ def _build(commit: Commit, plan: ImportPlan, jobs: Iterator[ShardJob], *, worker
             commit.add(built.shard)
             summary.add(built)
     if not summary.patches:
-        raise _bad_files(summary.findings)
-    plan.names.clear()  # most of the plan's memory, which the table of names can use
+        raise _bad_files_error(summary.findings)
+    plan.names.clear()  # they take most of the plan's memory; the index's table of names needs it now
     commit.publish()
 
 
@@ -386,7 +387,7 @@ def _shard_options(layout: Layout, sources: Sequence[Source], *, decode_all: boo
     return repr((layout, decode_all, limits) if limits else (layout, decode_all))
 
 
-def _bad_files(findings: Sequence[Finding]) -> ImportFailedError:
+def _bad_files_error(findings: Sequence[BadFile]) -> ImportFailedError:
     shown = "; ".join(f"{finding.path}: {finding.message}" for finding in findings[:_FINDINGS_IN_MESSAGE])
     more = f" and {len(findings) - _FINDINGS_IN_MESSAGE} more" if len(findings) > _FINDINGS_IN_MESSAGE else ""
     return ImportFailedError(

@@ -77,9 +77,9 @@ def salvage(
 ) -> SalvageSummary:
     """Copy every image whose values are all undamaged into a new store, and list the lost images.
 
-    The index is used if it can be read and belongs to the shards. Other images are found in the shards themselves, from
-    all pages that are undamaged. Every value is read twice. The new store gets its name when it is complete. Until then
-    it grows in ``NAME.partial``; the same call resumes an interrupted salvage there.
+    Values are found through every undamaged page of a shard, and through the index if it can be read and belongs to the
+    shards. Every value is read twice: to check the whole image, then to copy it. The new store gets its name when it is
+    complete. Until then it grows in ``NAME.partial``; the same call resumes an interrupted salvage there.
 
     Args:
         store: the damaged store's folder; it is not written.
@@ -232,7 +232,7 @@ def _files_of_index(
 def _files_without_index(
     store: Path, shards: Sequence[Shard], damaged: dict[str, str], summary: SalvageSummary
 ) -> Iterator[_DamagedFile]:
-    """Yield the files of the shards that were published, as far as the trailers tell, and all with a damaged trailer.
+    """Yield the shards that were published, as far as their trailers tell, and every file with a damaged trailer.
 
     Args:
         store: the store's folder.
@@ -259,7 +259,7 @@ def _files_without_index(
 
 
 def _scan(files: Sequence[_DamagedFile], workers: int | None, summary: SalvageSummary) -> list[_ScanResult]:
-    """Find the undamaged images of each file; of several images of one name the first counts."""
+    """Find the undamaged images of each file; if several images have one name, take the first."""
     results = []
     names: set[str] = set()
     with progress_bar(None, "checking") as bar:
@@ -327,20 +327,21 @@ def _copy(
     summary: SalvageSummary,
 ) -> None:
     """Copy the undamaged images of each file into a shard of the new store, and publish it."""
-    planned = []
+    planned_shards = []
     for file, result in scanned:
         size = file.path.stat().st_size
         fingerprint = xxh3_128_hexdigest(repr((file.path.name, size, result.ids, result.names)).encode())
-        planned.append(PlannedShard(len(result.ids), sum(result.patches), size, fingerprint))
-    with Commit(new, plan_commit(new, layout, planned, base=None), base=None) as commit:
+        planned_shards.append(PlannedShard(len(result.ids), sum(result.patches), size, fingerprint))
+    with Commit(new, plan_commit(new, layout, planned_shards, base=None), base=None) as commit:
         jobs = [
             _Job(commit.folder, header, commit.find_shard(header), file, result.ids)
             for header, (file, result) in zip(commit.plan.headers(), scanned, strict=True)
         ]
         check_free_space(
-            commit.folder, sum(shard.payload_bytes for shard, job in zip(planned, jobs, strict=True) if not job.sealed)
+            commit.folder,
+            sum(shard.payload_bytes for shard, job in zip(planned_shards, jobs, strict=True) if not job.sealed),
         )
-        with progress_bar(sum(shard.patches for shard in planned), "copying") as bar:
+        with progress_bar(sum(shard.patches for shard in planned_shards), "copying") as bar:
             for shard in run_in_order(_copy_shard, jobs, workers=count_workers(workers, jobs=len(jobs)), bar=bar):
                 commit.add(shard)
                 summary.images += shard.header.images

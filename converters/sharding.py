@@ -41,7 +41,7 @@ def target_shard_size(total: int, *, min_shards: int, min_size: int, max_size: i
 
     Args:
         total: bytes of all images.
-        min_shards: number of shards to make at least.
+        min_shards: minimum number of shards.
         min_size: minimum bytes of a shard; takes precedence over min_shards.
         max_size: maximum bytes of a shard.
     """

@@ -26,13 +26,13 @@ class GrainPeer:
             patches are mapped one by one and stacked, as in the documentation's examples.
     """
 
-    # Shares of the decode limit, measured as in web_dataset.py.
-    # Patches mapped, stacked in the threads that read: 2 threads 0.67-0.72, 4 threads 0.58; stacked behind the threads:
-    # 1, 2, 4, 16 (the default) threads 0.35, 0.53, 0.54, 0.23.
-    # batch_fn: 1 thread 0.41, 2 threads with 2, 4, 8, 16 batches ahead 0.73, 0.77, 0.80, 0.81, 4 threads 0.75-0.79; in
-    # a later run 0.68, no better than patches mapped.
-    # mp_prefetch with 0 to 2 threads a process: 0.15-0.22 if processes start in each epoch, 0.3 without the start.
-    # Compressed records, and index_storage_option in_memory: no difference beyond the noise.
+    # Shares of the decode limit, measured as in web_dataset.py:
+    # - map, with reading threads that also stack the batches: 2 threads 0.67-0.72, 4 threads 0.58;
+    # - map, with batches stacked outside of the threads: 1, 2, 4, 16 (the default) threads 0.35, 0.53, 0.54, 0.23;
+    # - batch_fn: 1 thread 0.41; 2 threads with 2, 4, 8, 16 batches ahead 0.73, 0.77, 0.80, 0.81; 4 threads 0.75-0.79;
+    #   in a later run 0.68, no more than map;
+    # - mp_prefetch, with 0 to 2 threads a process: 0.15-0.22 if processes start in each epoch, 0.3 without the start.
+    # Compressed records and index_storage_option in_memory made no difference beyond the noise.
     _BATCHES_AHEAD_A_THREAD = 4
 
     def __init__(self, name: str, *, decode_in_batches: bool) -> None:

@@ -20,10 +20,12 @@ from benchmarks.peers.data_loader_peer import DataLoaderPeer, Start, decode_batc
 from dlas_store.images.memory import Pixels
 from dlas_store.processes import available_cores
 
-# Shares of the decode limit, measured as in web_dataset.py: get_safe_loader with 1, 2, 4 workers 0.23, 0.38, 0.39; take
-# in 1, 2, 4 threads 0.55, 0.81, 0.84, and 0.75 and 0.94 in two later runs with 4 threads. LanceDataset with
-# ShardedBatchSampler(randomize=True) 0.61, but this sampler shuffles whole batches of neighbouring rows, and one thread
-# decodes. Blob columns were not tried.
+# Shares of the decode limit, measured as in web_dataset.py:
+# - get_safe_loader: 1, 2, 4 workers 0.23, 0.38, 0.39;
+# - take: 1, 2, 4 threads 0.55, 0.81, 0.84; two later runs with 4 threads 0.75, 0.94;
+# - LanceDataset with ShardedBatchSampler(randomize=True): 0.61, but this sampler shuffles whole batches of neighbouring
+#   rows, and one thread decodes.
+# Blob columns were not tried.
 _COLUMN = "jpg"
 _THREADS_A_CORE = 2
 _BATCHES_AHEAD_A_THREAD = 2

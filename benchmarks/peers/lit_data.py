@@ -18,9 +18,10 @@ os.environ.setdefault("LITDATA_DISABLE_VERSION_CHECK", "1")  # read by the impor
 
 import litdata
 
-# Shares of the decode limit, measured as in web_dataset.py: 1, 2, 4 workers 0.50, 0.45, 0.48, equal within the noise;
-# decoding in the collation 0.41-0.54, with item_shuffle_window="full" 0.30-0.43, with batch_decode=0 0.46-0.53. Patches
-# are bytes; LitData's own type for JPEGs would decode with torchvision.
+# Shares of the decode limit, measured as in web_dataset.py:
+# - 1, 2, 4 workers: 0.50, 0.45, 0.48, equal within the noise;
+# - decoding in the collation: 0.41-0.54; item_shuffle_window="full": 0.30-0.43; batch_decode=0: 0.46-0.53.
+# Patches are bytes; LitData's own type for JPEGs would decode with torchvision.
 _CHUNK_BYTES = 8_000_000
 """Size of a chunk. The recommended 64 MB would leave workers of a small benchmark with one chunk or none."""
 

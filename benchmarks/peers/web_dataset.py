@@ -14,9 +14,10 @@ from benchmarks.peers.data_loader_peer import DataLoaderPeer, Start, decode_tens
 from dlas_store.processes import available_cores
 
 # Shares of the decode limit, two cores, 6,000 patches, medians of 4 or 5 rounds, on a shared machine:
-# 1, 2, 4 workers 0.25, 0.33-0.36, 0.35; a shuffle buffer of 5,000 no better than 1,000; a prefetch factor of 4 no
-# better than 2. The documentation proposes to unbatch, shuffle and batch again behind the loader for a better shuffle;
-# that copies every patch in this process: 0.06.
+# - 1, 2, 4 workers: 0.25, 0.33-0.36, 0.35;
+# - a shuffle buffer of 5,000 is no better than 1,000, and a prefetch factor of 4 no better than 2;
+# - batches that this process splits, shuffles and batches again, as the documentation proposes for a better shuffle:
+#   0.06, because every patch is copied here.
 _SHUFFLE_BUFFER = 1000
 _SHARDS_A_WORKER = 4
 """Shards a worker. Workers get whole shards, and with so many shards every worker gets nearly as many patches."""

@@ -168,7 +168,7 @@ static int read_frame(JpegBlocks *self, Cursor *segment, uint8_t ids[COMPONENTS]
     return segment->at == segment->end;
 }
 
-/* Returns whether every DC difference has a code, not only those of one picture. */
+/* Returns whether every DC difference has a code: a crop has differences that the picture does not have. */
 static int codes_every_difference(const HuffmanTable *dc)
 {
     for (int size = 0; size <= MAX_DC_BITS; size++)
@@ -416,7 +416,7 @@ static inline void put_block(BitWriter *writer, const JpegBlocks *self, const Bl
         put_bits(writer, read_bits(self->scan, at) >> (64 - remaining), remaining);
 }
 
-/* Writes the scan of a crop, given in MCUs; returns its end. */
+/* Writes the scan of a crop, whose position and size are given in MCUs; returns the end of the scan. */
 static uint8_t *write_scan(const JpegBlocks *self, size_t top, size_t left, size_t rows, size_t columns, uint8_t *out)
 {
     BitWriter writer = {out, 0, 64};
@@ -437,7 +437,7 @@ static uint8_t *write_scan(const JpegBlocks *self, size_t top, size_t left, size
     return writer.out;
 }
 
-/* Returns an upper bound for the size of a crop, given in MCUs. */
+/* Returns the maximum bytes of a crop, whose position and size are given in MCUs. */
 static size_t max_crop_bytes(const JpegBlocks *self, size_t top, size_t left, size_t rows, size_t columns)
 {
     const size_t blocks = rows * columns * self->blocks_in_mcu;
@@ -462,7 +462,7 @@ static void deallocate(JpegBlocks *self)
     free_object(self);
 }
 
-/* Reads a JPEG; 0 comes with an error set. */
+/* Reads a JPEG; on failure sets an exception and returns 0. */
 static int read_jpeg(JpegBlocks *self, const uint8_t *data, size_t size)
 {
     const size_t scan_at = read_header(self, data, size);

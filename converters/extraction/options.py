@@ -39,7 +39,7 @@ MAX_TILE_SIDE = 65_500
 """Maximum side in pixels that libjpeg can encode."""
 
 _CROP_SIZES = [256, 512]
-_WHERE = "extract"
+_OWNER = "extract"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,7 +97,7 @@ class ExtractOptions:
         """
         reader = ConfigOptions(
             opt,
-            owner=_WHERE,
+            owner=_OWNER,
             known=(*PATH_OPTIONS, "n_thread"),
             labels={key: f"{key} ({flag})" for key, flag in FLAGS.items()},
         )
@@ -105,7 +105,7 @@ class ExtractOptions:
         if not crops:
             raise reader.error("crop_sz (--crop-size) must be one or more sizes, got none")
         resize = reader.numbers("resize_final_img") if reader.has("resize_final_img") else None
-        # The inferred factor of a crop is crops[0] / crop. It gives exactly crops[0] pixels; floats can give one fewer.
+        # By default, every tile has the first crop's size. The factor crops[0] / crop can, as a float, miss it by one.
         tile_sizes = [crops[0]] * len(crops)
         if resize is not None:
             tile_sizes = [int(crop * factor) for crop, factor in _pairs(reader, "resize_final_img", crops, resize)]
@@ -212,5 +212,5 @@ def workers_of(opt: Mapping[str, Any]) -> int | None:
     Raises:
         ConfigError: the number is not a whole number from 0.
     """
-    reader = ConfigOptions(opt, owner=_WHERE, labels={"n_thread": f"n_thread ({FLAGS['n_thread']})"})
+    reader = ConfigOptions(opt, owner=_OWNER, labels={"n_thread": f"n_thread ({FLAGS['n_thread']})"})
     return reader.integer("n_thread", minimum=0) if reader.has("n_thread") else None

@@ -52,8 +52,8 @@ _MIN_OVERLAP = 2
 the region that they cover, finding its blocks and cropping the tiles."""
 
 _MAX_SHARED_AREA = 2
-"""Maximum area of the regions that are encoded and held for several tiles, in areas of the picture; otherwise tiles of
-many grids would each need the whole picture."""
+"""Maximum total area of the regions that are encoded and kept for several tiles, in areas of the picture. Without a
+limit, each of many grids could keep the whole picture."""
 
 
 class Photo(NamedTuple):
@@ -80,12 +80,12 @@ class Photo(NamedTuple):
 
 
 class Axis(NamedTuple):
-    """Mapping of one side of a photo to pixels that were decoded reduced.
+    """Mapping of one side of a photo to pixels that may have been decoded at reduced size.
 
     Attributes:
-        length: number of pixels.
-        scale: pixels per pixel of the photo.
-        origin: start of the photo, in pixels.
+        length: number of decoded pixels.
+        scale: decoded pixels per pixel of the photo.
+        origin: start of the photo, in decoded pixels.
     """
 
     length: int
@@ -93,7 +93,7 @@ class Axis(NamedTuple):
     origin: float = 0.0
 
     def range(self, start: int, length: int) -> slice:
-        """Return the pixels nearest to a range of the photo; their number does not depend on the start."""
+        """Return the decoded pixels nearest to a range of the photo; their number does not depend on the start."""
         if self.scale == 1 and not self.origin:
             return slice(start, start + length)
         count = max(1, round(length * self.scale))

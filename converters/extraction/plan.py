@@ -41,7 +41,7 @@ MAX_GROUP_SIZE = 256 << 20
 _MIN_GROUPS = 64
 _NAMES_IN_MESSAGE = 20
 _MAX_NAME_BYTES = 255
-"""Limit of file systems; suffixes that the image's name gets count, too."""
+"""File systems' limit for an image's name, including the suffix of a split photo."""
 
 _QUALITIES = (1, 50, 75, 90, 95, 100)
 _BYTES_PER_PIXEL = (0.015, 0.05, 0.08, 0.13, 0.19, 0.45)
@@ -291,7 +291,7 @@ def _stat(path: Path) -> os.stat_result:
 
 
 def _find_image(base: Store | None, names: list[str]) -> int | None:
-    """Return the number of the first of some images that a store has, None if it has none of them."""
+    """Return the number of the first image, of several names, that the store has; None if it has none of them."""
     for name in names if base else ():
         assert base is not None
         try:

@@ -127,7 +127,7 @@ def build_shard(job: ShardJob, progress: Progress) -> BuiltShard:
 
     def fill(writer: ShardWriter) -> None:
         skipped.extend(job.group.write_images(lambda image: _add_image(writer, image, progress)))
-        # The report comes before the shard is sealed. Most shards skip no photo and need not wait for a second sync.
+        # Save the report before the shard is sealed. Most shards skip no photo, and save the sync of a report.
         remove_report(job.folder, job.header)
         if skipped:
             save_report(job.folder, job.header, {"skipped": skipped})

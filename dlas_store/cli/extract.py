@@ -82,8 +82,8 @@ def run(flags: argparse.Namespace) -> int:
     """Run the command and return its exit status."""
     from dlas_store.converters.extraction.options import ExtractOptions, workers_of
 
-    merged = _merge(flags)
-    options, workers = ExtractOptions.read(merged, exclude=flags.exclude), workers_of(merged)
+    config_options = _merge(flags)
+    options, workers = ExtractOptions.read(config_options, exclude=flags.exclude), workers_of(config_options)
     if flags.dry_run:
         return _estimate(flags, options, workers)
     if flags.report is not None and not flags.report.absolute().parent.is_dir():

@@ -177,7 +177,7 @@ def _speed(counts: list[int], times: list[float]) -> str:
 
 
 class _Row(NamedTuple):
-    """Row of a sheet: the values of one key, one cell an item. A cell is a picture, or the text of another value."""
+    """Row of a sheet: the values of one key, one cell an item. A cell is a picture or a text."""
 
     label: Picture
     cells: Sequence[Picture | str]
@@ -245,13 +245,13 @@ def _draw_tensor(array: NDArray[np.float64], low: float, high: float) -> Picture
     """
     frames = array[None] if array.ndim == 3 else array[:MAX_FRAMES]
     frames = (np.nan_to_num(frames) - low) / max(high - low, 1e-9)
-    several = len(frames) > 1
+    has_frames = len(frames) > 1
     frame_columns = len(frames) if len(frames) <= FRAMES_IN_A_ROW else math.ceil(math.sqrt(len(frames)))
     groups = [frames[:, :3], frames[:, 3:]] if frames.shape[1] == 4 else [frames]
-    columns = frame_columns if several else len(groups)
+    columns = frame_columns if has_frames else len(groups)
     side = min(TILE_SIDE, (MAX_CELL_WIDTH + _FRAME_GAP) // columns - _FRAME_GAP)
     grids = [in_grid([_to_picture(frame, side) for frame in group], frame_columns, gap=_FRAME_GAP) for group in groups]
-    return below(grids, gap=_FRAME_GAP) if several else beside(grids, gap=_FRAME_GAP)
+    return below(grids, gap=_FRAME_GAP) if has_frames else beside(grids, gap=_FRAME_GAP)
 
 
 def _to_picture(chw: NDArray[np.float64], side: int) -> Picture:
