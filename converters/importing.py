@@ -310,9 +310,10 @@ def _check_unique(names: list[str]) -> None:
 
 
 def _disk_bytes(listing: Listing) -> int:
-    """Return the estimated bytes of an image in a shard, including tree and metadata.
+    """Return the estimated bytes of an image in a shard.
 
-    Values larger than half a page take whole pages.
+    A value takes 24 bytes more for checksum and key, and whole pages if it is then above half a page. Another 128 bytes
+    per value cover the tree and the image's metadata.
     """
     sizes: NDArray[np.int64] = np.append(listing.sizes, listing.reference_size or 0) + 24
     pages = np.where(sizes > _PAGE_BYTES // 2, -(-sizes // _PAGE_BYTES) * _PAGE_BYTES, sizes)

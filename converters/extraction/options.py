@@ -105,7 +105,7 @@ class ExtractOptions:
         if not crops:
             raise reader.error("crop_sz (--crop-size) must be one or more sizes, got none")
         resize = reader.numbers("resize_final_img") if reader.has("resize_final_img") else None
-        # The inferred factor of a crop is crops[0] / crop. It gives exactly crops[0] pixels; floats can give one fewer.
+        # By default, every tile has the first crop's size. The factor crops[0] / crop can, as a float, miss it by one.
         tile_sizes = [crops[0]] * len(crops)
         if resize is not None:
             tile_sizes = [int(crop * factor) for crop, factor in _pairs(reader, "resize_final_img", crops, resize)]
