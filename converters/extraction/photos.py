@@ -146,7 +146,7 @@ def load_photo(
     full_size = upright_size(header, options)
     size = halved_size(full_size, options.halve_above)
     if reduction == 1:
-        return Photo(resize_area(pixels, size), Axis(size.height), Axis(size.width))
+        return Photo(resize_pixels(pixels, size), Axis(size.height), Axis(size.width))
     rows, cols = (
         Axis(
             pixels.shape[axis],
@@ -174,7 +174,7 @@ def single_threaded() -> Iterator[None]:
         cv2.setNumThreads(threads)
 
 
-def resize_area(pixels: Pixels, size: Size) -> Pixels:
+def resize_pixels(pixels: Pixels, size: Size) -> Pixels:
     """Resize pixels by area averaging, as OpenCV's INTER_AREA does; a larger size is interpolated.
 
     Large reductions take a third of OpenCV's time.

@@ -30,7 +30,7 @@ from dlas_store.converters.extraction.photos import (
     Place,
     TileEncoder,
     load_photo,
-    resize_area,
+    resize_pixels,
 )
 from dlas_store.errors import ImageError
 from dlas_store.images.decode import Size, decode
@@ -128,7 +128,7 @@ class TiledImage:
     def reference(self) -> bytes:
         """Return the square, resized to the tile dimension, as a JPEG."""
         side = self._options.tile_dimension
-        return self._encoder.encode(resize_area(self._photo.region(*self._square), Size(side, side)))
+        return self._encoder.encode(resize_pixels(self._photo.region(*self._square), Size(side, side)))
 
     def pixels(self) -> Iterator[Pixels]:
         """Yield the tiles' pixels in order, uint8 (size, size, 3) BGR; some are views of the photo's pixels."""
@@ -199,7 +199,7 @@ class TileLayer:
             return None
         resized_side = side // self._factor
         region = self._photo.region(self._square.top, self._square.left, side)
-        return resize_area(region, Size(resized_side, resized_side))
+        return resize_pixels(region, Size(resized_side, resized_side))
 
     def _place(self, tile: Tile) -> Place | None:
         """Return a tile's place in the resized square; None if the tile resized by itself would differ."""
@@ -209,7 +209,7 @@ class TileLayer:
 
     def _resized_tile(self, tile: Tile) -> Pixels:
         crop = self._photo.region(self._square.top + tile.row, self._square.left + tile.col, self._crop)
-        return resize_area(crop, Size(self._size, self._size))
+        return resize_pixels(crop, Size(self._size, self._size))
 
 
 class Mask(NamedTuple):

@@ -100,10 +100,11 @@ class CombinedDataset(ItemDataset):
             if isinstance(member, ItemDataset):
                 member.prefetch(self._member_keys(name, keys))
 
-    def _begin(self, keys: Sequence[SampleKey], allocate: Allocate, *, replace: MakeItem | None) -> BatchBuilder:
+    def make_builder(self, keys: Sequence[SampleKey], allocate: Allocate, *, replace: MakeItem | None) -> BatchBuilder:
+        """Begin a batch; see ItemDataset."""
         if replace is not None:
             # Items are made one by one: a sample that is bad in one member is replaced in all members.
-            return super()._begin(keys, allocate, replace=replace)
+            return super().make_builder(keys, allocate, replace=replace)
         builders = {name: self._member_builder(name, keys, allocate) for name in self._members}
         return _CombinedBatchBuilder(builders, len(keys))
 

@@ -123,8 +123,9 @@ class ImageFolderDataset(PictureDataset):
             item["label_strings"] = dict(self._labels.names)
         return item | {key: constant.clone() for key, constant in self._opt.constants.items()}
 
-    def _begin(self, keys: Sequence[SampleKey], allocate: Allocate, *, replace: MakeItem | None) -> BatchBuilder:
-        begin = self._begin_plain if self._is_plain else super()._begin
+    def make_builder(self, keys: Sequence[SampleKey], allocate: Allocate, *, replace: MakeItem | None) -> BatchBuilder:
+        """Begin a batch; see ItemDataset."""
+        begin = self._begin_plain if self._is_plain else super().make_builder
         return begin(keys, allocate, replace=replace)
 
     def _begin_plain(

@@ -51,7 +51,7 @@ class PixelsDataset(ItemDataset):
 
     def make_item(self, index: int, random: SampleRng) -> dict[str, Any]:
         """Return an item; see ItemDataset."""
-        builder = self._begin([SampleKey(index, random.repetition)], new_array, replace=None)
+        builder = self.make_builder([SampleKey(index, random.repetition)], new_array, replace=None)
         builder.fill(0, 1)
         item = BatchOfItems(builder.finish(), 1)[0]
         return {"pixels": item["pixels"], "index": index}
@@ -60,7 +60,8 @@ class PixelsDataset(ItemDataset):
         """Prefetch the items' patches; see ItemDataset."""
         self._patches.source.prefetch([self._patches.patch_at(key.index) for key in keys])
 
-    def _begin(self, keys: Sequence[SampleKey], allocate: Allocate, *, replace: MakeItem | None) -> BatchBuilder:
+    def make_builder(self, keys: Sequence[SampleKey], allocate: Allocate, *, replace: MakeItem | None) -> BatchBuilder:
+        """Begin a batch; see ItemDataset."""
         return _PixelsBatchBuilder(self._patches, keys, allocate, replace=replace)
 
 

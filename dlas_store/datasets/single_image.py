@@ -97,7 +97,7 @@ class PatchDataset(ItemDataset):
             MissingMetadataError: a centre is needed, and the source has none.
             StoreError: a patch or its reference cannot be read.
         """
-        builder = self._begin([SampleKey(index, random.repetition)], new_array, replace=None)
+        builder = self.make_builder([SampleKey(index, random.repetition)], new_array, replace=None)
         builder.fill(0, 1)
         item: dict[str, Any] = BatchOfItems(builder.finish(), 1)[0]
         return item
@@ -127,7 +127,8 @@ class PatchDataset(ItemDataset):
         """Prefetch the items' patches and references; see ItemDataset."""
         self.source.prefetch([patch for key in keys for patch in self.patches_of(key.index)])
 
-    def _begin(self, keys: Sequence[SampleKey], allocate: Allocate, *, replace: MakeItem | None) -> BatchBuilder:
+    def make_builder(self, keys: Sequence[SampleKey], allocate: Allocate, *, replace: MakeItem | None) -> BatchBuilder:
+        """Begin a batch; see ItemDataset."""
         references = self._references = self._references or resized_references(self.source, self._patch_options)
         return PatchBatchBuilder(
             keys,

@@ -93,7 +93,7 @@ class ItemDataset(Dataset[dict[str, Any]], ABC):
             StoreError: the items' patches cannot be located, and ``on_error`` is raise.
         """
         try:
-            return self._begin(keys, allocate, replace=self.__getitem__ if self.skips_bad else None)
+            return self.make_builder(keys, allocate, replace=self.__getitem__ if self.skips_bad else None)
         except StoreError:
             if not self.skips_bad:
                 raise
@@ -112,7 +112,7 @@ class ItemDataset(Dataset[dict[str, Any]], ABC):
         """Begin a RawBatch for device_transform(); see batch_builder. A dataset with a transform overrides this."""
         raise NotImplementedError(f"{type(self).__name__} makes no batches for a device")
 
-    def _begin(
+    def make_builder(
         self,
         keys: Sequence[SampleKey],
         allocate: Allocate,

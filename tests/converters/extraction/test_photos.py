@@ -15,7 +15,7 @@ from PIL import Image
 
 from dlas_store.converters.extraction.headers import open_photo, parse_header, photo_squares, rejection_of
 from dlas_store.converters.extraction.options import ExtractOptions
-from dlas_store.converters.extraction.photos import PixelBuffer, load_photo, resize_area
+from dlas_store.converters.extraction.photos import PixelBuffer, load_photo, resize_pixels
 from dlas_store.errors import ImageError
 from dlas_store.images.decode import PICTURE_FORMATS, Size, decode
 from tests.support.photo_files import ENDINGS, decoded, encoded, scene, upright
@@ -128,7 +128,7 @@ def test_resized_gives_what_opencv_gives(height: int, width: int, rows: int, col
     picture = noise(height + 3, width + 5, seed=seed)
     for pixels in (picture[1 : 1 + height, 2 : 2 + width], np.ascontiguousarray(picture[:height, :width])):
         expected = cv2.resize(pixels, (cols, rows), interpolation=cv2.INTER_AREA)
-        difference = np.abs(resize_area(pixels, Size(rows, cols)).astype(int) - expected)
+        difference = np.abs(resize_pixels(pixels, Size(rows, cols)).astype(int) - expected)
         # Floats are summed in another order, which may round an average of x.5 differently.
         assert difference.max() <= 1
         assert (difference > 0).sum() <= 2 + 0.01 * difference.size
@@ -137,9 +137,9 @@ def test_resized_gives_what_opencv_gives(height: int, width: int, rows: int, col
 @pytest.mark.parametrize("value", [0, 1, 254, 255])
 def test_the_average_of_equal_pixels_is_their_value(value: int) -> None:
     pixels = np.full((1999, 1501, 3), value, np.uint8)
-    assert (resize_area(pixels, Size(256, 256)) == value).all()
+    assert (resize_pixels(pixels, Size(256, 256)) == value).all()
 
 
 def test_pixels_of_that_size_are_not_copied() -> None:
     pixels = noise(20, 30)
-    assert resize_area(pixels, Size(20, 30)) is pixels
+    assert resize_pixels(pixels, Size(20, 30)) is pixels
