@@ -239,7 +239,7 @@ def plan_import(
         bar: progress bar that counts images.
 
     Raises:
-        ImportFailedError: several sources have images of the same name.
+        ImportFailedError: several images have the same name.
     """
     plan = ImportPlan()
     patches, sizes, digests = array("Q"), array("Q"), array("Q")
@@ -263,8 +263,11 @@ def plan_import(
     for start, end in split_by_size(sizes, limit):
         fingerprint = xxh3_128_hexdigest(digests[start:end].tobytes() + options.encode())
         plan.shards.append(PlannedShard(end - start, sum(patches[start:end]), sum(sizes[start:end]), fingerprint))
+    # Names are unique in a folder and in a store; in any other source they may not be.
     if len(sources) > 1:
-        _check_unique(plan.names)
+        _check_unique(plan.names, "are in more than one source")
+    elif not isinstance(sources[0], FolderSource | Store):
+        _check_unique(plan.names, f"occur more than once in {sources[0].path}")
     if base:
         names = (base.image(number).name for number, is_seen in enumerate(seen_in_base) if not is_seen)
         plan.missing_from_source.extend(name for name in names if images is None or fnmatchcase(name, images))
@@ -300,13 +303,12 @@ def _is_same_image(source: Source, listing: Listing, base: Store, number: int, *
     return next(differences(base, number, source, source.find_image(listing.name)), None) is None
 
 
-def _check_unique(names: list[str]) -> None:
+def _check_unique(names: list[str], problem: str) -> None:
+    """Raise ImportFailedError if names are not unique: the second image of a name could not be found."""
     duplicates = sorted(name for name, count in Counter(names).items() if count > 1)
     if duplicates:
         shown = ", ".join(map(repr, duplicates[:_NAMES_IN_MESSAGE]))
-        raise ImportFailedError(
-            f"{len(duplicates)} image names are in more than one source: {shown}; rename them, or pick with --images"
-        )
+        raise ImportFailedError(f"{len(duplicates)} image names {problem}: {shown}; rename them, or pick with --images")
 
 
 def _disk_bytes(listing: Listing) -> int:

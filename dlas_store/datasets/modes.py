@@ -31,7 +31,7 @@ MODES: Mapping[str, MakeDataset] = {
     "combined": CombinedDataset,
     "pixels": PixelsDataset,
 }
-"""Mode -> its dataset. All modes but ``pixels`` are DL-Art-School's. Importing this module registers them."""
+"""Mode of a config -> its dataset. Importing this module registers them."""
 
 for _mode, _dataset in MODES.items():
     register_dataset(_mode, _dataset)

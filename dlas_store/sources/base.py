@@ -108,7 +108,8 @@ class Source(ABC):
 
     Numbers: a patch has an index 0 <= index < len(source), an image a number 0 <= number < image_count. The patches of
     image n are ``first_patch(n) <= index < first_patch(n + 1)``, sorted by file name (by code point). A source chooses
-    the order of its images. Any other number, also a negative one, raises PatchIndexError.
+    the order of its images; in the layout ``pictures`` datasets expect them sorted by name. Any other number, also a
+    negative one, raises PatchIndexError. No two images have the same name: an import refuses a source that has two.
 
     Determinism: while a source is open, an index gives the same bytes, even if another process appends to a store.
 

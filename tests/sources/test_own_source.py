@@ -160,6 +160,20 @@ def test_images_of_it_are_appended_to_a_store(folder: Path, tmp_path: Path) -> N
     assert compare(store, folder).ok
 
 
+class Twice(MemorySource):
+    """A source whose last image has the name of the first."""
+
+    def listings(self) -> Iterator[Listing]:
+        listings = list(super().listings())
+        yield from [*listings[:-1], listings[-1]._replace(name=listings[0].name)]
+
+
+def test_an_import_refuses_two_images_of_one_name(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ImportFailedError, match=r"1 image names occur more than once in .*folder: 'a'; rename"):
+        import_store([memory_source(folder, Twice)], tmp_path / "store.lmdb", workers=1)
+    assert not (tmp_path / "store.lmdb").exists()
+
+
 def test_what_its_options_refuse_is_named(folder: Path, tmp_path: Path) -> None:
     source = memory_source(folder)
     source.max_pixels = 100
