@@ -7,20 +7,16 @@ import os
 import pty
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import sysconfig
 import termios
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.support.command_line import (
     PROGRAM,
-    await_while_running,
     done,
     end,
     error_line,
@@ -29,7 +25,7 @@ from tests.support.command_line import (
     is_sound_copy,
     refused,
     run,
-    start,
+    stopped,
 )
 from tests.support.file_trees import files_and_centers, numbered_pictures, patches, read, write
 from tests.support.sample_data import DATA
@@ -273,26 +269,10 @@ def test_progress_is_shown_on_a_terminal_and_not_in_a_pipe(
 # One writer at a time
 
 
-@contextmanager
-def _stopped(*arguments: str | Path, until: Callable[[], object]) -> Iterator[subprocess.Popen[str]]:
-    """Start a command, and stop all its processes with SIGSTOP once ``until`` returns something true."""
-    process = start(*arguments)
-    try:
-        await_while_running(process, until)
-        os.killpg(process.pid, signal.SIGSTOP)
-        yield process
-        os.killpg(process.pid, signal.SIGCONT)
-    except BaseException:
-        if process.returncode is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        raise
-
-
 def test_a_second_import_is_refused_and_the_first_is_not_disturbed(tmp_path: Path, photos: Path) -> None:
     store = tmp_path / "s.lmdb"
     command = ("import", "--shard-size", "500", photos, store)
-    with _stopped(*command, until=(tmp_path / "s.lmdb.partial" / "shard-00001.lmdb").exists) as first:
+    with stopped(*command, until=(tmp_path / "s.lmdb.partial" / "shard-00001.lmdb").exists) as first:
         assert "s.lmdb" in (message := refused(*command))
         assert re.search("another process|busy|locked", message)
         assert not store.exists()
@@ -305,7 +285,7 @@ def test_a_second_append_is_refused_and_readers_go_on(tmp_path: Path, photos: Pa
     done("import", "--images", "000000*", photos, store)
     before = patches(store)
     command = ("import", "--append", "--shard-size", "500", photos, store)
-    with _stopped(*command, until=lambda: len(list(tmp_path.glob("s.lmdb*/shard-*.lmdb"))) > 3) as first:
+    with stopped(*command, until=lambda: len(list(tmp_path.glob("s.lmdb*/shard-*.lmdb"))) > 3) as first:
         for writer in (command, ("reindex", store)):
             assert "s.lmdb" in (message := refused(*writer))
             assert re.search("another process|busy|locked", message)
@@ -320,7 +300,7 @@ def test_a_second_export_is_refused_and_the_first_is_not_disturbed(
 ) -> None:
     folder = tmp_path / "back"
     command = ("export", photo_store, folder)
-    with _stopped(*command, until=lambda: [*(tmp_path / "back.partial").rglob("*.ppm")]) as first:
+    with stopped(*command, until=lambda: [*(tmp_path / "back.partial").rglob("*.ppm")]) as first:
         assert "back" in (message := refused(*command))
         assert re.search("another process|busy|locked", message)
         assert not folder.exists()

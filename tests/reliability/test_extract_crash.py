@@ -6,9 +6,7 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +29,7 @@ from tests.support.command_line import (
     run,
     start,
     stop_and_rerun,
+    stopped,
 )
 from tests.support.file_trees import patches, read, sealed_shards, sealed_states, shard_contents, states, write
 from tests.support.photo_files import encoded, scene
@@ -188,29 +187,13 @@ def test_workers_do_not_outlive_a_killed_command(tmp_path: Path, prepared: Prepa
 # One writer at a time
 
 
-@contextmanager
-def _stopped(*arguments: str | Path, until: Callable[[], object]) -> Iterator[subprocess.Popen[str]]:
-    """Start a command, and stop all its processes with SIGSTOP once ``until`` returns something true."""
-    process = start(*arguments)
-    try:
-        await_while_running(process, until)
-        os.killpg(process.pid, signal.SIGSTOP)
-        yield process
-        os.killpg(process.pid, signal.SIGCONT)
-    except BaseException:
-        if process.returncode is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        raise
-
-
 @pytest.mark.parametrize("to", ["s.lmdb", "folder"])
 def test_a_second_extraction_is_refused_and_the_first_is_not_disturbed(
     tmp_path: Path, prepared: Prepared, to: str
 ) -> None:
     command = ("extract", *SHARD, prepared.photos, tmp_path / to)
     inside = "shard-*1.lmdb" if to == "s.lmdb" else "**/*.jpg"
-    with _stopped(*command, until=lambda: list(tmp_path.glob(f"{to}?*/{inside}"))) as first:
+    with stopped(*command, until=lambda: list(tmp_path.glob(f"{to}?*/{inside}"))) as first:
         message = refused(*command)
         assert to in message
         assert re.search("another process|busy|locked", message)
@@ -223,7 +206,7 @@ def test_a_second_append_is_refused_and_readers_go_on(tmp_path: Path, prepared: 
     store = shutil.copytree(prepared.part_store, tmp_path / "s.lmdb")
     before, shard_count = patches(store), len(sealed_shards(store))
     command = ("extract", "--append", *SHARD, prepared.photos, store)
-    with _stopped(*command, until=lambda: len(sealed_shards(store)) > shard_count + 2) as first:
+    with stopped(*command, until=lambda: len(sealed_shards(store)) > shard_count + 2) as first:
         writers = [start(*writer) for writer in (command, ("reindex", store))]  # each writer waits a while for the lock
         for writer in writers:
             message = error_line(end(writer))

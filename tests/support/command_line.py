@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -194,3 +195,19 @@ def findings(store: Path, *arguments: str | Path) -> list[dict[str, str]]:
 def is_sound_copy(store: Path, source: Path) -> bool:
     """Return whether a store is sound and has exactly the contents of a source."""
     return findings(store, "--against", source) == []
+
+
+@contextmanager
+def stopped(*arguments: str | Path, until: Callable[[], object]) -> Iterator[subprocess.Popen[str]]:
+    """Start a command, and stop all its processes with SIGSTOP once ``until`` returns something true."""
+    process = start(*arguments)
+    try:
+        await_while_running(process, until)
+        os.killpg(process.pid, signal.SIGSTOP)
+        yield process
+        os.killpg(process.pid, signal.SIGCONT)
+    except BaseException:
+        if process.returncode is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        raise
