@@ -93,7 +93,8 @@ class _PixelsBatchBuilder:
         items = self._order[start:stop]
         outs = [self._rows[item] for item in items]
         for group, pixels in decode_items(self._frames, items, outs, self._replace_item):
-            self._hold_back(group, pixels)
+            if pixels is not outs:
+                self._hold_back(group, pixels)
 
     def finish(self) -> dict[str, Any]:
         """Return the batch; see BatchBuilder."""

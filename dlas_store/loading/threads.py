@@ -47,7 +47,7 @@ _READAHEAD_BATCHES = 64
 """How many batches the kernel is told of after a page fault that read from the disk."""
 
 _FIRST_READAHEAD_BATCHES = 8
-"""How many batches the kernel is told of at the start of an epoch, before any page fault."""
+"""How many batches the kernel is told of at the start of a loader's first epoch, before any page fault."""
 
 
 class ThreadsLoader(Loader):
@@ -90,6 +90,7 @@ class ThreadsLoader(Loader):
         self.pin_memory = pin_memory
         self._to_device = to_device
         self._buffers = BufferPool(PREFETCH_BATCHES + 2)
+        self._readahead = Readahead(dataset) if isinstance(dataset, ItemDataset) else None
 
     def __iter__(self) -> Iterator[Any]:
         """Yield the batches of an epoch."""
@@ -103,19 +104,23 @@ class ThreadsLoader(Loader):
         try:
             # The first batch begins in this thread, so that all threads make it before any begins the second batch.
             with interrupt_delayed():
-                if (first_batch := next(upcoming, None)) is not None:
-                    futures.append(executor.make(self._begin(first_batch)))
+                if (keys := next(upcoming, None)) is not None:
+                    futures.append(executor.make(self._begin(keys)))
                     # To locate the next batches would take Python's lock from the threads that make the first. If the
                     # first batch takes long, the disk is slow, and the next batches are prefetched.
                     wait(futures, timeout=_FIRST_ALONE_SECONDS)
+                    keys = next(upcoming, None)
             while True:
                 with interrupt_delayed():
-                    while len(futures) < PREFETCH_BATCHES and (keys := next(upcoming, None)) is not None:
-                        futures.append(executor.begin_and_make(partial(self._begin, keys)))
+                    while len(futures) < PREFETCH_BATCHES and keys is not None:
+                        begin = partial(self._begin, keys)
+                        if (keys := next(upcoming, None)) is None:
+                            executor.split_into(self.num_threads)  # the last batch, after which no thread finds work
+                        futures.append(executor.begin_and_make(begin))
                     if not futures:
                         break
                     batch = futures.popleft().result()
-                if not epoch.delivered:
+                if not epoch.delivered and keys is not None:
                     # After the first batch the reader need not wait, and each part costs a submission to the pool. So
                     # few parts are best: as many as keep all threads busy while one batch waits for its reader.
                     executor.split_into(-(-self.num_threads // (PREFETCH_BATCHES - 1)))
@@ -132,14 +137,13 @@ class ThreadsLoader(Loader):
 
     def _prefetched(self, batches: Iterator[BatchKeys]) -> Iterator[BatchKeys]:
         """Yield batches of keys, and tell the kernel of up to _READAHEAD_DISTANCE batches beyond each."""
-        if not isinstance(self.dataset, ItemDataset):
+        if self._readahead is None:
             yield from batches
             return
-        readahead = Readahead(self.dataset)
         prefetched: deque[BatchKeys] = deque()
         distance = 0  # 0 for the first batch, because the threads wait for it
         for batch in batches:
-            readahead.prefetch(batch)
+            self._readahead.prefetch(batch)
             prefetched.append(batch)
             if len(prefetched) > distance:
                 yield prefetched.popleft()

@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,11 @@ from torch.utils.data import Sampler
 from dlas_store.errors import ConfigError
 from dlas_store.sampling.rng import Indices, Permutation, SampleKey
 
-_KEYS_AT_ONCE = 512
-"""Approximate number of keys computed at once: few, because the first batch waits for them, yet enough that NumPy's
-calls cost only 0.1 us a key."""
+_MAX_KEYS_AT_ONCE = 2048
+"""Approximate number of keys that are computed at once, at most: NumPy's calls then cost little a key."""
+
+_GROWTH = 4
+"""How many times as many keys each computation makes: few at first, because the first batches wait for them."""
 
 
 @dataclass
@@ -236,12 +239,14 @@ class StatefulSampler(Sampler[SampleKey], ABC):
                 yield batch
 
     def _chunks_of(self, epoch: Epoch) -> Iterator[list[SampleKey]]:
-        """Yield the keys of an epoch in lists of several batches, none of them divided."""
+        """Yield the keys of an epoch in lists: the first has one batch, later ones several, none of them divided."""
         keys_at = self.keys_at(epoch.number)
-        step = max(1, _KEYS_AT_ONCE // self.local_batch_size) * self.local_batch_size
-        for first in range(0, epoch.count, step):
-            numbers = np.arange(first, min(first + step, epoch.count), dtype=np.int64)
+        first, batches = 0, 1
+        while first < epoch.count:
+            stop = min(first + batches * self.local_batch_size, epoch.count)
+            numbers = np.arange(first, stop, dtype=np.int64)
             yield keys_at(epoch.start + self._rank + numbers * self._ranks)
+            first, batches = stop, min(_GROWTH * batches, max(1, _MAX_KEYS_AT_ONCE // self.local_batch_size))
         if epoch is self._last_begun and self._next is None:
             self._next = self._plan(epoch.number + 1, 0)
 
@@ -307,7 +312,7 @@ class EpochSampler(StatefulSampler):
         def keys(positions: Indices) -> list[SampleKey]:
             positions = positions % self._length
             indices = positions if order is None else order.at(positions)
-            return [SampleKey(index, epoch) for index in indices.tolist()]
+            return list(map(SampleKey._make, zip(indices.tolist(), repeat(epoch))))
 
         return keys
 
@@ -369,7 +374,7 @@ class DistIterSampler(StatefulSampler):
             places[is_inside] = order.at(positions[is_inside])
             repetitions, indices = np.divmod(places, self._length)
             repetitions += epoch * self._repetitions
-            return [SampleKey(*key) for key in zip(indices.tolist(), repetitions.tolist(), strict=True)]
+            return list(map(SampleKey._make, zip(indices.tolist(), repetitions.tolist(), strict=True)))
 
         return keys
 

@@ -74,6 +74,18 @@ def test_after_a_page_fault_the_next_batches_are_announced(reads: list[int]) -> 
         assert prefetch_batches(ahead, dataset, count_after_fault + 10) == [True] * count_after_fault + [False] * 10
 
 
+def test_a_later_epoch_announces_only_after_page_faults(reads: list[int]) -> None:
+    dataset = RecordingRolls(length=400)
+    loader = create_dataloader(dataset, {"batch_size": 4, "seed": 3, "n_threads": 1}, collate_fn=list)
+    list(loader)
+    assert len(dataset.prefetched) == threads._FIRST_READAHEAD_BATCHES * 4
+    list(loader)
+    assert len(dataset.prefetched) == threads._FIRST_READAHEAD_BATCHES * 4
+    reads.append(reads[-1] + 1)
+    list(loader)
+    assert len(dataset.prefetched) == (threads._FIRST_READAHEAD_BATCHES + threads._READAHEAD_BATCHES) * 4
+
+
 def test_page_faults_all_the_time_keep_announcements_going(reads: list[int]) -> None:
     dataset = RecordingRolls()
     ahead = Readahead(dataset)

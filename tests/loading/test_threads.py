@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from dlas_store.datasets import SingleImageDataset, create_dataloader, zero_pad
 from dlas_store.errors import ConfigError, ImageError
 from dlas_store.loading.threads import PREFETCH_BATCHES, ThreadsLoader
-from dlas_store.sampling.rng import SampleKey
+from dlas_store.sampling.rng import SampleKey, SampleRng
 from dlas_store.sampling.samplers import DistIterSampler, EpochSampler
 from tests.support.equality import assert_same
 from tests.support.sample_data import ROOT
@@ -193,6 +193,18 @@ def test_batches_are_made_while_one_is_read() -> None:
         patience.wait(0.01)
     assert len(dataset.begun) > 1
     batches.close()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("batches", [1, 2, 3, 10])
+def test_all_threads_make_the_last_batch(batches: int) -> None:
+    class Meeting(Rolls):
+        def make_item(self, index: int, random: SampleRng) -> dict[str, Any]:
+            if index >= self.length - 2:
+                both.wait(60)
+            return super().make_item(index, random)
+
+    both = threading.Barrier(2)
+    assert len(list(loader_of(Meeting(length=2 * batches), batch_size=2))) == batches
 
 
 def test_an_order_without_end_is_read_as_far_as_asked() -> None:
