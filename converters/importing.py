@@ -27,6 +27,7 @@ from dlas_store.opening import open_source
 from dlas_store.processes import count_workers, progress_bar, run_in_order
 from dlas_store.sources.base import Layout, Listing, PickledSubset, Source
 from dlas_store.sources.folder import FolderSource
+from dlas_store.sources.records import RecordSource
 from dlas_store.sources.walk import SkippedPath
 from dlas_store.storage.commit import Commit, PlannedShard, plan_commit
 from dlas_store.storage.index import INDEX_FILE
@@ -166,8 +167,7 @@ def import_store(
         )
     summary = ImportSummary(changed=plan.changed, missing_from_source=plan.missing_from_source)
     for source in open_sources:
-        if isinstance(source, FolderSource):
-            summary.skipped += source.skipped
+        summary.skipped += source.skipped
     if plan.names:
         index = base.index if base else None
         with Commit(store, plan_commit(store, common_layout, plan.shards, base=index), base=index) as commit:
@@ -263,10 +263,10 @@ def plan_import(
     for start, end in split_by_size(sizes, limit):
         fingerprint = xxh3_128_hexdigest(digests[start:end].tobytes() + options.encode())
         plan.shards.append(PlannedShard(end - start, sum(patches[start:end]), sum(sizes[start:end]), fingerprint))
-    # Names are unique in a folder and in a store; in any other source they may not be.
+    # Names are unique in a folder, an archive and a store; in any other source they may not be.
     if len(sources) > 1:
         _check_unique(plan.names, "are in more than one source")
-    elif not isinstance(sources[0], FolderSource | Store):
+    elif not isinstance(sources[0], FolderSource | RecordSource | Store):
         _check_unique(plan.names, f"occur more than once in {sources[0].path}")
     if base:
         names = (base.image(number).name for number, is_seen in enumerate(seen_in_base) if not is_seen)

@@ -11,8 +11,13 @@ from typing import get_args
 from dlas_store.errors import ConfigError, NotASourceError
 from dlas_store.images.decode import IMAGE_ENDINGS, MAX_PIXELS, Decoder
 from dlas_store.images.libjpeg import check_named_library
+from dlas_store.sources.archives import TarArchives, ZipArchives, expand_range, find_archives, is_tar, is_zip
 from dlas_store.sources.base import CENTERS_FILE, REFERENCE_FILE, Layout, Source
+from dlas_store.sources.containers import Container
 from dlas_store.sources.layouts import ChunkedFolder, PictureFolder
+from dlas_store.sources.lmdb_foreign import DATA_FILE, LmdbContainer, find_lmdb_images, is_foreign_lmdb
+from dlas_store.sources.record_images import find_images
+from dlas_store.sources.records import RecordSource
 from dlas_store.storage.index import INDEX_FILE
 from dlas_store.storage.shard import has_shards
 from dlas_store.storage.store import Store
@@ -42,7 +47,11 @@ def open_source(
         ConfigError: the layout or decoder is unknown.
     """
     _check_options(layout, decoder)
+    if source := _open_range(path, layout, decoder=decoder, max_pixels=max_pixels):
+        return source
     location, is_folder = _resolve(path)
+    if container := _find_container(location, is_folder=is_folder):
+        return _open_container(container, layout, decoder=decoder, max_pixels=max_pixels)
     if _is_store(location, is_folder=is_folder):
         return _open_store(location, layout, decoder=decoder, max_pixels=max_pixels)
     return _open_folder(location, layout, decoder=decoder, max_pixels=max_pixels)
@@ -80,19 +89,51 @@ def _is_store(path: Path, *, is_folder: bool) -> bool:
     if not is_folder:
         if path.suffix == ".lmdb":
             return True
-        _refuse_foreign_lmdb(path.parent, path)
         raise NotASourceError(f"{path}: is no store; give a store's folder, its {INDEX_FILE}, a shard, or a folder")
-    if (path / INDEX_FILE).exists() or has_shards(path):
-        return True
-    _refuse_foreign_lmdb(path, path / "data.mdb")
-    return path.suffix == ".lmdb"
+    return _has_store(path) or path.suffix == ".lmdb"
 
 
-def _refuse_foreign_lmdb(folder: Path, file: Path) -> None:
-    if file.name != "data.mdb" or not file.exists():
-        return
-    kind = "a BasicSR LMDB" if (folder / "meta_info.txt").exists() else "another program's LMDB"
-    raise NotASourceError(f"{folder}: is {kind}, not a store; run dlas-store import on the images it was made from")
+def _open_range(
+    path: str | os.PathLike[str], layout: Layout | None, *, decoder: Decoder, max_pixels: int
+) -> Source | None:
+    """Open the archives of a range such as ``train-{000..127}.tar``; return None if the path is no range."""
+    parts = expand_range(Path(path))
+    if not parts or os.path.lexists(path):
+        return None
+    for part in parts:
+        if not part.is_file() or not is_tar(part):
+            raise NotASourceError(f"{part}: of the range {path}, is no tar archive")
+    archives = TarArchives(Path(path), parts, has_prefix=True)
+    return _open_container(archives, layout, decoder=decoder, max_pixels=max_pixels)
+
+
+def _find_container(path: Path, *, is_folder: bool) -> Container | None:
+    """Return the archive, archives or foreign LMDB at a path; None if there is something else."""
+    if is_folder:
+        if not _has_store(path) and is_foreign_lmdb(path):
+            return LmdbContainer(path)
+        archives = find_archives(path)
+        return TarArchives(path, archives, has_prefix=True) if archives else None
+    if path.name == DATA_FILE and is_foreign_lmdb(path):
+        return LmdbContainer(path)
+    if is_zip(path):
+        return ZipArchives(path, [path])
+    return TarArchives(path, [path]) if is_tar(path) else None
+
+
+def _open_container(container: Container, layout: Layout | None, *, decoder: Decoder, max_pixels: int) -> Source:
+    find = find_lmdb_images if isinstance(container, LmdbContainer) else find_images
+    source = RecordSource(container, find, layout=layout, decoder=decoder, max_pixels=max_pixels)
+    if not source.image_count:
+        source.close()
+        if isinstance(container, LmdbContainer):
+            raise NotASourceError(f"{container.path}: is an LMDB whose values are no pictures")
+        raise NotASourceError(f"{container.path}: holds no pictures ({', '.join(sorted(IMAGE_ENDINGS))})")
+    return source
+
+
+def _has_store(folder: Path) -> bool:
+    return (folder / INDEX_FILE).exists() or has_shards(folder)
 
 
 def _open_store(path: Path, layout: Layout | None, *, decoder: Decoder, max_pixels: int) -> Store:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from dlas_store.errors import ImageError, NameNotFoundError
 from dlas_store.images.decode import MAX_PIXELS, Decoder, as_batch, decode, decode_batch, decode_into, image_size
 from dlas_store.images.memory import Pixels
+from dlas_store.sources.walk import SkippedPath
 
 Layout = Literal["chunked", "pictures"]
 """``chunked``: an image is a group of patches. ``pictures``: an image is one picture, its only patch."""
@@ -169,10 +170,12 @@ class Source(ABC):
     Attributes:
         decoder: decoder of JPEG, see images.decode. It does not change while the source is open.
         max_pixels: height times width above which a patch is refused. It does not change while the source is open.
+        skipped: paths that belong to no image, with the reasons; complete when listings() has ended.
     """
 
     decoder: Decoder = "simplejpeg"
     max_pixels: int = MAX_PIXELS
+    skipped: Sequence[SkippedPath] = ()
 
     @property
     @abstractmethod
