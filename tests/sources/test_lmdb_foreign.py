@@ -116,7 +116,7 @@ def test_a_damaged_lmdb_is_an_error_at_every_length(tmp_path: Path) -> None:
     data = file.read_bytes()
     for length in range(4096, len(data) - 4096, 4096):
         file.write_bytes(data[:length])
-        with pytest.raises(DamagedError, match="data.mdb: "):
+        with pytest.raises(DamagedError, match=r"data\.mdb: "):
             open_source(path)
 
 
