@@ -46,7 +46,8 @@ class Pictures:
         self._patches = WeightedPatches(sources, weights)
         self.source = self._patches.source
         self._order = _PathOrder.of(self.source) if len(self) else None
-        self._one_list = _OneList(self.source, sources, weights) if sorts_as_one and len(sources) > 1 else None
+        is_one_list = sorts_as_one and (len(sources) > 1 or weights[0] > 1)
+        self._one_list = _OneList(self.source, sources, weights) if is_one_list else None
 
     @property
     def sources(self) -> list[Source]:
@@ -162,7 +163,7 @@ def open_pictures(
         options: options of the dataset.
         key: the option that names one path or more.
         weights_key: the option that holds the weights; None for a dataset without weights.
-        sorts_roots_as_one: sort the pictures of several sources as one list; see Pictures.
+        sorts_roots_as_one: sort the pictures of a list of sources as one list; see Pictures.
 
     Raises:
         ConfigError: both or neither of ``key`` and ``dataroot`` are given, a path does not exist, the weights do not
@@ -170,7 +171,8 @@ def open_pictures(
         StoreError: a path holds no data, or damaged data.
     """
     sources, weights = open_weighted(options, layout="pictures", key=key, weights_key=weights_key)
-    pictures = Pictures(sources, weights, sorts_as_one=sorts_roots_as_one)
+    names_roots = isinstance(options.opt.get(data_key(options, key)), list | tuple)
+    pictures = Pictures(sources, weights, sorts_as_one=sorts_roots_as_one and names_roots)
     if not len(pictures):
         paths = ", ".join(str(source.path) for source in sources)
         raise options.error(f"no pictures in {data_key(options, key)}: {paths}")

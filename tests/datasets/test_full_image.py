@@ -358,6 +358,7 @@ def test_lq_pairs_by_order_through_several_roots_and_weights(tmp_path: Path) -> 
         (["a", "a/c"], ["a/1", "a/c/1", "a/c/1", "a/c/1", "a/d"]),
         (["a", "a"], ["a/1", "a/1", "a/1", "a/c/1", "a/c/1", "a/c/1", "a/d", "a/d", "a/d"]),
         (["a", "a.b"], ["a.b/1", "a.b/1", "a/1", "a/c/1", "a/d"]),
+        (["a"], ["a/1", "a/1", "a/c/1", "a/c/1", "a/d", "a/d"]),
     ],
 )
 def test_pictures_of_several_roots_are_sorted_as_one_list(
@@ -370,7 +371,7 @@ def test_pictures_of_several_roots_are_sorted_as_one_list(
         for path in dict.fromkeys(paths):
             import_store([path], path.with_name(f"{path.name}.lmdb"), layout="pictures")
         paths = [path.with_name(f"{path.name}.lmdb") for path in paths]
-    data = FullImageDataset({"dataroot_GT": paths, "dataroot_GT_weights": [1, 2], "scale": 2})
+    data = FullImageDataset({"dataroot_GT": paths, "dataroot_GT_weights": [1, 2][-len(roots) :], "scale": 2})
     found = [data[index]["HQ_path"] for index in range(len(data))]
     assert [path.replace(".lmdb", "").removeprefix(f"{tmp_path}/").removesuffix(".png") for path in found] == expected
     assert [data.image_of(index) for index in range(len(data))] == found
