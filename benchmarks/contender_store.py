@@ -33,7 +33,7 @@ def prepare_loader(reading: Reading, path: str, *, loader: str) -> OpenWorkload:
     """
 
     def open_data() -> BatchWorkload:
-        opt = reading.options(path) | {"phase": "train", "batch_size": reading.batch, "loader": loader}
+        opt = reading.options(path) | {"batch_size": reading.batch, "loader": loader}
         if loader == "workers":
             opt["n_workers"] = available_cores()
         dataset, collate = create_dataset(opt, return_collate=True)

@@ -127,7 +127,7 @@ def _worker_kilobytes(store: Path, weight: int, batches: int) -> float:
 
 
 def _epochs_kilobytes(mode: str, store: Path, side: int, epochs: int) -> list[float]:
-    options = dataset_options(mode, str(store), side=side) | {"phase": "train", "batch_size": 16, "loader": "threads"}
+    options = dataset_options(mode, str(store), side=side) | {"batch_size": 16, "loader": "threads"}
     return [size / 1000 for size in _ask("growth", {"options": options, "epochs": epochs})]
 
 

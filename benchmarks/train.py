@@ -141,7 +141,7 @@ def run(options: argparse.Namespace) -> Report:
 
 def _contenders(options: argparse.Namespace, dataset: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the options of each contender; the first contender has its batches in memory."""
-    opt = dataset | {"phase": "train", "batch_size": options.batch}
+    opt = dataset | {"batch_size": options.batch}
     contenders = {IN_MEMORY: opt | {"loader": "threads"}}
     for threads in options.threads:
         contenders[f"threads loader, n_threads {threads}"] = opt | {"loader": "threads", "n_threads": threads}

@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 import yaml
 
-from tests.support.picture_folders import write_pictures
+from dlas_store.maintenance import verify
+from tests.support.picture_folders import store_of, write_pictures
 from tests.support.published_files import write_mnist
 from tests.support.sample_data import DATA, ROOT, noise
 
@@ -105,3 +106,41 @@ def test_a_checkout_with_the_two_lines_reads_every_mode_by_this_library(codes: P
     )
     assert found["val_combined"]["items"] == 1024 * 1024
     assert not list(Path(DATA).rglob("cache.pth"))
+
+
+def run_in(codes: Path, code: str) -> subprocess.CompletedProcess[str]:
+    """Run Python code in a copy of the checkout."""
+    start = (
+        "import sys\nfrom tests.support.in_dlas_checkout import EmptyModules\nsys.meta_path.append(EmptyModules())\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{codes}"}
+    command = [sys.executable, "-c", start + code]
+    return subprocess.run(command, cwd=codes, capture_output=True, text=True, check=False, env=environment)
+
+
+def test_dl_art_schools_own_cache_loads_with_the_changed_line_and_not_without(codes: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(DATA / "chunked", tmp_path / "chunked")
+    options = {"paths": str(folder), "target_size": 32, "scale": 2}
+    code = f"""
+from data.images.single_image_dataset import SingleImageDataset
+print(len(SingleImageDataset({options})), len(SingleImageDataset({options})))
+"""
+    done = run_in(codes, code)
+    assert done.stdout.split()[-2:] == [str(len(list(folder.glob("*/0*.jpg"))))] * 2, done.stderr
+    original = Path(str(CHECKOUT)) / "codes" / "data" / "images" / "base_unsupervised_image_dataset.py"
+    shutil.copy(original, codes / "data" / "images")
+    assert "Weights only load failed" in run_in(codes, code).stderr
+
+
+def test_without_the_two_lines_a_store_is_empty_and_stays_sound(codes: Path, tmp_path: Path) -> None:
+    shutil.copy(Path(str(CHECKOUT)) / "codes" / "data" / "__init__.py", codes / "data")
+    store = store_of(shutil.copytree(DATA / "chunked", tmp_path / "chunked"), "chunked")
+    options = {"mode": "single_image_extensible", "paths": str(store), "target_size": 32, "scale": 2}
+    options |= {"phase": "train", "n_workers": 0, "batch_size": 2}
+    code = f"""
+from data import create_dataloader, create_dataset
+create_dataloader(create_dataset({options}), {options})
+"""
+    assert "got num_samples=0" in run_in(codes, code).stderr
+    assert (store / "cache.pth").exists()
+    assert not verify(store).findings
