@@ -80,7 +80,7 @@ def _list_image(walk: FolderWalk, name: str) -> ImageFiles | None:
 
 def _holds_patches(folder: Path) -> bool:
     names = (name for _, _, files in os.walk(folder) for name in files)
-    return any(is_picture(name) and name != REFERENCE_FILE for name in names)
+    return any(is_picture(name) and name != REFERENCE_FILE and not name.startswith(".") for name in names)
 
 
 class PictureFolder(FolderSource):
