@@ -34,23 +34,29 @@ def load_config(path: str | Path) -> dict[str, Any]:
     """Read a config as plain dicts and lists.
 
     Args:
-        path: a YAML file with one mapping a dataset under ``datasets``.
+        path: a YAML file with one mapping a dataset under ``datasets``. A config without ``datasets``, such as a
+            config of DL-Art-School that only runs a network, is loaded as well.
 
     Returns:
         All options in the file. Each dataset gets an option ``phase``, its key up to the first ``_`` (``val`` for
-        ``val_set14``). ``~`` is expanded in the options DATA_KEYS, including those of nested datasets.
+        ``val_set14``). The ending ``_mc`` of a mode is removed, as in DL-Art-School. ``~`` is expanded in the options
+        DATA_KEYS, including those of nested datasets.
 
     Raises:
-        ConfigError: the file cannot be read, is no YAML, or has no datasets.
+        ConfigError: the file cannot be read, is no YAML, or its ``datasets`` are no mapping of datasets.
     """
     config = load_mapping(path)
     datasets = config.get("datasets")
-    if not isinstance(datasets, dict) or not datasets:
+    if datasets is None:
+        return config
+    if not isinstance(datasets, dict):
         raise ConfigError(f"{path}: 'datasets' must be a mapping of datasets (train, val, ...), got {_kind(datasets)}")
     for key, dataset in datasets.items():
         if not isinstance(dataset, dict):
             raise ConfigError(f"{path}: dataset '{key}' must be a mapping of options, got {_kind(dataset)}")
         datasets[key] = {**_with_home_expanded(dataset), "phase": str(key).split("_")[0]}
+        if isinstance(dataset.get("mode"), str):
+            datasets[key]["mode"] = dataset["mode"].removesuffix("_mc")
     return config
 
 
@@ -67,9 +73,9 @@ def load_mapping(path: str | Path) -> dict[str, Any]:
 
 
 class OptionWarning(UserWarning):
-    """A warning about an option that nothing reads.
+    """A warning about an option that nothing reads, or whose data look as if they were not meant.
 
-    An error would break configs of DL-Art-School, which ignores such options. A log record would be invisible in a
+    An error would break configs of DL-Art-School, which accepts such options. A log record would be invisible in a
     script that does not set up logging. Python shows a warning once in any script, and a warnings filter can turn it
     into an error.
     """
@@ -124,6 +130,11 @@ class ConfigOptions:
         has_name = isinstance(opt, Mapping) and opt.get("name")
         return cls(opt, owner=f"{mode} '{opt['name']}'" if has_name else mode, known=LOADER_KEYS | PASSIVE_KEYS)
 
+    @property
+    def opt(self) -> Mapping[str, Any]:
+        """The options as given."""
+        return self._opt
+
     def section(self, key: str) -> Self:
         """Return the options of the dataset under a key; that dataset warns of its unknown options itself."""
         return self.of_dataset(self.mapping(key), mode=f"{self._owner}: {key}")
@@ -164,8 +175,8 @@ class ConfigOptions:
         )
 
     def flag(self, key: str, default: bool | None = None) -> bool:
-        """Return a bool; numbers and texts are refused."""
-        return bool(self._get(key, default, "true or false", lambda value: isinstance(value, bool)))
+        """Return a bool; 1 counts as true and 0 as false, as in DL-Art-School. Other numbers and texts are refused."""
+        return bool(self._get(key, default, "true or false", _is_flag))
 
     def choice(self, key: str, default: str | None, choices: Sequence[str]) -> str:
         """Return a text that is one of ``choices``."""
@@ -223,11 +234,14 @@ class ConfigOptions:
             nearest_keys = difflib.get_close_matches(key, self._known, 1)
             yield key, f"; did you mean '{nearest_keys[0]}'?" if nearest_keys else ""
 
+    def warn(self, message: str, *, stacklevel: int = 2) -> None:
+        """Warn, in a message that starts with the owner of the options; ``stacklevel`` is that of warnings.warn."""
+        warnings.warn(f"{self._owner}: {message}", OptionWarning, stacklevel=stacklevel + 1)
+
     def warn_of_unknown(self) -> None:
         """Warn of each key that nothing read, and suggest the nearest known key."""
         for key, hint in self.unknown():
-            message = f"{self._owner}: option '{key}' is not known and has no effect{hint}"
-            warnings.warn(message, OptionWarning, stacklevel=3)
+            self.warn(f"option '{key}' is not known and has no effect{hint}", stacklevel=3)
 
     def _paths_or_objects(self, kinds: tuple[type[Any], ...], key: str) -> list[Any]:
         value = self._get(
@@ -298,6 +312,10 @@ def _kind(value: object) -> str:
 
 def _is_integer(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_flag(value: object) -> bool:
+    return isinstance(value, bool) or (_is_integer(value) and value in {0, 1})
 
 
 def _is_number(value: object) -> bool:

@@ -71,7 +71,11 @@ def datasets_of_phase(config_path: str | Path, phase: str) -> dict[str, dict[str
     Raises:
         ConfigError: the config is wrong, or has no dataset of the phase.
     """
-    datasets = load_config(config_path)["datasets"]
+    datasets = load_config(config_path).get("datasets")
+    if not datasets:
+        raise ConfigError(
+            f"{config_path}: has no datasets to read; 'datasets' must be a mapping of them (train, val, ...)"
+        )
     options_of = {key: opt for key, opt in datasets.items() if opt["phase"] == phase}
     if not options_of:
         phases = ", ".join(sorted({opt["phase"] for opt in datasets.values()}))

@@ -18,8 +18,11 @@ from dlas_store.errors import PatchIndexError, StoreError
 from dlas_store.opening import open_source
 from dlas_store.sources.base import Layout, Source
 from dlas_store.sources.concat import concat, members
+from dlas_store.sources.layouts import ChunkedFolder
 from dlas_store.storage.index import INDEX_FILE
 from dlas_store.storage.store import Store
+
+_FOLDERS_IN_WARNING = 5
 
 
 class WeightedPatches:
@@ -141,6 +144,14 @@ def open_sources(options: ConfigOptions, *, layout: Layout | None) -> WeightedPa
     patches = WeightedPatches(sources, weights, ignore_first=options.integer("ignore_first", 0, minimum=0))
     if not len(patches):
         raise options.error(f"no patches in {data_key(options, 'paths')}: {', '.join(str(s.path) for s in sources)}")
+    for source in dict.fromkeys(sources):
+        if isinstance(source, ChunkedFolder) and (folders := source.skipped_patches()):
+            named = ", ".join(folders[:_FOLDERS_IN_WARNING]) + (", ..." if len(folders) > _FOLDERS_IN_WARNING else "")
+            options.warn(
+                f"{source.path}: the patches in {len(folders)} folders are left out, because they lie deeper than "
+                f"IMAGE/FILE: {named}; move them into the folder of their image",
+                stacklevel=5,
+            )
     return patches
 
 
@@ -171,6 +182,12 @@ def open_weighted(
         weights = options.integers(weights_key, weights, minimum=0)
         if len(weights) != len(sources):
             raise options.error(f"{weights_key} must be one for each of {key}: {len(sources)}, got {len(weights)}")
+        if key != "dataroot" and weights[0] > 1 and not isinstance(options.opt[key], list | tuple):
+            options.warn(
+                f"{weights_key} repeats the only path {weights[0]} times, and DL-Art-School ignores {weights_key} "
+                f"beside a path that stands in no list; write {key} as a list of one path, or remove {weights_key}",
+                stacklevel=5,
+            )
     return sources, weights
 
 

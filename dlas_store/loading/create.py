@@ -27,6 +27,13 @@ MakeDataset = Callable[[Any], Dataset[Any]]
 
 _MODES: dict[str, MakeDataset] = {}
 
+_DLAS_MODES = frozenset({
+    "byol_dataset", "byol_structured_dataset", "fast_paired_voice_audio", "fast_paired_voice_audio_with_phonemes",
+    "gpt_tts", "grand_conjoined_voice", "nv_tacotron", "paired_voice_audio", "preprocessed_mel", "random_aug_wrapper",
+    "random_dataset", "unsupervised_audio", "unsupervised_audio_with_noise", "zipfile",
+})  # fmt: skip
+"""Modes of DL-Art-School that this library does not have."""
+
 
 @overload
 def create_dataset(opt: Mapping[str, Any], return_collate: Literal[False] = False) -> Dataset[Any]: ...
@@ -50,13 +57,31 @@ def create_dataset(
         ConfigError: the mode is unknown, or an option is missing or has a wrong value.
         StoreError: the data cannot be opened.
     """
+    dataset = class_of(opt)(opt)
+    return (dataset, collate_of(dataset, opt)) if return_collate else dataset
+
+
+def class_of(opt: object) -> MakeDataset:
+    """Return the class that is registered for the mode of a dataset's options.
+
+    Raises:
+        ConfigError: no class is registered for it.
+    """
     mode = opt.get("mode") if isinstance(opt, Mapping) else None
-    if not isinstance(mode, str) or mode not in _MODES:
-        raise ConfigError(f"mode: no mode {mode!r}; known are {', '.join(sorted(_MODES))}")
-    dataset = _MODES[mode](opt)
-    if not return_collate:
-        return dataset
-    return dataset, getattr(dataset, "collate_fn", zero_pad if opt.get("needs_collate") else None)
+    if isinstance(mode, str) and mode in _MODES:
+        return _MODES[mode]
+    if isinstance(mode, str) and mode in _DLAS_MODES:
+        raise ConfigError(
+            f"mode: '{mode}' is a mode that only DL-Art-School has; in a checkout of DL-Art-School the create_dataset "
+            "that dlas_store.datasets.dlas_factories returns makes it"
+        )
+    raise ConfigError(f"mode: no mode {mode!r}; known are {', '.join(sorted(_MODES))}")
+
+
+def collate_of(dataset: Dataset[Any], opt: Mapping[str, Any]) -> Collate | None:
+    """Return the collate function of a dataset: its own, or zero_pad with ``needs_collate``, or None for PyTorch's."""
+    collate: Collate | None = getattr(dataset, "collate_fn", zero_pad if opt.get("needs_collate") else None)
+    return collate
 
 
 def register_dataset(mode: str, cls: MakeDataset) -> None:
@@ -71,7 +96,7 @@ def register_dataset(mode: str, cls: MakeDataset) -> None:
 
 def has_mode(mode: object) -> bool:
     """Return whether a class is registered for a mode."""
-    return mode in _MODES
+    return isinstance(mode, str) and mode in _MODES
 
 
 def create_dataloader(  # noqa: PLR0917 - DL-Art-School's signature
@@ -84,12 +109,12 @@ def create_dataloader(  # noqa: PLR0917 - DL-Art-School's signature
 ) -> Loader:
     """Make the loader of a dataset, as DL-Art-School's function of this name does.
 
-    In phase train (the default) items are shuffled, unless a sampler determines the order, and an incomplete last batch
-    is dropped. In other phases items come in order, and ``batch_size`` is 1 by default; a WorkersLoader then makes
-    batches in this process.
+    In phase train items are shuffled, unless a sampler determines the order, and an incomplete last batch is dropped.
+    In other phases, or without a phase, items come in order, and ``batch_size`` is 1 by default; a WorkersLoader then
+    makes batches in this process.
 
     Options that are read from ``dataset_opt``, with their defaults in parentheses:
-        phase: train, or any other word (train).
+        phase: train, or any other word (val).
         batch_size: items of a batch, of all processes together (required in phase train, otherwise 1).
         drop_last: drop an incomplete last batch (true in phase train, otherwise false).
         loader: threads (for the datasets of this library) or workers (for any other dataset).
@@ -116,7 +141,7 @@ def create_dataloader(  # noqa: PLR0917 - DL-Art-School's signature
         ConfigError: an option is missing or has a wrong value.
     """
     options = ConfigOptions.of_dataset(dataset_opt, mode=type(dataset).__name__)
-    train = (dataset_opt.get("phase") or "train") == "train"
+    train = dataset_opt.get("phase") == "train"
     drop_last = options.flag("drop_last", train)
     batch_size = options.integer("batch_size", None if train else 1, minimum=1)
     if options.flag("needs_collate", False) and collate_fn is None:

@@ -33,10 +33,14 @@ class ItemDataset(Dataset[dict[str, Any]], ABC):
 
     ``on_error: raise`` lets a sample that cannot be read raise its error. ``on_error: skip`` logs the error, once an
     image, counts the sample, and replaces it by the next sample that can be read.
+
+    Attributes:
+        opt: the options that the dataset was made with, as programs of DL-Art-School read them.
     """
 
     def __init__(self, options: ConfigOptions) -> None:
         """Read ``seed`` (default: a random number of PyTorch's global generator) and ``on_error`` (default: raise)."""
+        self.opt = GivenOptions(options.opt)
         self._seed = options.integer("seed", minimum=0) if options.has("seed") else new_seed()
         self.skips_bad = options.choice("on_error", "raise", ("raise", "skip")) == "skip"
         self._bad_images: set[str] = set()
@@ -139,6 +143,13 @@ class ItemDataset(Dataset[dict[str, Any]], ABC):
         """Set the epoch, 0 or more, in this process and in all workers that share the dataset with it."""
         self._epoch[0] = epoch
 
+    def reset_random(self) -> None:
+        """Make the items from now on those of epoch 0, whenever they are read; set_epoch() ends that.
+
+        DL-Art-School's evaluators call this method, so that each evaluation has the same items.
+        """
+        self.set_epoch(0)
+
     @property
     def seed(self) -> int:
         """The seed of the items' random numbers: the option, or else a random one."""
@@ -181,6 +192,13 @@ class ItemDataset(Dataset[dict[str, Any]], ABC):
         if image not in self._bad_images:
             self._bad_images.add(image)
             _LOG.warning("skipped a bad sample of %s: %s", image, error)
+
+
+class GivenOptions(dict[str, Any]):
+    """The options of a dataset as given; an option that is not given reads as None, as in DL-Art-School."""
+
+    def __missing__(self, key: str) -> None:
+        return None
 
 
 def _shared_tensor(numbers: list[int]) -> torch.Tensor:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from posixpath import basename
 
 from dlas_store.errors import NotASourceError
@@ -15,6 +16,9 @@ from dlas_store.sources.folder import FolderSource, ImageFiles, is_picture
 from dlas_store.sources.walk import EXTRA_FILE, FolderWalk
 
 _CACHE_FILE = "cache.pth"
+
+_NO_PATCHES, _NESTED = "folder without patches", "folder in an image folder"
+"""Reasons for which a chunked folder skips a folder."""
 
 _CHUNKED_FILES = {REFERENCE_FILE: "reference of a chunked folder", CENTERS_FILE: "centres of a chunked folder"}
 """File of a chunked folder that PictureFolder skips -> the reason."""
@@ -37,6 +41,15 @@ class ChunkedFolder(FolderSource):
             elif image := _list_image(walk, name):
                 yield image
 
+    def skipped_patches(self) -> list[str]:
+        """Return the skipped folders that hold patches, which DL-Art-School takes, sorted; lists the folder if needed.
+
+        They are folders in an image's folder, and folders that hold patches only deeper.
+        """
+        self._load_index()
+        folders = [path for path, reason in self.skipped if reason in {_NO_PATCHES, _NESTED}]
+        return sorted(folder for folder in folders if _holds_patches(self.path / folder))
+
     def _read_centers(self, image: str) -> dict[int, Center]:
         return read_centers(self.path / image / CENTERS_FILE)
 
@@ -57,12 +70,17 @@ def _list_image(walk: FolderWalk, name: str) -> ImageFiles | None:
     files = sorted(path[len(name) + 1 :] for path in paths)
     patches = [file for file in files if is_picture(file) and file != REFERENCE_FILE]
     if not patches:
-        walk.skip([name], "folder without patches")
+        walk.skip([name], _NO_PATCHES)
         return None
     known_files = {*patches, REFERENCE_FILE, CENTERS_FILE}
     walk.skip((f"{name}/{file}" for file in files if file not in known_files), "unknown file")
-    walk.skip(sorted(folders), "folder in an image folder")
+    walk.skip(sorted(folders), _NESTED)
     return ImageFiles(name, patches, has_reference=REFERENCE_FILE in files, has_centers=CENTERS_FILE in files)
+
+
+def _holds_patches(folder: Path) -> bool:
+    names = (name for _, _, files in os.walk(folder) for name in files)
+    return any(is_picture(name) and name != REFERENCE_FILE and not name.startswith(".") for name in names)
 
 
 class PictureFolder(FolderSource):

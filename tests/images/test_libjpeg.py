@@ -149,7 +149,7 @@ DIGESTS = """
 import hashlib, sys
 from dlas_store.datasets import create_dataloader, create_dataset
 options = {"mode": "single_image_extensible", "paths": sys.argv[1], "seed": 1, "batch_size": 8, "target_size": 64,
-           "scale": 2, "need_ref": True, "strict": True}
+           "phase": "train", "scale": 2, "need_ref": True, "strict": True}
 for batch in create_dataloader(create_dataset(options), options):
     tensors = [batch[key].numpy() for key in ("hq", "lq", "gt_fullsize_ref")]
     print(batch["GT_path"], *(hashlib.sha256(tensor).hexdigest() for tensor in tensors))

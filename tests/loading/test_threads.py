@@ -450,4 +450,4 @@ def test_the_order_of_a_foreign_sampler_is_kept_by_numpy_integers() -> None:
 def test_start_method_and_device_of_others_are_refused(store: Path) -> None:
     dataset = Rolls()
     with pytest.raises(ConfigError, match="start_method is of worker processes"):
-        create_dataloader(dataset, {"batch_size": 2, "start_method": "fork"})
+        create_dataloader(dataset, {"phase": "train", "batch_size": 2, "start_method": "fork"})
