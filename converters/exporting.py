@@ -21,7 +21,7 @@ from dlas_store.errors import NotASourceError, TargetExistsError, WriteError, wr
 from dlas_store.processes import Progress, count_workers, progress_bar, run_in_order
 from dlas_store.sources.base import CENTERS_FILE, REFERENCE_FILE, Image, Layout
 from dlas_store.sources.centers import write_centers
-from dlas_store.sources.walk import EXTRA_FILE, extra_line
+from dlas_store.sources.walk import EXTRA_FILE, FILE_NAMES_ARE_UTF8, extra_line, locale_problem
 from dlas_store.storage.store import Store
 
 _IMAGES_PER_JOB = 64
@@ -109,6 +109,7 @@ def export_store(
         with write_errors(content):
             content.mkdir(exist_ok=True)
         names = ExportNames(source.layout, Folding.probe(staging.path))
+        _check_locale(source, numbers)
         numbers, refused = select_writable(((number, source.image(number)) for number in numbers), names)
         jobs = [
             _Job(source.path, content, staging.path / f"building-{first}", numbers[first : first + _IMAGES_PER_JOB])
@@ -253,6 +254,20 @@ def _matching_images(store: Store, pattern: str | None) -> list[int]:
     if not numbers:
         raise NotASourceError(f"{store.path}: holds no image{f' that matches {pattern!r}' if pattern else ''}")
     return numbers
+
+
+def _check_locale(store: Store, numbers: Iterable[int]) -> None:
+    """Check that this process writes the names of images and their files as UTF-8.
+
+    Raises:
+        WriteError: the locale makes Python write names otherwise.
+    """
+    if FILE_NAMES_ARE_UTF8:
+        return
+    for number in numbers:
+        image = store.image(number)
+        if not all(name.isascii() for name in (image.name, *image.files)):
+            raise WriteError(f"{store.path}: names such as {image.name!r} {locale_problem()}")
 
 
 class _Job(NamedTuple):

@@ -11,14 +11,15 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest, xxh3_128_hexdigest
 
-from dlas_store.atomic import check_free_space
-from dlas_store.converters.import_worker import BadFile, BuiltShard, ShardJob, build_shard
+from dlas_store.atomic import check_free_space, write_json
+from dlas_store.converters.import_report import ImportSummary, list_bad_files
+from dlas_store.converters.import_worker import ShardJob, build_shard
 from dlas_store.converters.sharding import split_by_size, target_shard_size
 from dlas_store.errors import ConfigError, ImportFailedError, NameNotFoundError, NotASourceError, TargetExistsError
 from dlas_store.images.decode import MAX_PIXELS
@@ -41,71 +42,6 @@ MAX_SHARD_SIZE = 1 << 30
 _MIN_SHARDS = 8
 _PAGE_BYTES = 4096
 _NAMES_IN_MESSAGE = 20
-_FINDINGS_IN_MESSAGE = 100
-
-
-@dataclass(kw_only=True)
-class ImportSummary:
-    """Result of an import.
-
-    Attributes:
-        images: number of images that were imported.
-        patches: number of patches.
-        payload_bytes: bytes of patches and references.
-        shards: number of shards that were written.
-        seconds: duration.
-        skipped: paths in the sources that are no images, with reasons.
-        findings: bad files that were skipped.
-        warnings: oddities that were imported unchanged, the first 100 of each shard.
-        warning_count: number of all warnings.
-        changed: images that differ between store and source; they were not touched.
-        missing_from_source: images of the store that no source has.
-    """
-
-    images: int = 0
-    patches: int = 0
-    payload_bytes: int = 0
-    shards: int = 0
-    seconds: float = 0.0
-    skipped: list[SkippedPath] = field(default_factory=list)
-    findings: list[BadFile] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    warning_count: int = 0
-    changed: list[str] = field(default_factory=list)
-    missing_from_source: list[str] = field(default_factory=list)
-
-    @property
-    def is_clean(self) -> bool:
-        """Whether the import found nothing that a user should look at."""
-        return not (self.findings or self.changed or self.missing_from_source)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the summary in JSON types."""
-        return {
-            "images": self.images,
-            "patches": self.patches,
-            "bytes": self.payload_bytes,
-            "shards": self.shards,
-            "seconds": self.seconds,
-            "skipped": [skipped._asdict() for skipped in self.skipped],
-            "findings": [finding._asdict() for finding in self.findings],
-            "warnings": self.warnings,
-            "warning_count": self.warning_count,
-            "changed": self.changed,
-            "missing_from_source": self.missing_from_source,
-        }
-
-    def add(self, built: BuiltShard) -> None:
-        """Count a shard."""
-        assert built.shard is not None
-        header = built.shard.header
-        self.images += header.images
-        self.patches += header.patches
-        self.payload_bytes += header.payload_bytes
-        self.shards += 1
-        self.findings += built.report.findings
-        self.warnings += built.report.warnings
-        self.warning_count += built.report.warning_count
 
 
 def import_store(
@@ -120,6 +56,8 @@ def import_store(
     skip_bad: bool = False,
     decode_all: bool = False,
     compare_bytes: bool = False,
+    include_hidden: bool = False,
+    report: Path | None = None,
 ) -> ImportSummary:
     """Import folders or stores into a store.
 
@@ -139,19 +77,25 @@ def import_store(
         skip_bad: skip bad files and report them; otherwise the import stops with an error that lists the bad files.
         decode_all: decode every picture to check it.
         compare_bytes: with append, compare contents, not only names and sizes.
+        include_hidden: import hidden files of folders, too; see open_source.
+        report: a JSON file that is written once the sources were listed, also if the import then fails.
 
     Raises:
         ConfigError: an option is invalid.
         NotASourceError: a path is not a source, the sources have no image, or their layouts differ.
         TargetExistsError: the store exists, and append is false.
-        ImportFailedError: files are bad, a name occurs twice, or a source changed during the import.
+        ImportFailedError: files are bad (with skip_bad: all of them), a name occurs twice, or a source changed during
+            the import.
         BusyError: another process writes the store.
         WriteError: the disk is full, or refused a write.
     """
     started = time.monotonic()
     store = Path(store).expanduser()
     _check_options(store, sources, append=append, shard_size=shard_size, workers=workers)
-    open_sources = [open_source(source, layout) if isinstance(source, str | Path) else source for source in sources]
+    open_sources = [
+        open_source(source, layout, include_hidden=include_hidden) if isinstance(source, str | Path) else source
+        for source in sources
+    ]
     base = Store(store) if append else None
     common_layout = _common_layout([*open_sources, *([base] if base else [])])
     with progress_bar(None, "listing", unit="images") as bar:
@@ -165,24 +109,26 @@ def import_store(
             bar=bar,
         )
     summary = ImportSummary(changed=plan.changed, missing_from_source=plan.missing_from_source)
-    for source in open_sources:
-        if isinstance(source, FolderSource):
-            summary.skipped += source.skipped
-    if plan.names:
-        index = base.index if base else None
-        with Commit(store, plan_commit(store, common_layout, plan.shards, base=index), base=index) as commit:
-            sealed_paths = [commit.find_shard(header) for header in commit.plan.headers()]
-            sizes = [shard.payload_bytes for shard in plan.shards]
-            unsealed_bytes = sum(size for size, path in zip(sizes, sealed_paths, strict=True) if path is None)
-            check_free_space(commit.folder, int(plan.disk_bytes * unsealed_bytes / max(1, sum(sizes))))
-            jobs = _jobs(commit, plan, open_sources, sealed_paths, skip_bad=skip_bad, decode_all=decode_all)
-            _build(commit, plan, jobs, workers=count_workers(workers, jobs=len(sealed_paths)), summary=summary)
-    elif base:
-        Commit.recover(store, base.index)
-    else:
-        paths = ", ".join(str(source.path) for source in open_sources)
-        raise NotASourceError(f"{paths}: holds no image{f' that matches {images!r}' if images else ''}")
-    summary.seconds = time.monotonic() - started
+    summary.skipped = _skipped_paths(open_sources)
+    try:
+        if plan.names:
+            index = base.index if base else None
+            with Commit(store, plan_commit(store, common_layout, plan.shards, base=index), base=index) as commit:
+                sealed_paths = [commit.find_shard(header) for header in commit.plan.headers()]
+                sizes = [shard.payload_bytes for shard in plan.shards]
+                unsealed_bytes = sum(size for size, path in zip(sizes, sealed_paths, strict=True) if path is None)
+                check_free_space(commit.folder, int(plan.disk_bytes * unsealed_bytes / max(1, sum(sizes))))
+                jobs = _jobs(commit, plan, open_sources, sealed_paths, skip_bad=skip_bad, decode_all=decode_all)
+                _build(commit, plan, jobs, workers=count_workers(workers, jobs=len(sealed_paths)), summary=summary)
+        elif base:
+            Commit.recover(store, base.index)
+        else:
+            paths = ", ".join(str(source.path) for source in open_sources)
+            raise NotASourceError(f"{paths}: holds no image{f' that matches {images!r}' if images else ''}")
+    finally:
+        summary.seconds = time.monotonic() - started
+        if report is not None:
+            write_json(report, summary.as_dict())
     return summary
 
 
@@ -274,6 +220,16 @@ def plan_import(
     return plan
 
 
+def _skipped_paths(sources: Sequence[Source]) -> list[SkippedPath]:
+    folders = [source for source in sources if isinstance(source, FolderSource)]
+    prefixes = [f"{folder.path}/" if len(sources) > 1 else "" for folder in folders]
+    return [
+        SkippedPath(prefix + path, reason)
+        for folder, prefix in zip(folders, prefixes, strict=True)
+        for path, reason in folder.skipped
+    ]
+
+
 def _matching_images(
     sources: Sequence[Source], pattern: str | None, bar: ProgressBar | None
 ) -> Iterator[tuple[int, Source, Listing]]:
@@ -342,7 +298,11 @@ def _build(commit: Commit, plan: ImportPlan, jobs: Iterator[ShardJob], *, worker
     with progress_bar(sum(planned.patches for planned in plan.shards), "importing") as bar:
         for planned, built in zip(plan.shards, run_in_order(build_shard, jobs, workers=workers, bar=bar), strict=True):
             if built.shard is None:
-                raise _bad_files_error(summary.findings + built.report.findings)
+                summary.findings += built.report.findings
+                raise ImportFailedError(
+                    f"{len(summary.findings)} bad files so far: {list_bad_files(summary.findings)}; repair or remove "
+                    "them, or skip them with --on-error skip"
+                )
             header = built.shard.header
             if not planned.patches - len(built.report.findings) <= header.patches <= planned.patches:
                 raise ImportFailedError(
@@ -350,9 +310,13 @@ def _build(commit: Commit, plan: ImportPlan, jobs: Iterator[ShardJob], *, worker
                     f"{planned.patches} were listed; run the same command again when nothing writes there"
                 )
             commit.add(built.shard)
-            summary.add(built)
+            summary.add(header, built.report)
     if not summary.patches:
-        raise _bad_files_error(summary.findings)
+        commit.discard()
+        raise ImportFailedError(
+            f"nothing is left to import, and nothing was written: {len(summary.findings)} bad files: "
+            f"{list_bad_files(summary.findings)}; repair them, or choose another source"
+        )
     plan.names.clear()  # they take most of the plan's memory; the index's table of names needs it now
     commit.publish()
 
@@ -387,11 +351,3 @@ def _shard_options(layout: Layout, sources: Sequence[Source], *, decode_all: boo
     """Return, as text, the options under which a rerun may reuse the shards of an interrupted run."""
     limits = {origin: source.max_pixels for origin, source in enumerate(sources) if source.max_pixels != MAX_PIXELS}
     return repr((layout, decode_all, limits) if limits else (layout, decode_all))
-
-
-def _bad_files_error(findings: Sequence[BadFile]) -> ImportFailedError:
-    shown = "; ".join(f"{finding.path}: {finding.message}" for finding in findings[:_FINDINGS_IN_MESSAGE])
-    more = f" and {len(findings) - _FINDINGS_IN_MESSAGE} more" if len(findings) > _FINDINGS_IN_MESSAGE else ""
-    return ImportFailedError(
-        f"{len(findings)} bad files so far: {shown}{more}; repair or remove them, or skip them with --on-error skip"
-    )

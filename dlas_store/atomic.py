@@ -178,12 +178,13 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON report, indented for people, atomically and durably.
+    """Write a JSON report, indented for people, atomically and durably; bytes of a path that are no UTF-8 are escaped.
 
     Raises:
         WriteError: the disk refused a write.
     """
-    write_file(path, json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    write_file(path, text.encode(errors="backslashreplace") + b"\n")
 
 
 def sync_folder(path: Path) -> None:

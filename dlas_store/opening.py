@@ -12,7 +12,9 @@ from dlas_store.errors import ConfigError, NotASourceError
 from dlas_store.images.decode import IMAGE_ENDINGS, MAX_PIXELS, Decoder
 from dlas_store.images.libjpeg import check_named_library
 from dlas_store.sources.base import CENTERS_FILE, REFERENCE_FILE, Layout, Source
+from dlas_store.sources.folder import FolderSource
 from dlas_store.sources.layouts import ChunkedFolder, PictureFolder
+from dlas_store.sources.walk import FolderWalk, describe_skipped
 from dlas_store.storage.index import INDEX_FILE
 from dlas_store.storage.shard import has_shards
 from dlas_store.storage.store import Store
@@ -24,8 +26,11 @@ def open_source(
     *,
     decoder: Decoder = "simplejpeg",
     max_pixels: int = MAX_PIXELS,
+    include_hidden: bool = False,
 ) -> Source:
     """Open a store or a folder for reading.
+
+    A relative path keeps its meaning if the program changes its working directory afterwards.
 
     Args:
         path: a store's folder, its index.lmdb, one shard, a chunked folder, or a folder of pictures. ``~`` is expanded.
@@ -34,6 +39,8 @@ def open_source(
             store opens as ``pictures`` too, because each patch is a picture.
         decoder: decoder of JPEG: "simplejpeg", or "pyturbojpeg" if that package is installed.
         max_pixels: height times width above which a patch is refused.
+        include_hidden: read a folder's hidden files and folders, too: names that begin with a dot, and folders that
+            systems make, such as ``__MACOSX``, ``@eaDir`` and ``lost+found``.
 
     Raises:
         NotASourceError: the path holds nothing to read, or nothing in that layout.
@@ -45,14 +52,16 @@ def open_source(
     location, is_folder = _resolve(path)
     if _is_store(location, is_folder=is_folder):
         return _open_store(location, layout, decoder=decoder, max_pixels=max_pixels)
-    return _open_folder(location, layout, decoder=decoder, max_pixels=max_pixels)
+    return _open_folder(location, layout, decoder=decoder, max_pixels=max_pixels, include_hidden=include_hidden)
 
 
 def open_if_path(
-    source: str | os.PathLike[str] | Source, layout: Layout | None = None
+    source: str | os.PathLike[str] | Source, layout: Layout | None = None, *, include_hidden: bool = False
 ) -> AbstractContextManager[Source]:
     """Return a context with a source: a path is opened and closed by the context, an open source stays open."""
-    return nullcontext(source) if isinstance(source, Source) else open_source(source, layout)
+    if isinstance(source, Source):
+        return nullcontext(source)
+    return open_source(source, layout, include_hidden=include_hidden)
 
 
 def _check_options(layout: Layout | None, decoder: Decoder) -> None:
@@ -75,23 +84,35 @@ def _is_store(path: Path, *, is_folder: bool) -> bool:
     """Return whether a path should be opened as a store, not as a folder of images.
 
     Raises:
-        NotASourceError: the path is another program's LMDB, or a file without the ending ``.lmdb``.
+        NotASourceError: the path is another program's LMDB, a file without the ending ``.lmdb``, or may not be read.
     """
     if not is_folder:
         if path.suffix == ".lmdb":
             return True
         _refuse_foreign_lmdb(path.parent, path)
         raise NotASourceError(f"{path}: is no store; give a store's folder, its {INDEX_FILE}, a shard, or a folder")
-    if (path / INDEX_FILE).exists() or has_shards(path):
+    if has_shards(path):
         return True
+    if _is_file(path / INDEX_FILE):
+        return path.suffix == ".lmdb" or not _holds_pictures(path)
     _refuse_foreign_lmdb(path, path / "data.mdb")
-    return path.suffix == ".lmdb"
+    return path.suffix == ".lmdb" and not _holds_pictures(path)
+
+
+def _is_file(path: Path) -> bool:
+    """Return whether a path leads to a file; Path.is_file would raise an error in a folder that may not be searched."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+def _holds_pictures(path: Path) -> bool:
+    """Return whether a folder without shards holds pictures; it is no store then, whatever names it has."""
+    return next(PictureFolder(path).listings(), None) is not None
 
 
 def _refuse_foreign_lmdb(folder: Path, file: Path) -> None:
-    if file.name != "data.mdb" or not file.exists():
+    if file.name != "data.mdb" or not _is_file(file):
         return
-    kind = "a BasicSR LMDB" if (folder / "meta_info.txt").exists() else "another program's LMDB"
+    kind = "a BasicSR LMDB" if _is_file(folder / "meta_info.txt") else "another program's LMDB"
     raise NotASourceError(f"{folder}: is {kind}, not a store; run dlas-store import on the images it was made from")
 
 
@@ -104,32 +125,34 @@ def _open_store(path: Path, layout: Layout | None, *, decoder: Decoder, max_pixe
     return store
 
 
-def _open_folder(path: Path, layout: Layout | None, *, decoder: Decoder, max_pixels: int) -> Source:
+def _open_folder(
+    path: Path, layout: Layout | None, *, decoder: Decoder, max_pixels: int, include_hidden: bool
+) -> Source:
     if layout is None:
-        layout = "chunked" if _looks_chunked(path) else "pictures"
+        layout = "chunked" if _looks_chunked(path, include_hidden=include_hidden) else "pictures"
     kind = ChunkedFolder if layout == "chunked" else PictureFolder
-    folder = kind(path, decoder=decoder, max_pixels=max_pixels)
+    folder = kind(path, decoder=decoder, max_pixels=max_pixels, include_hidden=include_hidden)
     if next(folder.listings(), None) is None:
-        raise NotASourceError(f"{path}: {_why_empty(path, layout)}")
+        raise NotASourceError(f"{path}: {_why_empty(folder)}")
     return folder
 
 
-def _looks_chunked(folder: Path) -> bool:
-    try:
-        with os.scandir(folder) as entries:
-            return any(
-                (folder / entry.name / file).exists()
-                for entry in entries
-                if entry.is_dir()
-                for file in (REFERENCE_FILE, CENTERS_FILE)
-            )
-    except OSError as error:
-        raise NotASourceError(f"{folder}: cannot be listed ({error.strerror})") from error
+def _looks_chunked(path: Path, *, include_hidden: bool) -> bool:
+    _, folders = FolderWalk(path, include_hidden=include_hidden).entries("")
+    # os.path.exists is false for a folder that may not be searched; listing that folder is an error that names it.
+    return any(
+        os.path.exists(f"{path}/{folder}/{file}")  # noqa: PTH110
+        for folder in folders
+        for file in (REFERENCE_FILE, CENTERS_FILE)
+    )
 
 
-def _why_empty(folder: Path, layout: Layout) -> str:
-    if not any(folder.iterdir()):
+def _why_empty(folder: FolderSource) -> str:
+    if not any(folder.path.iterdir()):
         return "the folder is empty"
-    if layout == "chunked":
-        return "no sub folder holds patches; a plain folder of pictures opens with layout 'pictures'"
-    return f"neither a store nor a chunked folder, and no pictures below it ({', '.join(sorted(IMAGE_ENDINGS))})"
+    if folder.layout == "chunked":
+        reason = "no sub folder holds patches; a plain folder of pictures opens with layout 'pictures'"
+    else:
+        endings = ", ".join(sorted(IMAGE_ENDINGS))
+        reason = f"neither a store nor a chunked folder, and no pictures below it ({endings})"
+    return reason + describe_skipped(folder.skipped)

@@ -267,7 +267,7 @@ def traced_measures(folder: Path) -> list[Measure]:
     """
     store = folder / "traced.lmdb"
     return [
-        Measure("files entered by an import", entered(files_to_import, ROOT / "tests/data/chunked", store), 23),
+        Measure("files entered by an import", entered(files_to_import, ROOT / "tests/data/chunked", store), 24),
         Measure("files entered by a verification", entered(files_to_verify, store), 10),
         Measure("files entered from a config to its first batch", entered(files_to_first_batch, store, folder), 30),
     ]

@@ -108,6 +108,7 @@ def extract(
     append: bool = False,
     workers: int | None = None,
     group_size: int | None = None,
+    include_hidden: bool = False,
     report: Path | None = None,
 ) -> ExtractSummary:
     """Split the photos below a folder into the patches of a store, or of the folder that DL-Art-School reads.
@@ -125,6 +126,7 @@ def extract(
         workers: number of processes; None starts one per core, 0 works in this process.
         group_size: estimated bytes of tiles of a group of photos, which one worker extracts; in a store a group is a
             shard. None takes a 64th of all tiles, from 1 to 256 MiB.
+        include_hidden: extract hidden photos, too; see open_source.
         report: a JSON file that is written once the photos were listed, also if the extraction then fails.
 
     Raises:
@@ -137,7 +139,9 @@ def extract(
             the tiles' bytes may be wrong by half, and an interrupted run can be resumed.)
     """
     started = time.monotonic()
-    task = _prepare(photos, dst, options, append=append, workers=workers, group_size=group_size)
+    task = _prepare(
+        photos, dst, options, append=append, workers=workers, group_size=group_size, include_hidden=include_hidden
+    )
     plan = task.plan
     summary = ExtractSummary(skipped=list(plan.skipped), present=plan.present, changed=plan.changed)
     try:
@@ -162,6 +166,7 @@ def estimate(
     append: bool = False,
     workers: int | None = None,
     group_size: int | None = None,
+    include_hidden: bool = False,
 ) -> Estimate:
     """Return the expected result of extract() with the same arguments; writes nothing.
 
@@ -170,7 +175,9 @@ def estimate(
     Raises:
         StoreError: extract() would raise the same error before it writes.
     """
-    task = _prepare(photos, dst, options, append=append, workers=workers, group_size=group_size)
+    task = _prepare(
+        photos, dst, options, append=append, workers=workers, group_size=group_size, include_hidden=include_hidden
+    )
     plan, expected = task.plan, task.plan.estimate
     plan.check_names()
     costs = _measure_costs(plan, options)
@@ -226,6 +233,7 @@ def _prepare(
     append: bool,
     workers: int | None,
     group_size: int | None,
+    include_hidden: bool,
 ) -> _Task:
     """Check the arguments of extract() or estimate(), and list the photos; writes nothing."""
     root, dst = Path(photos).expanduser(), Path(dst).expanduser()
@@ -236,7 +244,7 @@ def _prepare(
     _check_paths(root, dst, append=append)
     base = _open_base(dst) if append else None
     with progress_bar(None, "listing", unit="photos") as bar:
-        plan = plan_extraction(root, options, base=base, group_size=group_size, bar=bar)
+        plan = plan_extraction(root, options, base=base, group_size=group_size, include_hidden=include_hidden, bar=bar)
     return _Task(dst, base, plan, count_workers(workers, jobs=len(plan.groups)))
 
 
@@ -244,8 +252,9 @@ def _check_paths(root: Path, dst: Path, *, append: bool) -> None:
     is_store = _is_store_name(dst)
     if append and not is_store:
         raise ConfigError(f"{dst}: photos can be appended only to a store, whose name ends in .lmdb")
-    if not root.is_dir():
-        raise NotASourceError(f"{root}: {'is no folder of photos' if root.exists() else 'does not exist'}")
+    if not os.path.isdir(root):  # noqa: PTH112 - Path.is_dir raises PermissionError
+        problem = "is no folder of photos" if os.path.lexists(root) else "does not exist"
+        raise NotASourceError(f"{root}: {problem}")
     if not append and os.path.lexists(dst):  # a broken link, too, would be replaced
         (Commit.recover if is_store else StagingDirectory.recover)(dst)
         advice = "add new photos with --append, " if is_store else "move it away, "

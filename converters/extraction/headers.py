@@ -86,6 +86,11 @@ MASKED_OUT = Rejection("every tile is masked out", is_error=False)
 EXCLUDED = Rejection("excluded by a term", is_error=False)
 
 
+def is_photo(path: str) -> bool:
+    """Return whether the ending of a file name is that of a photo, in lower or upper case."""
+    return path.lower().endswith(PHOTO_ENDINGS)
+
+
 def open_photo(path: Path | str) -> IO[bytes]:
     """Open a photo's file.
 

@@ -7,8 +7,18 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlas_store.cli.text import WORKERS_HELP, byte_size, megabytes, natural, one_line, print_lines, shorten
-from dlas_store.errors import ConfigError, ImportFailedError, WriteError
+from dlas_store.cli.text import (
+    HIDDEN_HELP,
+    WORKERS_HELP,
+    byte_size,
+    check_report,
+    megabytes,
+    natural,
+    one_line,
+    print_lines,
+    shorten,
+)
+from dlas_store.errors import ConfigError, ImportFailedError
 
 if TYPE_CHECKING:
     from dlas_store.converters.extraction.plan import SkippedPhoto
@@ -75,7 +85,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add("--shard-size", "estimated bytes of patches a shard (default: 1/64 of all, 1MiB to 256MiB)", "SIZE", byte_size)
     command.add_argument("--append", action="store_true", help="add the photos that the store does not have")
     command.add_argument("--dry-run", action="store_true", help="print an estimate of the result, and write nothing")
-    add("--report", "write a JSON report of the result, including skipped photos", "FILE.json", Path)
+    command.add_argument("--include-hidden", action="store_true", help=HIDDEN_HELP)
+    add("--report", "write a JSON report of the result, with every file left out", "FILE.json", Path)
 
 
 def run(flags: argparse.Namespace) -> int:
@@ -86,8 +97,7 @@ def run(flags: argparse.Namespace) -> int:
     options, workers = ExtractOptions.read(config_options, exclude=flags.exclude), workers_of(config_options)
     if flags.dry_run:
         return _estimate(flags, options, workers)
-    if flags.report is not None and not flags.report.absolute().parent.is_dir():
-        raise WriteError(f"{flags.report}: there is no folder {flags.report.parent}; create it or choose another place")
+    check_report(flags.report)
     from dlas_store.converters.extraction.extracting import extract
 
     summary = extract(
@@ -97,6 +107,7 @@ def run(flags: argparse.Namespace) -> int:
         append=flags.append,
         workers=workers,
         group_size=flags.shard_size,
+        include_hidden=flags.include_hidden,
         report=flags.report,
     )
     if summary.images:
@@ -109,8 +120,7 @@ def run(flags: argparse.Namespace) -> int:
     _print_not_extracted(summary.skipped, summary.present, summary.changed)
     if not summary.images and not flags.append:
         raise ImportFailedError(
-            f"{flags.photos}: none of {len(summary.skipped):,} photos gave a patch, and nothing was written; "
-            "see the reasons above"
+            f"{flags.photos}: no photo gave a patch, and nothing was written; see the reasons above"
         )
     return _status(summary.skipped)
 
@@ -121,7 +131,13 @@ def _estimate(flags: argparse.Namespace, options: Any, workers: int | None) -> i
     if flags.report is not None:
         raise ConfigError("--report describes the result of an extraction; leave it out with --dry-run")
     estimated = estimate(
-        flags.photos, flags.dst, options, append=flags.append, workers=workers, group_size=flags.shard_size
+        flags.photos,
+        flags.dst,
+        options,
+        append=flags.append,
+        workers=workers,
+        group_size=flags.shard_size,
+        include_hidden=flags.include_hidden,
     )
     print(
         f"{flags.photos}: {estimated.photos:,} photos give {estimated.images:,} images, {estimated.patches:,} patches; "

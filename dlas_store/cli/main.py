@@ -15,8 +15,11 @@ from typing import Any
 from dlas_store import __version__
 from dlas_store.cli import extract as extract_command
 from dlas_store.cli.text import (
+    HIDDEN_HELP,
     WORKERS_HELP,
     byte_size,
+    check_report,
+    escape_unprintable,
     megabytes,
     natural,
     one_line,
@@ -24,8 +27,9 @@ from dlas_store.cli.text import (
     print_lines,
     share,
     shorten,
+    take_names_as_utf8,
 )
-from dlas_store.errors import ConfigError, StoreError, WriteError
+from dlas_store.errors import ConfigError, StoreError
 
 _MAX_SIZES = 20
 """Number of pixel sizes that ``info`` prints."""
@@ -33,6 +37,9 @@ _MAX_SIZES = 20
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status: 0 success, 1 a finding or failure, 2 wrong usage, 130 Ctrl-C."""
+    if arguments is None:
+        take_names_as_utf8()
+    escape_unprintable()
     options = _parser().parse_args(arguments)
     run: Callable[[argparse.Namespace], int] = options.run
     try:
@@ -149,6 +156,10 @@ def _add_import_arguments(command: argparse.ArgumentParser) -> None:
         "--on-error", choices=("stop", "skip"), default="stop", help="at a bad file: stop (default), or skip the file"
     )
     command.add_argument("--decode", action="store_true", help="decode every picture to check it")
+    command.add_argument("--include-hidden", action="store_true", help=HIDDEN_HELP)
+    command.add_argument(
+        "--report", type=Path, metavar="FILE.json", help="write a JSON report of the result, with every file left out"
+    )
     command.add_argument(
         "--shard-size",
         type=byte_size,
@@ -166,6 +177,7 @@ def _add_verify_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--seed", type=natural, metavar="N", help="with --sample: repeat the sample that has this seed"
     )
+    command.add_argument("--include-hidden", action="store_true", help=f"with --against: {HIDDEN_HELP}")
     command.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -174,6 +186,7 @@ def _import(options: argparse.Namespace) -> int:
 
     if options.checksum and not options.append:
         raise ConfigError("--checksum compares files with those in the store; use it with --append")
+    check_report(options.report)
     summary = import_store(
         _sources(options),
         options.store,
@@ -185,6 +198,8 @@ def _import(options: argparse.Namespace) -> int:
         skip_bad=options.on_error == "skip",
         decode_all=options.decode,
         compare_bytes=options.checksum,
+        include_hidden=options.include_hidden,
+        report=options.report,
     )
     speed = summary.payload_bytes / 1e6 / max(summary.seconds, 1e-9)
     print(
@@ -214,7 +229,11 @@ def _sources(options: argparse.Namespace) -> list[Any]:
     if not names and (options.root or options.split):
         raise ConfigError("--root and --split are for torch:NAME, such as torch:cifar100")
     return [
-        open_published(names[source], options.root.expanduser(), split=options.split) if source in names else source
+        open_published(
+            names[source], options.root.expanduser(), split=options.split, include_hidden=options.include_hidden
+        )
+        if source in names
+        else source
         for source in options.sources
     ]
 
@@ -267,7 +286,14 @@ def _verify(options: argparse.Namespace) -> int:
     sample = None
     if options.sample is not None:
         sample = Sample(options.sample, secrets.randbits(32) if options.seed is None else options.seed)
-    report = verify(options.store, options.against, workers=options.workers, quick=options.quick, sample=sample)
+    report = verify(
+        options.store,
+        options.against,
+        workers=options.workers,
+        quick=options.quick,
+        sample=sample,
+        include_hidden=options.include_hidden,
+    )
     if options.json:
         sample_facts = {"sample": sample._asdict()} if sample else {}
         print(json.dumps(report.as_dict() | sample_facts, indent=2))
@@ -282,14 +308,15 @@ def _verify(options: argparse.Namespace) -> int:
             f"{options.store}: {report.checked:,} {scope}, "
             + (f"no finding{agreement}" if report.ok else f"{len(report.findings):,} findings")
         )
+        if not report.ok and any(finding.kind in ("damaged", "foreign") for finding in report.findings):
+            print("dlas-store salvage copies all undamaged images to a new store")
     return 0 if report.ok else 1
 
 
 def _salvage(options: argparse.Namespace) -> int:
     from dlas_store.converters.salvaging import salvage
 
-    if options.report is not None and not options.report.absolute().parent.is_dir():
-        raise WriteError(f"{options.report}: there is no folder {options.report.parent}; create it first")
+    check_report(options.report)
     summary = salvage(options.store, options.new, workers=options.workers, report=options.report)
     print(
         f"{options.new}: salvaged {summary.images:,} images, {summary.patches:,} patches, "

@@ -1,15 +1,51 @@
-"""Text of the command line: parsers of option values, and printing of numbers, sizes, names and lists."""
+"""Text of the command line: its encoding, parsers of option values, and printing of numbers, sizes, names, lists."""
 
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import re
+import sys
 from collections.abc import Sequence
+from pathlib import Path
+
+from dlas_store.errors import WriteError
 
 WORKERS_HELP = "worker processes (default: one a core; 0: none, work in this process)"
 
+HIDDEN_HELP = "take hidden files and folders, too, and those that systems make, such as __MACOSX"
+
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _MAX_LINES = 20
+
+
+def take_names_as_utf8() -> None:
+    """Start the program again in Python's UTF-8 mode, unless Python takes file names as UTF-8 already.
+
+    In a Latin-1 locale Python takes a name's bytes as other letters, and cannot write names with letters that Latin-1
+    lacks. The output keeps the terminal's encoding.
+    """
+    if sys.getfilesystemencoding() != "utf-8" and sys.executable:
+        os.environ.setdefault("PYTHONIOENCODING", f"{sys.stdout.encoding}:backslashreplace")
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])  # noqa: S606
+
+
+def escape_unprintable() -> None:
+    """Escape letters that the encoding of the output lacks, instead of failing at them."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def check_report(report: Path | None) -> None:
+    """Check, before the work begins, that the folder of a report exists.
+
+    Raises:
+        WriteError: it does not.
+    """
+    if report is not None and not report.absolute().parent.is_dir():
+        raise WriteError(f"{report}: there is no folder {report.parent}; create it first")
 
 
 def print_lines(heading: str, lines: Sequence[str], count: int | None = None) -> None:

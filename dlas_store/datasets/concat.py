@@ -268,8 +268,8 @@ _open_stores: WeakValueDictionary[_StoreKey, Store] = WeakValueDictionary()
 
 def _store_key(path: Path, layout: Layout | None) -> _StoreKey | None:
     """Return the key of the store at a path, None if no index of a store is there."""
-    file = path / INDEX_FILE if path.is_dir() else path
     try:
+        file = path / INDEX_FILE if path.is_dir() else path
         status = file.stat()
     except OSError:
         return None

@@ -101,6 +101,7 @@ def verify(
     workers: int | None = None,
     quick: bool = False,
     sample: Sample | None = None,
+    include_hidden: bool = False,
 ) -> VerifyReport:
     """Check every value of a store against its checksum, and the store's index against its shards.
 
@@ -113,6 +114,7 @@ def verify(
             and locations in the shards' trees against those in the index. No value is read, so damaged values are not
             found.
         sample: check only these patches and references, but all metadata and the whole structure.
+        include_hidden: compare with the hidden files of a folder, too; see open_source.
 
     Raises:
         NotASourceError: ``path`` is not a store at all, or ``against`` is not a source. A fault of a store is a
@@ -122,17 +124,20 @@ def verify(
     """
     report = _verify_store(path, None if quick else sample or Sample(1.0, seed=0), workers)
     if against is not None and report.ok:
-        report.add(compare(path, against, workers=workers))
+        report.add(compare(path, against, workers=workers, include_hidden=include_hidden))
     return report
 
 
-def compare(path: Path, against: Path | str | Source, *, workers: int | None = None) -> VerifyReport:
+def compare(
+    path: Path, against: Path | str | Source, *, workers: int | None = None, include_hidden: bool = False
+) -> VerifyReport:
     """Compare a store with its source, file by file.
 
     Args:
         path: the store's folder, its index.lmdb, or a single shard.
         against: the source with the expected content: a folder or store, or an open source, which stays open.
         workers: number of processes; None starts one per core, 0 works in this process.
+        include_hidden: compare with the hidden files of a folder, too; see open_source.
 
     Raises:
         NotASourceError: ``path`` is not a store, or ``against`` is not a source.
@@ -140,7 +145,7 @@ def compare(path: Path, against: Path | str | Source, *, workers: int | None = N
     """
     report = VerifyReport()
     source_path = against.path if isinstance(against, Source) else against
-    with Store(path) as store, open_if_path(against, store.layout) as source:
+    with Store(path) as store, open_if_path(against, store.layout, include_hidden=include_hidden) as source:
         source_names = list(map(source.image_name, range(source.image_count)))
         store_names = list(_readable_names(store, report))
         for name in sorted(set(store_names).difference(source_names)):

@@ -88,7 +88,7 @@ def test_picture_order_is_that_of_sorted_paths_for_any_tree(
     tmp_path_factory: pytest.TempPathFactory, paths: set[str]
 ) -> None:
     files = [f"{path}.png" for path in paths]
-    source = PictureFolder(make_tree(tmp_path_factory.mktemp("tree"), *files))
+    source = PictureFolder(make_tree(tmp_path_factory.mktemp("tree"), *files), include_hidden=True)
     assert paths_of(source) == sorted(files)
     assert [source.find_image(name) for name in sorted(files)] == list(range(len(files)))
 
