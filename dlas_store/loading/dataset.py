@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import mmap
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -184,5 +185,11 @@ class ItemDataset(Dataset[dict[str, Any]], ABC):
 
 
 def _shared_tensor(numbers: list[int]) -> torch.Tensor:
-    """Return int64 numbers in memory that worker processes share, whatever their start method."""
-    return torch.tensor(numbers, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call, no-any-return]
+    """Return int64 numbers in memory that worker processes share, whatever their start method.
+
+    Forked processes share the anonymous map. For other processes PyTorch moves the numbers to /dev/shm as it pickles
+    them, so that a program without worker processes needs no room there.
+    """
+    tensor = torch.frombuffer(mmap.mmap(-1, 8 * len(numbers)), dtype=torch.int64)
+    tensor[:] = torch.tensor(numbers)
+    return tensor
