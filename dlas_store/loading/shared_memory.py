@@ -106,7 +106,8 @@ def pack_error(where: str) -> bytes:
     """
     error = sys.exception()
     try:
-        message = bytes(ForkingPickler.dumps(error if type(error) is SharedMemoryError else ExceptionWrapper(where=where)))
+        sent = error if isinstance(error, SharedMemoryError) else ExceptionWrapper(where=where)
+        message = bytes(ForkingPickler.dumps(sent))
         ForkingPickler.loads(message)
     except Exception:  # noqa: BLE001 - a class that cannot be pickled, or made again, has any error
         text = f"Caught {type(error).__name__} {where}: {error}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import pickle
 import re
 from abc import ABC, abstractmethod
@@ -10,12 +11,12 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dlas_store.errors import ImageError, NameNotFoundError
+from dlas_store.errors import ClosedError, ImageError, NameNotFoundError, StoreError
 from dlas_store.images.decode import MAX_PIXELS, Decoder, as_batch, decode, decode_batch, decode_into, image_size
 from dlas_store.images.memory import Pixels
 
@@ -280,7 +281,11 @@ class Source(ABC):
         Returns:
             RGB (RGBA with ``alpha``) uint8 in the order of ``indices``: one array (n, H, W, 3 or 4) if all patches have
             one size, else a list of arrays (H, W, 3 or 4).
+
+        Raises:
+            TypeError: ``indices`` is a single index, or holds anything but integers.
         """
+        indices = as_indices(indices)
         if alpha:
             return as_batch([self._decode(index, alpha=True) for index in indices])
         return decode_batch(indices, self._decode, self.decode_into)
@@ -323,6 +328,25 @@ class Source(ABC):
         self._check_open()
         return self
 
+    def __getitem__(self, index: int) -> Pixels:
+        """Return the RGB pixels of a patch, a new array uint8 (H, W, 3)."""
+        return self.read_pixels([index])[0]
+
+    def __iter__(self) -> Iterator[Pixels]:
+        """Yield the RGB pixels of every patch in order, each a new array uint8 (H, W, 3)."""
+        for index in range(len(self)):
+            yield self[index]
+
+    def __repr__(self) -> str:
+        """Return the source's class, its path, and its contents as far as they are known without a search."""
+        try:
+            contents = self._contents()
+        except ClosedError:
+            contents = "closed"
+        except StoreError:
+            contents = "cannot be read"
+        return f"<{type(self).__name__} {self.path}: {contents}>"
+
     def __enter__(self) -> Self:
         """Return the source itself; leaving the block closes it."""
         self._check_open()
@@ -333,6 +357,11 @@ class Source(ABC):
     ) -> None:
         """Close the source."""
         self.close()
+
+    def _contents(self) -> str:
+        """Return what the source holds, for its repr."""
+        images, patches = self.image_count, len(self)
+        return f"{images} image{'s' * (images != 1)}, {patches} patch{'es' * (patches != 1)}, layout {self.layout}"
 
     def _check_open(self) -> object:
         """Raise ClosedError if the source is closed, as ``len`` of a closed source does."""
@@ -372,6 +401,22 @@ class PickledSubset(NamedTuple):
         """Open the source with the options that the pickled source had."""
         source: Source = pickle.loads(self.pickled)  # noqa: S301 - bytes that of() wrote
         return source
+
+
+def as_indices(indices: Sequence[int]) -> list[int]:
+    """Return indices as Python's integers; NumPy's would overflow in arithmetic.
+
+    Raises:
+        TypeError: ``indices`` is a single index, or holds anything but integers.
+    """
+    try:
+        return list(map(operator.index, indices))
+    except TypeError:
+        if isinstance(indices, SupportsIndex) and not isinstance(indices, Sequence):
+            raise TypeError(
+                f"the indices must be a sequence of integers, got {indices!r}; source[{indices!r}] reads one patch"
+            ) from None
+        raise
 
 
 def relative_path(layout: Layout, image: str, file: str) -> str:
