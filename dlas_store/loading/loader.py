@@ -74,6 +74,11 @@ class Loader(ABC):
         return self._batches.sampler
 
     @property
+    def batch_sampler(self) -> None:
+        """None, as of a DataLoader without one: the loader divides the sampler's items. PyTorch Lightning asks."""
+        return
+
+    @property
     def batch_size(self) -> int:
         """Number of items in a batch of this process."""
         return self._batches.batch_size
