@@ -63,7 +63,8 @@ def outputs_of(body: str, tmp_path: Path) -> list[Any]:
     command = [sys.executable, str(program)]
     meeting = str(tmp_path / "meeting")
     ranks = [subprocess.Popen([*command, rank, meeting], stdout=subprocess.PIPE, text=True) for rank in "01"]
-    return [json.loads(rank.communicate(timeout=200)[0]) for rank in ranks]
+    texts = [rank.communicate(timeout=200)[0] for rank in ranks]
+    return [json.loads(text) for text in texts]
 
 
 def names(batches: list[Any]) -> list[str]:
@@ -137,12 +138,13 @@ def resumed(**more):
     loader = make(**more)
     loader.load_state_dict(states[0])
     return [rest, batches_of(loader) + batches_of(loader)]
-[
-    resumed(options=options),
-    resumed(options=options, sampler_ratio=3),
-    resumed(options=options, training={{"dist": True}}, sampler_ratio=1),
-    resumed(options={{**options, "seed": 7}}),
-]"""
+cases = [
+    {{"options": options}},
+    {{"options": options, "sampler_ratio": 3}},
+    {{"options": options, "training": {{"dist": True}}, "sampler_ratio": 1}},
+    {{"options": {{**options, "seed": 7}}}},
+]
+[resumed(**case) for case in cases]"""
     for output in outputs_of(body, tmp_path):
         for rest, again in output:
             assert len(rest) > 6

@@ -120,7 +120,7 @@ def check_error(outcome: tuple[str, float, list[str]], *advice: str) -> None:
         {"mount": "size=8M", "start_method": "spawn"},
         {"mount": "size=8M", "strategy": "file_system"},
         {"mount": "size=8M", "need_ref": True},
-        {"mount": "size=4M", "need_ref": True, "device": "cpu"},
+        {"mount": "size=1M", "need_ref": True, "device": "cpu"},
         {"mount": "size=14M", "use": "kept"},
         {"mount": "size=1M", "use": "full"},
         {"mount": "size=4k", "start_method": "forkserver"},
