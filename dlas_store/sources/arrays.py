@@ -15,8 +15,8 @@ from PIL import Image as PillowImage
 
 from dlas_store.errors import ClosedError, NameNotFoundError, PatchIndexError
 from dlas_store.images.decode import as_batch, to_rgb
-from dlas_store.images.memory import Pixels
-from dlas_store.sources.base import Image, Layout, Listing, Source, as_indices
+from dlas_store.images.memory import Pixels, as_indices
+from dlas_store.sources.base import Image, Layout, Listing, Source
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

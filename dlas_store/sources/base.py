@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import pickle
 import re
 from abc import ABC, abstractmethod
@@ -11,14 +10,14 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self, SupportsIndex
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dlas_store.errors import ClosedError, ImageError, NameNotFoundError, StoreError
 from dlas_store.images.decode import MAX_PIXELS, Decoder, as_batch, decode, decode_batch, decode_into, image_size
-from dlas_store.images.memory import Pixels
+from dlas_store.images.memory import Pixels, as_indices
 
 Layout = Literal["chunked", "pictures"]
 """``chunked``: an image is a group of patches. ``pictures``: an image is one picture, its only patch."""
@@ -275,15 +274,12 @@ class Source(ABC):
         """Decode patches into new arrays, which belong to the caller.
 
         Args:
-            indices: patch indices, in any order; an index may occur several times.
+            indices: patch indices, in any order; an index may occur several times. A single index is a TypeError.
             alpha: return the alpha channel too (255 if a patch has none).
 
         Returns:
             RGB (RGBA with ``alpha``) uint8 in the order of ``indices``: one array (n, H, W, 3 or 4) if all patches have
             one size, else a list of arrays (H, W, 3 or 4).
-
-        Raises:
-            TypeError: ``indices`` is a single index, or holds anything but integers.
         """
         indices = as_indices(indices)
         if alpha:
@@ -334,17 +330,14 @@ class Source(ABC):
 
     def __iter__(self) -> Iterator[Pixels]:
         """Yield the RGB pixels of every patch in order, each a new array uint8 (H, W, 3)."""
-        for index in range(len(self)):
-            yield self[index]
+        return map(self.__getitem__, range(len(self)))
 
     def __repr__(self) -> str:
         """Return the source's class, its path, and its contents as far as they are known without a search."""
         try:
             contents = self._contents()
-        except ClosedError:
-            contents = "closed"
-        except StoreError:
-            contents = "cannot be read"
+        except StoreError as error:
+            contents = "closed" if isinstance(error, ClosedError) else "cannot be read"
         return f"<{type(self).__name__} {self.path}: {contents}>"
 
     def __enter__(self) -> Self:
@@ -359,7 +352,6 @@ class Source(ABC):
         self.close()
 
     def _contents(self) -> str:
-        """Return what the source holds, for its repr."""
         images, patches = self.image_count, len(self)
         return f"{images} image{'s' * (images != 1)}, {patches} patch{'es' * (patches != 1)}, layout {self.layout}"
 
@@ -401,22 +393,6 @@ class PickledSubset(NamedTuple):
         """Open the source with the options that the pickled source had."""
         source: Source = pickle.loads(self.pickled)  # noqa: S301 - bytes that of() wrote
         return source
-
-
-def as_indices(indices: Sequence[int]) -> list[int]:
-    """Return indices as Python's integers; NumPy's would overflow in arithmetic.
-
-    Raises:
-        TypeError: ``indices`` is a single index, or holds anything but integers.
-    """
-    try:
-        return list(map(operator.index, indices))
-    except TypeError:
-        if isinstance(indices, SupportsIndex) and not isinstance(indices, Sequence):
-            raise TypeError(
-                f"the indices must be a sequence of integers, got {indices!r}; source[{indices!r}] reads one patch"
-            ) from None
-        raise
 
 
 def relative_path(layout: Layout, image: str, file: str) -> str:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from dlas_store.errors import NameNotFoundError, PatchIndexError
 from dlas_store.images.decode import as_batch
-from dlas_store.images.memory import Pixels
-from dlas_store.sources.base import Image, Layout, Listing, Source, as_indices
+from dlas_store.images.memory import Pixels, as_indices
+from dlas_store.sources.base import Image, Layout, Listing, Source
 
 
 class ConcatSource(Source):
