@@ -133,10 +133,8 @@ def create_dataloader(  # noqa: PLR0917 - DL-Art-School's signature
     if not train:
         batch_size *= ranks
     elif batch_size % ranks:
-        raise options.error(
-            f"batch_size must be a multiple of the {ranks} processes, got {batch_size}; dist: false lets every process "
-            "read the whole epoch"
-        )
+        advice = "" if _dist(options, opt) else "; dist: false lets every process read the whole epoch"
+        raise options.error(f"batch_size must be a multiple of the {ranks} processes, got {batch_size}{advice}")
     order: Sampler[Any] | Iterable[Any]
     if sampler is None:
         uneven = ranks > 1 and not train and not drop_last
@@ -215,20 +213,22 @@ def _no_batch_warning(loader: Loader) -> str | None:
 
 
 def _ranks(options: ConfigOptions, opt: Mapping[str, Any] | None, *, shares_by_default: bool) -> int:
-    """Return the number of processes that share each epoch: the option ``dist`` of the dataset, or of the training."""
+    """Return the number of processes that share each epoch."""
     is_initialized = distributed.is_available() and distributed.is_initialized()
-    of_training = None if opt is None else opt.get("dist")
-    if options.has("dist"):
-        shares = options.flag("dist")
-    elif of_training is not None:
-        shares = bool(of_training)
-    else:
-        shares = shares_by_default and is_initialized
-    if not shares:
+    dist = _dist(options, opt)
+    if not (shares_by_default and is_initialized if dist is None else dist):
         return 1
     if not is_initialized:
         raise options.error("dist is set, but torch.distributed.init_process_group has not been called")
     return distributed.get_world_size()
+
+
+def _dist(options: ConfigOptions, opt: Mapping[str, Any] | None) -> bool | None:
+    """Return the option ``dist`` of the dataset, or else of the training; None if neither has it."""
+    if options.has("dist"):
+        return options.flag("dist")
+    of_training = None if opt is None else opt.get("dist")
+    return None if of_training is None else bool(of_training)
 
 
 def _sampler(

@@ -210,8 +210,9 @@ class EpochBatches:
         numbers.
         """
         dataset, sampler = self.dataset, self.sampler
-        has_ranks = isinstance(sampler, StatefulSampler) and sampler.ranks > 1
-        if has_ranks and isinstance(dataset, ItemDataset) and dataset.has_drawn_seed:
+        if not isinstance(sampler, StatefulSampler) or sampler.ranks == 1:
+            return
+        if isinstance(dataset, ItemDataset) and dataset.has_drawn_seed:
             dataset.set_seed(sampler.seed)
 
     def _state_inside(self, sampler: StatefulSampler, epoch: Epoch) -> dict[str, int]:

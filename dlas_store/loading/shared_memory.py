@@ -106,12 +106,13 @@ def pack_error(where: str) -> bytes:
     """
     error = sys.exception()
     try:
-        sent = error if isinstance(error, SharedMemoryError) else ExceptionWrapper(where=where)
+        sent = error if isinstance(error, SharedMemoryError) else ExceptionWrapper(where=where)  # type: ignore[no-untyped-call]
         message = bytes(ForkingPickler.dumps(sent))
         ForkingPickler.loads(message)
     except Exception:  # noqa: BLE001 - a class that cannot be pickled, or made again, has any error
         text = f"Caught {type(error).__name__} {where}: {error}"
-        return pack(ExceptionWrapper((RuntimeError, RuntimeError(text), None), where=where))
+        exc_info = (RuntimeError, RuntimeError(text), None)
+        return pack(ExceptionWrapper(exc_info, where=where))  # type: ignore[no-untyped-call]
     return message
 
 
@@ -125,7 +126,7 @@ def unpack(message: bytes) -> Any:
     with shared_memory_errors():
         unpickled = ForkingPickler.loads(message)
     if isinstance(unpickled, ExceptionWrapper):
-        unpickled.reraise()
+        unpickled.reraise()  # type: ignore[no-untyped-call]
     if isinstance(unpickled, SharedMemoryError):
         raise unpickled
     return unpickled
@@ -153,7 +154,7 @@ def new_slots(workers: int) -> torch.Tensor:
     """
     slots = torch.zeros((max(1, workers), _SLOTS), dtype=torch.int8)
     with shared_memory_errors():
-        return slots.share_memory_() if workers else slots  # type: ignore[no-untyped-call, no-any-return]
+        return slots.share_memory_() if workers else slots  # type: ignore[no-untyped-call]
 
 
 class SentArray(NamedTuple):
@@ -323,4 +324,4 @@ def _new_shared(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     memory = torch.empty(DECODING_OFFSET + math.prod(shape), dtype=dtype)
     with shared_memory_errors():
         memory.share_memory_()  # type: ignore[no-untyped-call]
-    return memory[DECODING_OFFSET:].view(shape)  # type: ignore[no-any-return]
+    return memory[DECODING_OFFSET:].view(shape)

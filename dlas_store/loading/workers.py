@@ -114,7 +114,7 @@ class WorkersLoader(Loader):
                 iterator = processes.start(loader)
             while True:
                 with interrupt_delayed(), shared_memory_errors():
-                    message = next(iterator, _END)
+                    message: Any = next(iterator, _END)
                 if message is _END:
                     break
                 batch = receiver.receive(unpack(message)) if self.num_workers else message
@@ -165,7 +165,7 @@ def _end_started_workers(error: BaseException) -> None:
     The iterator would end them when the error is forgotten, with an error of its own about what it lacks.
     """
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        iterator = frame.f_locals.get("self")
+        iterator: Any = frame.f_locals.get("self")
         if hasattr(iterator, "_shutdown_workers"):
             workers = getattr(iterator, "_workers", [])
             iterator._workers_status = [True] * len(workers)

@@ -124,6 +124,7 @@ def test_a_pass_goes_on_after_every_batch(kind: str, other: str, epochs: list[li
         assert list(resumed) == epochs[2]
 
 
+@pytest.mark.filterwarnings("ignore:.*fewer than the 50 of a batch")
 @pytest.mark.parametrize("phase", ["train", "val"])
 @pytest.mark.parametrize(("before", "after"), [(4, 3), (3, 7), (2, 22), (5, 1), (4, 50)])
 def test_a_pass_goes_on_with_another_batch_size(before: int, after: int, phase: str) -> None:
