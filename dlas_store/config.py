@@ -21,8 +21,8 @@ DATA_KEYS = ("paths", "path", "dataroot", "dataroot_GT", "dataroot_LQ")
 """Options of a dataset that hold a path to its data, or a list of paths."""
 
 LOADER_KEYS = frozenset({
-    "batch_size", "device", "drop_last", "loader", "n_threads", "n_workers", "pin_memory", "seed", "shuffle_window",
-    "start_method", "uneven_ranks",
+    "batch_size", "device", "dist", "drop_last", "loader", "n_threads", "n_workers", "pin_memory", "seed",
+    "shuffle_window", "start_method", "uneven_ranks",
 })  # fmt: skip
 """Options that create_dataloader reads."""
 
@@ -73,7 +73,7 @@ def load_mapping(path: str | Path) -> dict[str, Any]:
 
 
 class OptionWarning(UserWarning):
-    """A warning about an option that nothing reads, or whose data look as if they were not meant.
+    """A warning about an option that nothing reads, data that look as if they were not meant, or no full batch.
 
     An error would break configs of DL-Art-School, which accepts such options. A log record would be invisible in a
     script that does not set up logging. Python shows a warning once in any script, and a warnings filter can turn it

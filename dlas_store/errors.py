@@ -15,6 +15,7 @@
     ├── TargetExistsError      (FileExistsError) a target that exists already
     ├── BusyError              (BlockingIOError) a store that another process is writing
     ├── WriteError             (OSError)         a write that the disk refused (full, quota, input/output)
+    ├── SharedMemoryError      (OSError)         memory or files that the system refused to worker processes
     └── ImportFailedError      (ValueError)      a conversion stopped by a fault in its source
 
 Each message is one line that says what is wrong, where, and what to do.
@@ -89,6 +90,10 @@ class BusyError(StoreError, BlockingIOError):
 
 class WriteError(StoreError, OSError):
     """A write that the disk refused: full, over quota, input/output error."""
+
+
+class SharedMemoryError(StoreError, OSError):
+    """Shared memory, or files to share it by, that the system refused to a loader's worker processes."""
 
 
 class ImportFailedError(StoreError, ValueError):

@@ -70,6 +70,9 @@ class CombinedDataset(ItemDataset):
         items = ((member, index % self._lengths[name]) for name, member in self._members.items())
         return ", ".join(member.image_of(item) for member, item in items if isinstance(member, ItemDataset))
 
+    def _data(self) -> str:
+        return ", ".join(f"{name} {member!r}" for name, member in self._members.items())
+
     def set_seed(self, seed: int) -> None:
         """Make the items follow from another seed. Members that have a seed of their own keep it."""
         super().set_seed(seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -119,6 +120,7 @@ class WeightedPatches:
 
         Patches that ``ignore_first`` skips do not count.
         """
+        index = operator.index(index)
         if not 0 <= index < len(self):
             raise PatchIndexError(f"no item {index}: the dataset has {len(self)}")
         entry = bisect_right(self._ends, index)

@@ -75,8 +75,11 @@ def dlas_factories(
         collate_fn: Collate | None = None,
         shuffle: bool = True,
     ) -> Any:
-        create = create_dataloader if has_mode(dataset_opt.get("mode")) else dlas_create_dataloader
-        return create(dataset, dataset_opt, opt, sampler, collate_fn, shuffle)
+        if not has_mode(dataset_opt.get("mode")):
+            return dlas_create_dataloader(dataset, dataset_opt, opt, sampler, collate_fn, shuffle)
+        if dataset_opt.get("phase") != "train":
+            opt = None if opt is None else {**opt, "dist": False}  # there, each process validates on all items
+        return create_dataloader(dataset, dataset_opt, opt, sampler, collate_fn, shuffle)
 
     return dataset_by_mode, dataloader_by_mode
 

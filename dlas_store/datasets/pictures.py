@@ -106,6 +106,9 @@ class PictureDataset(ItemDataset):
         """Prefetch the items' pictures, but no other picture that an item may include; see ItemDataset."""
         self._pictures.source.prefetch([self._patch_at(key.index) for key in keys])
 
+    def _data(self) -> str:
+        return repr(self._pictures.source)
+
     def _patch_at(self, index: int) -> int:
         """Return the index of an item's picture in the source of pictures.
 

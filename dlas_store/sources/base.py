@@ -15,9 +15,9 @@ from typing import Any, Literal, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from dlas_store.errors import ImageError, NameNotFoundError
+from dlas_store.errors import ClosedError, ImageError, NameNotFoundError, StoreError
 from dlas_store.images.decode import MAX_PIXELS, Decoder, as_batch, decode, decode_batch, decode_into, image_size
-from dlas_store.images.memory import Pixels
+from dlas_store.images.memory import Pixels, as_indices
 
 Layout = Literal["chunked", "pictures"]
 """``chunked``: an image is a group of patches. ``pictures``: an image is one picture, its only patch."""
@@ -274,13 +274,14 @@ class Source(ABC):
         """Decode patches into new arrays, which belong to the caller.
 
         Args:
-            indices: patch indices, in any order; an index may occur several times.
+            indices: patch indices, in any order; an index may occur several times. A single index is a TypeError.
             alpha: return the alpha channel too (255 if a patch has none).
 
         Returns:
             RGB (RGBA with ``alpha``) uint8 in the order of ``indices``: one array (n, H, W, 3 or 4) if all patches have
             one size, else a list of arrays (H, W, 3 or 4).
         """
+        indices = as_indices(indices)
         if alpha:
             return as_batch([self._decode(index, alpha=True) for index in indices])
         return decode_batch(indices, self._decode, self.decode_into)
@@ -323,6 +324,22 @@ class Source(ABC):
         self._check_open()
         return self
 
+    def __getitem__(self, index: int) -> Pixels:
+        """Return the RGB pixels of a patch, a new array uint8 (H, W, 3)."""
+        return self.read_pixels([index])[0]
+
+    def __iter__(self) -> Iterator[Pixels]:
+        """Yield the RGB pixels of every patch in order, each a new array uint8 (H, W, 3)."""
+        return map(self.__getitem__, range(len(self)))
+
+    def __repr__(self) -> str:
+        """Return the source's class, its path, and its contents as far as they are known without a search."""
+        try:
+            contents = self._contents()
+        except StoreError as error:
+            contents = "closed" if isinstance(error, ClosedError) else "cannot be read"
+        return f"<{type(self).__name__} {self.path}: {contents}>"
+
     def __enter__(self) -> Self:
         """Return the source itself; leaving the block closes it."""
         self._check_open()
@@ -333,6 +350,10 @@ class Source(ABC):
     ) -> None:
         """Close the source."""
         self.close()
+
+    def _contents(self) -> str:
+        images, patches = self.image_count, len(self)
+        return f"{images} image{'s' * (images != 1)}, {patches} patch{'es' * (patches != 1)}, layout {self.layout}"
 
     def _check_open(self) -> object:
         """Raise ClosedError if the source is closed, as ``len`` of a closed source does."""

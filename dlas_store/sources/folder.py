@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import threading
 from abc import abstractmethod
@@ -135,6 +136,7 @@ class FolderSource(Source):
 
     def locate(self, index: int) -> tuple[int, int]:
         """Return (image number, position of the patch in its image)."""
+        index = operator.index(index)
         first_patches = self._load_index().first_patches
         if not 0 <= index < first_patches[-1]:
             raise PatchIndexError(f"{self.path}: patch {index} of {first_patches[-1]}")
@@ -150,24 +152,22 @@ class FolderSource(Source):
 
     def path_at(self, number: int, position: int) -> str:
         """Return the path of the file at a position in an image."""
+        number, position = operator.index(number), operator.index(position)
         index = self._load_index()
         file = index.files[index.first_patches[number] + position]
         return f"{self._path}/{relative_path(self.layout, index.images[number], file)}"
 
     def image_name(self, number: int) -> str:
         """Return the name of an image."""
-        self._check_image_number(number)
-        return self._load_index().images[number]
+        return self._load_index().images[self._check_image_number(number)]
 
     def image(self, number: int) -> Image:
         """Return the names and metadata of an image; some images are cached."""
-        self._check_image_number(number)
-        return self._cached_images.get(number, self._read_image)
+        return self._cached_images.get(self._check_image_number(number), self._read_image)
 
     def image_without_centers(self, number: int) -> Image:
         """Return an image with ``centers`` None, without reading its centers.pt."""
-        self._check_image_number(number)
-        return self._read_image(number, centers=False)
+        return self._read_image(self._check_image_number(number), centers=False)
 
     def subset(self, names: Sequence[str]) -> FolderSource:
         """Return a source of the named images, which lists no other image."""
@@ -176,7 +176,7 @@ class FolderSource(Source):
 
     def read_reference(self, number: int) -> bytes | None:
         """Return the bytes of an image's ref.jpg, None without one."""
-        self._check_image_number(number)
+        number = self._check_image_number(number)
         index = self._load_index()
         if not index.has_reference[number]:
             return None
@@ -219,9 +219,13 @@ class FolderSource(Source):
         if self._is_closed:
             raise ClosedError(f"{self.path}: the source is closed")
 
-    def _check_image_number(self, number: int) -> None:
+    def _contents(self) -> str:
+        return super()._contents() if self._index is not None or self._is_closed else "not listed yet"
+
+    def _check_image_number(self, number: int) -> int:
         if not 0 <= number < self.image_count:
             raise PatchIndexError(f"{self.path}: image {number} of {self.image_count}")
+        return operator.index(number)
 
     def _load_index(self) -> _FolderIndex:
         """Return the names of all files; the first call lists the folder, once for all threads."""

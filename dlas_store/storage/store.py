@@ -197,10 +197,11 @@ class Store(Source):
 
     def image(self, number: int) -> Image:
         """Return the metadata of an image."""
-        return self._images.get(number, self._read_image)
+        return self._images.get(operator.index(number), self._read_image)
 
     def read_reference(self, number: int) -> bytes | None:
         """Return the encoded bytes of an image's reference, None if it has no reference."""
+        number = operator.index(number)
         row = self._image_row(number)
         if not row.reference_offset:
             return None
@@ -314,6 +315,7 @@ class Store(Source):
 
     def _patch_range(self, number: int) -> tuple[int, int]:
         """Return the indices of an image's patches as (first, end), end exclusive."""
+        number = operator.index(number)  # a narrow integer of NumPy would overflow below
         first, end = self.first_patch(number), self.first_patch(number + 1)
         if not first <= end <= len(self):
             raise DamagedError(f"{self.index.path}: image {number} has rows that cannot be; run dlas-store reindex")

@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from dlas_store.cli.read import describe_batches
-from dlas_store.config import load_config
+from dlas_store.config import OptionWarning, load_config
 from dlas_store.datasets import (
     SingleImageDataset,
     create_dataloader,
@@ -29,6 +29,7 @@ from dlas_store.datasets import (
 )
 from dlas_store.errors import ConfigError, MissingMetadataError, NotASourceError
 from dlas_store.loading import create
+from dlas_store.sampling.rng import SampleKey
 from dlas_store.sampling.samplers import EpochSampler
 from tests.conftest import MakeImage
 from tests.support.sample_data import DATA, ROOT, noise
@@ -117,6 +118,66 @@ def test_train_is_shuffled_and_drops_the_incomplete_batch() -> None:
     assert len(set(numbers)) == 16
     assert numbers != sorted(numbers)
     assert order(create_dataloader(dataset, {"phase": "train", "batch_size": 5}, shuffle=False)) == list(range(20))
+
+
+@pytest.mark.parametrize("loader", ["threads", "workers"])
+def test_fewer_items_than_a_batch_are_a_warning_with_the_numbers(loader: str) -> None:
+    few = {"phase": "train", "batch_size": 21, "loader": loader}
+    with pytest.warns(OptionWarning, match="Numbers: an epoch has 20 items, fewer than the 21 of a batch, and an"):
+        assert list(create_dataloader(Numbers({}), few)) == []
+    sampler = EpochSampler(20, seed=1, shuffle=True, batch_size=42, rank=0, ranks=2, drop_last=True)
+    with pytest.warns(OptionWarning, match="20 items, fewer than the 42 of a batch"):
+        create_dataloader(Numbers({}), few, sampler=sampler)
+    with pytest.warns(OptionWarning, match="8 items, fewer than the 21 of a batch"):
+        create_dataloader(Numbers({}), few, sampler=Countdown())
+    with pytest.warns(OptionWarning, match="an epoch has 0 items"):
+        create_dataloader(Numbers({"length": 0}), few)
+    for enough in ({"batch_size": 20}, {"batch_size": 21, "drop_last": False}, {"batch_size": 21, "phase": "val"}):
+        assert len(create_dataloader(Numbers({}), {"phase": "train", "loader": loader, **enough})) == 1
+
+
+@pytest.mark.parametrize("loader", ["threads", "workers"])
+def test_an_item_that_a_sampler_repeats_has_other_random_numbers_each_time(loader: str) -> None:
+    options = sample_options(random_corruptions=["noise"], num_corrupts_per_image=1, seed=1, loader=loader)
+
+    def epochs() -> list[Any]:
+        repeating = create_dataloader(create_dataset(options), options, sampler=[5, 2, 5, 5, 2, 5, 2, 5])
+        return [lq for _ in range(2) for batch in repeating for lq in batch["lq"]]
+
+    items = epochs()
+    assert len({lq.numpy().tobytes() for lq in items}) == len(items) == 16
+    assert all(torch.equal(lq, other) for lq, other in zip(items, epochs(), strict=True))
+
+
+def test_dist_among_the_options_of_a_dataset_is_known() -> None:
+    for dist in (False, None):
+        options = sample_options(dist=dist)
+        assert create_dataloader(create_dataset(options), options).batch_size == 8
+    options = sample_options(dist=True)
+    with pytest.raises(ConfigError, match=r"dist is set, but torch\.distributed\.init_process_group"):
+        create_dataloader(create_dataset(options), options)
+
+
+def test_a_repr_tells_what_a_loader_reads() -> None:
+    dataset = create_dataset(sample_options(seed=3))
+    loader = create_dataloader(dataset, sample_options(n_threads=1))
+    source = f"<ChunkedFolder {DATA / 'chunked'}: 4 images, 262 patches, layout chunked>"
+    assert repr(dataset) == f"<SingleImageDataset: 262 items, seed 3, {source}>"
+    assert repr(loader) == f"<ThreadsLoader: 32 batches of 8, 1 thread, {dataset!r}>"
+    workers = create_dataloader(dataset, sample_options(loader="workers"))
+    assert repr(workers).startswith("<WorkersLoader: 32 batches of 8, 2 worker processes of 1 thread, <Single")
+
+
+@pytest.mark.parametrize("width", [np.uint8, np.int16, np.uint32, np.int64, np.uint64])
+def test_an_index_of_any_integer_type_is_an_item(width: Any) -> None:
+    dataset: Any = create_dataset(sample_options(weights=3, seed=1))
+    expected = dataset[SampleKey(255, 2)]
+    dataset.set_epoch(2)
+    for item in (dataset[width(255)], dataset[SampleKey(width(255), width(2))]):
+        assert item["GT_path"] == expected["GT_path"]
+        assert torch.equal(item["lq"], expected["lq"])
+    with pytest.raises(TypeError):
+        dataset[1.5]
 
 
 def test_drop_last_may_be_said() -> None:
@@ -223,6 +284,7 @@ def test_dist_divides_the_batch_size_by_the_world_size(tmp_path: Path) -> None:
 import json, sys
 from torch import distributed
 from dlas_store.datasets import create_dataloader
+from dlas_store.sampling.rng import SampleKey
 from dlas_store.sampling.samplers import EpochSampler
 from dlas_store.errors import ConfigError
 distributed.init_process_group("gloo", "file://{tmp_path}/rendezvous", rank=int(sys.argv[1]), world_size=2)

@@ -144,6 +144,7 @@ def test_what_has_no_default_collate_is_an_error_of_the_reader() -> None:
         list(loader_of(collate_fn=None))
 
 
+@pytest.mark.filterwarnings("ignore:.*fewer than the 100 of a batch")
 @pytest.mark.parametrize("phase", ["train", "val"])
 @pytest.mark.parametrize("batch_size", [5, 100])
 def test_a_config_reads_a_store(phase: str, batch_size: int, store: Path) -> None:

@@ -147,6 +147,7 @@ def test_workers_forked_beside_passes_of_threads_work(store: Path) -> None:
         reading.join()
 
 
+@pytest.mark.filterwarnings("ignore:.*fewer than the 100 of a batch")
 @pytest.mark.parametrize("phase", ["train", "val"])
 @pytest.mark.parametrize("batch_size", [1, 7, 100])
 def test_phases_and_batch_sizes_are_those_of_threads(phase: str, batch_size: int, store: Path) -> None:
