@@ -94,20 +94,29 @@ def find_damage(data: bytes, size: tuple[int, int], refusal: str, *, is_strict: 
         is_strict: take bytes behind the data of a scan for damage. They may be surplus, but data that changed look the
             same if the changed data seem to end early.
     """
-    if is_strict and (whole := without_surplus_bytes(data)) != data:
-        data, refusal = whole, _refusal(whole) if refusal else ""
+    if not is_strict:
+        return _find_damage(data, size, refusal)[0]
+    damage, has_surplus = "", True
+    for zeros in (False, True):
+        if has_surplus and not damage:
+            whole = without_surplus_bytes(data, zeros=zeros)
+            damage, has_surplus = _find_damage(whole, size, _refusal(whole) if refusal else "")
+    return damage or ("bytes are left behind the data of a scan, which may have changed" if has_surplus else "")
+
+
+def _find_damage(data: bytes, size: tuple[int, int], refusal: str) -> tuple[str, bool]:
+    """Return the damage of a JPEG, "" if there is none, and whether it has bytes that libjpeg skips."""
     library = find_libjpeg()
     is_decoded, messages = (True, [refusal]) if library is None else library.messages(data, *size)
     messages = [_PLACEHOLDER.sub("?", message) for message in messages]
     if not is_decoded:
-        return refusal or "; ".join(messages) or "no decoder reads it"
-    if damages := [message for message in messages if any(part in message for part in _DAMAGES)]:
-        return "; ".join(damages)
-    has_surplus = any("extraneous bytes" in message for message in messages)
-    return "bytes are left behind the data of a scan, which may have changed" if is_strict and has_surplus else ""
+        return refusal or "; ".join(messages) or "no decoder reads it", False
+    damages = [message for message in messages if any(part in message for part in _DAMAGES)]
+    return "; ".join(damages), any("extraneous bytes" in message for message in messages)
 
 
 def _refusal(data: bytes) -> str:
+    """Return why simplejpeg refuses a JPEG, "" if it decodes it."""
     try:
         simplejpeg.decode_jpeg(data)
     except (ValueError, KeyError) as error:

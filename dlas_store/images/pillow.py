@@ -221,9 +221,10 @@ def _decode_png16(data: bytes, *, alpha: bool) -> Pixels:
     # Pillow reduces 16-bit colour to its high bytes; OpenCV keeps all 16 bits.
     import cv2  # noqa: PLC0415 - slow to load and rarely needed here
 
-    array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    # OpenCV gives black pixels for some damaged chunks of animations.
+    array = cv2.imdecode(np.frombuffer(essential_chunks(data), np.uint8), cv2.IMREAD_UNCHANGED)
     if array is None:
-        raise _DamagedPixelsError("damaged or truncated picture (OpenCV does not decode it)")
+        raise ImageError("damaged or truncated picture (OpenCV does not decode it)")
     if array.ndim == 3:
         array = array[:, :, [2, 1, 0, 3][: array.shape[2]]]
     return to_rgb(_from_16_bits(array), alpha=alpha)

@@ -18,7 +18,7 @@ import torch
 
 from dlas_store import open_source
 from dlas_store.converters.importing import import_store
-from dlas_store.errors import ImageError, ImportFailedError, StoreError
+from dlas_store.errors import ConfigError, ImportFailedError, StoreError
 from tests.support.command_line import done, error_line, findings, info, is_sound_copy, refused, run
 from tests.support.file_trees import (
     centers_file,

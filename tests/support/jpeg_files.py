@@ -103,7 +103,7 @@ class _Blocks:
             blocks = sampled.reshape(rows // 8, 8, cols // 8, 8).swapaxes(1, 2)
             coefficients = np.rint(_COSINES @ blocks @ _COSINES.T / quantization).astype(int)
             self._blocks.append(coefficients.reshape(rows // 8, cols // 8, 64)[:, :, _ZIGZAG])
-            self._own.append((-(-(-(-height * d // down)) // 8), -(-(-(-width * a // across)) // 8)))
+            self._own.append((_ceil_divide(height * d, 8 * down), _ceil_divide(width * a, 8 * across)))
 
     def mcus(self, band: range) -> list[Callable[[list[int]], str]]:
         """Return a function for each MCU of all components, which codes it and updates the predictions."""
@@ -128,6 +128,10 @@ class _Blocks:
         rows, cols = self._own[number]
         blocks = [self._blocks[number][row, col] for row in range(rows) for col in range(cols)]
         return [lambda predictions, block=block: _code_block(block, band, predictions, number) for block in blocks]
+
+
+def _ceil_divide(number: int, divisor: int) -> int:
+    return -(-number // divisor)
 
 
 def _code_block(block: Array, band: range, predictions: list[int], number: int) -> str:
