@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -57,17 +57,17 @@ EXPECTED = np.stack([pillows(data) for data in FILES.values()])
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Path]]:
+def places(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """A chunked folder of one image with all files as patches, and its store."""
     folder = tmp_path_factory.mktemp("rare") / "folder"
     (folder / "a").mkdir(parents=True)
     for number, data in enumerate(FILES.values()):
         (folder / "a" / f"{number:08d}.jpg").write_bytes(data)
     (folder / "a" / "ref.jpg").write_bytes(FILES["3x1"])
-    torch.save({n: ((24, 24), 12) for n in range(len(FILES))}, folder / "a" / "centers.pt")
+    torch.save(dict.fromkeys(range(len(FILES)), ((24, 24), 12)), folder / "a" / "centers.pt")
     summary = import_store([folder], folder.with_suffix(".lmdb"), workers=0)
     assert summary.patches == len(FILES)
-    yield [folder, folder.with_suffix(".lmdb")]
+    return [folder, folder.with_suffix(".lmdb")]
 
 
 @pytest.mark.parametrize("is_store", [False, True])
@@ -86,22 +86,18 @@ def test_rare_jpegs_are_read_alone_and_together(places: list[Path], is_store: bo
 @pytest.mark.parametrize("is_store", [False, True])
 @pytest.mark.parametrize("mode", ["pixels", "single_image_extensible"])
 def test_rare_jpegs_stop_no_loader(places: list[Path], mode: str, is_store: bool, loader: str) -> None:
-    opt = {
-        "name": "rare",
-        "phase": "train",
-        "mode": mode,
-        "paths": str(places[is_store]),
-        "batch_size": 4,
-        "n_workers": 2,
-        "loader": loader,
-        "use_shuffle": False,
-        "shuffle": False,
-    }
+    opt = {"name": "rare", "phase": "train", "mode": mode, "paths": str(places[is_store]), "batch_size": 4}
+    opt |= {"n_workers": 2, "loader": loader, "use_shuffle": False}
     if mode != "pixels":
-        opt |= {"target_size": SIDE, "scale": 1, "use_flip": False, "use_rot": False, "disable_flip": True}
-    dataset = create_dataset(opt)
-    batches = [batch for batch in create_dataloader(dataset, opt)]
-    assert sum(len(next(iter(batch.values()))) for batch in batches) >= 3 * 4
+        opt |= {"target_size": SIDE, "scale": 1}
+    batches = list(create_dataloader(create_dataset(opt), opt))
+    if mode == "pixels":
+        pixels = np.concatenate([batch["pixels"] for batch in batches])
+    else:
+        pixels = np.rint(np.concatenate([batch["hq"] for batch in batches]).transpose(0, 2, 3, 1) * 255).astype(
+            np.uint8
+        )
+    assert sorted(item.tobytes() for item in pixels) == sorted(item.tobytes() for item in EXPECTED)
 
 
 def test_rare_jpegs_are_exported_unchanged_and_verified(places: list[Path], tmp_path: Path) -> None:
@@ -159,7 +155,7 @@ class _LargeValue(Source):
     def __len__(self) -> int:
         return 1
 
-    def read(self, index: int) -> bytes:  # noqa: ARG002
+    def read(self, index: int) -> bytes:
         return bytes(MAX_PAYLOAD_BYTES + 1)  # memory that the system never has to fill
 
     def locate(self, index: int) -> tuple[int, int]:
@@ -168,13 +164,13 @@ class _LargeValue(Source):
     def first_patch(self, number: int) -> int:
         return number
 
-    def image(self, number: int) -> Image:  # noqa: ARG002
+    def image(self, number: int) -> Image:
         return Image(name="a.jpg", files=("a.jpg",), centers=None, has_reference=False)
 
-    def read_reference(self, number: int) -> bytes | None:  # noqa: ARG002
+    def read_reference(self, number: int) -> bytes | None:
         return None
 
-    def find_image(self, name: str) -> int:  # noqa: ARG002
+    def find_image(self, name: str) -> int:
         return 0
 
     def listings(self) -> Iterator[Listing]:

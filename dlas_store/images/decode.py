@@ -15,7 +15,8 @@ from dlas_store.errors import ConfigError, ImageError
 from dlas_store.images.jpeg import JPEG_END, JPEG_START, without_surplus_bytes
 from dlas_store.images.libjpeg import find_damage
 from dlas_store.images.memory import Pixels, empty_aligned
-from dlas_store.images.pillow import Size, check_size, decode_by_pillow, open_with_pillow
+from dlas_store.images.pillow import Size as Size  # noqa: PLC0414 - other modules import it from here
+from dlas_store.images.pillow import check_size, decode_by_pillow, open_with_pillow
 from dlas_store.images.png import PNG_END, PNG_START, check_png
 
 Decoder = Literal["simplejpeg", "pyturbojpeg"]

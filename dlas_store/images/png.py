@@ -57,7 +57,7 @@ def essential_chunks(data: bytes) -> bytes:
     Raises:
         ImageError: a chunk is truncated, or the header or the palette has a wrong checksum.
     """
-    parts = [PNG_START]
+    parts: list[bytes | memoryview] = [PNG_START]
     for chunk in _chunks(data):
         if chunk.kind in _HEADERS and not chunk.is_intact:
             raise _wrong_checksum(chunk)
@@ -129,13 +129,14 @@ def _row_bytes(header: memoryview) -> int:
 def _inflated_bytes(pixels: list[memoryview], enough: int) -> int:
     """Return how many bytes the pixels' chunks inflate to, at most a little more than ``enough``."""
     inflater = zlib.decompressobj()
+    pieces: list[bytes | memoryview] = [*pixels, b""]
     count = 0
     try:
-        for piece in (*pixels, b""):
-            rest: bytes | memoryview = piece
+        for piece in pieces:
+            rest = piece
             while count < enough and (rows := inflater.decompress(rest, _INFLATED_BYTES)):
                 count += len(rows)
-                rest = inflater.unconsumed_tail
+                rest = bytes(inflater.unconsumed_tail)
     except zlib.error as error:
         raise ImageError(f"damaged PNG ({error})") from error
     return count
