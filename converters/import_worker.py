@@ -21,6 +21,7 @@ from dlas_store.sources.base import (
     relative_path,
 )
 from dlas_store.storage.commit import SealedShard, read_shard, write_shard
+from dlas_store.storage.records import MAX_PAYLOAD_BYTES
 from dlas_store.storage.shard import ShardHeader
 from dlas_store.storage.shard_writer import ShardWriter
 
@@ -129,6 +130,8 @@ def _read_reference(source: Source, number: int, findings: list[BadFile], job: S
 
 
 def _check_picture(data: bytes, source: Source, job: ShardJob) -> Size:
+    if len(data) > MAX_PAYLOAD_BYTES:
+        raise ImageError(f"the file has {len(data)} bytes, a store holds at most {MAX_PAYLOAD_BYTES} bytes of a file")
     return check_picture(data, decode_all=job.decode_all, max_pixels=source.max_pixels, decoder=source.decoder)
 
 

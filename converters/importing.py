@@ -31,6 +31,7 @@ from dlas_store.sources.folder import FolderSource
 from dlas_store.sources.walk import SkippedPath
 from dlas_store.storage.commit import Commit, PlannedShard, plan_commit
 from dlas_store.storage.index import INDEX_FILE
+from dlas_store.storage.records import MAX_PAYLOAD_BYTES
 from dlas_store.storage.store import Store
 
 if TYPE_CHECKING:
@@ -271,9 +272,10 @@ def _disk_bytes(listing: Listing) -> int:
     """Return the estimated bytes of an image in a shard.
 
     A value takes 24 bytes more for checksum and key, and whole pages if it is then above half a page. Another 128 bytes
-    per value cover the tree and the image's metadata.
+    per value cover the tree and the image's metadata. A file that is too large for a value is refused and takes none.
     """
-    sizes: NDArray[np.int64] = np.append(listing.sizes, listing.reference_size or 0) + 24
+    files = np.append(listing.sizes, listing.reference_size or 0)
+    sizes: NDArray[np.int64] = np.where(files > MAX_PAYLOAD_BYTES, 0, files) + 24
     pages = np.where(sizes > _PAGE_BYTES // 2, -(-sizes // _PAGE_BYTES) * _PAGE_BYTES, sizes)
     return int(pages.sum()) + 128 * len(sizes)
 

@@ -250,7 +250,7 @@ def entered(task: Callable[..., set[str]], *arguments: Path) -> int:
 def source_measures() -> list[Measure]:
     """Return the measures that need no run of the library."""
     return [
-        Measure("source modules of dlas_store/ and converters/", len(SOURCE_MODULES), 85),
+        Measure("source modules of dlas_store/ and converters/", len(SOURCE_MODULES), 86),
         Measure("lines of the longest source module", longest_module()[0], 400),
         Measure("source modules that one other module imports", len(single_importer_modules()), 12),
         Measure("module docstrings that open with What, Where, Which, How", len(vague_docstrings()), 0),
@@ -269,7 +269,7 @@ def traced_measures(folder: Path) -> list[Measure]:
     return [
         Measure("files entered by an import", entered(files_to_import, ROOT / "tests/data/chunked", store), 24),
         Measure("files entered by a verification", entered(files_to_verify, store), 10),
-        Measure("files entered from a config to its first batch", entered(files_to_first_batch, store, folder), 30),
+        Measure("files entered from a config to its first batch", entered(files_to_first_batch, store, folder), 31),
     ]
 
 

@@ -17,6 +17,7 @@ from dlas_store.converters.extraction.options import ExtractOptions, Subsampling
 from dlas_store.errors import ImageError
 from dlas_store.images.decode import Size, decode
 from dlas_store.images.memory import Pixels
+from dlas_store.images.png import check_png
 
 try:
     from dlas_store.converters.extraction._jpeg_crop import JpegBlocks
@@ -139,6 +140,10 @@ def load_photo(
     reduction = _reduction(header, options, crop_indices)
     memory = None if buffer is None else buffer.reserve(header.size)
     pixels = decode(data, formats=PHOTO_FORMATS, reduction=reduction, bgr=True, buffer=memory)
+    if header.kind == "PNG":
+        check_png(data)
+    if pixels.shape[:2] == header.size:
+        reduction = 1  # Pillow decodes some JPEGs, and never at less than their size
     if reduction == 1 and pixels.shape[:2] != header.size:
         raise ImageError(f"decodes to another size than the {header.size.width} x {header.size.height} of its header")
     orientation = UPRIGHT if options.ignore_exif else header.orientation

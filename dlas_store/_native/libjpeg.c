@@ -112,11 +112,13 @@ typedef struct {
     int (*finish)(DecompressStruct *);
     void (*abort)(DecompressStruct *);
     void (*destroy)(DecompressStruct *);
+    ErrorManager *(*set_standard_errors)(ErrorManager *);
 } Functions;
 
 static const char *const function_names[] = {
     "jpeg_CreateDecompress", "jpeg_mem_src",           "jpeg_read_header",      "jpeg_start_decompress",
     "jpeg_read_scanlines",   "jpeg_finish_decompress", "jpeg_abort_decompress", "jpeg_destroy_decompress",
+    "jpeg_std_error",
 };
 
 /* --------------------------------------------------------------------------------------------------- decoders */
@@ -131,16 +133,30 @@ struct JpegDecoder {
     ScanDecoder scan;
     DecodeTable dc_tables[4], ac_tables[4];
     unsigned long own_scan_count; /* scans that huffman.h decoded */
+    uint8_t *seen_messages;       /* whether each message was given; NULL if the first warning ends the decoding */
 };
+
+enum { MAX_MESSAGES = 256 };
+
+/* Notes the current message; returns 0 if messages are not noted. */
+static int note_message(DecompressStruct *jpeg)
+{
+    uint8_t *seen = ((JpegDecoder *)jpeg)->seen_messages;
+
+    if (seen != NULL && jpeg->errors->code >= 0 && jpeg->errors->code < MAX_MESSAGES)
+        seen[jpeg->errors->code] = 1;
+    return seen != NULL;
+}
 
 static void jump_out(DecompressStruct *jpeg)
 {
+    note_message(jpeg);
     longjmp(((JpegDecoder *)jpeg)->jump_target, 1);
 }
 
 static void jump_out_at_warnings(DecompressStruct *jpeg, int level)
 {
-    if (level < 0)
+    if (level < 0 && !note_message(jpeg))
         jump_out(jpeg);
 }
 
@@ -327,6 +343,36 @@ int decode_jpeg(JpegDecoder *self, const uint8_t *data, size_t size, uint8_t *pi
     return self->is_own_scan && decode_picture(self, data, size, pixels, height, width, 0);
 }
 
+/* Decodes a JPEG without converting its colours, and throws the rows away. seen: receives 1 for each message that the
+ * library gave. Returns 0 if the library refused the JPEG, or the JPEG has another size. */
+static int note_messages(JpegDecoder *self, const uint8_t *data, size_t size, unsigned height, unsigned width, uint8_t *seen)
+{
+    DecompressStruct *jpeg = &self->jpeg;
+    uint8_t *volatile row = NULL; /* volatile, because setjmp requires it */
+    volatile int is_done = 0;
+
+    self->seen_messages = seen;
+    if (setjmp(self->jump_target) == 0) {
+        self->functions.set_source(jpeg, data, size);
+        if (self->functions.read_header(jpeg, REQUIRE_IMAGE) == 1 && jpeg->height == height && jpeg->width == width) {
+            jpeg->colours_out = jpeg->colours;
+            row = malloc((size_t)width * MAX_COMPONENTS_IN_SCAN);
+            if (row != NULL && self->functions.start(jpeg) && jpeg->width_out == width &&
+                jpeg->components_out <= MAX_COMPONENTS_IN_SCAN) {
+                uint8_t *rows[1] = {row};
+                while (jpeg->rows_out < jpeg->height_out)
+                    self->functions.read_rows(jpeg, rows, 1);
+                is_done = self->functions.finish(jpeg);
+            }
+        }
+    }
+    free(row);
+    self->seen_messages = NULL;
+    if (!is_done)
+        self->functions.abort(jpeg);
+    return is_done;
+}
+
 /* ---------------------------------------------------------------------------------------------------- library */
 
 /* Size of the pool of idle decoders: each reading thread needs one decoder. */
@@ -409,6 +455,54 @@ static PyObject *decode(Libjpeg *self, PyObject *args)
     return PyBool_FromLong(is_done);
 }
 
+PyDoc_STRVAR(messages_doc, "messages($self, data, height, width, /)\n--\n\n"
+             "Decode a JPEG of any colours; return (whether that succeeded, the warnings and the error that were given).\n\n"
+             "Messages are the library's, without the numbers in them; each comes once. The decoding goes on after warnings.");
+
+static PyObject *list_messages(const Functions *functions, const uint8_t *seen)
+{
+    ErrorManager errors = {0};
+    PyObject *messages = PyList_New(0);
+
+    functions->set_standard_errors(&errors);
+    for (int code = 0; messages != NULL && code < MAX_MESSAGES && code <= errors.last_message; code++) {
+        PyObject *message;
+
+        if (!seen[code] || errors.messages[code] == NULL)
+            continue;
+        message = PyUnicode_DecodeLatin1(errors.messages[code], (Py_ssize_t)strlen(errors.messages[code]), NULL);
+        if (message == NULL || PyList_Append(messages, message) < 0)
+            Py_CLEAR(messages);
+        Py_XDECREF(message);
+    }
+    return messages;
+}
+
+static PyObject *get_messages(Libjpeg *self, PyObject *args)
+{
+    Py_buffer data;
+    unsigned height, width;
+    uint8_t seen[MAX_MESSAGES] = {0};
+    JpegDecoder *decoder;
+    PyObject *messages;
+    int is_done;
+
+    if (!PyArg_ParseTuple(args, "y*II:messages", &data, &height, &width))
+        return NULL;
+    decoder = borrow_decoder(self);
+    if (decoder == NULL) {
+        PyBuffer_Release(&data);
+        return PyErr_NoMemory();
+    }
+    Py_BEGIN_ALLOW_THREADS
+    is_done = note_messages(decoder, data.buf, (size_t)data.len, height, width, seen);
+    Py_END_ALLOW_THREADS
+    PyBuffer_Release(&data);
+    messages = list_messages(&self->functions, seen);
+    return_decoder(self, decoder);
+    return messages == NULL ? NULL : Py_BuildValue("NN", PyBool_FromLong(is_done), messages);
+}
+
 static PyObject *create(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
     Libjpeg *self;
@@ -441,6 +535,7 @@ int is_libjpeg(PyObject *object)
 
 static PyMethodDef methods[] = {
     {"decode", (PyCFunction)decode, METH_VARARGS, decode_doc},
+    {"messages", (PyCFunction)get_messages, METH_VARARGS, messages_doc},
     {NULL, NULL, 0, NULL},
 };
 

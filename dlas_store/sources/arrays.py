@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
 from dlas_store.errors import ClosedError, NameNotFoundError, PatchIndexError
-from dlas_store.images.decode import as_batch, to_rgb
+from dlas_store.images.decode import as_batch
 from dlas_store.images.memory import Pixels, as_indices
+from dlas_store.images.pillow import to_rgb
 from dlas_store.sources.base import Image, Layout, Listing, Source
 
 

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dlas_store.errors import ClosedError, DamagedError, NameNotFoundError, NotASourceError, PatchIndexError
-from dlas_store.images.decode import IMAGE_ENDINGS, MAX_PIXELS, Decoder
+from dlas_store.errors import ClosedError, DamagedError, ImageError, NameNotFoundError, NotASourceError, PatchIndexError
+from dlas_store.images.decode import IMAGE_ENDINGS, LARGE_FILE_BYTES, MAX_PIXELS, Decoder, check_large_file
 from dlas_store.images.memory import BoundedCache
 from dlas_store.sources.base import REFERENCE_FILE, Center, Image, Layout, Listing, Source, relative_path
 from dlas_store.sources.walk import EXTRA_FILE, ExtraFields, FolderWalk, SkippedPath
@@ -274,7 +274,12 @@ class FolderSource(Source):
         # A Path object would double the time of reading a small file.
         try:
             with open(path, "rb", buffering=0) as file:  # noqa: PTH123
+                size = os.fstat(file.fileno()).st_size
+                if size > LARGE_FILE_BYTES:
+                    check_large_file(file, size, max_pixels=self.max_pixels)
                 return file.read()
+        except ImageError as error:
+            raise ImageError(f"{path}: {error}") from error
         except OSError as error:
             raise _unreadable(path, error) from error
 
