@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 
 from dlas_store.atomic import CONTENT, StagingDirectory, check_free_space
 from dlas_store.errors import NotASourceError, TargetExistsError, WriteError, write_errors
-from dlas_store.processes import Progress, count_workers, progress_bar, run_in_order
+from dlas_store.processes import Progress, count_workers, run_in_order
+from dlas_store.progress import progress_bar
 from dlas_store.sources.base import CENTERS_FILE, REFERENCE_FILE, Image, Layout
 from dlas_store.sources.centers import write_centers
 from dlas_store.sources.walk import EXTRA_FILE, extra_line

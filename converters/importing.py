@@ -24,7 +24,8 @@ from dlas_store.errors import ConfigError, ImportFailedError, NameNotFoundError,
 from dlas_store.images.decode import MAX_PIXELS
 from dlas_store.maintenance.verify import differences
 from dlas_store.opening import open_source
-from dlas_store.processes import count_workers, progress_bar, run_in_order
+from dlas_store.processes import count_workers, run_in_order
+from dlas_store.progress import progress_bar
 from dlas_store.sources.base import Layout, Listing, PickledSubset, Source
 from dlas_store.sources.folder import FolderSource
 from dlas_store.sources.walk import SkippedPath
@@ -33,7 +34,7 @@ from dlas_store.storage.index import INDEX_FILE
 from dlas_store.storage.store import Store
 
 if TYPE_CHECKING:
-    from dlas_store.processes import ProgressBar
+    from dlas_store.progress import ProgressBar
 
 MIN_SHARD_SIZE = 16 << 20
 MAX_SHARD_SIZE = 1 << 30

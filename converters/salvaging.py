@@ -16,7 +16,8 @@ from dlas_store.atomic import check_free_space, write_json
 from dlas_store.errors import ConfigError, DamagedError, NotASourceError, StoreError, TargetExistsError
 from dlas_store.images.decode import Size
 from dlas_store.maintenance.reindex import SkippedShard, select_published
-from dlas_store.processes import Progress, count_workers, progress_bar, run_in_order
+from dlas_store.processes import Progress, count_workers, run_in_order
+from dlas_store.progress import progress_bar
 from dlas_store.sources.base import Layout
 from dlas_store.storage.commit import Commit, PlannedShard, SealedShard, plan_commit, read_shard, write_shard
 from dlas_store.storage.index import INDEX_FILE, Index

@@ -24,7 +24,8 @@ from dlas_store.converters.extraction.workers import (
     build_shard,
 )
 from dlas_store.errors import ConfigError, NotASourceError, TargetExistsError, write_errors
-from dlas_store.processes import count_workers, progress_bar, run_in_order
+from dlas_store.processes import count_workers, run_in_order
+from dlas_store.progress import progress_bar
 from dlas_store.sources.walk import EXTRA_FILE
 from dlas_store.storage.commit import Commit, plan_commit
 from dlas_store.storage.index import INDEX_FILE
@@ -98,6 +99,19 @@ class Estimate:
     skipped: list[SkippedPhoto]
     present: int
     changed: list[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the estimate in JSON types."""
+        return {
+            "photos": self.photos,
+            "images": self.images,
+            "patches": self.patches,
+            "bytes": self.payload_bytes,
+            "seconds": self.seconds,
+            "skipped": [photo.as_dict() for photo in self.skipped],
+            "present": self.present,
+            "changed": self.changed,
+        }
 
 
 def extract(

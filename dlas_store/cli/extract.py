@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlas_store.cli.text import WORKERS_HELP, byte_size, megabytes, natural, one_line, print_lines, shorten
+from dlas_store.cli.text import (
+    WORKERS_HELP,
+    byte_size,
+    counted,
+    natural,
+    one_line,
+    print_json,
+    print_lines,
+    shorten,
+    summary_text,
+)
 from dlas_store.errors import ConfigError, ImportFailedError, WriteError
 
 if TYPE_CHECKING:
+    from dlas_store.converters.extraction.extracting import ExtractSummary
     from dlas_store.converters.extraction.plan import SkippedPhoto
 
 _MAX_REASONS = 50
@@ -99,20 +111,24 @@ def run(flags: argparse.Namespace) -> int:
         group_size=flags.shard_size,
         report=flags.report,
     )
-    if summary.images:
-        print(
-            f"{flags.dst}: extracted {summary.images:,} images, {summary.patches:,} patches, "
-            f"{megabytes(summary.payload_bytes)} in {summary.seconds:.1f} s"
-        )
-    elif flags.append:
-        print(f"{flags.dst}: no new image, left as it was")
-    _print_not_extracted(summary.skipped, summary.present, summary.changed)
+    if flags.json:
+        print_json(summary.as_dict())
+    else:
+        _print_summary(flags, summary)
     if not summary.images and not flags.append:
         raise ImportFailedError(
-            f"{flags.photos}: none of {len(summary.skipped):,} photos gave a patch, and nothing was written; "
+            f"{flags.photos}: none of {counted(len(summary.skipped), 'photo')} gave a patch, and nothing was written; "
             "see the reasons above"
         )
     return _status(summary.skipped)
+
+
+def _print_summary(flags: argparse.Namespace, summary: ExtractSummary) -> None:
+    if summary.images:
+        print(f"{flags.dst}: extracted {summary_text(summary)}")
+    elif flags.append:
+        print(f"{flags.dst}: no new image, left as it was")
+    _print_not_extracted(summary.skipped, summary.present, summary.changed)
 
 
 def _estimate(flags: argparse.Namespace, options: Any, workers: int | None) -> int:
@@ -123,9 +139,12 @@ def _estimate(flags: argparse.Namespace, options: Any, workers: int | None) -> i
     estimated = estimate(
         flags.photos, flags.dst, options, append=flags.append, workers=workers, group_size=flags.shard_size
     )
+    if flags.json:
+        print_json(estimated.as_dict())
+        return _status(estimated.skipped)
     print(
-        f"{flags.photos}: {estimated.photos:,} photos give {estimated.images:,} images, {estimated.patches:,} patches; "
-        f"as estimated, {megabytes(estimated.payload_bytes)} in {estimated.seconds:.1f} s; nothing was written"
+        f"{flags.photos}: {counted(estimated.photos, 'photo')} would give {summary_text(estimated)}, as estimated; "
+        "nothing was written"
     )
     _print_not_extracted(estimated.skipped, estimated.present, estimated.changed)
     return _status(estimated.skipped)
@@ -142,7 +161,7 @@ def _merge(flags: argparse.Namespace) -> dict[str, Any]:
         merged = load_mapping(flags.config)
     unused = [key for key in PATH_OPTIONS if merged.get(key) is not None]
     if unused:
-        print(f"{flags.config}: not used, PHOTOS and DST take their place: {', '.join(unused)}")
+        print(f"{flags.config}: not used, PHOTOS and DST take their place: {', '.join(unused)}", file=sys.stderr)
     for flag, key in _OPTION_OF_FLAG.items():
         value = getattr(flags, flag)
         if value is not None:
@@ -160,9 +179,10 @@ def _print_not_extracted(skipped: Sequence[SkippedPhoto], present: int, changed:
         heading, max_photos = ("bad photo", _MAX_BAD_PHOTOS) if is_error else ("left out", _MAX_SKIPPED_PHOTOS)
         print(f"{heading}, {one_line(reason)}: {len(photos):,} ({shorten(photos, max_photos)})")
     if len(by_reason) > _MAX_REASONS:
-        print(f"left out for {len(by_reason) - _MAX_REASONS:,} more reasons; --report FILE.json lists every photo")
+        more = counted(len(by_reason) - _MAX_REASONS, "more reason")
+        print(f"left out for {more}; --report FILE.json lists every photo")
     if present:
-        print(f"in the store already: {present:,} photos")
+        print(f"in the store already: {counted(present, 'photo')}")
     print_lines("changed since it was extracted, not touched", changed)
 
 
