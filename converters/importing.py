@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest, xxh3_128_hexdigest
 
-from dlas_store.atomic import check_free_space
+from dlas_store.atomic import check_free_space, check_place
 from dlas_store.converters.import_worker import BadFile, BuiltShard, ShardJob, build_shard
 from dlas_store.converters.sharding import split_by_size, target_shard_size
 from dlas_store.errors import ConfigError, ImportFailedError, NameNotFoundError, NotASourceError, TargetExistsError
@@ -171,7 +171,9 @@ def import_store(
             summary.skipped += source.skipped
     if plan.names:
         index = base.index if base else None
-        with Commit(store, plan_commit(store, common_layout, plan.shards, base=index), base=index) as commit:
+        options = _options_by_flag(open_sources, images=images, shard_size=shard_size, decode_all=decode_all)
+        commit_plan = plan_commit(store, common_layout, plan.shards, base=index, options=options)
+        with Commit(store, commit_plan, base=index) as commit:
             sealed_paths = [commit.find_shard(header) for header in commit.plan.headers()]
             sizes = [shard.payload_bytes for shard in plan.shards]
             unsealed_bytes = sum(size for size, path in zip(sizes, sealed_paths, strict=True) if path is None)
@@ -368,6 +370,7 @@ def _check_options(
     if not append and os.path.lexists(store):  # a broken link, too, would stop the final rename
         Commit.recover(store)
         raise TargetExistsError(f"{store}: exists; add new images with --append, or choose another name")
+    check_place(store)
     if not sources:
         raise ConfigError("there is no source to import; name at least one")
     if shard_size is not None and shard_size < 1:
@@ -388,6 +391,19 @@ def _shard_options(layout: Layout, sources: Sequence[Source], *, decode_all: boo
     """Return, as text, the options under which a rerun may reuse the shards of an interrupted run."""
     limits = {origin: source.max_pixels for origin, source in enumerate(sources) if source.max_pixels != MAX_PIXELS}
     return repr((layout, decode_all, limits) if limits else (layout, decode_all))
+
+
+def _options_by_flag(
+    sources: Sequence[Source], *, images: str | None, shard_size: int | None, decode_all: bool
+) -> dict[str, str]:
+    """Return the arguments that a rerun must have in common, by their names on the command line."""
+    return {
+        "SRC": ", ".join(str(source.path) for source in sources),
+        "--layout": sources[0].layout,
+        "--images": images or "all",
+        "--decode": "on" if decode_all else "off",
+        "--shard-size": "default" if shard_size is None else f"{shard_size} bytes",
+    }
 
 
 def _bad_files_error(findings: Sequence[BadFile]) -> ImportFailedError:

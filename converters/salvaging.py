@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from xxhash import xxh3_128_hexdigest
 
-from dlas_store.atomic import check_free_space, write_json
+from dlas_store.atomic import check_free_space, check_place, write_json
 from dlas_store.errors import ConfigError, DamagedError, NotASourceError, StoreError, TargetExistsError
 from dlas_store.images.decode import Size
 from dlas_store.maintenance.reindex import SkippedShard, select_published
@@ -101,6 +101,7 @@ def salvage(
         raise ConfigError(f"{new}: a store's name ends in .lmdb; use {new.with_name(new.name + '.lmdb')}")
     if os.path.lexists(new):
         raise TargetExistsError(f"{new}: exists; choose another name, or move it away")
+    check_place(new)
     if not store.is_dir():
         raise NotASourceError(f"{store}: is no folder of shards")
     summary = SalvageSummary()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dlas_store.atomic import CONTENT, StagingDirectory, write_json
+from dlas_store.atomic import CONTENT, StagingDirectory, check_place, write_json
 from dlas_store.converters.extraction.options import ExtractOptions
 from dlas_store.converters.extraction.photos import single_threaded
 from dlas_store.converters.extraction.plan import ExtractPlan, SkippedPhoto, plan_extraction
@@ -211,12 +211,14 @@ class _Task(NamedTuple):
         base: the store that is appended to, None for a new store or a folder.
         plan: the photos.
         workers: number of processes; 0 works in this process.
+        group_size: estimated bytes of tiles of a group, None for the default.
     """
 
     dst: Path
     base: Store | None
     plan: ExtractPlan
     workers: int
+    group_size: int | None
 
     @property
     def is_store(self) -> bool:
@@ -226,6 +228,11 @@ class _Task(NamedTuple):
     def group(self, number: int, options: ExtractOptions) -> PhotoGroup:
         """Return a group of photos."""
         return PhotoGroup(self.plan.root, self.plan.photos_of_group(number), options)
+
+    def options_by_flag(self, options: ExtractOptions) -> dict[str, str]:
+        """Return the arguments that a rerun must have in common, by their names on the command line."""
+        group_size = "default" if self.group_size is None else f"{self.group_size} bytes"
+        return {"PHOTOS": str(self.plan.root), "--shard-size": group_size, **options.by_flag}
 
 
 def _is_store_name(dst: Path) -> bool:
@@ -251,7 +258,7 @@ def _prepare(
     base = _open_base(dst) if append else None
     with progress_bar(None, "listing", unit="photos") as bar:
         plan = plan_extraction(root, options, base=base, group_size=group_size, bar=bar)
-    return _Task(dst, base, plan, count_workers(workers, jobs=len(plan.groups)))
+    return _Task(dst, base, plan, count_workers(workers, jobs=len(plan.groups)), group_size)
 
 
 def _check_paths(root: Path, dst: Path, *, append: bool) -> None:
@@ -264,6 +271,7 @@ def _check_paths(root: Path, dst: Path, *, append: bool) -> None:
         (Commit.recover if is_store else StagingDirectory.recover)(dst)
         advice = "add new photos with --append, " if is_store else "move it away, "
         raise TargetExistsError(f"{dst}: exists; {advice}or choose another name")
+    check_place(dst)
     # A resumed run would list the tiles among the photos.
     if not is_store and dst.absolute().resolve().is_relative_to(root.resolve()):
         raise ConfigError(f"{dst}: is inside the folder of the photos, {root}; choose a path outside of that folder")
@@ -281,7 +289,8 @@ def _open_base(dst: Path) -> Store:
 def _extract_to_store(task: _Task, options: ExtractOptions, summary: ExtractSummary) -> None:
     """Build one shard per group, and publish the store."""
     plan, index = task.plan, task.base.index if task.base else None
-    with Commit(task.dst, plan_commit(task.dst, "chunked", plan.groups, base=index), base=index) as commit:
+    commit_plan = plan_commit(task.dst, "chunked", plan.groups, base=index, options=task.options_by_flag(options))
+    with Commit(task.dst, commit_plan, base=index) as commit:
         jobs = (
             ShardJob(commit.folder, header, commit.find_shard(header), task.group(number, options))
             for number, header in enumerate(commit.plan.headers())
@@ -301,7 +310,7 @@ def _extract_to_folder(task: _Task, options: ExtractOptions, summary: ExtractSum
     plan = task.plan
     with StagingDirectory(task.dst) as staging:
         staging.record_or_check_plan(
-            {"groups": [group.fingerprint for group in plan.groups]}, inputs="photos or options"
+            {"groups": [group.fingerprint for group in plan.groups]}, options=task.options_by_flag(options)
         )
         content = staging.path / CONTENT
         with write_errors(content):

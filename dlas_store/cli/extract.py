@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dlas_store.atomic import check_place
 from dlas_store.cli.text import (
     WORKERS_HELP,
     byte_size,
@@ -19,7 +21,7 @@ from dlas_store.cli.text import (
     shorten,
     summary_text,
 )
-from dlas_store.errors import ConfigError, ImportFailedError, WriteError
+from dlas_store.errors import ConfigError, ImportFailedError
 
 if TYPE_CHECKING:
     from dlas_store.converters.extraction.extracting import ExtractSummary
@@ -98,9 +100,13 @@ def run(flags: argparse.Namespace) -> int:
     options, workers = ExtractOptions.read(config_options, exclude=flags.exclude), workers_of(config_options)
     if flags.dry_run:
         return _estimate(flags, options, workers)
-    if flags.report is not None and not flags.report.absolute().parent.is_dir():
-        raise WriteError(f"{flags.report}: there is no folder {flags.report.parent}; create it or choose another place")
+    if flags.report is not None:
+        check_place(flags.report)
     from dlas_store.converters.extraction.extracting import extract
+    from dlas_store.storage.commit import discard_interrupted
+
+    if flags.restart and (flags.append or not os.path.lexists(flags.dst)):
+        discard_interrupted(flags.dst)
 
     summary = extract(
         flags.photos,

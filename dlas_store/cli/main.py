@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import traceback
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from dlas_store import __version__
+from dlas_store.atomic import StagingDirectory, check_place
 from dlas_store.cli import extract as extract_command
 from dlas_store.cli import info as info_command
 from dlas_store.cli import verify as verify_command
@@ -29,7 +32,7 @@ from dlas_store.cli.text import (
     summary_text,
 )
 from dlas_store.cli.usage import PROGRAM, CommandParser, parse
-from dlas_store.errors import ConfigError, StoreError, WriteError
+from dlas_store.errors import ConfigError, StoreError
 from dlas_store.progress import DISPLAY, Display
 
 
@@ -53,7 +56,9 @@ def _run(options: argparse.Namespace) -> int:
     run: Callable[[argparse.Namespace], int] = options.run
     try:
         check_paths(options)
-        return run(options)
+        with warnings.catch_warnings():
+            warnings.showwarning = _print_warning
+            return run(options)
     except BrokenPipeError:
         sys.stderr.close()  # the pipe's reader has ended; Python would report the broken pipe again at exit
         return 1
@@ -62,6 +67,11 @@ def _run(options: argparse.Namespace) -> int:
             traceback.print_exc()
         print(f"dlas-store: {one_line(str(error))}", file=sys.stderr)
         return int(options.config_error_status) if isinstance(error, ConfigError) else 1
+
+
+def _print_warning(message: Warning | str, *_: Any) -> None:
+    """Print a warning in one line, as an error is; Python would print the line of code that warned, too."""
+    print(f"dlas-store: warning: {one_line(str(message))}", file=sys.stderr)
 
 
 def _display(options: argparse.Namespace) -> Display | None:
@@ -109,6 +119,10 @@ def _parsers() -> tuple[CommandParser, dict[str, CommandParser]]:
     ) -> Any:
         command = commands.add_parser(name, help=text, description=text)
         _add_shared_arguments(command, default=argparse.SUPPRESS)
+        if resumes:
+            command.add_argument(
+                "--restart", action="store_true", help="start over, and drop what an interrupted run did"
+            )
         advice = "; run the same command again to go on from here" if resumes else ""
         command.set_defaults(run=run, when_interrupted=advice, config_error_status=config_error_status)
         return command
@@ -154,11 +168,7 @@ def _parsers() -> tuple[CommandParser, dict[str, CommandParser]]:
     command = add(
         "preview", _preview, "Draw images of a store or folder, with the squares of their patches, as a PNG file."
     )
-    command.add_argument("store", type=Path, metavar="STORE", help="a store, chunked folder, or folder of pictures")
-    command.add_argument("images", nargs="*", metavar="IMAGE", help="names of images (default: the first few)")
-    command.add_argument("--count", type=positive, metavar="N", help="number of images (default: 4, or 24 pictures)")
-    command.add_argument("--random", type=natural, metavar="SEED", help="images chosen at random, by this seed")
-    command.add_argument("-o", "--output", type=_png, required=True, metavar="FILE.png", help="the file to write")
+    _add_preview_arguments(command)
 
     text = "Read batches by a config, and print their contents and speed."
     command = add("read", _read, text, config_error_status=1)  # a wrong config file is not wrong usage
@@ -173,6 +183,14 @@ def _parsers() -> tuple[CommandParser, dict[str, CommandParser]]:
     command.add_argument("topic", nargs="?", choices=list(commands.choices), metavar="COMMAND", help="the command")
     command.set_defaults(parser=parser, parsers=commands.choices)
     return parser, dict(commands.choices)
+
+
+def _add_preview_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("store", type=Path, metavar="STORE", help="a store, chunked folder, or folder of pictures")
+    command.add_argument("images", nargs="*", metavar="IMAGE", help="names of images (default: the first few)")
+    command.add_argument("--count", type=positive, metavar="N", help="number of images (default: 4, or 24 pictures)")
+    command.add_argument("--random", type=natural, metavar="SEED", help="images chosen at random, by this seed")
+    command.add_argument("-o", "--output", type=_png, required=True, metavar="FILE.png", help="the file to write")
 
 
 def _add_import_arguments(command: argparse.ArgumentParser) -> None:
@@ -205,9 +223,12 @@ def _add_import_arguments(command: argparse.ArgumentParser) -> None:
 
 def _import(options: argparse.Namespace) -> int:
     from dlas_store.converters.importing import import_store
+    from dlas_store.storage.commit import discard_interrupted
 
     if options.checksum and not options.append:
         raise ConfigError("--checksum compares files with those in the store; use it with --append")
+    if options.restart and (options.append or not os.path.lexists(options.store)):
+        discard_interrupted(options.store)
     summary = import_store(
         _sources(options),
         options.store,
@@ -256,6 +277,8 @@ def _sources(options: argparse.Namespace) -> list[Any]:
 def _export(options: argparse.Namespace) -> int:
     from dlas_store.converters.exporting import export_store
 
+    if options.restart and not os.path.lexists(options.folder):
+        StagingDirectory.discard(options.folder)
     summary = export_store(options.store, options.folder, images=options.images, workers=options.workers)
     if options.json:
         print_json(summary.as_dict())
@@ -267,9 +290,12 @@ def _export(options: argparse.Namespace) -> int:
 
 def _salvage(options: argparse.Namespace) -> int:
     from dlas_store.converters.salvaging import salvage
+    from dlas_store.storage.commit import discard_interrupted
 
-    if options.report is not None and not options.report.absolute().parent.is_dir():
-        raise WriteError(f"{options.report}: there is no folder {options.report.parent}; create it first")
+    if options.report is not None:
+        check_place(options.report)
+    if options.restart and not os.path.lexists(options.new):
+        discard_interrupted(options.new)
     summary = salvage(options.store, options.new, workers=options.workers, report=options.report)
     if options.json:
         print_json(summary.as_dict())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, cast, overload
 
@@ -52,7 +53,9 @@ def create_dataset(
     """
     mode = opt.get("mode") if isinstance(opt, Mapping) else None
     if not isinstance(mode, str) or mode not in _MODES:
-        raise ConfigError(f"mode: no mode {mode!r}; known are {', '.join(sorted(_MODES))}")
+        near = difflib.get_close_matches(mode, _MODES, 1) if isinstance(mode, str) else []
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ConfigError(f"mode: no mode {mode!r}; {hint}known are {', '.join(sorted(_MODES))}")
     dataset = _MODES[mode](opt)
     if not return_collate:
         return dataset
