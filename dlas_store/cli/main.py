@@ -69,7 +69,7 @@ def _run(options: argparse.Namespace) -> int:
         return int(options.config_error_status) if isinstance(error, ConfigError) else 1
 
 
-def _print_warning(message: Warning | str, *_: Any) -> None:
+def _print_warning(message: Warning | str, *_: object, **__: object) -> None:
     """Print a warning in one line, as an error is; Python would print the line of code that warned, too."""
     print(f"dlas-store: warning: {one_line(str(message))}", file=sys.stderr)
 

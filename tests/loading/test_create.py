@@ -365,3 +365,8 @@ def test_a_phase_of_null_is_train() -> None:
 def test_a_path_that_holds_no_data_is_named_with_its_option() -> None:
     with pytest.raises(NotASourceError, match=r"single_image_extensible: paths: .*README\.md: is no store"):
         create_dataset(sample_options(DATA / "README.md"))
+
+
+def test_a_misspelt_mode_brings_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="no mode 'pixls'; did you mean 'pixels'"):
+        create_dataset({"mode": "pixls"})
