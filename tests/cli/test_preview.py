@@ -227,7 +227,7 @@ def test_an_existing_file_is_not_touched(tmp_path: Path) -> None:
     file = tmp_path / "p.png"
     file.write_bytes(b"mine")
     for draw in (lambda: preview(DATA / "chunked", [], file), lambda: write_png(Image.new("RGB", (1, 1)), file)):
-        with pytest.raises(TargetExistsError, match=r"p\.png: is there already; choose another name"):
+        with pytest.raises(TargetExistsError, match=r"p\.png: exists; choose another name, or move it away"):
             draw()
     assert file.read_bytes() == b"mine"
     (tmp_path / "link.png").symlink_to(tmp_path / "gone.png")
