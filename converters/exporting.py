@@ -16,9 +16,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dlas_store.atomic import CONTENT, StagingDirectory, check_free_space
+from dlas_store.atomic import CONTENT, StagingDirectory, check_free_space, check_place
 from dlas_store.errors import NotASourceError, TargetExistsError, WriteError, write_errors
-from dlas_store.processes import Progress, count_workers, progress_bar, run_in_order
+from dlas_store.processes import Progress, count_workers, run_in_order
+from dlas_store.progress import progress_bar
 from dlas_store.sources.base import CENTERS_FILE, REFERENCE_FILE, Image, Layout
 from dlas_store.sources.centers import write_centers
 from dlas_store.sources.walk import EXTRA_FILE, FILE_NAMES_ARE_UTF8, extra_line, locale_problem
@@ -100,11 +101,13 @@ def export_store(
     if os.path.lexists(folder):  # a broken link, too, would stop the final rename
         StagingDirectory.recover(folder)
         raise TargetExistsError(f"{folder}: exists; choose another name, or move it away")
+    check_place(folder)
     with Store(Path(store).expanduser()) as source, StagingDirectory(folder) as staging:
         numbers = _matching_images(source, images)
         check_free_space(staging.path, sum(entry.payload_bytes for entry in source.index.shards.values()))
         plan = {"store_id": source.index.store_id.hex(), "images": images, "count": source.image_count}
-        staging.record_or_check_plan(plan, inputs="stores or images")
+        options = {"STORE": f"store {source.index.store_id.hex()}", "--images": images or "all"}
+        staging.record_or_check_plan(plan, options=options)
         content = staging.path / CONTENT
         with write_errors(content):
             content.mkdir(exist_ok=True)

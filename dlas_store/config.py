@@ -180,7 +180,12 @@ class ConfigOptions:
 
     def choice(self, key: str, default: str | None, choices: Sequence[str]) -> str:
         """Return a text that is one of ``choices``."""
-        return str(self._get(key, default, f"one of {', '.join(choices)}", lambda value: value in choices))
+        value = self._opt.get(key)
+        near = difflib.get_close_matches(value, choices, 1) if isinstance(value, str) and value not in choices else []
+        allowed_values = f"one of {', '.join(choices)}"
+        if near:
+            raise self.error(f"{self._label(key)} must be {allowed_values}, got {value!r}; did you mean {near[0]!r}?")
+        return str(self._get(key, default, allowed_values, lambda value: value in choices))
 
     def text(self, key: str, default: str | None = None) -> str:
         """Return a text."""
@@ -255,12 +260,18 @@ class ConfigOptions:
     def _get(self, key: str, default: Any, allowed_values: str, accepts: Callable[[Any], bool]) -> Any:
         if not self.has(key):
             if default is None:
-                raise self.error(f"{self._label(key)} is missing; it must be {allowed_values}")
+                raise self.error(self._misspelt(key) or f"{self._label(key)} is missing; it must be {allowed_values}")
             return default
         value = self._opt[key]
         if not accepts(value):
             raise self.error(f"{self._label(key)} must be {allowed_values}, got {value!r}")
         return value
+
+    def _misspelt(self, key: str) -> str:
+        """Return the message for a missing option that has a name near to it in the mapping, "" without such a name."""
+        names = [str(name) for name in self._opt if name not in self._known]
+        near = difflib.get_close_matches(key, names, 1, cutoff=0.85)
+        return f"option '{near[0]}' is not known; did you mean '{key}', which is missing?" if near else ""
 
     def _label(self, key: str) -> str:
         return self._labels.get(key, key)

@@ -23,6 +23,7 @@ Each message is one line that says what is wrong, where, and what to do.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -100,6 +101,17 @@ class ImportFailedError(StoreError, ValueError):
     """A conversion stopped by a fault in its source."""
 
 
+_NO_PERMISSION = "you have no permission to write there; choose another place, or change the permissions"
+
+_WRITE_ADVICE = {
+    errno.EACCES: _NO_PERMISSION,
+    errno.EPERM: _NO_PERMISSION,
+    errno.EROFS: "the file system is read-only; choose another place",
+    errno.ENOENT: "create the folder or choose another place",
+}
+"""Number of an error of a write -> advice; by default the disk is full."""
+
+
 @contextmanager
 def write_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     """Turn an OSError inside the block into a WriteError that names ``path``; a StoreError passes unchanged."""
@@ -108,5 +120,6 @@ def write_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     except StoreError:
         raise
     except OSError as error:
-        message = f"{os.fspath(path)}: cannot be written ({error.strerror}); make room or choose another place"
+        advice = _WRITE_ADVICE.get(error.errno or 0, "make room or choose another place")
+        message = f"{os.fspath(path)}: cannot be written ({error.strerror}); {advice}"
         raise WriteError(error.errno, message) from error

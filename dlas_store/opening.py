@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -18,6 +19,16 @@ from dlas_store.sources.walk import FolderWalk, describe_skipped
 from dlas_store.storage.index import INDEX_FILE
 from dlas_store.storage.shard import has_shards
 from dlas_store.storage.store import Store
+
+COPY_ADVICE = "copy the data to a local disk, or mount it"
+"""Advice to a user who names data at an address."""
+
+_ADVICE_ON_FILES = {
+    "a picture": "the folder of the pictures",
+    "an archive": "the folder that it unpacks to",
+    "a config": "one of the paths that it names",
+}
+"""Kind of a file -> the argument to give in place of the file."""
 
 
 def open_source(
@@ -64,6 +75,51 @@ def open_if_path(
     return open_source(source, layout, include_hidden=include_hidden)
 
 
+def describe_path(path: str | os.PathLike[str]) -> str:
+    """Return the kind of a path for a message: "a store", "a chunked folder", "a config", "missing" and the like.
+
+    The answer comes from names and from the first level of a folder, so that it is fast.
+    """
+    location = Path(path).expanduser()
+    if address_of(path) is not None:
+        return "an address"
+    if location.is_file():
+        return _describe_file(location)
+    if not location.is_dir():
+        return "missing"
+    if (location / INDEX_FILE).is_file() or has_shards(location):
+        return "a store"
+    if (location / "data.mdb").exists():
+        return _foreign_lmdb(location)
+    return "a chunked folder" if _looks_chunked(location, include_hidden=False) else "a folder"
+
+
+def address_of(path: str | os.PathLike[str]) -> str | None:
+    """Return the address that a path is, such as s3://bucket/name; None for a path of the file system.
+
+    pathlib.Path drops one of the two slashes, which the answer has again.
+    """
+    match = re.fullmatch(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", os.fspath(path), re.DOTALL)
+    return None if match is None or os.path.lexists(path) else f"{match[1]}://{match[2]}"
+
+
+def _describe_file(file: Path) -> str:
+    if file.suffix == ".lmdb" and file.parent != file:
+        return "a store" if file.name == INDEX_FILE or file.name.startswith("shard-") else "a file"
+    if file.name == "data.mdb":
+        return _foreign_lmdb(file.parent)
+    kinds = {
+        "a config": {".yml", ".yaml"},
+        "a picture": {f".{ending.removeprefix('.')}" for ending in IMAGE_ENDINGS},
+        "an archive": {".zip", ".tar", ".tgz", ".gz", ".7z", ".rar", ".bz2", ".xz", ".zst"},
+    }
+    return next((kind for kind, endings in kinds.items() if file.suffix.lower() in endings), "a file")
+
+
+def _foreign_lmdb(folder: Path) -> str:
+    return "a BasicSR LMDB" if _is_file(folder / "meta_info.txt") else "another program's LMDB"
+
+
 def _check_options(layout: Layout | None, decoder: Decoder) -> None:
     if layout is not None and layout not in get_args(Layout):
         raise ConfigError(f"layout must be 'chunked' or 'pictures', got {layout!r}")
@@ -73,6 +129,9 @@ def _check_options(layout: Layout | None, decoder: Decoder) -> None:
 
 def _resolve(path: str | os.PathLike[str]) -> tuple[Path, bool]:
     """Return the path of an existing file or folder with ``~`` expanded, and whether it is a folder."""
+    address = address_of(path)
+    if address is not None:
+        raise NotASourceError(f"{address}: is an address, and only local files are read; {COPY_ADVICE}")
     try:
         expanded = Path(path).expanduser()
         return expanded, stat.S_ISDIR(expanded.stat().st_mode)
@@ -90,6 +149,9 @@ def _is_store(path: Path, *, is_folder: bool) -> bool:
         if path.suffix == ".lmdb":
             return True
         _refuse_foreign_lmdb(path.parent, path)
+        kind = _describe_file(path)
+        if advice := _ADVICE_ON_FILES.get(kind):
+            raise NotASourceError(f"{path}: is {kind}, no store; give {advice}")
         raise NotASourceError(f"{path}: is no store; give a store's folder, its {INDEX_FILE}, a shard, or a folder")
     if has_shards(path):
         return True
@@ -110,10 +172,9 @@ def _holds_pictures(path: Path) -> bool:
 
 
 def _refuse_foreign_lmdb(folder: Path, file: Path) -> None:
-    if file.name != "data.mdb" or not _is_file(file):
-        return
-    kind = "a BasicSR LMDB" if _is_file(folder / "meta_info.txt") else "another program's LMDB"
-    raise NotASourceError(f"{folder}: is {kind}, not a store; run dlas-store import on the images it was made from")
+    if file.name == "data.mdb" and _is_file(file):
+        kind = _foreign_lmdb(folder)
+        raise NotASourceError(f"{folder}: is {kind}, not a store; run dlas-store import on the images it was made from")
 
 
 def _open_store(path: Path, layout: Layout | None, *, decoder: Decoder, max_pixels: int) -> Store:

@@ -165,3 +165,17 @@ def test_reading_a_config_loads_neither_torch_nor_opencv() -> None:
     code = "import sys, dlas_store.config; print(sorted({'torch', 'cv2'} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout == "[]\n"
+
+
+def test_a_misspelt_option_is_named_before_it_is_missing() -> None:
+    options = ConfigOptions({"targetsize": 64, "dataroot_LQ": "x"}, owner="a_mode")
+    with pytest.raises(ConfigError, match="option 'targetsize' is not known; did you mean 'target_size', which is mis"):
+        options.integer("target_size")
+    with pytest.raises(ConfigError, match="dataroot_GT is missing"):
+        options.paths("dataroot_GT")
+
+
+def test_a_wrong_choice_brings_the_nearest() -> None:
+    options = ConfigOptions({"loader": "thread"}, owner="a_mode")
+    with pytest.raises(ConfigError, match="one of threads, workers, got 'thread'; did you mean 'threads'"):
+        options.choice("loader", "threads", ("threads", "workers"))

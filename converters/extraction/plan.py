@@ -35,7 +35,7 @@ from dlas_store.storage.commit import PlannedShard
 from dlas_store.storage.store import Store
 
 if TYPE_CHECKING:
-    from dlas_store.processes import ProgressBar
+    from dlas_store.progress import ProgressBar
 
 MIN_GROUP_SIZE = 1 << 20
 MAX_GROUP_SIZE = 256 << 20

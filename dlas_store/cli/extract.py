@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dlas_store.atomic import check_place
 from dlas_store.cli.text import (
     HIDDEN_HELP,
     WORKERS_HELP,
     byte_size,
-    check_report,
-    megabytes,
+    counted,
     natural,
     one_line,
+    print_json,
     print_lines,
     shorten,
+    summary_text,
 )
 from dlas_store.errors import ConfigError, ImportFailedError
 
 if TYPE_CHECKING:
+    from dlas_store.converters.extraction.extracting import ExtractSummary
     from dlas_store.converters.extraction.plan import SkippedPhoto
 
 _MAX_REASONS = 50
@@ -97,8 +102,13 @@ def run(flags: argparse.Namespace) -> int:
     options, workers = ExtractOptions.read(config_options, exclude=flags.exclude), workers_of(config_options)
     if flags.dry_run:
         return _estimate(flags, options, workers)
-    check_report(flags.report)
+    if flags.report is not None:
+        check_place(flags.report)
     from dlas_store.converters.extraction.extracting import extract
+    from dlas_store.storage.commit import discard_interrupted
+
+    if flags.restart and (flags.append or not os.path.lexists(flags.dst)):
+        discard_interrupted(flags.dst)
 
     summary = extract(
         flags.photos,
@@ -110,19 +120,23 @@ def run(flags: argparse.Namespace) -> int:
         include_hidden=flags.include_hidden,
         report=flags.report,
     )
-    if summary.images:
-        print(
-            f"{flags.dst}: extracted {summary.images:,} images, {summary.patches:,} patches, "
-            f"{megabytes(summary.payload_bytes)} in {summary.seconds:.1f} s"
-        )
-    elif flags.append:
-        print(f"{flags.dst}: no new image, left as it was")
-    _print_not_extracted(summary.skipped, summary.present, summary.changed)
+    if flags.json:
+        print_json(summary.as_dict())
+    else:
+        _print_summary(flags, summary)
     if not summary.images and not flags.append:
         raise ImportFailedError(
             f"{flags.photos}: no photo gave a patch, and nothing was written; see the reasons above"
         )
     return _status(summary.skipped)
+
+
+def _print_summary(flags: argparse.Namespace, summary: ExtractSummary) -> None:
+    if summary.images:
+        print(f"{flags.dst}: extracted {summary_text(summary)}")
+    elif flags.append:
+        print(f"{flags.dst}: no new image, left as it was")
+    _print_not_extracted(summary.skipped, summary.present, summary.changed)
 
 
 def _estimate(flags: argparse.Namespace, options: Any, workers: int | None) -> int:
@@ -139,9 +153,12 @@ def _estimate(flags: argparse.Namespace, options: Any, workers: int | None) -> i
         group_size=flags.shard_size,
         include_hidden=flags.include_hidden,
     )
+    if flags.json:
+        print_json(estimated.as_dict())
+        return _status(estimated.skipped)
     print(
-        f"{flags.photos}: {estimated.photos:,} photos give {estimated.images:,} images, {estimated.patches:,} patches; "
-        f"as estimated, {megabytes(estimated.payload_bytes)} in {estimated.seconds:.1f} s; nothing was written"
+        f"{flags.photos}: {counted(estimated.photos, 'photo')} would give {summary_text(estimated)}, as estimated; "
+        "nothing was written"
     )
     _print_not_extracted(estimated.skipped, estimated.present, estimated.changed)
     return _status(estimated.skipped)
@@ -158,7 +175,7 @@ def _merge(flags: argparse.Namespace) -> dict[str, Any]:
         merged = load_mapping(flags.config)
     unused = [key for key in PATH_OPTIONS if merged.get(key) is not None]
     if unused:
-        print(f"{flags.config}: not used, PHOTOS and DST take their place: {', '.join(unused)}")
+        print(f"{flags.config}: not used, PHOTOS and DST take their place: {', '.join(unused)}", file=sys.stderr)
     for flag, key in _OPTION_OF_FLAG.items():
         value = getattr(flags, flag)
         if value is not None:
@@ -176,9 +193,10 @@ def _print_not_extracted(skipped: Sequence[SkippedPhoto], present: int, changed:
         heading, max_photos = ("bad photo", _MAX_BAD_PHOTOS) if is_error else ("left out", _MAX_SKIPPED_PHOTOS)
         print(f"{heading}, {one_line(reason)}: {len(photos):,} ({shorten(photos, max_photos)})")
     if len(by_reason) > _MAX_REASONS:
-        print(f"left out for {len(by_reason) - _MAX_REASONS:,} more reasons; --report FILE.json lists every photo")
+        more = counted(len(by_reason) - _MAX_REASONS, "more reason")
+        print(f"left out for {more}; --report FILE.json lists every photo")
     if present:
-        print(f"in the store already: {present:,} photos")
+        print(f"in the store already: {counted(present, 'photo')}")
     print_lines("changed since it was extracted, not touched", changed)
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 import re
 import sys
-from collections.abc import Sequence
-from pathlib import Path
-
-from dlas_store.errors import WriteError
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 WORKERS_HELP = "worker processes (default: one a core; 0: none, work in this process)"
 
@@ -38,14 +37,45 @@ def escape_unprintable() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def check_report(report: Path | None) -> None:
-    """Check, before the work begins, that the folder of a report exists.
+class Summary(Protocol):
+    """Counts of a result: images, their patches, bytes of patches and references, and seconds that the work took."""
 
-    Raises:
-        WriteError: it does not.
+    @property
+    def images(self) -> int:
+        """Number of images."""
+
+    @property
+    def patches(self) -> int:
+        """Number of patches."""
+
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes of patches and references."""
+
+    @property
+    def seconds(self) -> float:
+        """Duration."""
+
+
+def summary_text(summary: Summary) -> str:
+    """Return the counts of a result as text: 2 images, 18 patches, 0.2 MB in 0.1 s."""
+    counts = f"{counted(summary.images, 'image')}, {counted(summary.patches, 'patch')}"
+    return f"{counts}, {megabytes(summary.payload_bytes)} in {summary.seconds:.1f} s"
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a number with its noun, in the plural unless the number is 1.
+
+    >>> counted(1, "patch"), counted(2000, "patch"), counted(0, "image")
+    ('1 patch', '2,000 patches', '0 images')
     """
-    if report is not None and not report.absolute().parent.is_dir():
-        raise WriteError(f"{report}: there is no folder {report.parent}; create it first")
+    plural = "es" if noun.endswith(("ch", "ss")) else "s"
+    return f"{count:,} {noun}{'' if count == 1 else plural}"
+
+
+def print_json(facts: Mapping[str, Any]) -> None:
+    """Print the result of a command as JSON."""
+    print(json.dumps(facts, indent=2))
 
 
 def print_lines(heading: str, lines: Sequence[str], count: int | None = None) -> None:
@@ -94,8 +124,8 @@ def natural(text: str) -> int:
 
 
 def share(text: str) -> float:
-    """Parse an option's percentage, such as 5%, and return it as a fraction above 0 and at most 1."""
-    match = re.fullmatch(r"([0-9]+(\.[0-9]+)?)%", text)
+    """Parse an option's percentage, such as 5% or 5, and return it as a fraction above 0 and at most 1."""
+    match = re.fullmatch(r"([0-9]+(\.[0-9]+)?)%?", text)
     if match is None or not 0 < float(match[1]) <= 100:
         raise argparse.ArgumentTypeError(
             f"must be a percentage such as 5% or 0.1%, above 0% and at most 100%, got {text!r}"

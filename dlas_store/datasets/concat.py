@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dlas_store.config import ConfigOptions
 from dlas_store.errors import PatchIndexError, StoreError
-from dlas_store.opening import open_source
+from dlas_store.opening import COPY_ADVICE, address_of, open_source
 from dlas_store.sources.base import Layout, Source
 from dlas_store.sources.concat import concat, members
 from dlas_store.sources.layouts import ChunkedFolder
@@ -205,6 +205,8 @@ def open_paths(options: ConfigOptions, *, layout: Layout | None, key: str) -> li
     paths: list[Path | Source] = options.paths_or_objects(Source, key)
     for path in paths:
         if isinstance(path, Path) and not path.exists():
+            if address := address_of(path):
+                raise options.error(f"{key} names {address}, and only local files are read; {COPY_ADVICE}")
             raise options.error(f"{key} names '{path}', which does not exist")
     source_of = {path: _open(options, key, path, layout) for path in dict.fromkeys(paths)}
     return [source_of[path] for path in paths]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, cast, overload
@@ -76,7 +77,9 @@ def class_of(opt: object) -> MakeDataset:
             f"mode: '{mode}' is a mode that only DL-Art-School has; in a checkout of DL-Art-School the create_dataset "
             "that dlas_store.datasets.dlas_factories returns makes it"
         )
-    raise ConfigError(f"mode: no mode {mode!r}; known are {', '.join(sorted(_MODES))}")
+    near = difflib.get_close_matches(mode, _MODES, 1) if isinstance(mode, str) else []
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ConfigError(f"mode: no mode {mode!r}; {hint}known are {', '.join(sorted(_MODES))}")
 
 
 def collate_of(dataset: Dataset[Any], opt: Mapping[str, Any]) -> Collate | None:

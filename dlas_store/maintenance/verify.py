@@ -19,7 +19,8 @@ from dlas_store.errors import (
     StoreError,
 )
 from dlas_store.opening import open_if_path
-from dlas_store.processes import Progress, count_workers, progress_bar, run_in_order
+from dlas_store.processes import Progress, count_workers, run_in_order
+from dlas_store.progress import progress_bar
 from dlas_store.sources.base import CENTERS_FILE, REFERENCE_FILE, PickledSubset, Source
 from dlas_store.storage.index import INDEX_FILE
 from dlas_store.storage.shard import Shard, scan_shard, shard_file_name

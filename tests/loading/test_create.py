@@ -29,6 +29,7 @@ from dlas_store.datasets import (
 )
 from dlas_store.errors import ConfigError, MissingMetadataError, NotASourceError
 from dlas_store.loading import create
+from dlas_store.processes import available_cores
 from dlas_store.sampling.rng import SampleKey
 from dlas_store.sampling.samplers import EpochSampler
 from tests.conftest import MakeImage
@@ -482,7 +483,8 @@ def test_the_read_command_shows_keys_types_shapes_and_ranges(chunked_source_path
         """
     )
     lines = list(describe_batches(config, batches=2))
-    assert lines[0] == "train: single_image_extensible, 65 batches of 4, 0 worker processes"
+    threads = "1 thread" if available_cores() == 1 else f"{available_cores()} threads"
+    assert lines[0] == f"train: single_image_extensible, 262 items, 65 batches of 4; loader threads: {threads}"
     cells = {line.split()[0]: line.split() for line in lines[1:-1]}
     assert cells["hq"][1:9] == ["float32", "4", "x", "3", "x", "64", "x", "64"]
     assert cells["gt_center"][1:] == ["int64", "4", "x", "2", "0", "..", "0"]
@@ -490,8 +492,8 @@ def test_the_read_command_shows_keys_types_shapes_and_ranges(chunked_source_path
     assert "2 batches read" in lines[-1]
     assert "samples/s" in lines[-1]
     assert [line for line in describe_batches(config, phase="val", batches=1) if not line.startswith(" ")] == [
-        "val: single_image_extensible, 262 batches of 1, 0 worker processes",
-        "val_big: single_image_extensible, 262 batches of 1, 0 worker processes",
+        f"val: single_image_extensible, 262 items, 262 batches of 1; loader threads: {threads}",
+        f"val_big: single_image_extensible, 262 items, 262 batches of 1; loader threads: {threads}",
     ]
     with pytest.raises(ConfigError, match="no dataset of phase 'test'; there are train, val"):
         list(describe_batches(config, phase="test"))
@@ -508,3 +510,8 @@ def test_options_without_a_phase_are_those_of_validation(options: dict[str, Any]
 def test_a_path_that_holds_no_data_is_named_with_its_option() -> None:
     with pytest.raises(NotASourceError, match=r"single_image_extensible: paths: .*README\.md: is no store"):
         create_dataset(sample_options(DATA / "README.md"))
+
+
+def test_a_misspelt_mode_brings_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="no mode 'pixls'; did you mean 'pixels'"):
+        create_dataset({"mode": "pixls"})
