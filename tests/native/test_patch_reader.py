@@ -19,6 +19,8 @@ import simplejpeg
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+pytest.importorskip("dlas_store._native.patch_reader", reason="installed without a C compiler")
+
 from dlas_store._native.patch_reader import Libjpeg, PatchReader, checksum
 from dlas_store.converters.importing import import_store
 from dlas_store.errors import ClosedError, DamagedError, ImageError, PatchIndexError

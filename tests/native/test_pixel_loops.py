@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+pytest.importorskip("dlas_store._native.pixel_loops", reason="installed without a C compiler")
+
 from dlas_store._native import pixel_loops
 from dlas_store.datasets import create_dataset
 from dlas_store.datasets.references import Reference, write_reference
