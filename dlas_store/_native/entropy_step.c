@@ -103,10 +103,15 @@ static int is_code(const EntropyStep *step, uintptr_t address)
     return address >= step->code_start && address < step->code_end;
 }
 
+static int is_structure(const EntropyDecoder *entropy)
+{
+    return entropy != NULL && (uintptr_t)entropy % _Alignof(EntropyDecoder) == 0;
+}
+
 /* Returns whether the entropy decoder's functions are two of the library's. */
 static int has_functions_of_library(const EntropyStep *step, const EntropyDecoder *entropy)
 {
-    return entropy != NULL && (uintptr_t)entropy % _Alignof(EntropyDecoder) == 0 && is_code(step, (uintptr_t)entropy->start) &&
+    return is_structure(entropy) && is_code(step, (uintptr_t)entropy->start) &&
            is_code(step, (uintptr_t)entropy->decode_mcu) && (uintptr_t)entropy->start != (uintptr_t)entropy->decode_mcu;
 }
 
@@ -114,7 +119,7 @@ static int has_functions_of_library(const EntropyStep *step, const EntropyDecode
  * another decoder, which may leave the pointers uninitialized. */
 static int has_functions_of_check(const EntropyStep *step, const EntropyDecoder *entropy)
 {
-    return entropy != NULL && entropy->start == step->start && entropy->decode_mcu == step->decode_mcu;
+    return is_structure(entropy) && entropy->start == step->start && entropy->decode_mcu == step->decode_mcu;
 }
 
 /* ------------------------------------------------------------------------------------------------------- scans */
