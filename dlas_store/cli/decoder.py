@@ -20,7 +20,7 @@ _EXTENSIONS = {
 """C extension -> the row about it, its work, and the slower way without it."""
 
 
-def missing_extensions() -> dict[str, str]:
+def _missing_extensions() -> dict[str, str]:
     """Return the C extensions that cannot be loaded, each with the reason."""
     missing = {}
     for name in _EXTENSIONS:
@@ -37,7 +37,7 @@ def describe_decoder() -> dict[str, str]:
     Raises:
         ConfigError: see choose_libjpeg.
     """
-    missing = missing_extensions()
+    missing = _missing_extensions()
     simplejpeg = f"simplejpeg {version('simplejpeg')}"
     rows = {}
     library, reason = choose_libjpeg()

@@ -94,8 +94,9 @@ def _parser() -> argparse.ArgumentParser:
     add_workers(command)
 
     command = add("info", _info, "Print the contents of a store: images, patches, sizes and disk space.")
-    command.add_argument("store", type=Path, nargs="?", metavar="STORE", help="the store to describe")
-    command.add_argument("--decoder", action="store_true", help="print what decodes patches here, and why; no STORE")
+    subject = command.add_mutually_exclusive_group(required=True)
+    subject.add_argument("store", type=Path, nargs="?", metavar="STORE", help="the store to describe")
+    subject.add_argument("--decoder", action="store_true", help="print what decodes patches here, and why")
     command.add_argument("--json", action="store_true", help="print JSON")
 
     command = add("verify", _verify, "Check every value of a store; exit status 1 if anything is wrong.")
@@ -233,12 +234,12 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _info(options: argparse.Namespace) -> int:
-    from dlas_store.cli.decoder import describe_decoder, missing_extensions
+    from dlas_store.images.libjpeg import PatchReader
     from dlas_store.maintenance.info import info
 
-    if options.decoder == (options.store is not None):
-        raise ConfigError("give the store to describe, or --decoder alone")
     if options.decoder:
+        from dlas_store.cli.decoder import describe_decoder
+
         decoder = describe_decoder()
         print(json.dumps(decoder, indent=2) if options.json else "\n".join(f"{k:13}{v}" for k, v in decoder.items()))
         return 0
@@ -264,7 +265,7 @@ def _info(options: argparse.Namespace) -> int:
         print(f"{'' if row else 'pixels':10}{size:>11}  {count:>12,}  {percent:5.1f} %  {'#' * round(percent / 2)}")
     if len(sizes) > _MAX_SIZES:
         print(f"{'':10}and {len(sizes) - _MAX_SIZES} more sizes")
-    if missing_extensions():
+    if PatchReader is None:
         print(f"{'slow':10}C extensions are missing, so reading is slower: see dlas-store info --decoder")
     return 0
 
