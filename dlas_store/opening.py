@@ -11,7 +11,7 @@ from typing import get_args
 
 from dlas_store.errors import ConfigError, NotASourceError
 from dlas_store.images.decode import IMAGE_ENDINGS, MAX_PIXELS, Decoder
-from dlas_store.images.libjpeg import check_named_library
+from dlas_store.images.libjpeg import check_variables
 from dlas_store.sources.base import CENTERS_FILE, REFERENCE_FILE, Layout, Source
 from dlas_store.sources.folder import FolderSource
 from dlas_store.sources.layouts import ChunkedFolder, PictureFolder
@@ -178,7 +178,7 @@ def _refuse_foreign_lmdb(folder: Path, file: Path) -> None:
 
 
 def _open_store(path: Path, layout: Layout | None, *, decoder: Decoder, max_pixels: int) -> Store:
-    check_named_library()
+    check_variables()
     store = Store(path, decoder=decoder, max_pixels=max_pixels)
     if layout == "chunked" and store.layout == "pictures":
         store.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,9 +20,12 @@ from dlas_store.images.decode import Size, decode
 from dlas_store.images.memory import Pixels
 from dlas_store.images.png import check_png
 
+_LOG = logging.getLogger(__name__)
+
 try:
     from dlas_store.converters.extraction._jpeg_crop import JpegBlocks
-except ImportError:  # installed without a compiler
+except ImportError as error:  # installed without a compiler
+    _LOG.debug("Each tile is encoded by itself, which is slower, because a C extension is missing (%s)", error)
     JpegBlocks = None  # type: ignore[assignment, misc]
 
 Reduction = Literal[1, 2, 4, 8]

@@ -16,8 +16,17 @@ _MAX_SIZES = 20
 
 def run(options: argparse.Namespace) -> int:
     """Run the command and return its exit status."""
+    from dlas_store.cli.decoder import describe_decoder
+    from dlas_store.images.libjpeg import PatchReader
     from dlas_store.maintenance.info import BLOCK_BYTES, info
 
+    if options.decoder:
+        decoder = describe_decoder()
+        if options.json:
+            print_json(decoder)
+        else:
+            print("\n".join(f"{name:13}{value}" for name, value in decoder.items()))
+        return 0
     facts = info(options.store)
     if options.json:
         print_json(facts.as_dict())
@@ -42,6 +51,8 @@ def run(options: argparse.Namespace) -> int:
         print(f"{'' if row else 'pixels':10}{size:>11}  {count:>12,}  {percent:5.1f} %  {'#' * round(percent / 2)}")
     if len(sizes) > _MAX_SIZES:
         print(f"{'':10}and {counted(len(sizes) - _MAX_SIZES, 'more size')}")
+    if PatchReader is None:
+        print(f"{'slow':10}C extensions are missing, so reading is slower: see dlas-store info --decoder")
     return 0
 
 

@@ -155,7 +155,9 @@ def _parsers() -> tuple[CommandParser, dict[str, CommandParser]]:
     add_workers(command)
 
     command = add("info", info_command.run, "Print the contents of a store: images, patches, sizes and disk space.")
-    command.add_argument("store", type=Path, metavar="STORE", help="the store to describe")
+    subject = command.add_mutually_exclusive_group(required=True)
+    subject.add_argument("store", type=Path, nargs="?", metavar="STORE", help="the store to describe")
+    subject.add_argument("--decoder", action="store_true", help="print what decodes patches here, and why")
 
     command = add("verify", verify_command.run, "Check every value of a store; exit status 1 if anything is wrong.")
     verify_command.add_arguments(command)

@@ -224,7 +224,7 @@ def test_the_file_system_is_asked_what_it_takes_for_the_same(tmp_path: Path) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(), st.builds(Folding, st.booleans(), st.booleans(), st.booleans()))
 def test_every_name_is_the_same_as_itself(text: str, folding: Folding) -> None:
     assert folding.key(text) == folding.key(text)

@@ -34,7 +34,7 @@ def _in_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def as_examples(numbers: range) -> settings:
     """Return Hypothesis settings with one example a run."""
-    return settings(max_examples=len(numbers), deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    return settings(max_examples=len(numbers), suppress_health_check=list(HealthCheck), database=None)
 
 
 def test_chunked_folder_to_store_to_folder(runs: Runs) -> None:

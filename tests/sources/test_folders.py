@@ -76,7 +76,7 @@ def test_pictures_come_by_path_at_any_depth(tmp_path: Path) -> None:
     assert source.find("a/b/c/2.png", "2.png") == paths_of(source).index("a/b/c/2.png")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.sets(
         st.lists(st.text("ab.-é~", min_size=1).filter(lambda name: name.strip(".")), min_size=1, max_size=3).map(
