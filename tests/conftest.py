@@ -157,6 +157,7 @@ def sample_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
         folder = DATA / name
         store: Path = stores / f"{name}.lmdb"
         if request.param == "store" and not store.exists():
+            store.parent.mkdir(exist_ok=True)
             import_store([folder], store)
         return folder if request.param == "folder" else store
 

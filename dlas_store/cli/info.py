@@ -16,11 +16,12 @@ _MAX_SIZES = 20
 
 def run(options: argparse.Namespace) -> int:
     """Run the command and return its exit status."""
-    from dlas_store.cli.decoder import describe_decoder
     from dlas_store.images.libjpeg import PatchReader
     from dlas_store.maintenance.info import BLOCK_BYTES, info
 
     if options.decoder:
+        from dlas_store.cli.decoder import describe_decoder
+
         decoder = describe_decoder()
         if options.json:
             print_json(decoder)

@@ -107,7 +107,9 @@ def _check_preview(options: argparse.Namespace) -> None:
 
 def _check_store(options: argparse.Namespace) -> None:
     """Check the argument STORE of a command that takes nothing else."""
-    store: Path = options.store
+    store: Path | None = options.store
+    if store is None:  # info --decoder
+        return
     kind = describe_path(store)
     if kind in _FOLDERS and store.suffix not in (".lmdb", ".partial"):
         name = store.with_name(f"{store.name}.lmdb") if store.name else "NAME.lmdb"

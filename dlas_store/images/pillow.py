@@ -29,6 +29,9 @@ PILLOW_ERRORS = (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeErr
 ORIENTATION = 0x112
 """Number of the EXIF tag Orientation."""
 
+_START_BYTES = 30
+"""Bytes at the start of a file that tell its format, and the size of a WebP."""
+
 
 class Size(NamedTuple):
     """Height and width in pixels."""
@@ -54,13 +57,15 @@ def open_with_pillow(file: IO[bytes], formats: tuple[str, ...], *, max_pixels: f
     Raises:
         ImageError: the file has another format, is damaged, or has more than max_pixels pixels.
     """
-    start = file.read(16)
+    start = file.read(_START_BYTES)
     if not start:
         raise ImageError("the file is empty")
     for name in formats:
         open_format, accepts = _plugin(name)
         if accepts is None or accepts(start) is True:
             file.seek(0)
+            if name == "WEBP":
+                check_size(_webp_size(start), max_pixels)  # the decoder allocates the pixels as it opens the file
             picture = _open_png(file, open_format) if name == "PNG" else _open(file, name, open_format)
             check_size(Size(picture.height, picture.width), max_pixels)
             return picture
@@ -129,7 +134,7 @@ _OpenFormat = Callable[[IO[bytes], str], PillowImage.Image]
 
 
 def _plugin(name: str) -> tuple[_OpenFormat, Callable[[bytes], bool | str] | None]:
-    """Return the functions of a format: one opens a file, the other one recognises its first 16 bytes."""
+    """Return the functions of a format: one opens a file, the other one recognises its first bytes."""
     PillowImage.preinit()
     open_format, accepts = PillowImage.OPEN[name]
     return (_WebPFile if name == "WEBP" else open_format), accepts
@@ -141,6 +146,18 @@ def _open(file: IO[bytes], name: str, open_format: _OpenFormat) -> PillowImage.I
         return open_format(file, "")
     except PILLOW_ERRORS as error:
         raise ImageError(f"damaged {name} ({error})") from error
+
+
+def _webp_size(start: bytes) -> Size:
+    """Return the size in the first 30 bytes of a WebP; 0 x 0 for fewer bytes, which no decoder takes."""
+    if len(start) < _START_BYTES:
+        return Size(0, 0)
+    if start[12:16] == b"VP8X":
+        return Size(int.from_bytes(start[27:30], "little") + 1, int.from_bytes(start[24:27], "little") + 1)
+    if start[12:16] == b"VP8L":
+        sides = int.from_bytes(start[21:25], "little")
+        return Size((sides >> 14 & 0x3FFF) + 1, (sides & 0x3FFF) + 1)
+    return Size(int.from_bytes(start[28:30], "little") & 0x3FFF, int.from_bytes(start[26:28], "little") & 0x3FFF)
 
 
 def _open_png(file: IO[bytes], open_format: _OpenFormat) -> PillowImage.Image:
@@ -185,7 +202,7 @@ _load_whole = _with_globals(ImageFile.ImageFile.load, {"LOAD_TRUNCATED_IMAGES": 
 
 
 class _WebPFile(WebPImagePlugin.WebPImageFile):
-    """A WebP file that is opened whatever its size; the caller checks the size."""
+    """A WebP file that is opened whatever its size, which open_with_pillow has checked."""
 
     _open = _with_globals(WebPImagePlugin.WebPImageFile._open, _UNLIMITED)
 

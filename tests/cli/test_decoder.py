@@ -84,4 +84,4 @@ def test_a_missing_compiler_is_said_once(store: Path) -> None:
 def test_a_store_or_the_decoder_is_described(arguments: tuple[str, ...]) -> None:
     result = info(*arguments)
     assert (result.returncode, result.stdout) == (2, "")
-    assert "--decoder" in result.stderr.splitlines()[-1]
+    assert "--decoder" in result.stderr.splitlines()[0]

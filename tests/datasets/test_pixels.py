@@ -112,7 +112,9 @@ def with_size(size: int) -> bytes:
     return bytes(data)
 
 
-@pytest.mark.parametrize("bad", [with_size(65000), with_size(16), b"no picture"], ids=["large", "small", "none"])
+@pytest.mark.parametrize(
+    "bad", [with_size(65000), jpeg(noise(20, 32))[:-200], b"no picture"], ids=["large", "cut", "none"]
+)
 @pytest.mark.parametrize("loader", [{"loader": "threads"}, {"loader": "workers", "n_workers": 1}])
 def test_a_batch_with_a_bad_picture_is_its_items(tmp_path: Path, bad: bytes, loader: dict[str, Any]) -> None:
     files = {f"{number:02d}.jpg": jpeg(noise(20, 32, seed=number)) for number in range(6)}

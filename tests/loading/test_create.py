@@ -171,7 +171,7 @@ def test_a_repr_tells_what_a_loader_reads() -> None:
 
 @pytest.mark.parametrize("width", [np.uint8, np.int16, np.uint32, np.int64, np.uint64])
 def test_an_index_of_any_integer_type_is_an_item(width: Any) -> None:
-    dataset: Any = create_dataset(sample_options(weights=3, seed=1))
+    dataset: Any = create_dataset(sample_options(paths=[DATA / "chunked"], weights=[3], seed=1))
     expected = dataset[SampleKey(255, 2)]
     dataset.set_epoch(2)
     for item in (dataset[width(255)], dataset[SampleKey(width(255), width(2))]):
@@ -374,7 +374,7 @@ def test_create_dataset_picks_the_class_by_mode() -> None:
     ("opt", "message"),
     [
         ({"mode": "single"}, "mode: no mode 'single'; known are .*single_image_extensible"),
-        ({"mode": "fullimages"}, "mode: no mode 'fullimages'; known are .*fullimage"),
+        ({"mode": "fullimages"}, "mode: no mode 'fullimages'; did you mean 'fullimage'[?] known are .*fullimage"),
         ({}, "mode: no mode None; known are"),
         ([], "mode: no mode None; known are"),
     ],

@@ -231,6 +231,7 @@ const char version[] = "libjpeg-turbo version 3.2.0 (build 20260101)";
 int jpeg_finish_decompress(void *jpeg) { return 1; }
 void jpeg_abort_decompress(void *jpeg) { }
 void jpeg_destroy_decompress(void *jpeg) { }
+void *jpeg_std_error(void *errors) { return errors; }
 static void *functions[2] = {%s}, *entropy[2], *source[2];
 void jpeg_CreateDecompress(void *jpeg, int version, size_t size) { }
 void jpeg_mem_src(void *jpeg, const unsigned char *data, unsigned long size) { }

@@ -118,6 +118,7 @@ def test_an_export_writes_below_its_folder_only_and_all_that_it_can(tmp_path: Pa
         rng = random.Random(number)
         pairs = images(rng, layout)
         sandbox = tmp_path / str(number)
+        (sandbox / "deep").mkdir(parents=True)
         store = write_store(sandbox / "deep" / "s.lmdb", layout, pairs)
         (sandbox / "deep" / "outside").write_bytes(b"as it was")
         before = read(sandbox)
