@@ -13,7 +13,8 @@ from PIL import Image as Pillow
 
 from benchmarks.data import synthetic_picture
 from dlas_store.images.decode import Size
-from dlas_store.processes import Progress, available_cores, progress_bar, run_in_order
+from dlas_store.processes import Progress, available_cores, run_in_order
+from dlas_store.progress import progress_bar
 from dlas_store.sources.base import Image
 from dlas_store.storage.commit import Commit, CommitPlan, PlannedShard, SealedShard, write_shard
 from dlas_store.storage.shard import ShardHeader

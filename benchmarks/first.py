@@ -102,7 +102,9 @@ def run(options: argparse.Namespace) -> Report:
 
 
 def _options(options: argparse.Namespace, store: Path, mode: str, loader: str) -> dict[str, Any]:
-    opt = {"paths": str(store), "seed": 0, "batch_size": options.batch, "loader": loader} | _MODES[mode]
+    opt = {"paths": str(store), "seed": 0, "phase": "train", "batch_size": options.batch, "loader": loader} | _MODES[
+        mode
+    ]
     if mode == "single_image":
         opt["target_size"] = options.size
     if loader == "workers":

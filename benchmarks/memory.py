@@ -116,6 +116,7 @@ def _worker_kilobytes(store: Path, weight: int, batches: int) -> float:
         "paths": [str(store)],
         "weights": [weight],
         "seed": 0,
+        "phase": "train",
         "batch_size": 64,
         "loader": "workers",
         "n_workers": 1,

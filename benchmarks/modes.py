@@ -72,7 +72,7 @@ def dataset_options(mode: str, path: str, *, side: int) -> dict[str, Any]:
         },
         "torch_dataset": {"image_size": side},
     }
-    seeded = {"mode": MODES[mode].name, "seed": 0}
+    seeded = {"mode": MODES[mode].name, "phase": "train", "seed": 0}
     if mode == "combined":
         members = {"default": "single_image", "other": "imagefolder"}
         return seeded | {

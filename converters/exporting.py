@@ -16,12 +16,13 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dlas_store.atomic import CONTENT, StagingDirectory, check_free_space
+from dlas_store.atomic import CONTENT, StagingDirectory, check_free_space, check_place
 from dlas_store.errors import NotASourceError, TargetExistsError, WriteError, write_errors
-from dlas_store.processes import Progress, count_workers, progress_bar, run_in_order
+from dlas_store.processes import Progress, count_workers, run_in_order
+from dlas_store.progress import progress_bar
 from dlas_store.sources.base import CENTERS_FILE, REFERENCE_FILE, Image, Layout
 from dlas_store.sources.centers import write_centers
-from dlas_store.sources.walk import EXTRA_FILE, extra_line
+from dlas_store.sources.walk import EXTRA_FILE, FILE_NAMES_ARE_UTF8, extra_line, locale_problem
 from dlas_store.storage.store import Store
 
 _IMAGES_PER_JOB = 64
@@ -100,15 +101,18 @@ def export_store(
     if os.path.lexists(folder):  # a broken link, too, would stop the final rename
         StagingDirectory.recover(folder)
         raise TargetExistsError(f"{folder}: exists; choose another name, or move it away")
+    check_place(folder)
     with Store(Path(store).expanduser()) as source, StagingDirectory(folder) as staging:
         numbers = _matching_images(source, images)
         check_free_space(staging.path, sum(entry.payload_bytes for entry in source.index.shards.values()))
         plan = {"store_id": source.index.store_id.hex(), "images": images, "count": source.image_count}
-        staging.record_or_check_plan(plan, inputs="stores or images")
+        options = {"STORE": f"store {source.index.store_id.hex()}", "--images": images or "all"}
+        staging.record_or_check_plan(plan, options=options)
         content = staging.path / CONTENT
         with write_errors(content):
             content.mkdir(exist_ok=True)
         names = ExportNames(source.layout, Folding.probe(staging.path))
+        _check_locale(source, numbers)
         numbers, refused = select_writable(((number, source.image(number)) for number in numbers), names)
         jobs = [
             _Job(source.path, content, staging.path / f"building-{first}", numbers[first : first + _IMAGES_PER_JOB])
@@ -253,6 +257,20 @@ def _matching_images(store: Store, pattern: str | None) -> list[int]:
     if not numbers:
         raise NotASourceError(f"{store.path}: holds no image{f' that matches {pattern!r}' if pattern else ''}")
     return numbers
+
+
+def _check_locale(store: Store, numbers: Iterable[int]) -> None:
+    """Check that this process writes the names of images and their files as UTF-8.
+
+    Raises:
+        WriteError: the locale makes Python write names otherwise.
+    """
+    if FILE_NAMES_ARE_UTF8:
+        return
+    for number in numbers:
+        image = store.image(number)
+        if not all(name.isascii() for name in (image.name, *image.files)):
+            raise WriteError(f"{store.path}: names such as {image.name!r} {locale_problem()}")
 
 
 class _Job(NamedTuple):

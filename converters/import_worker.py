@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple
 
+from dlas_store.converters.import_report import BadFile, ShardReport
 from dlas_store.converters.sharding import load_report, save_report
 from dlas_store.errors import CentersError, DamagedError, ImageError, ImportFailedError
 from dlas_store.images.decode import Size, check_picture
@@ -21,10 +21,9 @@ from dlas_store.sources.base import (
     relative_path,
 )
 from dlas_store.storage.commit import SealedShard, read_shard, write_shard
+from dlas_store.storage.records import MAX_PAYLOAD_BYTES
 from dlas_store.storage.shard import ShardHeader
 from dlas_store.storage.shard_writer import ShardWriter
-
-_MAX_WARNINGS = 100
 
 
 class ShardJob(NamedTuple):
@@ -45,44 +44,6 @@ class ShardJob(NamedTuple):
     subsets: list[PickledSubset]
     skip_bad: bool
     decode_all: bool
-
-
-class BadFile(NamedTuple):
-    """A file that cannot be imported."""
-
-    path: str
-    message: str
-
-
-@dataclass
-class ShardReport:
-    """Result of importing a shard.
-
-    Attributes:
-        findings: the bad files.
-        warnings: oddities that were imported unchanged: one line per image, the first 100.
-        warning_count: number of all warnings.
-    """
-
-    findings: list[BadFile] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    warning_count: int = 0
-
-    def warn(self, message: str) -> None:
-        """Count a warning, and keep its text if it is one of the first 100."""
-        self.warning_count += 1
-        if len(self.warnings) < _MAX_WARNINGS:
-            self.warnings.append(message)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the report in JSON types, with the keys of the file beside the shard."""
-        return {"findings": self.findings, "notes": self.warnings, "note_count": self.warning_count}
-
-    @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> Self:
-        """Return the report that as_dict was called on."""
-        findings = [BadFile(*finding) for finding in fields["findings"]]
-        return cls(findings, fields["notes"], fields["note_count"])
 
 
 class BuiltShard(NamedTuple):
@@ -169,6 +130,8 @@ def _read_reference(source: Source, number: int, findings: list[BadFile], job: S
 
 
 def _check_picture(data: bytes, source: Source, job: ShardJob) -> Size:
+    if len(data) > MAX_PAYLOAD_BYTES:
+        raise ImageError(f"the file has {len(data)} bytes, a store holds at most {MAX_PAYLOAD_BYTES} bytes of a file")
     return check_picture(data, decode_all=job.decode_all, max_pixels=source.max_pixels, decoder=source.decoder)
 
 

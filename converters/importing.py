@@ -4,109 +4,23 @@ from __future__ import annotations
 
 import os
 import time
-from array import array
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
-from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-from xxhash import xxh3_64_intdigest, xxh3_128_hexdigest
-
-from dlas_store.atomic import check_free_space
-from dlas_store.converters.import_worker import BadFile, BuiltShard, ShardJob, build_shard
-from dlas_store.converters.sharding import split_by_size, target_shard_size
-from dlas_store.errors import ConfigError, ImportFailedError, NameNotFoundError, NotASourceError, TargetExistsError
+from dlas_store.atomic import check_free_space, check_place, write_json
+from dlas_store.converters.import_plan import ImportPlan, plan_import
+from dlas_store.converters.import_report import ImportSummary, list_bad_files
+from dlas_store.converters.import_worker import ShardJob, build_shard
+from dlas_store.errors import ConfigError, ImportFailedError, NotASourceError, TargetExistsError
 from dlas_store.images.decode import MAX_PIXELS
-from dlas_store.maintenance.verify import differences
 from dlas_store.opening import open_source
-from dlas_store.processes import count_workers, progress_bar, run_in_order
-from dlas_store.sources.base import Layout, Listing, PickledSubset, Source
-from dlas_store.sources.folder import FolderSource
-from dlas_store.sources.records import RecordSource
+from dlas_store.processes import count_workers, run_in_order
+from dlas_store.progress import progress_bar
+from dlas_store.sources.base import Layout, PickledSubset, Source
 from dlas_store.sources.walk import SkippedPath
-from dlas_store.storage.commit import Commit, PlannedShard, plan_commit
+from dlas_store.storage.commit import Commit, plan_commit
 from dlas_store.storage.index import INDEX_FILE
 from dlas_store.storage.store import Store
-
-if TYPE_CHECKING:
-    from dlas_store.processes import ProgressBar
-
-MIN_SHARD_SIZE = 16 << 20
-MAX_SHARD_SIZE = 1 << 30
-
-_MIN_SHARDS = 8
-_PAGE_BYTES = 4096
-_NAMES_IN_MESSAGE = 20
-_FINDINGS_IN_MESSAGE = 100
-
-
-@dataclass(kw_only=True)
-class ImportSummary:
-    """Result of an import.
-
-    Attributes:
-        images: number of images that were imported.
-        patches: number of patches.
-        payload_bytes: bytes of patches and references.
-        shards: number of shards that were written.
-        seconds: duration.
-        skipped: paths in the sources that are no images, with reasons.
-        findings: bad files that were skipped.
-        warnings: oddities that were imported unchanged, the first 100 of each shard.
-        warning_count: number of all warnings.
-        changed: images that differ between store and source; they were not touched.
-        missing_from_source: images of the store that no source has.
-    """
-
-    images: int = 0
-    patches: int = 0
-    payload_bytes: int = 0
-    shards: int = 0
-    seconds: float = 0.0
-    skipped: list[SkippedPath] = field(default_factory=list)
-    findings: list[BadFile] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    warning_count: int = 0
-    changed: list[str] = field(default_factory=list)
-    missing_from_source: list[str] = field(default_factory=list)
-
-    @property
-    def is_clean(self) -> bool:
-        """Whether the import found nothing that a user should look at."""
-        return not (self.findings or self.changed or self.missing_from_source)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the summary in JSON types."""
-        return {
-            "images": self.images,
-            "patches": self.patches,
-            "bytes": self.payload_bytes,
-            "shards": self.shards,
-            "seconds": self.seconds,
-            "skipped": [skipped._asdict() for skipped in self.skipped],
-            "findings": [finding._asdict() for finding in self.findings],
-            "warnings": self.warnings,
-            "warning_count": self.warning_count,
-            "changed": self.changed,
-            "missing_from_source": self.missing_from_source,
-        }
-
-    def add(self, built: BuiltShard) -> None:
-        """Count a shard."""
-        assert built.shard is not None
-        header = built.shard.header
-        self.images += header.images
-        self.patches += header.patches
-        self.payload_bytes += header.payload_bytes
-        self.shards += 1
-        self.findings += built.report.findings
-        self.warnings += built.report.warnings
-        self.warning_count += built.report.warning_count
 
 
 def import_store(
@@ -121,6 +35,8 @@ def import_store(
     skip_bad: bool = False,
     decode_all: bool = False,
     compare_bytes: bool = False,
+    include_hidden: bool = False,
+    report: Path | None = None,
 ) -> ImportSummary:
     """Import folders or stores into a store.
 
@@ -140,19 +56,25 @@ def import_store(
         skip_bad: skip bad files and report them; otherwise the import stops with an error that lists the bad files.
         decode_all: decode every picture to check it.
         compare_bytes: with append, compare contents, not only names and sizes.
+        include_hidden: import hidden files of folders, too; see open_source.
+        report: a JSON file that is written once the sources were listed, also if the import then fails.
 
     Raises:
         ConfigError: an option is invalid.
         NotASourceError: a path is not a source, the sources have no image, or their layouts differ.
         TargetExistsError: the store exists, and append is false.
-        ImportFailedError: files are bad, a name occurs twice, or a source changed during the import.
+        ImportFailedError: files are bad (with skip_bad: all of them), a name occurs twice, or a source changed during
+            the import.
         BusyError: another process writes the store.
         WriteError: the disk is full, or refused a write.
     """
     started = time.monotonic()
     store = Path(store).expanduser()
     _check_options(store, sources, append=append, shard_size=shard_size, workers=workers)
-    open_sources = [open_source(source, layout) if isinstance(source, str | Path) else source for source in sources]
+    open_sources = [
+        open_source(source, layout, include_hidden=include_hidden) if isinstance(source, str | Path) else source
+        for source in sources
+    ]
     base = Store(store) if append else None
     common_layout = _common_layout([*open_sources, *([base] if base else [])])
     with progress_bar(None, "listing", unit="images") as bar:
@@ -166,160 +88,43 @@ def import_store(
             bar=bar,
         )
     summary = ImportSummary(changed=plan.changed, missing_from_source=plan.missing_from_source)
-    for source in open_sources:
-        summary.skipped += source.skipped
-    if plan.names:
-        index = base.index if base else None
-        with Commit(store, plan_commit(store, common_layout, plan.shards, base=index), base=index) as commit:
-            sealed_paths = [commit.find_shard(header) for header in commit.plan.headers()]
-            sizes = [shard.payload_bytes for shard in plan.shards]
-            unsealed_bytes = sum(size for size, path in zip(sizes, sealed_paths, strict=True) if path is None)
-            check_free_space(commit.folder, int(plan.disk_bytes * unsealed_bytes / max(1, sum(sizes))))
-            jobs = _jobs(commit, plan, open_sources, sealed_paths, skip_bad=skip_bad, decode_all=decode_all)
-            _build(commit, plan, jobs, workers=count_workers(workers, jobs=len(sealed_paths)), summary=summary)
-    elif base:
-        Commit.recover(store, base.index)
-    else:
-        paths = ", ".join(str(source.path) for source in open_sources)
-        raise NotASourceError(f"{paths}: holds no image{f' that matches {images!r}' if images else ''}")
-    summary.seconds = time.monotonic() - started
+    summary.skipped = _skipped_paths(open_sources)
+    try:
+        if plan.names:
+            index = base.index if base else None
+            options = _options_by_flag(
+                open_sources,
+                images=images,
+                shard_size=shard_size,
+                decode_all=decode_all,
+                include_hidden=include_hidden,
+            )
+            commit_plan = plan_commit(store, common_layout, plan.shards, base=index, options=options)
+            with Commit(store, commit_plan, base=index) as commit:
+                sealed_paths = [commit.find_shard(header) for header in commit.plan.headers()]
+                sizes = [shard.payload_bytes for shard in plan.shards]
+                unsealed_bytes = sum(size for size, path in zip(sizes, sealed_paths, strict=True) if path is None)
+                check_free_space(commit.folder, int(plan.disk_bytes * unsealed_bytes / max(1, sum(sizes))))
+                jobs = _jobs(commit, plan, open_sources, sealed_paths, skip_bad=skip_bad, decode_all=decode_all)
+                _build(commit, plan, jobs, workers=count_workers(workers, jobs=len(sealed_paths)), summary=summary)
+        elif base:
+            Commit.recover(store, base.index)
+        else:
+            paths = ", ".join(str(source.path) for source in open_sources)
+            raise NotASourceError(f"{paths}: holds no image{f' that matches {images!r}' if images else ''}")
+    finally:
+        summary.seconds = time.monotonic() - started
+        if report is not None:
+            write_json(report, summary.as_dict())
     return summary
 
 
-@dataclass
-class ImportPlan:
-    """Images to import, in order, and their division into shards.
-
-    Planning holds about 120 bytes per image and nothing per patch.
-
-    Attributes:
-        names: image names.
-        origins: position of each image's source among the sources.
-        shards: expected content of each shard; shards take the images in order.
-        disk_bytes: estimated size of the shards on disk.
-        changed: names of images that differ between store and source.
-        missing_from_source: names of images of the store that no source has.
-    """
-
-    names: list[str] = field(default_factory=list)
-    origins: array[int] = field(default_factory=lambda: array("H"))
-    shards: list[PlannedShard] = field(default_factory=list)
-    disk_bytes: int = 0
-    changed: list[str] = field(default_factory=list)
-    missing_from_source: list[str] = field(default_factory=list)
-
-    def names_by_origin(self, shard: int) -> list[tuple[int, list[str]]]:
-        """Return the images of a shard, in order: position of their source, and their names."""
-        start = sum(planned.images for planned in self.shards[:shard])
-        positions = range(start, start + self.shards[shard].images)
-        groups = groupby(positions, key=self.origins.__getitem__)
-        return [(origin, [self.names[position] for position in group]) for origin, group in groups]
-
-
-def plan_import(
-    sources: Sequence[Source],
-    *,
-    base: Store | None,
-    shard_size: int | None,
-    images: str | None,
-    compare_bytes: bool,
-    options: str,
-    bar: ProgressBar | None = None,
-) -> ImportPlan:
-    """List all sources and plan the import.
-
-    Args:
-        sources: the open sources.
-        base: the store that is appended to, None for a new store; its images are compared, not imported.
-        shard_size: maximum bytes of files per shard; a larger image gets a shard of its own. None takes an eighth of
-            all bytes, from MIN_SHARD_SIZE to MAX_SHARD_SIZE.
-        images: shell pattern that image names must match, None for all images.
-        compare_bytes: compare images with the base byte by byte; otherwise by file names and sizes.
-        options: further options that a rerun must have in common, as text.
-        bar: progress bar that counts images.
-
-    Raises:
-        ImportFailedError: several images have the same name.
-    """
-    plan = ImportPlan()
-    patches, sizes, digests = array("Q"), array("Q"), array("Q")
-    seen_in_base = bytearray(base.image_count if base else 0)
-    for origin, source, listing in _matching_images(sources, images, bar):
-        number = _find_image(base, listing.name)
-        if base and number is not None:
-            seen_in_base[number] = 1
-            if not _is_same_image(source, listing, base, number, compare_bytes=compare_bytes):
-                plan.changed.append(listing.name)
-            continue
-        plan.names.append(listing.name)
-        plan.origins.append(origin)
-        plan.disk_bytes += _disk_bytes(listing)
-        patches.append(len(listing.files))
-        sizes.append(listing.total_bytes)
-        digests.append(xxh3_64_intdigest(repr((listing.name, listing.files, listing.sizes.tobytes())).encode()))
-    limit = shard_size or target_shard_size(
-        sum(sizes), min_shards=_MIN_SHARDS, min_size=MIN_SHARD_SIZE, max_size=MAX_SHARD_SIZE
-    )
-    for start, end in split_by_size(sizes, limit):
-        fingerprint = xxh3_128_hexdigest(digests[start:end].tobytes() + options.encode())
-        plan.shards.append(PlannedShard(end - start, sum(patches[start:end]), sum(sizes[start:end]), fingerprint))
-    # Names are unique in a folder, an archive and a store; in any other source they may not be.
-    if len(sources) > 1:
-        _check_unique(plan.names, "are in more than one source")
-    elif not isinstance(sources[0], FolderSource | RecordSource | Store):
-        _check_unique(plan.names, f"occur more than once in {sources[0].path}")
-    if base:
-        names = (base.image(number).name for number, is_seen in enumerate(seen_in_base) if not is_seen)
-        plan.missing_from_source.extend(name for name in names if images is None or fnmatchcase(name, images))
-    return plan
-
-
-def _matching_images(
-    sources: Sequence[Source], pattern: str | None, bar: ProgressBar | None
-) -> Iterator[tuple[int, Source, Listing]]:
-    """Yield the images whose names match a shell pattern: position of the source, source, and listing."""
-    for origin, source in enumerate(sources):
-        for listing in source.listings():
-            if bar is not None:
-                bar.update()
-            if pattern is None or fnmatchcase(listing.name, pattern):
-                yield origin, source, listing
-
-
-def _find_image(base: Store | None, name: str) -> int | None:
-    try:
-        return None if base is None else base.find_image(name)
-    except NameNotFoundError:
-        return None
-
-
-def _is_same_image(source: Source, listing: Listing, base: Store, number: int, *, compare_bytes: bool) -> bool:
-    image = base.image(number)
-    if image.files != listing.files or not np.array_equal(base.patch_sizes(number), listing.sizes):
-        return False
-    if not compare_bytes:
-        reference = base.read_reference(number)
-        return (None if reference is None else len(reference)) == listing.reference_size
-    return next(differences(base, number, source, source.find_image(listing.name)), None) is None
-
-
-def _check_unique(names: list[str], problem: str) -> None:
-    """Raise ImportFailedError if names are not unique: the second image of a name could not be found."""
-    duplicates = sorted(name for name, count in Counter(names).items() if count > 1)
-    if duplicates:
-        shown = ", ".join(map(repr, duplicates[:_NAMES_IN_MESSAGE]))
-        raise ImportFailedError(f"{len(duplicates)} image names {problem}: {shown}; rename them, or pick with --images")
-
-
-def _disk_bytes(listing: Listing) -> int:
-    """Return the estimated bytes of an image in a shard.
-
-    A value takes 24 bytes more for checksum and key, and whole pages if it is then above half a page. Another 128 bytes
-    per value cover the tree and the image's metadata.
-    """
-    sizes: NDArray[np.int64] = np.append(listing.sizes, listing.reference_size or 0) + 24
-    pages = np.where(sizes > _PAGE_BYTES // 2, -(-sizes // _PAGE_BYTES) * _PAGE_BYTES, sizes)
-    return int(pages.sum()) + 128 * len(sizes)
+def _skipped_paths(sources: Sequence[Source]) -> list[SkippedPath]:
+    return [
+        SkippedPath(f"{source.path}/{path}" if len(sources) > 1 else path, reason)
+        for source in sources
+        for path, reason in source.skipped
+    ]
 
 
 def _jobs(
@@ -342,7 +147,11 @@ def _build(commit: Commit, plan: ImportPlan, jobs: Iterator[ShardJob], *, worker
     with progress_bar(sum(planned.patches for planned in plan.shards), "importing") as bar:
         for planned, built in zip(plan.shards, run_in_order(build_shard, jobs, workers=workers, bar=bar), strict=True):
             if built.shard is None:
-                raise _bad_files_error(summary.findings + built.report.findings)
+                summary.findings += built.report.findings
+                raise ImportFailedError(
+                    f"{len(summary.findings)} bad files so far: {list_bad_files(summary.findings)}; repair or remove "
+                    "them, or skip them with --on-error skip"
+                )
             header = built.shard.header
             if not planned.patches - len(built.report.findings) <= header.patches <= planned.patches:
                 raise ImportFailedError(
@@ -350,9 +159,13 @@ def _build(commit: Commit, plan: ImportPlan, jobs: Iterator[ShardJob], *, worker
                     f"{planned.patches} were listed; run the same command again when nothing writes there"
                 )
             commit.add(built.shard)
-            summary.add(built)
+            summary.add(header, built.report)
     if not summary.patches:
-        raise _bad_files_error(summary.findings)
+        commit.discard()
+        raise ImportFailedError(
+            f"nothing is left to import, and nothing was written: {len(summary.findings)} bad files: "
+            f"{list_bad_files(summary.findings)}; repair them, or choose another source"
+        )
     plan.names.clear()  # they take most of the plan's memory; the index's table of names needs it now
     commit.publish()
 
@@ -367,6 +180,7 @@ def _check_options(
     if not append and os.path.lexists(store):  # a broken link, too, would stop the final rename
         Commit.recover(store)
         raise TargetExistsError(f"{store}: exists; add new images with --append, or choose another name")
+    check_place(store)
     if not sources:
         raise ConfigError("there is no source to import; name at least one")
     if shard_size is not None and shard_size < 1:
@@ -389,9 +203,15 @@ def _shard_options(layout: Layout, sources: Sequence[Source], *, decode_all: boo
     return repr((layout, decode_all, limits) if limits else (layout, decode_all))
 
 
-def _bad_files_error(findings: Sequence[BadFile]) -> ImportFailedError:
-    shown = "; ".join(f"{finding.path}: {finding.message}" for finding in findings[:_FINDINGS_IN_MESSAGE])
-    more = f" and {len(findings) - _FINDINGS_IN_MESSAGE} more" if len(findings) > _FINDINGS_IN_MESSAGE else ""
-    return ImportFailedError(
-        f"{len(findings)} bad files so far: {shown}{more}; repair or remove them, or skip them with --on-error skip"
-    )
+def _options_by_flag(
+    sources: Sequence[Source], *, images: str | None, shard_size: int | None, decode_all: bool, include_hidden: bool
+) -> dict[str, str]:
+    """Return the arguments that a rerun must have in common, by their names on the command line."""
+    return {
+        "SRC": ", ".join(str(source.path) for source in sources),
+        "--layout": sources[0].layout,
+        "--images": images or "all",
+        "--decode": "on" if decode_all else "off",
+        "--include-hidden": "on" if include_hidden else "off",
+        "--shard-size": "default" if shard_size is None else f"{shard_size} bytes",
+    }

@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 
 from xxhash import xxh3_128_hexdigest
 
-from dlas_store.atomic import check_free_space, write_json
+from dlas_store.atomic import check_free_space, check_place, write_json
 from dlas_store.errors import ConfigError, DamagedError, NotASourceError, StoreError, TargetExistsError
 from dlas_store.images.decode import Size
 from dlas_store.maintenance.reindex import SkippedShard, select_published
-from dlas_store.processes import Progress, count_workers, progress_bar, run_in_order
+from dlas_store.processes import Progress, count_workers, run_in_order
+from dlas_store.progress import progress_bar
 from dlas_store.sources.base import Layout
 from dlas_store.storage.commit import Commit, PlannedShard, SealedShard, plan_commit, read_shard, write_shard
 from dlas_store.storage.index import INDEX_FILE, Index
@@ -100,6 +101,7 @@ def salvage(
         raise ConfigError(f"{new}: a store's name ends in .lmdb; use {new.with_name(new.name + '.lmdb')}")
     if os.path.lexists(new):
         raise TargetExistsError(f"{new}: exists; choose another name, or move it away")
+    check_place(new)
     if not store.is_dir():
         raise NotASourceError(f"{store}: is no folder of shards")
     summary = SalvageSummary()

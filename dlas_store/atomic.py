@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -76,24 +77,42 @@ class StagingDirectory:
             if (is_published or _has_no_content)(staging.path):
                 staging.remove()
 
-    def record_or_check_plan(self, plan: Mapping[str, Any], *, inputs: str) -> None:
+    @classmethod
+    def discard(cls, target: Path) -> None:
+        """Remove the staging directory that an interrupted run left, if there is one, so that a run starts over.
+
+        Args:
+            target: path that the run was to publish.
+
+        Raises:
+            BusyError: another process holds the lock.
+            StoreError: the folder is not one of an interrupted run.
+            WriteError: the disk refused the removal.
+        """
+        path = staging_path(target)
+        if not path.is_dir():
+            return
+        if not any((path / name).exists() for name in (LOCK_FILE, PLAN_FILE)):
+            raise StoreError(f"{path}: is not the folder of an interrupted run; move it away")
+        with cls(target) as staging:
+            staging.remove()
+
+    def record_or_check_plan(self, plan: Mapping[str, Any], *, options: Mapping[str, str]) -> None:
         """Record a plan, or check that an interrupted run recorded the same plan.
 
         Args:
             plan: the plan, in JSON types only.
-            inputs: plural noun for the inputs that a rerun must not change, for the error message.
+            options: options from which the plan was made, by their names on the command line, for the error message.
 
         Raises:
             StoreError: the interrupted run recorded another plan.
         """
         path = self.path / PLAN_FILE
-        if not path.exists():
-            write_file(path, json.dumps(plan).encode())
-        elif json.loads(path.read_bytes()) != plan:
-            raise StoreError(
-                f"{self.path}: an interrupted run was started with different {inputs}; run it again with the same "
-                f"{inputs}, or remove that folder to start over"
-            )
+        recorded = json.loads(path.read_bytes()) if path.exists() else None
+        if recorded is None:
+            write_file(path, json.dumps({**plan, "options": dict(options)}).encode())
+        elif {key: value for key, value in recorded.items() if key != "options"} != plan:
+            raise other_plan_error(self.path, recorded.get("options", {}), options)
 
     def publish(self, content: Path | None = None) -> None:
         """Rename the staging directory, or a folder in it, to the target, durably.
@@ -147,6 +166,41 @@ class StagingDirectory:
         self.close()
 
 
+def other_plan_error(staging: Path, earlier: Mapping[str, str], options: Mapping[str, str]) -> StoreError:
+    """Return the error for a staging directory of a run with another plan; it names the options that differ.
+
+    Args:
+        staging: the staging directory.
+        earlier: options of the interrupted run, by their names on the command line.
+        options: options of this run.
+    """
+    changes = [
+        f"{name} was {earlier[name]} and is {value}"
+        for name, value in options.items()
+        if name in earlier and earlier[name] != value
+    ]
+    difference = ", ".join(changes) or "files were added, removed or changed"
+    return StoreError(
+        f"{staging}: holds an interrupted run with other files or options: {difference}; run it again as before, or "
+        "start over with --restart"
+    )
+
+
+def check_place(path: Path) -> None:
+    """Check that a file or folder may be created at a path; call this before any work.
+
+    Raises:
+        WriteError: the folder above the path does not exist, or may not be written.
+    """
+    folder = path.parent
+    if not folder.is_dir():
+        raise WriteError(errno.ENOENT, f"{path}: there is no folder {folder}; create it or choose another place")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        number = errno.EROFS if os.access(folder, os.X_OK) and os.geteuid() == 0 else errno.EACCES
+        with write_errors(path):
+            raise OSError(number, os.strerror(number))
+
+
 def staging_path(target: Path) -> Path:
     """Return the path of a target's staging directory."""
     return target.with_name(target.name + ".partial")
@@ -178,12 +232,13 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON report, indented for people, atomically and durably.
+    """Write a JSON report, indented for people, atomically and durably; bytes of a path that are no UTF-8 are escaped.
 
     Raises:
         WriteError: the disk refused a write.
     """
-    write_file(path, json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    write_file(path, text.encode(errors="backslashreplace") + b"\n")
 
 
 def sync_folder(path: Path) -> None:
@@ -236,7 +291,7 @@ def _take_lock(path: Path) -> IO[bytes]:
 
     deadline = time.monotonic() + _LOCK_PATIENCE_SECONDS
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(exist_ok=True)
         file = path.open("ab")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

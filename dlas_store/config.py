@@ -21,8 +21,8 @@ DATA_KEYS = ("paths", "path", "dataroot", "dataroot_GT", "dataroot_LQ")
 """Options of a dataset that hold a path to its data, or a list of paths."""
 
 LOADER_KEYS = frozenset({
-    "batch_size", "device", "drop_last", "loader", "n_threads", "n_workers", "pin_memory", "seed", "shuffle_window",
-    "start_method", "uneven_ranks",
+    "batch_size", "device", "dist", "drop_last", "loader", "n_threads", "n_workers", "pin_memory", "seed",
+    "shuffle_window", "start_method", "uneven_ranks",
 })  # fmt: skip
 """Options that create_dataloader reads."""
 
@@ -34,23 +34,29 @@ def load_config(path: str | Path) -> dict[str, Any]:
     """Read a config as plain dicts and lists.
 
     Args:
-        path: a YAML file with one mapping a dataset under ``datasets``.
+        path: a YAML file with one mapping a dataset under ``datasets``. A config without ``datasets``, such as a
+            config of DL-Art-School that only runs a network, is loaded as well.
 
     Returns:
         All options in the file. Each dataset gets an option ``phase``, its key up to the first ``_`` (``val`` for
-        ``val_set14``). ``~`` is expanded in the options DATA_KEYS, including those of nested datasets.
+        ``val_set14``). The ending ``_mc`` of a mode is removed, as in DL-Art-School. ``~`` is expanded in the options
+        DATA_KEYS, including those of nested datasets.
 
     Raises:
-        ConfigError: the file cannot be read, is no YAML, or has no datasets.
+        ConfigError: the file cannot be read, is no YAML, or its ``datasets`` are no mapping of datasets.
     """
     config = load_mapping(path)
     datasets = config.get("datasets")
-    if not isinstance(datasets, dict) or not datasets:
+    if datasets is None:
+        return config
+    if not isinstance(datasets, dict):
         raise ConfigError(f"{path}: 'datasets' must be a mapping of datasets (train, val, ...), got {_kind(datasets)}")
     for key, dataset in datasets.items():
         if not isinstance(dataset, dict):
             raise ConfigError(f"{path}: dataset '{key}' must be a mapping of options, got {_kind(dataset)}")
         datasets[key] = {**_with_home_expanded(dataset), "phase": str(key).split("_")[0]}
+        if isinstance(dataset.get("mode"), str):
+            datasets[key]["mode"] = dataset["mode"].removesuffix("_mc")
     return config
 
 
@@ -67,9 +73,9 @@ def load_mapping(path: str | Path) -> dict[str, Any]:
 
 
 class OptionWarning(UserWarning):
-    """A warning about an option that nothing reads.
+    """A warning about an option that nothing reads, data that look as if they were not meant, or no full batch.
 
-    An error would break configs of DL-Art-School, which ignores such options. A log record would be invisible in a
+    An error would break configs of DL-Art-School, which accepts such options. A log record would be invisible in a
     script that does not set up logging. Python shows a warning once in any script, and a warnings filter can turn it
     into an error.
     """
@@ -124,6 +130,11 @@ class ConfigOptions:
         has_name = isinstance(opt, Mapping) and opt.get("name")
         return cls(opt, owner=f"{mode} '{opt['name']}'" if has_name else mode, known=LOADER_KEYS | PASSIVE_KEYS)
 
+    @property
+    def opt(self) -> Mapping[str, Any]:
+        """The options as given."""
+        return self._opt
+
     def section(self, key: str) -> Self:
         """Return the options of the dataset under a key; that dataset warns of its unknown options itself."""
         return self.of_dataset(self.mapping(key), mode=f"{self._owner}: {key}")
@@ -164,12 +175,17 @@ class ConfigOptions:
         )
 
     def flag(self, key: str, default: bool | None = None) -> bool:
-        """Return a bool; numbers and texts are refused."""
-        return bool(self._get(key, default, "true or false", lambda value: isinstance(value, bool)))
+        """Return a bool; 1 counts as true and 0 as false, as in DL-Art-School. Other numbers and texts are refused."""
+        return bool(self._get(key, default, "true or false", _is_flag))
 
     def choice(self, key: str, default: str | None, choices: Sequence[str]) -> str:
         """Return a text that is one of ``choices``."""
-        return str(self._get(key, default, f"one of {', '.join(choices)}", lambda value: value in choices))
+        value = self._opt.get(key)
+        near = difflib.get_close_matches(value, choices, 1) if isinstance(value, str) and value not in choices else []
+        allowed_values = f"one of {', '.join(choices)}"
+        if near:
+            raise self.error(f"{self._label(key)} must be {allowed_values}, got {value!r}; did you mean {near[0]!r}?")
+        return str(self._get(key, default, allowed_values, lambda value: value in choices))
 
     def text(self, key: str, default: str | None = None) -> str:
         """Return a text."""
@@ -223,11 +239,14 @@ class ConfigOptions:
             nearest_keys = difflib.get_close_matches(key, self._known, 1)
             yield key, f"; did you mean '{nearest_keys[0]}'?" if nearest_keys else ""
 
+    def warn(self, message: str, *, stacklevel: int = 2) -> None:
+        """Warn, in a message that starts with the owner of the options; ``stacklevel`` is that of warnings.warn."""
+        warnings.warn(f"{self._owner}: {message}", OptionWarning, stacklevel=stacklevel + 1)
+
     def warn_of_unknown(self) -> None:
         """Warn of each key that nothing read, and suggest the nearest known key."""
         for key, hint in self.unknown():
-            message = f"{self._owner}: option '{key}' is not known and has no effect{hint}"
-            warnings.warn(message, OptionWarning, stacklevel=3)
+            self.warn(f"option '{key}' is not known and has no effect{hint}", stacklevel=3)
 
     def _paths_or_objects(self, kinds: tuple[type[Any], ...], key: str) -> list[Any]:
         value = self._get(
@@ -241,12 +260,18 @@ class ConfigOptions:
     def _get(self, key: str, default: Any, allowed_values: str, accepts: Callable[[Any], bool]) -> Any:
         if not self.has(key):
             if default is None:
-                raise self.error(f"{self._label(key)} is missing; it must be {allowed_values}")
+                raise self.error(self._misspelt(key) or f"{self._label(key)} is missing; it must be {allowed_values}")
             return default
         value = self._opt[key]
         if not accepts(value):
             raise self.error(f"{self._label(key)} must be {allowed_values}, got {value!r}")
         return value
+
+    def _misspelt(self, key: str) -> str:
+        """Return the message for a missing option that has a name near to it in the mapping, "" without such a name."""
+        names = [str(name) for name in self._opt if name not in self._known]
+        near = difflib.get_close_matches(key, names, 1, cutoff=0.85)
+        return f"option '{near[0]}' is not known; did you mean '{key}', which is missing?" if near else ""
 
     def _label(self, key: str) -> str:
         return self._labels.get(key, key)
@@ -298,6 +323,10 @@ def _kind(value: object) -> str:
 
 def _is_integer(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_flag(value: object) -> bool:
+    return isinstance(value, bool) or (_is_integer(value) and value in {0, 1})
 
 
 def _is_number(value: object) -> bool:

@@ -15,6 +15,7 @@
     ├── TargetExistsError      (FileExistsError) a target that exists already
     ├── BusyError              (BlockingIOError) a store that another process is writing
     ├── WriteError             (OSError)         a write that the disk refused (full, quota, input/output)
+    ├── SharedMemoryError      (OSError)         memory or files that the system refused to worker processes
     └── ImportFailedError      (ValueError)      a conversion stopped by a fault in its source
 
 Each message is one line that says what is wrong, where, and what to do.
@@ -22,6 +23,7 @@ Each message is one line that says what is wrong, where, and what to do.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -91,8 +93,23 @@ class WriteError(StoreError, OSError):
     """A write that the disk refused: full, over quota, input/output error."""
 
 
+class SharedMemoryError(StoreError, OSError):
+    """Shared memory, or files to share it by, that the system refused to a loader's worker processes."""
+
+
 class ImportFailedError(StoreError, ValueError):
     """A conversion stopped by a fault in its source."""
+
+
+_NO_PERMISSION = "you have no permission to write there; choose another place, or change the permissions"
+
+_WRITE_ADVICE = {
+    errno.EACCES: _NO_PERMISSION,
+    errno.EPERM: _NO_PERMISSION,
+    errno.EROFS: "the file system is read-only; choose another place",
+    errno.ENOENT: "create the folder or choose another place",
+}
+"""Number of an error of a write -> advice; by default the disk is full."""
 
 
 @contextmanager
@@ -103,5 +120,6 @@ def write_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     except StoreError:
         raise
     except OSError as error:
-        message = f"{os.fspath(path)}: cannot be written ({error.strerror}); make room or choose another place"
+        advice = _WRITE_ADVICE.get(error.errno or 0, "make room or choose another place")
+        message = f"{os.fspath(path)}: cannot be written ({error.strerror}); {advice}"
         raise WriteError(error.errno, message) from error

@@ -17,14 +17,10 @@ from itertools import islice
 from multiprocessing import connection, resource_tracker
 from multiprocessing.sharedctypes import Synchronized, SynchronizedArray
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TypeVar
 
 from dlas_store.errors import StoreError, write_errors
-
-if TYPE_CHECKING:
-    from tqdm import tqdm
-
-    ProgressBar = tqdm[NoReturn]
+from dlas_store.progress import ProgressBar
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -129,25 +125,6 @@ def run_in_order(
     if workers == 0:
         return _run_here(function, jobs, bar)
     return _run_in_workers(function, jobs, workers, bar)
-
-
-@contextmanager
-def progress_bar(total: int | None, description: str, *, unit: str = "patches") -> Iterator[ProgressBar | None]:
-    """Show a progress bar on a terminal; yield None if stderr is not a terminal.
-
-    Args:
-        total: total amount of work, None if unknown.
-        description: name of the work.
-        unit: unit of the work.
-    """
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from tqdm import tqdm  # noqa: PLC0415 - slow to load, and not needed in a pipe
-
-    tqdm.monitor_interval = 0  # its monitor thread would run while workers are forked
-    with tqdm(total=total, desc=description, unit=f" {unit}", unit_scale=True) as bar:
-        yield bar
 
 
 @contextmanager

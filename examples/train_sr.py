@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from dlas_store.config import load_config
 from dlas_store.datasets import Loader, create_dataloader, create_dataset
+from dlas_store.errors import ConfigError
 
 CHANNELS = 32
 BLOCKS = 4
@@ -73,8 +74,10 @@ def open_training_data(config: Path) -> Loader:
         ConfigError: the config or its dataset is wrong.
         StoreError: the data cannot be opened.
     """
-    datasets = load_config(config)["datasets"].values()
-    opt = next(opt for opt in datasets if opt["phase"] == "train")
+    datasets = load_config(config).get("datasets") or {}
+    opt = next((opt for opt in datasets.values() if opt["phase"] == "train"), None)
+    if opt is None:
+        raise ConfigError(f"{config}: has no dataset of phase train")
     dataset, collate = create_dataset(opt, return_collate=True)
     return create_dataloader(dataset, opt, collate_fn=collate)
 

@@ -14,8 +14,13 @@ from typing import Any, Protocol
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from tests.support.sample_data import DATA, Array, png
+
+# Speed is no property of the code under test: a machine that other programs load must not fail a test.
+settings.register_profile("loaded machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("loaded machine")
 
 _OUTCOMES = pytest.StashKey[list[dict[str, Any]]]()
 
@@ -37,12 +42,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("reliability")
     group.addoption("--soak", action="store_true", help="run the repeating tests, with their full numbers of runs")
     group.addoption("--soak-part", metavar="I/N", default="1/1", help="run the I-th of N parts of the runs")
+    group.addoption("--release", action="store_true", help="run the tests of a release too, which install packages")
     group.addoption(
         "--soak-report", metavar="FILE", default="build/soak.jsonl", help="file that --soak appends outcomes to"
     )
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "release: installs packages; runs with --release only")
     # A shell starts background jobs with interrupts ignored, which tests and their child processes would inherit.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -50,6 +57,10 @@ def pytest_configure() -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     _part(config.getoption("soak_part"))
+    if not config.getoption("release"):
+        for item in items:
+            if item.get_closest_marker("release"):
+                item.add_marker(pytest.mark.skip(reason="--release runs it"))
     if not config.getoption("soak"):
         return
     repeating = [item for item in items if "runs" in getattr(item, "fixturenames", ())]
@@ -146,6 +157,7 @@ def sample_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
         folder = DATA / name
         store: Path = stores / f"{name}.lmdb"
         if request.param == "store" and not store.exists():
+            store.parent.mkdir(exist_ok=True)
             import_store([folder], store)
         return folder if request.param == "folder" else store
 

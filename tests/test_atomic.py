@@ -197,9 +197,10 @@ def test_an_unused_folder_goes_and_one_with_work_stays(target: Path) -> None:
     assert (staging.path / "work").exists()
 
 
-def test_a_folder_above_that_is_missing_is_made(tmp_path: Path) -> None:
-    with StagingDirectory(tmp_path / "new" / "folder" / "store.lmdb") as staging:
-        assert staging.path == tmp_path / "new" / "folder" / "store.lmdb.partial"
+def test_a_folder_above_that_is_missing_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(WriteError, match=r"store\.lmdb\.partial: cannot be written \(No such file or directory\)"):
+        StagingDirectory(tmp_path / "new" / "folder" / "store.lmdb")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

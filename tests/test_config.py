@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from dlas_store.cli.read import describe_batches
 from dlas_store.config import ConfigOptions, load_config
 from dlas_store.datasets import OptionWarning
 from dlas_store.errors import ConfigError
@@ -63,15 +64,27 @@ def test_home_is_expanded_wherever_a_dataset_names_data(tmp_path: Path, monkeypa
         ("a: \x07", r"train\.yml: not valid YAML"),
         ("datasets: !!python/object/apply:os.getcwd []", r"line 1: not valid YAML"),
         ("- a", "must be a mapping of options, got list"),
-        ("name: run", "'datasets' must be a mapping .* got nothing"),
         ("datasets: [a]", "'datasets' must be a mapping .* got list"),
-        ("datasets: {}", "'datasets' must be a mapping"),
         ("datasets: {train: 5}", "dataset 'train' must be a mapping of options, got int 5"),
     ],
 )
 def test_a_config_that_is_none_says_what_is_wrong_and_where(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(write_config(tmp_path, text))
+
+
+@pytest.mark.parametrize("text", ["name: run\nnetworks: {generator: {}}", "datasets:", "datasets: {}"])
+def test_a_config_without_datasets_is_loaded_and_the_read_command_says_so(tmp_path: Path, text: str) -> None:
+    path = write_config(tmp_path, text)
+    assert not load_config(path).get("datasets")
+    with pytest.raises(ConfigError, match=r"train\.yml: has no datasets to read"):
+        list(describe_batches(path))
+
+
+def test_the_ending_mc_of_a_mode_is_removed_as_in_dl_art_school(tmp_path: Path) -> None:
+    path = write_config(tmp_path, "datasets: {train: {mode: imagefolder_mc}, val: {paths: a}}")
+    datasets = load_config(path)["datasets"]
+    assert datasets == {"train": {"mode": "imagefolder", "phase": "train"}, "val": {"paths": "a", "phase": "val"}}
 
 
 def test_a_missing_config_is_named(tmp_path: Path) -> None:
@@ -102,7 +115,7 @@ def test_a_number_of_the_wrong_kind_or_range_is_refused(method: str, value: Any,
 
 @pytest.mark.parametrize(
     ("method", "value"),
-    [("flag", 1), ("flag", "true"), ("texts", 5), ("texts", ["a", None]), ("paths", []), ("paths", 5)],
+    [("flag", 2), ("flag", 1.0), ("flag", "true"), ("texts", 5), ("texts", ["a", None]), ("paths", []), ("paths", 5)],
 )
 def test_a_value_of_the_wrong_kind_is_refused(method: str, value: Any) -> None:
     options = ConfigOptions.of_dataset({"key": value, "name": "div2k"}, mode="a_mode")
@@ -115,6 +128,12 @@ def test_a_required_option_is_missed_by_name_and_null_is_not_given() -> None:
     assert options.integer("key", 5, minimum=1) == 5
     with pytest.raises(ConfigError, match="a_mode: key is missing; it must be a positive integer"):
         options.integer("key", minimum=1)
+
+
+def test_an_option_of_1_is_true_and_of_0_is_false() -> None:
+    options = ConfigOptions.of_dataset({"need_ref": 1, "strict": 0}, mode="a_mode")
+    assert options.flag("need_ref", False) is True
+    assert options.flag("strict", True) is False
 
 
 def test_one_value_is_a_list_of_one() -> None:
@@ -146,3 +165,17 @@ def test_reading_a_config_loads_neither_torch_nor_opencv() -> None:
     code = "import sys, dlas_store.config; print(sorted({'torch', 'cv2'} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout == "[]\n"
+
+
+def test_a_misspelt_option_is_named_before_it_is_missing() -> None:
+    options = ConfigOptions({"targetsize": 64, "dataroot_LQ": "x"}, owner="a_mode")
+    with pytest.raises(ConfigError, match="option 'targetsize' is not known; did you mean 'target_size', which is mis"):
+        options.integer("target_size")
+    with pytest.raises(ConfigError, match="dataroot_GT is missing"):
+        options.paths("dataroot_GT")
+
+
+def test_a_wrong_choice_brings_the_nearest() -> None:
+    options = ConfigOptions({"loader": "thread"}, owner="a_mode")
+    with pytest.raises(ConfigError, match="one of threads, workers, got 'thread'; did you mean 'threads'"):
+        options.choice("loader", "threads", ("threads", "workers"))

@@ -139,7 +139,7 @@ class InterruptingSampler:
 def test_ctrl_c_does_not_come_in_the_middle_of_a_loaders_own_work(loader: str) -> None:
     """An interrupt of that work can leave a condition locked; the end of the epoch would then wait for ever."""
     sampler = InterruptingSampler()
-    options = {"loader": loader, "n_workers": 1, "batch_size": 2}
+    options = {"loader": loader, "n_workers": 1, "phase": "train", "batch_size": 2}
     batches = create_dataloader(Rolls(), options, sampler=sampler, collate_fn=list)  # type: ignore[arg-type]
     with pytest.raises(KeyboardInterrupt):
         list(batches)

@@ -81,7 +81,7 @@ def test_a_walk_finds_what_the_engine_finds(name: str, append: bool, tmp_path: P
 VALUE_SIZES = st.integers(0, 40) | st.integers(1900, 2200) | st.integers(0, 20_000)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.dictionaries(st.binary(min_size=1, max_size=60), VALUE_SIZES, max_size=30), max_size=4))
 def test_a_walk_finds_what_the_engine_finds_in_any_file(commits: list[dict[bytes, int]]) -> None:
     seen: set[bytes] = set()
@@ -178,7 +178,7 @@ def test_no_flipped_bit_in_any_page_of_a_tree_does_harm(branch_file: bytes) -> N
     flip_all(branch_file, range(2 * PAGE, len(branch_file)))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=40))
 def test_no_garbage_does_harm(branch_file: bytes, changes: list[tuple[float, int]]) -> None:
     damaged = bytearray(branch_file)

@@ -20,7 +20,8 @@ import pytest
 from tqdm import tqdm
 
 from dlas_store.errors import StoreError, WriteError
-from dlas_store.processes import Progress, StoppedError, available_cores, count_workers, progress_bar, run_in_order
+from dlas_store.processes import Progress, StoppedError, available_cores, count_workers, run_in_order
+from dlas_store.progress import progress_bar
 from tests.support.sample_data import ROOT
 from tests.support.small_stores import in_child
 

@@ -172,7 +172,7 @@ def test_an_error_in_a_job_is_one_line_of_the_command(damaged: Path, tmp_path: P
 
 
 def test_ctrl_c_ends_the_command_and_the_same_command_goes_on(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     store, checked = tmp_path / "new.lmdb", count()
     command = ["import", "--workers", "0", "--shard-size", "1", str(folder), str(store)]
@@ -185,7 +185,8 @@ def test_ctrl_c_ends_the_command_and_the_same_command_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(import_worker, "check_picture", check)
         assert main(command) == 130
-    assert capsys.readouterr().err == "dlas-store: interrupted; run the same command again to go on from here\n"
+    advice = "ending what is under way; Ctrl-C again ends at once; run the same command again to go on from here"
+    assert capfd.readouterr().err == f"dlas-store: interrupted, {advice}\n"
     assert not store.exists()
     assert len(shards_of(tmp_path / "new.lmdb.partial")) == 2
     assert main(command) == 0

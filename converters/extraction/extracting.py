@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dlas_store.atomic import CONTENT, StagingDirectory, write_json
+from dlas_store.atomic import CONTENT, StagingDirectory, check_place, write_json
 from dlas_store.converters.extraction.options import ExtractOptions
 from dlas_store.converters.extraction.photos import single_threaded
 from dlas_store.converters.extraction.plan import ExtractPlan, SkippedPhoto, plan_extraction
@@ -24,7 +24,8 @@ from dlas_store.converters.extraction.workers import (
     build_shard,
 )
 from dlas_store.errors import ConfigError, NotASourceError, TargetExistsError, write_errors
-from dlas_store.processes import count_workers, progress_bar, run_in_order
+from dlas_store.processes import count_workers, run_in_order
+from dlas_store.progress import progress_bar
 from dlas_store.sources.walk import EXTRA_FILE
 from dlas_store.storage.commit import Commit, plan_commit
 from dlas_store.storage.index import INDEX_FILE
@@ -99,6 +100,19 @@ class Estimate:
     present: int
     changed: list[str]
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return the estimate in JSON types."""
+        return {
+            "photos": self.photos,
+            "images": self.images,
+            "patches": self.patches,
+            "bytes": self.payload_bytes,
+            "seconds": self.seconds,
+            "skipped": [photo.as_dict() for photo in self.skipped],
+            "present": self.present,
+            "changed": self.changed,
+        }
+
 
 def extract(
     photos: Path | str,
@@ -108,6 +122,7 @@ def extract(
     append: bool = False,
     workers: int | None = None,
     group_size: int | None = None,
+    include_hidden: bool = False,
     report: Path | None = None,
 ) -> ExtractSummary:
     """Split the photos below a folder into the patches of a store, or of the folder that DL-Art-School reads.
@@ -125,6 +140,7 @@ def extract(
         workers: number of processes; None starts one per core, 0 works in this process.
         group_size: estimated bytes of tiles of a group of photos, which one worker extracts; in a store a group is a
             shard. None takes a 64th of all tiles, from 1 to 256 MiB.
+        include_hidden: extract hidden photos, too; see open_source.
         report: a JSON file that is written once the photos were listed, also if the extraction then fails.
 
     Raises:
@@ -137,7 +153,9 @@ def extract(
             the tiles' bytes may be wrong by half, and an interrupted run can be resumed.)
     """
     started = time.monotonic()
-    task = _prepare(photos, dst, options, append=append, workers=workers, group_size=group_size)
+    task = _prepare(
+        photos, dst, options, append=append, workers=workers, group_size=group_size, include_hidden=include_hidden
+    )
     plan = task.plan
     summary = ExtractSummary(skipped=list(plan.skipped), present=plan.present, changed=plan.changed)
     try:
@@ -162,6 +180,7 @@ def estimate(
     append: bool = False,
     workers: int | None = None,
     group_size: int | None = None,
+    include_hidden: bool = False,
 ) -> Estimate:
     """Return the expected result of extract() with the same arguments; writes nothing.
 
@@ -170,7 +189,9 @@ def estimate(
     Raises:
         StoreError: extract() would raise the same error before it writes.
     """
-    task = _prepare(photos, dst, options, append=append, workers=workers, group_size=group_size)
+    task = _prepare(
+        photos, dst, options, append=append, workers=workers, group_size=group_size, include_hidden=include_hidden
+    )
     plan, expected = task.plan, task.plan.estimate
     plan.check_names()
     costs = _measure_costs(plan, options)
@@ -197,12 +218,14 @@ class _Task(NamedTuple):
         base: the store that is appended to, None for a new store or a folder.
         plan: the photos.
         workers: number of processes; 0 works in this process.
+        group_size: estimated bytes of tiles of a group, None for the default.
     """
 
     dst: Path
     base: Store | None
     plan: ExtractPlan
     workers: int
+    group_size: int | None
 
     @property
     def is_store(self) -> bool:
@@ -212,6 +235,11 @@ class _Task(NamedTuple):
     def group(self, number: int, options: ExtractOptions) -> PhotoGroup:
         """Return a group of photos."""
         return PhotoGroup(self.plan.root, self.plan.photos_of_group(number), options)
+
+    def options_by_flag(self, options: ExtractOptions) -> dict[str, str]:
+        """Return the arguments that a rerun must have in common, by their names on the command line."""
+        group_size = "default" if self.group_size is None else f"{self.group_size} bytes"
+        return {"PHOTOS": str(self.plan.root), "--shard-size": group_size, **options.by_flag}
 
 
 def _is_store_name(dst: Path) -> bool:
@@ -226,6 +254,7 @@ def _prepare(
     append: bool,
     workers: int | None,
     group_size: int | None,
+    include_hidden: bool,
 ) -> _Task:
     """Check the arguments of extract() or estimate(), and list the photos; writes nothing."""
     root, dst = Path(photos).expanduser(), Path(dst).expanduser()
@@ -236,20 +265,22 @@ def _prepare(
     _check_paths(root, dst, append=append)
     base = _open_base(dst) if append else None
     with progress_bar(None, "listing", unit="photos") as bar:
-        plan = plan_extraction(root, options, base=base, group_size=group_size, bar=bar)
-    return _Task(dst, base, plan, count_workers(workers, jobs=len(plan.groups)))
+        plan = plan_extraction(root, options, base=base, group_size=group_size, include_hidden=include_hidden, bar=bar)
+    return _Task(dst, base, plan, count_workers(workers, jobs=len(plan.groups)), group_size)
 
 
 def _check_paths(root: Path, dst: Path, *, append: bool) -> None:
     is_store = _is_store_name(dst)
     if append and not is_store:
         raise ConfigError(f"{dst}: photos can be appended only to a store, whose name ends in .lmdb")
-    if not root.is_dir():
-        raise NotASourceError(f"{root}: {'is no folder of photos' if root.exists() else 'does not exist'}")
+    if not os.path.isdir(root):  # noqa: PTH112 - Path.is_dir raises PermissionError
+        problem = "is no folder of photos" if os.path.lexists(root) else "does not exist"
+        raise NotASourceError(f"{root}: {problem}")
     if not append and os.path.lexists(dst):  # a broken link, too, would be replaced
         (Commit.recover if is_store else StagingDirectory.recover)(dst)
         advice = "add new photos with --append, " if is_store else "move it away, "
         raise TargetExistsError(f"{dst}: exists; {advice}or choose another name")
+    check_place(dst)
     # A resumed run would list the tiles among the photos.
     if not is_store and dst.absolute().resolve().is_relative_to(root.resolve()):
         raise ConfigError(f"{dst}: is inside the folder of the photos, {root}; choose a path outside of that folder")
@@ -267,7 +298,8 @@ def _open_base(dst: Path) -> Store:
 def _extract_to_store(task: _Task, options: ExtractOptions, summary: ExtractSummary) -> None:
     """Build one shard per group, and publish the store."""
     plan, index = task.plan, task.base.index if task.base else None
-    with Commit(task.dst, plan_commit(task.dst, "chunked", plan.groups, base=index), base=index) as commit:
+    commit_plan = plan_commit(task.dst, "chunked", plan.groups, base=index, options=task.options_by_flag(options))
+    with Commit(task.dst, commit_plan, base=index) as commit:
         jobs = (
             ShardJob(commit.folder, header, commit.find_shard(header), task.group(number, options))
             for number, header in enumerate(commit.plan.headers())
@@ -287,7 +319,7 @@ def _extract_to_folder(task: _Task, options: ExtractOptions, summary: ExtractSum
     plan = task.plan
     with StagingDirectory(task.dst) as staging:
         staging.record_or_check_plan(
-            {"groups": [group.fingerprint for group in plan.groups]}, inputs="photos or options"
+            {"groups": [group.fingerprint for group in plan.groups]}, options=task.options_by_flag(options)
         )
         content = staging.path / CONTENT
         with write_errors(content):

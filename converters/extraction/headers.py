@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import struct
 import warnings
@@ -16,15 +17,8 @@ from PIL import ImageFile, TiffImagePlugin
 from dlas_store.converters.extraction.geometry import Square, count_tiles, halved_size, squares
 from dlas_store.converters.extraction.options import ExtractOptions
 from dlas_store.errors import ImageError
-from dlas_store.images.decode import (
-    IMAGE_ENDINGS,
-    MAX_PIXELS,
-    ORIENTATION,
-    PICTURE_FORMATS,
-    PILLOW_ERRORS,
-    Size,
-    open_with_pillow,
-)
+from dlas_store.images.decode import IMAGE_ENDINGS, MAX_PIXELS, PICTURE_FORMATS, Size
+from dlas_store.images.pillow import ORIENTATION, PILLOW_ERRORS, open_with_pillow
 
 PHOTO_ENDINGS = tuple(IMAGE_ENDINGS | {".tif", ".tiff"})
 """Endings of photos' file names, in lower case; the ending of a file may have any case."""
@@ -86,6 +80,11 @@ MASKED_OUT = Rejection("every tile is masked out", is_error=False)
 EXCLUDED = Rejection("excluded by a term", is_error=False)
 
 
+def is_photo(path: str) -> bool:
+    """Return whether the ending of a file name is that of a photo, in lower or upper case."""
+    return path.lower().endswith(PHOTO_ENDINGS)
+
+
 def open_photo(path: Path | str) -> IO[bytes]:
     """Open a photo's file.
 
@@ -127,9 +126,9 @@ def read_header(file: IO[bytes]) -> Header:
     """
     try:
         with warnings.catch_warnings():
-            # Pillow warns of many pixels, which rejection_of reports, and of damaged EXIF blocks.
+            # Pillow warns of damaged EXIF blocks.
             warnings.simplefilter("ignore")
-            with open_with_pillow(file, PHOTO_FORMATS) as picture:
+            with open_with_pillow(file, PHOTO_FORMATS, max_pixels=math.inf) as picture:
                 return _header(file, picture)
     except PILLOW_ERRORS as error:
         if isinstance(error, ImageError):
@@ -215,14 +214,14 @@ def _exif_orientation(exif: bytes | None) -> int:
         block = PillowImage.Exif()
         block.load(exif)
         return _valid_orientation(block.get(ORIENTATION))
-    except (*PILLOW_ERRORS, KeyError, TypeError, AttributeError, AssertionError, OverflowError):
+    except (*PILLOW_ERRORS, KeyError, AttributeError, AssertionError, OverflowError):
         return UPRIGHT
 
 
 def _tiff_orientation(picture: PillowImage.Image) -> int:
     try:
         return _valid_orientation(picture.getexif().get(ORIENTATION))
-    except (*PILLOW_ERRORS, KeyError, TypeError, AttributeError, AssertionError, OverflowError):
+    except (*PILLOW_ERRORS, KeyError, AttributeError, AssertionError, OverflowError):
         return UPRIGHT
 
 

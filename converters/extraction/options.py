@@ -144,6 +144,31 @@ class ExtractOptions:
         """All options as text; a rerun must have the same text."""
         return repr(sorted(asdict(self).items()))
 
+    @property
+    def by_flag(self) -> dict[str, str]:
+        """All options as texts, by their flags."""
+        numbers = {
+            "--crop-size": self.crop_sizes,
+            "--step": self.steps,
+            "--resize": [tile / crop for tile, crop in zip(self.tile_sizes, self.crop_sizes, strict=True)],
+        }
+        texts = {flag: ",".join(f"{number:g}" for number in values) for flag, values in numbers.items()}
+        others = {
+            "--threshold": self.threshold,
+            "--only-resize": self.only_resize,
+            "--vertical-split": self.vertical_split,
+            "--masks": self.masks,
+            "--exclude": [list(terms) for terms in self.exclusions],
+            "--halve-above": self.halve_above,
+            "--min-size": self.min_size,
+            "--quality": self.quality,
+            "--subsampling": self.subsampling,
+            "--greyscale": "convert" if self.convert_greyscale else "skip",
+            "--ignore-exif": self.ignore_exif,
+            "--fast-decode": self.fast_decode,
+        }
+        return texts | {flag: _text(value) for flag, value in others.items()}
+
     def crop_indices(self, path: str) -> list[int]:
         """Return the indices of the crop sizes that a photo is split into; only_resize needs at least one.
 
@@ -151,6 +176,12 @@ class ExtractOptions:
             path: the photo's path below the folder.
         """
         return [index for index, terms in enumerate(self.exclusions) if not any(term in path for term in terms)]
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "none" if value is None else str(value)
 
 
 def _pairs(reader: ConfigOptions, key: str, crops: Sequence[int], values: Sequence[Any]) -> list[tuple[int, Any]]:

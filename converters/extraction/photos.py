@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,10 +18,14 @@ from dlas_store.converters.extraction.options import ExtractOptions, Subsampling
 from dlas_store.errors import ImageError
 from dlas_store.images.decode import Size, decode
 from dlas_store.images.memory import Pixels
+from dlas_store.images.png import check_png
+
+_LOG = logging.getLogger(__name__)
 
 try:
     from dlas_store.converters.extraction._jpeg_crop import JpegBlocks
-except ImportError:  # installed without a compiler
+except ImportError as error:  # installed without a compiler
+    _LOG.debug("Each tile is encoded by itself, which is slower, because a C extension is missing (%s)", error)
     JpegBlocks = None  # type: ignore[assignment, misc]
 
 Reduction = Literal[1, 2, 4, 8]
@@ -139,6 +144,10 @@ def load_photo(
     reduction = _reduction(header, options, crop_indices)
     memory = None if buffer is None else buffer.reserve(header.size)
     pixels = decode(data, formats=PHOTO_FORMATS, reduction=reduction, bgr=True, buffer=memory)
+    if header.kind == "PNG":
+        check_png(data)
+    if pixels.shape[:2] == header.size:
+        reduction = 1  # Pillow decodes some JPEGs, and never at less than their size
     if reduction == 1 and pixels.shape[:2] != header.size:
         raise ImageError(f"decodes to another size than the {header.size.width} x {header.size.height} of its header")
     orientation = UPRIGHT if options.ignore_exif else header.orientation

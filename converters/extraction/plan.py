@@ -18,6 +18,7 @@ from dlas_store.converters.extraction.headers import (
     PHOTO_ENDINGS,
     Header,
     Rejection,
+    is_photo,
     open_photo,
     photo_squares,
     read_header,
@@ -28,12 +29,13 @@ from dlas_store.converters.extraction.options import ExtractOptions
 from dlas_store.converters.extraction.tiles import Mask, image_name, kept_tiles, read_mask
 from dlas_store.converters.sharding import split_by_size, target_shard_size
 from dlas_store.errors import ImageError, ImportFailedError, NameNotFoundError, NotASourceError
-from dlas_store.sources.walk import EXTRA_FILE, FolderWalk
+from dlas_store.sources.folder import reason_of_ending
+from dlas_store.sources.walk import EXTRA_FILE, HIDDEN, FolderWalk, describe_skipped
 from dlas_store.storage.commit import PlannedShard
 from dlas_store.storage.store import Store
 
 if TYPE_CHECKING:
-    from dlas_store.processes import ProgressBar
+    from dlas_store.progress import ProgressBar
 
 MIN_GROUP_SIZE = 1 << 20
 MAX_GROUP_SIZE = 256 << 20
@@ -134,6 +136,7 @@ def plan_extraction(
     *,
     base: Store | None = None,
     group_size: int | None = None,
+    include_hidden: bool = False,
     bar: ProgressBar | None = None,
 ) -> ExtractPlan:
     """List the photos below a folder, read their headers, and plan the extraction.
@@ -143,6 +146,7 @@ def plan_extraction(
         options: options of the extraction.
         base: the store that is appended to, None for a new store; photos that it has are not extracted again.
         group_size: estimated bytes that a group of photos may give; None takes a 64th of all, from 1 to 256 MiB.
+        include_hidden: extract hidden photos, too; see open_source.
         bar: progress bar that counts photos.
 
     Raises:
@@ -153,7 +157,8 @@ def plan_extraction(
     estimates: dict[str, array[int]] = {key: array("Q") for key in PhotoEstimate._fields}
     states = array("Q")
     last_name = last_path = ""  # of the last photo that is not skipped
-    for path in _list_photos(plan, max(map(len, suffixes)), options):
+    walk = FolderWalk(root, include_hidden=include_hidden)
+    for path in _list_photos(plan, walk, max(map(len, suffixes)), options):
         if bar is not None:
             bar.update()
         name = image_name(path)
@@ -218,23 +223,23 @@ class _PresentPhoto(NamedTuple):
     """A photo that the store has."""
 
 
-def _list_photos(plan: ExtractPlan, suffix_length: int, options: ExtractOptions) -> Iterator[str]:
+def _list_photos(plan: ExtractPlan, walk: FolderWalk, suffix_length: int, options: ExtractOptions) -> Iterator[str]:
     """Yield the paths of the photos in order of their images' names; skips photos by their paths and names."""
-    walk = FolderWalk(plan.root)
     paths: list[str] = []
     for path in walk.files():
-        if not path.lower().endswith(PHOTO_ENDINGS):
-            continue
-        if rejection := _name_rejection(path, suffix_length, options):
+        if not is_photo(path):
+            walk.skip([path], reason_of_ending(path))
+        elif rejection := _name_rejection(path, suffix_length, options):
             plan.skipped.append(SkippedPhoto(path, *rejection))
         else:
             paths.append(path)
     walk.finish()
     plan.skipped += [
-        SkippedPhoto(path, reason, is_error=path.lower().endswith(PHOTO_ENDINGS)) for path, reason in walk.skipped
+        SkippedPhoto(path, reason, is_error=is_photo(path) and reason != HIDDEN) for path, reason in walk.skipped
     ]
-    if not paths and not plan.skipped:
-        raise NotASourceError(f"{plan.root}: holds no photo ({', '.join(sorted(PHOTO_ENDINGS))})")
+    if not paths and not any(is_photo(path) for path, _, _ in plan.skipped):
+        left_out = describe_skipped(walk.skipped)
+        raise NotASourceError(f"{plan.root}: holds no photo ({', '.join(sorted(PHOTO_ENDINGS))}){left_out}")
     paths.sort(key=lambda path: (image_name(path), path))
     yield from paths
 

@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlas_store.cli.text import WORKERS_HELP, byte_size, megabytes, natural, one_line, print_lines, shorten
-from dlas_store.errors import ConfigError, ImportFailedError, WriteError
+from dlas_store.atomic import check_place
+from dlas_store.cli.text import (
+    HIDDEN_HELP,
+    WORKERS_HELP,
+    byte_size,
+    counted,
+    natural,
+    one_line,
+    print_json,
+    print_lines,
+    shorten,
+    summary_text,
+)
+from dlas_store.errors import ConfigError, ImportFailedError
 
 if TYPE_CHECKING:
+    from dlas_store.converters.extraction.extracting import ExtractSummary
     from dlas_store.converters.extraction.plan import SkippedPhoto
 
 _MAX_REASONS = 50
@@ -75,7 +90,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add("--shard-size", "estimated bytes of patches a shard (default: 1/64 of all, 1MiB to 256MiB)", "SIZE", byte_size)
     command.add_argument("--append", action="store_true", help="add the photos that the store does not have")
     command.add_argument("--dry-run", action="store_true", help="print an estimate of the result, and write nothing")
-    add("--report", "write a JSON report of the result, including skipped photos", "FILE.json", Path)
+    command.add_argument("--include-hidden", action="store_true", help=HIDDEN_HELP)
+    add("--report", "write a JSON report of the result, with every file left out", "FILE.json", Path)
 
 
 def run(flags: argparse.Namespace) -> int:
@@ -86,9 +102,13 @@ def run(flags: argparse.Namespace) -> int:
     options, workers = ExtractOptions.read(config_options, exclude=flags.exclude), workers_of(config_options)
     if flags.dry_run:
         return _estimate(flags, options, workers)
-    if flags.report is not None and not flags.report.absolute().parent.is_dir():
-        raise WriteError(f"{flags.report}: there is no folder {flags.report.parent}; create it or choose another place")
+    if flags.report is not None:
+        check_place(flags.report)
     from dlas_store.converters.extraction.extracting import extract
+    from dlas_store.storage.commit import discard_interrupted
+
+    if flags.restart and (flags.append or not os.path.lexists(flags.dst)):
+        discard_interrupted(flags.dst)
 
     summary = extract(
         flags.photos,
@@ -97,22 +117,26 @@ def run(flags: argparse.Namespace) -> int:
         append=flags.append,
         workers=workers,
         group_size=flags.shard_size,
+        include_hidden=flags.include_hidden,
         report=flags.report,
     )
-    if summary.images:
-        print(
-            f"{flags.dst}: extracted {summary.images:,} images, {summary.patches:,} patches, "
-            f"{megabytes(summary.payload_bytes)} in {summary.seconds:.1f} s"
+    if flags.json:
+        print_json(summary.as_dict())
+    else:
+        _print_summary(flags, summary)
+    if not summary.images and not flags.append:
+        raise ImportFailedError(
+            f"{flags.photos}: no photo gave a patch, and nothing was written; see the reasons above"
         )
+    return _status(summary.skipped)
+
+
+def _print_summary(flags: argparse.Namespace, summary: ExtractSummary) -> None:
+    if summary.images:
+        print(f"{flags.dst}: extracted {summary_text(summary)}")
     elif flags.append:
         print(f"{flags.dst}: no new image, left as it was")
     _print_not_extracted(summary.skipped, summary.present, summary.changed)
-    if not summary.images and not flags.append:
-        raise ImportFailedError(
-            f"{flags.photos}: none of {len(summary.skipped):,} photos gave a patch, and nothing was written; "
-            "see the reasons above"
-        )
-    return _status(summary.skipped)
 
 
 def _estimate(flags: argparse.Namespace, options: Any, workers: int | None) -> int:
@@ -121,11 +145,20 @@ def _estimate(flags: argparse.Namespace, options: Any, workers: int | None) -> i
     if flags.report is not None:
         raise ConfigError("--report describes the result of an extraction; leave it out with --dry-run")
     estimated = estimate(
-        flags.photos, flags.dst, options, append=flags.append, workers=workers, group_size=flags.shard_size
+        flags.photos,
+        flags.dst,
+        options,
+        append=flags.append,
+        workers=workers,
+        group_size=flags.shard_size,
+        include_hidden=flags.include_hidden,
     )
+    if flags.json:
+        print_json(estimated.as_dict())
+        return _status(estimated.skipped)
     print(
-        f"{flags.photos}: {estimated.photos:,} photos give {estimated.images:,} images, {estimated.patches:,} patches; "
-        f"as estimated, {megabytes(estimated.payload_bytes)} in {estimated.seconds:.1f} s; nothing was written"
+        f"{flags.photos}: {counted(estimated.photos, 'photo')} would give {summary_text(estimated)}, as estimated; "
+        "nothing was written"
     )
     _print_not_extracted(estimated.skipped, estimated.present, estimated.changed)
     return _status(estimated.skipped)
@@ -142,7 +175,7 @@ def _merge(flags: argparse.Namespace) -> dict[str, Any]:
         merged = load_mapping(flags.config)
     unused = [key for key in PATH_OPTIONS if merged.get(key) is not None]
     if unused:
-        print(f"{flags.config}: not used, PHOTOS and DST take their place: {', '.join(unused)}")
+        print(f"{flags.config}: not used, PHOTOS and DST take their place: {', '.join(unused)}", file=sys.stderr)
     for flag, key in _OPTION_OF_FLAG.items():
         value = getattr(flags, flag)
         if value is not None:
@@ -160,9 +193,10 @@ def _print_not_extracted(skipped: Sequence[SkippedPhoto], present: int, changed:
         heading, max_photos = ("bad photo", _MAX_BAD_PHOTOS) if is_error else ("left out", _MAX_SKIPPED_PHOTOS)
         print(f"{heading}, {one_line(reason)}: {len(photos):,} ({shorten(photos, max_photos)})")
     if len(by_reason) > _MAX_REASONS:
-        print(f"left out for {len(by_reason) - _MAX_REASONS:,} more reasons; --report FILE.json lists every photo")
+        more = counted(len(by_reason) - _MAX_REASONS, "more reason")
+        print(f"left out for {more}; --report FILE.json lists every photo")
     if present:
-        print(f"in the store already: {present:,} photos")
+        print(f"in the store already: {counted(present, 'photo')}")
     print_lines("changed since it was extracted, not touched", changed)
 
 

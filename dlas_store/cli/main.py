@@ -3,43 +3,68 @@
 from __future__ import annotations
 
 import argparse
-import json
-import secrets
+import os
 import sys
 import traceback
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from dlas_store import __version__
+from dlas_store.atomic import StagingDirectory, check_place
 from dlas_store.cli import extract as extract_command
+from dlas_store.cli import info as info_command
+from dlas_store.cli import verify as verify_command
+from dlas_store.cli.interrupts import INTERRUPTED_STATUS, Interrupts
+from dlas_store.cli.paths import check_paths
 from dlas_store.cli.text import (
+    HIDDEN_HELP,
     WORKERS_HELP,
     byte_size,
-    megabytes,
+    counted,
+    escape_unprintable,
     natural,
     one_line,
     positive,
+    print_json,
     print_lines,
-    share,
     shorten,
+    summary_text,
+    take_names_as_utf8,
 )
-from dlas_store.errors import ConfigError, StoreError, WriteError
-
-_MAX_SIZES = 20
-"""Number of pixel sizes that ``info`` prints."""
+from dlas_store.cli.usage import PROGRAM, CommandParser, parse
+from dlas_store.errors import ConfigError, StoreError
+from dlas_store.progress import DISPLAY, Display
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status: 0 success, 1 a finding or failure, 2 wrong usage, 130 Ctrl-C."""
-    options = _parser().parse_args(arguments)
+    if arguments is None:
+        take_names_as_utf8()
+    escape_unprintable()
+    try:
+        with Interrupts() as interrupts:
+            options = parse(*_parsers(), arguments)
+            interrupts.advice = options.when_interrupted
+            display = DISPLAY.set(_display(options))
+            try:
+                return _run(options)
+            finally:
+                DISPLAY.reset(display)
+    except KeyboardInterrupt:
+        return INTERRUPTED_STATUS
+
+
+def _run(options: argparse.Namespace) -> int:
+    """Run a command, and print its error in one line."""
     run: Callable[[argparse.Namespace], int] = options.run
     try:
-        return run(options)
-    except KeyboardInterrupt:
-        print(f"dlas-store: interrupted{options.when_interrupted}", file=sys.stderr)
-        return 130
+        check_paths(options)
+        with warnings.catch_warnings():
+            warnings.showwarning = _print_warning
+            return run(options)
     except BrokenPipeError:
         sys.stderr.close()  # the pipe's reader has ended; Python would report the broken pipe again at exit
         return 1
@@ -50,14 +75,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(options.config_error_status) if isinstance(error, ConfigError) else 1
 
 
-def _parser() -> argparse.ArgumentParser:
-    shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--debug", action="store_true", help="print the traceback of an error")
-    parser = argparse.ArgumentParser(
-        prog="dlas-store", description="Stores of image patches in a few memory-mapped LMDB files."
+def _print_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """Print a warning in one line, as an error is; Python would print the line of code that warned, too."""
+    print(f"dlas-store: warning: {one_line(str(message))}", file=sys.stderr)
+
+
+def _display(options: argparse.Namespace) -> Display | None:
+    if options.quiet:
+        return "nothing"
+    if options.progress:
+        return "bar"
+    return None if sys.stderr.isatty() else "lines"
+
+
+def _add_shared_arguments(parser: argparse.ArgumentParser, **default: Any) -> None:
+    """Add the options that every command has, before and after its name.
+
+    Args:
+        parser: parser of the program or of a command.
+        default: the argument ``default`` of the options. argparse.SUPPRESS keeps a value given before the command.
+    """
+    group = parser.add_argument_group("options of every command")
+    group.add_argument("--json", action="store_true", help="print the result as JSON", **default)
+    progress = group.add_mutually_exclusive_group()
+    progress.add_argument("--quiet", action="store_true", help="show no progress", **default)
+    progress.add_argument(
+        "--progress",
+        action="store_true",
+        help="show a bar also where standard error is no terminal (default there: a line every 30 s)",
+        **default,
     )
-    parser.add_argument("--version", action="version", version=f"dlas-store {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    group.add_argument("--debug", action="store_true", help="print the traceback of an error", **default)
+
+
+def _parsers() -> tuple[CommandParser, dict[str, CommandParser]]:
+    """Return the parser of the command line, and the parser of each command."""
+    parser = CommandParser(prog=PROGRAM, description="Stores of image patches in a few memory-mapped LMDB files.")
+    parser.add_argument("-V", "--version", action="version", version=f"{PROGRAM} {__version__}")
+    _add_shared_arguments(parser)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
 
     def add(
         name: str,
@@ -67,7 +123,12 @@ def _parser() -> argparse.ArgumentParser:
         resumes: bool = False,
         config_error_status: int = 2,
     ) -> Any:
-        command = commands.add_parser(name, help=text, description=text, parents=[shared])
+        command = commands.add_parser(name, help=text, description=text)
+        _add_shared_arguments(command, default=argparse.SUPPRESS)
+        if resumes:
+            command.add_argument(
+                "--restart", action="store_true", help="start over, and drop what an interrupted run did"
+            )
         advice = "; run the same command again to go on from here" if resumes else ""
         command.set_defaults(run=run, when_interrupted=advice, config_error_status=config_error_status)
         return command
@@ -93,12 +154,13 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--images", metavar="PATTERN", help="only images whose names match, such as 'cat_*'")
     add_workers(command)
 
-    command = add("info", _info, "Print the contents of a store: images, patches, sizes and disk space.")
-    command.add_argument("store", type=Path, metavar="STORE", help="the store to describe")
-    command.add_argument("--json", action="store_true", help="print JSON")
+    command = add("info", info_command.run, "Print the contents of a store: images, patches, sizes and disk space.")
+    subject = command.add_mutually_exclusive_group(required=True)
+    subject.add_argument("store", type=Path, nargs="?", metavar="STORE", help="the store to describe")
+    subject.add_argument("--decoder", action="store_true", help="print what decodes patches here, and why")
 
-    command = add("verify", _verify, "Check every value of a store; exit status 1 if anything is wrong.")
-    _add_verify_arguments(command)
+    command = add("verify", verify_command.run, "Check every value of a store; exit status 1 if anything is wrong.")
+    verify_command.add_arguments(command)
     add_workers(command)
 
     command = add("salvage", _salvage, "Copy the undamaged images of a damaged store into a new store.", resumes=True)
@@ -114,9 +176,7 @@ def _parser() -> argparse.ArgumentParser:
     command = add(
         "preview", _preview, "Draw images of a store or folder, with the squares of their patches, as a PNG file."
     )
-    command.add_argument("store", type=Path, metavar="STORE", help="a store, chunked folder, or folder of pictures")
-    command.add_argument("images", nargs="*", metavar="IMAGE", help="names of images (default: the first few)")
-    command.add_argument("-o", "--output", type=_png, required=True, metavar="FILE.png", help="the file to write")
+    _add_preview_arguments(command)
 
     text = "Read batches by a config, and print their contents and speed."
     command = add("read", _read, text, config_error_status=1)  # a wrong config file is not wrong usage
@@ -125,8 +185,20 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--batches", type=positive, default=10, metavar="N", help="batches of each dataset (default: 10)"
     )
-    command.add_argument("--picture", type=_png, metavar="FILE.png", help="also draw the first items of each dataset")
-    return parser
+    command.add_argument("--picture", type=_png, metavar="FILE.png", help="also draw items of each dataset")
+
+    command = add("help", _help, "Print the help of a command.")
+    command.add_argument("topic", nargs="?", choices=list(commands.choices), metavar="COMMAND", help="the command")
+    command.set_defaults(parser=parser, parsers=commands.choices)
+    return parser, dict(commands.choices)
+
+
+def _add_preview_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("store", type=Path, metavar="STORE", help="a store, chunked folder, or folder of pictures")
+    command.add_argument("images", nargs="*", metavar="IMAGE", help="names of images (default: the first few)")
+    command.add_argument("--count", type=positive, metavar="N", help="number of images (default: 4, or 24 pictures)")
+    command.add_argument("--random", type=natural, metavar="SEED", help="images chosen at random, by this seed")
+    command.add_argument("-o", "--output", type=_png, required=True, metavar="FILE.png", help="the file to write")
 
 
 def _add_import_arguments(command: argparse.ArgumentParser) -> None:
@@ -149,6 +221,10 @@ def _add_import_arguments(command: argparse.ArgumentParser) -> None:
         "--on-error", choices=("stop", "skip"), default="stop", help="at a bad file: stop (default), or skip the file"
     )
     command.add_argument("--decode", action="store_true", help="decode every picture to check it")
+    command.add_argument("--include-hidden", action="store_true", help=HIDDEN_HELP)
+    command.add_argument(
+        "--report", type=Path, metavar="FILE.json", help="write a JSON report of the result, with every file left out"
+    )
     command.add_argument(
         "--shard-size",
         type=byte_size,
@@ -157,23 +233,16 @@ def _add_import_arguments(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_verify_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("store", type=Path, metavar="STORE", help="the store to check")
-    scope = command.add_mutually_exclusive_group()
-    scope.add_argument("--against", type=Path, metavar="SRC", help="compare with this folder or store, file by file")
-    scope.add_argument("--quick", action="store_true", help="check structure and sizes only, and read no value")
-    scope.add_argument("--sample", type=share, metavar="P%", help="check a random share of the values, such as 5%%")
-    command.add_argument(
-        "--seed", type=natural, metavar="N", help="with --sample: repeat the sample that has this seed"
-    )
-    command.add_argument("--json", action="store_true", help="print JSON")
-
-
 def _import(options: argparse.Namespace) -> int:
     from dlas_store.converters.importing import import_store
+    from dlas_store.storage.commit import discard_interrupted
 
     if options.checksum and not options.append:
         raise ConfigError("--checksum compares files with those in the store; use it with --append")
+    if options.report is not None:
+        check_place(options.report)
+    if options.restart and (options.append or not os.path.lexists(options.store)):
+        discard_interrupted(options.store)
     summary = import_store(
         _sources(options),
         options.store,
@@ -185,12 +254,14 @@ def _import(options: argparse.Namespace) -> int:
         skip_bad=options.on_error == "skip",
         decode_all=options.decode,
         compare_bytes=options.checksum,
+        include_hidden=options.include_hidden,
+        report=options.report,
     )
+    if options.json:
+        print_json(summary.as_dict())
+        return 0 if summary.is_clean else 1
     speed = summary.payload_bytes / 1e6 / max(summary.seconds, 1e-9)
-    print(
-        f"{options.store}: imported {summary.images:,} images, {summary.patches:,} patches, "
-        f"{megabytes(summary.payload_bytes)} in {summary.seconds:.1f} s ({speed:.0f} MB/s), {summary.shards} shards"
-    )
+    print(f"{options.store}: imported {summary_text(summary)} ({speed:.0f} MB/s), {counted(summary.shards, 'shard')}")
     for reason, count in Counter(skipped.reason for skipped in summary.skipped).items():
         paths = [skipped.path for skipped in summary.skipped if skipped.reason == reason]
         print(f"left out, {reason}: {count:,} ({shorten(paths)})")
@@ -214,7 +285,11 @@ def _sources(options: argparse.Namespace) -> list[Any]:
     if not names and (options.root or options.split):
         raise ConfigError("--root and --split are for torch:NAME, such as torch:cifar100")
     return [
-        open_published(names[source], options.root.expanduser(), split=options.split) if source in names else source
+        open_published(
+            names[source], options.root.expanduser(), split=options.split, include_hidden=options.include_hidden
+        )
+        if source in names
+        else source
         for source in options.sources
     ]
 
@@ -222,79 +297,30 @@ def _sources(options: argparse.Namespace) -> list[Any]:
 def _export(options: argparse.Namespace) -> int:
     from dlas_store.converters.exporting import export_store
 
+    if options.restart and not os.path.lexists(options.folder):
+        StagingDirectory.discard(options.folder)
     summary = export_store(options.store, options.folder, images=options.images, workers=options.workers)
-    print(
-        f"{options.folder}: exported {summary.images:,} images, {summary.patches:,} patches, "
-        f"{megabytes(summary.payload_bytes)} in {summary.seconds:.1f} s"
-    )
+    if options.json:
+        print_json(summary.as_dict())
+        return 1 if summary.refused else 0
+    print(f"{options.folder}: exported {summary_text(summary)}")
     print_lines("not written", [f"{image!r}: {reason}" for image, reason in summary.refused])
     return 1 if summary.refused else 0
 
 
-def _info(options: argparse.Namespace) -> int:
-    from dlas_store.maintenance.info import info
-
-    facts = info(options.store)
-    if options.json:
-        print(json.dumps(facts.as_dict(), indent=2))
-        return 0
-    overhead = 100 * (facts.disk_bytes / max(facts.bytes, 1) - 1)
-    rows = {
-        "layout": facts.layout,
-        "images": f"{facts.images:,} ({facts.references:,} with a reference)",
-        "patches": f"{facts.patches:,}",
-        "bytes": f"{megabytes(facts.bytes)} of files",
-        "on disk": f"{megabytes(facts.disk_bytes)} in {facts.shards} shards and the index ({overhead:+.1f} %)",
-        "format": f"version {facts.format_version}, index generation {facts.generation}",
-        "store id": facts.store_id,
-    }
-    for name, value in rows.items():
-        print(f"{name:10}{value}")
-    sizes = list(facts.sizes.items())
-    for row, (size, count) in enumerate(sizes[:_MAX_SIZES]):
-        percent = 100 * count / max(facts.patches, 1)
-        print(f"{'' if row else 'pixels':10}{size:>11}  {count:>12,}  {percent:5.1f} %  {'#' * round(percent / 2)}")
-    if len(sizes) > _MAX_SIZES:
-        print(f"{'':10}and {len(sizes) - _MAX_SIZES} more sizes")
-    return 0
-
-
-def _verify(options: argparse.Namespace) -> int:
-    from dlas_store.maintenance.verify import Sample, verify
-
-    if options.seed is not None and options.sample is None:
-        raise ConfigError("--seed chooses a sample; use it with --sample")
-    sample = None
-    if options.sample is not None:
-        sample = Sample(options.sample, secrets.randbits(32) if options.seed is None else options.seed)
-    report = verify(options.store, options.against, workers=options.workers, quick=options.quick, sample=sample)
-    if options.json:
-        sample_facts = {"sample": sample._asdict()} if sample else {}
-        print(json.dumps(report.as_dict() | sample_facts, indent=2))
-    else:
-        for finding in report.findings:
-            place = " ".join(part for part in (finding.shard, finding.image, finding.patch) if part)
-            print(f"{finding.kind}: {place}: {finding.message}")
-        agreement = f", all as in {options.against}" if options.against is not None else ""
-        scope = "values placed, none read" if options.quick else "values checked"
-        scope += f" ({100 * sample.share:g}% of patches and references, --seed {sample.seed})" if sample else ""
-        print(
-            f"{options.store}: {report.checked:,} {scope}, "
-            + (f"no finding{agreement}" if report.ok else f"{len(report.findings):,} findings")
-        )
-    return 0 if report.ok else 1
-
-
 def _salvage(options: argparse.Namespace) -> int:
     from dlas_store.converters.salvaging import salvage
+    from dlas_store.storage.commit import discard_interrupted
 
-    if options.report is not None and not options.report.absolute().parent.is_dir():
-        raise WriteError(f"{options.report}: there is no folder {options.report.parent}; create it first")
+    if options.report is not None:
+        check_place(options.report)
+    if options.restart and not os.path.lexists(options.new):
+        discard_interrupted(options.new)
     summary = salvage(options.store, options.new, workers=options.workers, report=options.report)
-    print(
-        f"{options.new}: salvaged {summary.images:,} images, {summary.patches:,} patches, "
-        f"{megabytes(summary.payload_bytes)} in {summary.seconds:.1f} s"
-    )
+    if options.json:
+        print_json(summary.as_dict())
+        return 1 if summary.lost else 0
+    print(f"{options.new}: salvaged {summary_text(summary)}")
     print_lines("note", summary.warnings)
     print_lines("lost", [f"{lost.shard} {lost.image}: {lost.reason}".replace(" :", ":") for lost in summary.lost])
     return 1 if summary.lost else 0
@@ -304,7 +330,11 @@ def _reindex(options: argparse.Namespace) -> int:
     from dlas_store.maintenance.reindex import reindex
 
     summary = reindex(options.store, workers=options.workers)
-    print(f"{options.store}: indexed {summary.shards} shards, {summary.images:,} images, {summary.patches:,} patches")
+    if options.json:
+        print_json(summary.as_dict())
+        return 1 if summary.skipped else 0
+    counts = (counted(summary.shards, "shard"), counted(summary.images, "image"), counted(summary.patches, "patch"))
+    print(f"{options.store}: indexed {', '.join(counts)}")
     print_lines("left out", [f"{path.name}: {reason}" for path, reason in summary.skipped])
     return 1 if summary.skipped else 0
 
@@ -312,25 +342,37 @@ def _reindex(options: argparse.Namespace) -> int:
 def _preview(options: argparse.Namespace) -> int:
     from dlas_store.cli.preview import preview
 
-    count = preview(options.store, options.images, options.output)
-    print(f"{options.output}: shows {count:,} images of {options.store}")
+    count = preview(options.store, options.images, options.output, count=options.count, seed=options.random)
+    if options.json:
+        print_json({"file": str(options.output), "images": count})
+    else:
+        print(f"{options.output}: shows {counted(count, 'image')} of {options.store}")
     return 0
 
 
 def _read(options: argparse.Namespace) -> int:
-    from dlas_store.cli.read import describe_batches
+    from dlas_store.cli.read import draw_items, read_batches
+    from dlas_store.cli.sheet import check_target
 
     if options.picture is not None:
-        from dlas_store.cli.sheet import check_target
-
         check_target(options.picture)
-    for line in describe_batches(options.config, phase=options.phase, batches=options.batches):
-        print(line, flush=True)
-    if options.picture is not None:
-        from dlas_store.cli.read import draw_items
+    reports = []
+    for report in read_batches(options.config, phase=options.phase, batches=options.batches):
+        if options.json:
+            reports.append(report.as_dict())
+        else:
+            print("\n".join(report.lines()), flush=True)
+    items = 0 if options.picture is None else draw_items(options.config, options.picture, phase=options.phase)
+    if options.json:
+        print_json({"datasets": reports})
+    elif options.picture is not None:
+        print(f"{options.picture}: shows {counted(items, 'item')}")
+    return 0
 
-        count = draw_items(options.config, options.picture, phase=options.phase)
-        print(f"{options.picture}: shows {count:,} items")
+
+def _help(options: argparse.Namespace) -> int:
+    parser: argparse.ArgumentParser = options.parsers[options.topic] if options.topic else options.parser
+    parser.print_help()
     return 0
 
 

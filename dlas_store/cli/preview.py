@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import os
+import random
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,7 +26,9 @@ from dlas_store.cli.sheet import (
     text_line,
     write_png,
 )
-from dlas_store.errors import ConfigError, ImageError
+from dlas_store.cli.text import counted
+from dlas_store.cli.usage import nearest
+from dlas_store.errors import ConfigError, ImageError, NameNotFoundError
 from dlas_store.images.decode import decode
 from dlas_store.opening import open_if_path
 from dlas_store.sources.base import Center, Source
@@ -45,21 +48,39 @@ DEFAULT_PICTURES = 24
 MAX_IMAGES = 200
 """Maximum number of images on a sheet; this many take 400 MB of memory."""
 
+_MAX_NAMES = 100_000
+"""Number of names among which the nearest to a wrong name is sought."""
+
 FRAME = 2
 """Width in pixels of a shown patch's frame and of the edge of the patch's square."""
 
 
-def preview(path: str | os.PathLike[str] | Source, images: Sequence[str], file: Path) -> int:
+MAX_PALE_SQUARES = 100
+"""Number of an image's patches above which only the squares of shown patches are drawn; more would hide the reference.
+"""
+
+
+def preview(
+    path: str | os.PathLike[str] | Source,
+    images: Sequence[str],
+    file: Path,
+    *,
+    count: int | None = None,
+    seed: int | None = None,
+) -> int:
     """Draw images of a source into a new PNG file.
 
     An image of a chunked source is shown as its reference beside some of its patches, evenly chosen. On the reference,
     the square of a shown patch has the colour of that patch's frame; squares of patches that are not shown are thin and
-    pale. A picture of a source of pictures is shown as a thumbnail.
+    pale, and left out if the image has more than MAX_PALE_SQUARES patches. A picture of a source of pictures is shown
+    as a thumbnail.
 
     Args:
         path: a path or another argument of open_source, or an open source, which stays open.
-        images: names of images; if empty, the first few images are shown.
+        images: names of images; if empty, ``count`` and ``seed`` choose the images.
         file: the PNG file to write.
+        count: number of images, from 1; None shows DEFAULT_IMAGES, or DEFAULT_PICTURES of a source of pictures.
+        seed: seed of a random choice, which is the same at every call; None shows the first images.
 
     Returns:
         The number of images shown.
@@ -68,21 +89,42 @@ def preview(path: str | os.PathLike[str] | Source, images: Sequence[str], file: 
         NameNotFoundError: no image has one of the names.
         TargetExistsError: the file exists.
         WriteError: the file cannot be written.
-        ConfigError: more than MAX_IMAGES images are named.
+        ConfigError: more than MAX_IMAGES images are asked for, or both names and ``count`` or ``seed`` are given.
         StoreError: the source cannot be opened or read.
     """
     check_target(file)
-    if len(images) > MAX_IMAGES:
-        raise ConfigError(f"preview shows at most {MAX_IMAGES} images at once, got {len(images)}")
+    asked = max(len(images), count or 0)
+    if asked > MAX_IMAGES:
+        raise ConfigError(f"preview shows at most {MAX_IMAGES} images at once, got {asked}")
+    if images and (count is not None or seed is not None):
+        raise ConfigError("--count and --random choose images; leave them out where images are named")
     with open_if_path(path) as source:
-        default = DEFAULT_IMAGES if source.layout == "chunked" else DEFAULT_PICTURES
-        numbers = [source.find_image(name) for name in images] or range(min(default, source.image_count))
+        numbers = [_find_image(source, name) for name in images] or _choose(source, count, seed)
         if source.layout == "chunked":
             sheet = make_sheet([_draw_image(source, number) for number in numbers])
         else:
             sheet = make_sheet([in_grid([_draw_thumbnail(source, number) for number in numbers], THUMBNAIL_COLUMNS)])
     write_png(sheet, file)
     return len(numbers)
+
+
+def _find_image(source: Source, name: str) -> int:
+    """Return the number of the image with a name; the error for a wrong name has the nearest one."""
+    try:
+        return source.find_image(name)
+    except NameNotFoundError as error:
+        names = (source.image_name(number) for number in range(min(source.image_count, _MAX_NAMES)))
+        raise NameNotFoundError(f"{error}{nearest(name, names)}") from error
+
+
+def _choose(source: Source, count: int | None, seed: int | None) -> list[int]:
+    """Return the numbers of the images to show, in the source's order."""
+    default = DEFAULT_IMAGES if source.layout == "chunked" else DEFAULT_PICTURES
+    numbers = range(source.image_count)
+    shown = min(count or default, len(numbers))
+    if seed is None:
+        return list(numbers[:shown])
+    return sorted(random.Random(seed).sample(numbers, shown))  # noqa: S311 - no secret
 
 
 def spread(count: int, max_count: int) -> list[int]:
@@ -113,9 +155,13 @@ def _draw_image(source: Source, number: int) -> Picture:
         patches.append(_draw_patch(PillowImage.fromarray(pixels), image.files[position], centers[position], order))
     reference = _draw_reference(source, number, centers, positions)
     content = beside([reference, in_grid(patches, PATCH_COLUMNS)]) if patches else reference
-    facts = f"{len(centers):,} patches"
+    facts = counted(len(centers), "patch")
     if len(positions) < len(centers):
         facts += f", {len(positions)} shown"
+    if len(centers) > MAX_PALE_SQUARES:
+        facts += ", with their squares only"
+    if any(centers):
+        facts += "; rows, columns and widths are in pixels of the reference"
     if None in centers:
         facts += f", {centers.count(None):,} without a centre"
     name = text_line(image.name, content.width, size=20)
@@ -138,7 +184,7 @@ def _draw_reference(source: Source, number: int, centers: Sequence[Center | None
     scale = picture.width / original.width
     pale = picture.copy()
     draw = ImageDraw.Draw(pale)
-    for center in centers:
+    for center in centers if len(centers) <= MAX_PALE_SQUARES else ():
         if center is not None:
             draw.rectangle(_square(center, scale), outline="white")
     picture = PillowImage.blend(picture, pale, 0.5)
@@ -164,9 +210,14 @@ def _square(center: Center, scale: float) -> tuple[int, int, int, int]:
 def _draw_patch(pixels: Picture, file: str, center: Center | None, order: int) -> Picture:
     color = EMPTY if center is None else square_color(order)
     patch = ImageOps.expand(fit(pixels, PATCH_SIDE, PATCH_SIDE), FRAME, color)
-    place = "no centre" if center is None else f"at {center.row}, {center.col}, {center.width} wide"
+    facts = [f"{pixels.width} x {pixels.height} px"]
+    if center is None:
+        facts.append("no centre")
+    else:
+        facts += [f"row {center.row}, column {center.col}", f"{center.width} px wide"]
     width = PATCH_SIDE + 2 * FRAME
-    return below([patch, text_line(file, width), text_line(place, width, size=11, color=FAINT)], gap=1)
+    lines = [text_line(fact, width, size=11, color=FAINT) for fact in facts]
+    return below([patch, text_line(file, width), *lines], gap=1)
 
 
 def _draw_thumbnail(source: Source, number: int) -> Picture:
@@ -175,5 +226,5 @@ def _draw_thumbnail(source: Source, number: int) -> Picture:
     # Thumbnails are aligned at the bottom, so that the captions of a row have one height.
     box = ImageOps.expand(thumbnail, (0, THUMBNAIL_SIDE - thumbnail.height, 0, 0), PAPER)
     name = text_line(source.image_name(number), THUMBNAIL_SIDE)
-    size = text_line(f"{picture.width} x {picture.height}", THUMBNAIL_SIDE, size=11, color=FAINT)
+    size = text_line(f"{picture.width} x {picture.height} px", THUMBNAIL_SIDE, size=11, color=FAINT)
     return below([box, name, size], gap=2)

@@ -8,13 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
+from dlas_store.cli.preview import spread
 from dlas_store.cli.sheet import (
     FAINT,
     GAP,
@@ -30,9 +31,11 @@ from dlas_store.cli.sheet import (
     text_lines,
     write_png,
 )
+from dlas_store.cli.text import counted
 from dlas_store.config import load_config
 from dlas_store.datasets import create_dataloader, create_dataset
 from dlas_store.errors import ConfigError
+from dlas_store.loading import ThreadsLoader
 
 ITEMS = 6
 """Number of items that the sheet shows of each dataset."""
@@ -49,8 +52,8 @@ FRAMES_IN_A_ROW = 4
 _FRAME_GAP = 2
 
 
-def describe_batches(config_path: str | Path, *, phase: str = "train", batches: int = 10) -> Iterator[str]:
-    """Read the first batches of every dataset of a phase, and yield lines about the batches' contents and speed.
+def read_batches(config_path: str | Path, *, phase: str = "train", batches: int = 10) -> Iterator[DatasetReport]:
+    """Read the first batches of every dataset of a phase, and yield a report of each dataset.
 
     Args:
         config_path: path of a YAML config; see load_config.
@@ -62,7 +65,13 @@ def describe_batches(config_path: str | Path, *, phase: str = "train", batches: 
         StoreError: a patch cannot be read.
     """
     for key, opt in datasets_of_phase(config_path, phase).items():
-        yield from _describe_dataset(key, opt, batches)
+        yield _read_dataset(key, opt, batches)
+
+
+def describe_batches(config_path: str | Path, *, phase: str = "train", batches: int = 10) -> Iterator[str]:
+    """Yield the reports of read_batches as lines of text."""
+    for report in read_batches(config_path, phase=phase, batches=batches):
+        yield from report.lines()
 
 
 def datasets_of_phase(config_path: str | Path, phase: str) -> dict[str, dict[str, Any]]:
@@ -71,7 +80,11 @@ def datasets_of_phase(config_path: str | Path, phase: str) -> dict[str, dict[str
     Raises:
         ConfigError: the config is wrong, or has no dataset of the phase.
     """
-    datasets = load_config(config_path)["datasets"]
+    datasets = load_config(config_path).get("datasets")
+    if not datasets:
+        raise ConfigError(
+            f"{config_path}: has no datasets to read; 'datasets' must be a mapping of them (train, val, ...)"
+        )
     options_of = {key: opt for key, opt in datasets.items() if opt["phase"] == phase}
     if not options_of:
         phases = ", ".join(sorted({opt["phase"] for opt in datasets.values()}))
@@ -80,7 +93,7 @@ def datasets_of_phase(config_path: str | Path, phase: str) -> dict[str, dict[str
 
 
 def draw_items(config_path: str | Path, file: Path, *, phase: str = "train") -> int:
-    """Draw the first items of every dataset of a phase into a new PNG file.
+    """Draw items of every dataset of a phase, evenly chosen, into a new PNG file.
 
     Args:
         config_path: path of a YAML config; see load_config.
@@ -100,8 +113,8 @@ def draw_items(config_path: str | Path, file: Path, *, phase: str = "train") -> 
     parts, count = [], 0
     for key, opt in datasets_of_phase(config_path, phase).items():
         dataset: Any = create_dataset(opt)
-        items = [dataset[index] for index in range(min(ITEMS, len(dataset)))]
-        parts.append(_draw_dataset(f"{key}: {opt['mode']}, {len(dataset):,} items", items))
+        items = [dataset[index] for index in spread(len(dataset), ITEMS)]
+        parts.append(_draw_dataset(f"{key}: {opt['mode']}, {counted(len(dataset), 'item')}", items))
         count += len(items)
     write_png(make_sheet(parts), file)
     return count
@@ -132,16 +145,99 @@ class _Values:
         self.low = min(self.low, other.low)
         self.high = max(self.high, other.high)
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return the summary in JSON types."""
+        content = {"low": self.low, "high": self.high} if self.example is None else {"example": self.example}
+        return {"type": self.type, "shape": list(self.shape), **content}
+
     @property
     def content(self) -> str:
         """The range or the example, as text."""
         return f"{self.low:.4g} .. {self.high:.4g}" if self.example is None else self.example
 
 
-def _describe_dataset(key: str, opt: Mapping[str, Any], batches: int) -> Iterator[str]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DatasetReport:
+    """Result of reading the first batches of a dataset.
+
+    Attributes:
+        key: key of the dataset in the config.
+        mode: mode of the dataset.
+        items: number of items in an epoch.
+        batches: number of batches in an epoch.
+        batch_size: number of items in a batch of this process.
+        loader: "threads" or "workers".
+        workers: number of worker processes.
+        threads: number of threads of this process, or of each worker process.
+        values: summary of each key's values.
+        counts: number of items of each batch that was read.
+        times: time before the first batch and after each batch, in seconds.
+    """
+
+    key: str
+    mode: str
+    items: int
+    batches: int
+    batch_size: int
+    loader: str
+    workers: int
+    threads: int
+    values: Mapping[str, _Values]
+    counts: Sequence[int]
+    times: Sequence[float]
+
+    def lines(self) -> Iterator[str]:
+        """Yield the report as lines of text."""
+        yield (
+            f"{self.key}: {self.mode}, {counted(self.items, 'item')}, {self.batches:,} "
+            f"{'batch' if self.batches == 1 else 'batches'} of {self.batch_size}; {self._loader_text()}"
+        )
+        yield from _table(self.values)
+        yield self._speed_text()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report in JSON types."""
+        return {
+            "dataset": self.key,
+            "mode": self.mode,
+            "items": self.items,
+            "batches": self.batches,
+            "batch_size": self.batch_size,
+            "loader": self.loader,
+            "workers": self.workers,
+            "threads": self.threads,
+            "values": {key: values.as_dict() for key, values in self.values.items()},
+            "batches_read": len(self.counts),
+            "seconds_to_first_batch": self.times[1] - self.times[0] if self.counts else None,
+            "samples_per_second": self._rate() if self.counts else None,
+        }
+
+    def _loader_text(self) -> str:
+        if self.loader == "threads":
+            return f"loader threads: {counted(self.threads, 'thread')}"
+        if not self.workers:
+            return "loader workers: no worker process, this process makes the batches"
+        return f"loader workers: {counted(self.workers, 'worker process')}, {counted(self.threads, 'thread')} each"
+
+    def _speed_text(self) -> str:
+        if not self.counts:
+            return "  no batch: the dataset has fewer items than batch_size"
+        first = self.times[1] - self.times[0]
+        read = counted(len(self.counts), "batch")
+        return f"  {read} read, the first after {first:.2f} s; {self._rate():,.0f} samples/s"
+
+    def _rate(self) -> float:
+        """Return the samples per second.
+
+        The first batch waits for workers to start, so the speed leaves it out unless it is the only batch.
+        """
+        first = 1 if len(self.counts) > 1 else 0
+        return sum(self.counts[first:]) / max(self.times[-1] - self.times[first], 1e-9)
+
+
+def _read_dataset(key: str, opt: Mapping[str, Any], batches: int) -> DatasetReport:
     dataset, collate = create_dataset(opt, return_collate=True)
     loader = create_dataloader(dataset, opt, collate_fn=collate)
-    yield f"{key}: {opt['mode']}, {len(loader):,} batches of {loader.batch_size}, {loader.num_workers} worker processes"
     values_of: dict[str, _Values] = {}
     counts: list[int] = []
     times = [time.perf_counter()]
@@ -151,8 +247,19 @@ def _describe_dataset(key: str, opt: Mapping[str, Any], batches: int) -> Iterato
         for name, value in batch.items():
             values = _Values.of(value)
             values_of.setdefault(name, values).widen(values)
-    yield from _table(values_of)
-    yield _speed(counts, times)
+    return DatasetReport(
+        key=key,
+        mode=str(opt["mode"]),
+        items=len(cast("Any", dataset)),
+        batches=len(loader),
+        batch_size=loader.batch_size,
+        loader="threads" if isinstance(loader, ThreadsLoader) else "workers",
+        workers=loader.num_workers,
+        threads=loader.num_threads,
+        values=values_of,
+        counts=counts,
+        times=times,
+    )
 
 
 def _table(values_of: Mapping[str, _Values]) -> Iterator[str]:
@@ -162,18 +269,6 @@ def _table(values_of: Mapping[str, _Values]) -> Iterator[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         yield "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-
-
-def _speed(counts: list[int], times: list[float]) -> str:
-    """Return a line about the speed.
-
-    The first batch waits for workers to start, so the speed leaves it out unless it is the only batch.
-    """
-    if not counts:
-        return "  no batch: the dataset has fewer items than batch_size"
-    first = 1 if len(counts) > 1 else 0
-    rate = sum(counts[first:]) / max(times[-1] - times[first], 1e-9)
-    return f"  {len(counts)} batches read, the first after {times[1] - times[0]:.2f} s; {rate:,.0f} samples/s"
 
 
 class _Row(NamedTuple):
@@ -191,12 +286,20 @@ class _Row(NamedTuple):
 
 
 def _draw_dataset(title: str, items: Sequence[Mapping[str, Any]]) -> Picture:
-    keys = dict.fromkeys(key for item in items for key in item)
-    rows = [_make_row(key, [item[key] for item in items if key in item]) for key in keys]
+    values_of = {key: [item[key] for item in items if key in item] for item in items for key in item}
+    zero = [key for key, values in values_of.items() if all(map(_is_zero, values))]
+    rows = [_make_row(key, values) for key, values in values_of.items() if key not in zero]
     cell_widths = [cell.width for row in rows for cell in row.cells if not isinstance(cell, str)]
     pictures = [row.draw(max([TILE_SIDE, *cell_widths])) for row in rows]
     caption = text_line(title, max([2 * LABEL_WIDTH, *(picture.width for picture in pictures)]), size=20)
+    if zero:
+        pictures.append(text_line(f"all zero, not shown: {', '.join(zero)}", caption.width, color=FAINT))
     return below([caption, *pictures], gap=GAP)
+
+
+def _is_zero(value: Any) -> bool:
+    """Return whether a value is a tensor of several numbers that are all zero."""
+    return isinstance(value, torch.Tensor) and value.numel() > 1 and not value.any()
 
 
 def _make_row(key: str, values: Sequence[Any]) -> _Row:
@@ -213,9 +316,13 @@ def _make_row(key: str, values: Sequence[Any]) -> _Row:
         facts.append(f"{low:.4g} .. {high:.4g}")
         if finite.size < numbers.size:
             facts.append("some are not finite")
+    values = [_channels_first(value) for value in values]
+    first = values[0]
     if not finite.size or not all(map(_is_picture, values)):
         return _Row(_label(key, facts), [_as_text(value) for value in values])
-    if low >= 0 and high <= 1:
+    if first.dtype == torch.uint8:
+        low, high = 0.0, 255.0
+    elif low >= 0 and high <= 1:
         low, high = 0.0, 1.0
     else:
         facts.append("shown rescaled to that range")
@@ -230,6 +337,12 @@ def _label(key: str, facts: Sequence[str]) -> Picture:
     lines = [text_lines(key, LABEL_WIDTH, size=16)]
     lines += [text_lines(fact, LABEL_WIDTH, color=FAINT) for fact in facts]
     return below(lines, gap=1)
+
+
+def _channels_first(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a uint8 picture (h, w, 3), as mode pixels has it, as (3, h, w); any other tensor as it is."""
+    is_hwc = tensor.dtype == torch.uint8 and tensor.ndim == 3 and tensor.shape[-1] == 3
+    return tensor.permute(2, 0, 1) if is_hwc else tensor
 
 
 def _is_picture(tensor: torch.Tensor) -> bool:

@@ -12,7 +12,8 @@ from pathlib import Path
 from PIL import Image as PillowImage
 from PIL import ImageDraw, ImageFont, ImageOps
 
-from dlas_store.errors import TargetExistsError, WriteError, write_errors
+from dlas_store.atomic import check_place
+from dlas_store.errors import TargetExistsError, write_errors
 
 Picture = PillowImage.Image
 
@@ -121,12 +122,11 @@ def check_target(path: Path) -> None:
 
     Raises:
         TargetExistsError: the path exists.
-        WriteError: the path's folder does not exist.
+        WriteError: the path's folder does not exist, or may not be written.
     """
     if path.exists():
-        raise TargetExistsError(f"{path}: is there already; choose another name")
-    if not path.parent.is_dir():
-        raise WriteError(f"{path}: there is no folder {path.parent}; create it or choose another place")
+        raise TargetExistsError(f"{path}: exists; choose another name, or move it away")
+    check_place(path)
 
 
 def write_png(picture: Picture, path: Path) -> None:
@@ -143,7 +143,7 @@ def write_png(picture: Picture, path: Path) -> None:
         try:
             file = path.open("xb")
         except FileExistsError as error:  # created meanwhile, or a dangling link
-            raise TargetExistsError(f"{path}: is there already; choose another name") from error
+            raise TargetExistsError(f"{path}: exists; choose another name, or move it away") from error
         try:
             with file:
                 file.write(data.getbuffer())

@@ -1,15 +1,81 @@
-"""Text of the command line: parsers of option values, and printing of numbers, sizes, names and lists."""
+"""Text of the command line: its encoding, parsers of option values, and printing of numbers, sizes, names, lists."""
 
 from __future__ import annotations
 
 import argparse
+import io
+import json
+import os
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 WORKERS_HELP = "worker processes (default: one a core; 0: none, work in this process)"
 
+HIDDEN_HELP = "take hidden files and folders, too, and those that systems make, such as __MACOSX"
+
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _MAX_LINES = 20
+
+
+def take_names_as_utf8() -> None:
+    """Start the program again in Python's UTF-8 mode, unless Python takes file names as UTF-8 already.
+
+    In a Latin-1 locale Python takes a name's bytes as other letters, and cannot write names with letters that Latin-1
+    lacks. The output keeps the terminal's encoding.
+    """
+    if sys.getfilesystemencoding() != "utf-8" and sys.executable:
+        os.environ.setdefault("PYTHONIOENCODING", f"{sys.stdout.encoding}:backslashreplace")
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])  # noqa: S606
+
+
+def escape_unprintable() -> None:
+    """Escape letters that the encoding of the output lacks, instead of failing at them."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+class Summary(Protocol):
+    """Counts of a result: images, their patches, bytes of patches and references, and seconds that the work took."""
+
+    @property
+    def images(self) -> int:
+        """Number of images."""
+
+    @property
+    def patches(self) -> int:
+        """Number of patches."""
+
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes of patches and references."""
+
+    @property
+    def seconds(self) -> float:
+        """Duration."""
+
+
+def summary_text(summary: Summary) -> str:
+    """Return the counts of a result as text: 2 images, 18 patches, 0.2 MB in 0.1 s."""
+    counts = f"{counted(summary.images, 'image')}, {counted(summary.patches, 'patch')}"
+    return f"{counts}, {megabytes(summary.payload_bytes)} in {summary.seconds:.1f} s"
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a number with its noun, in the plural unless the number is 1.
+
+    >>> counted(1, "patch"), counted(2000, "patch"), counted(0, "image")
+    ('1 patch', '2,000 patches', '0 images')
+    """
+    plural = "es" if noun.endswith(("ch", "ss")) else "s"
+    return f"{count:,} {noun}{'' if count == 1 else plural}"
+
+
+def print_json(facts: Mapping[str, Any]) -> None:
+    """Print the result of a command as JSON."""
+    print(json.dumps(facts, indent=2))
 
 
 def print_lines(heading: str, lines: Sequence[str], count: int | None = None) -> None:
@@ -58,8 +124,8 @@ def natural(text: str) -> int:
 
 
 def share(text: str) -> float:
-    """Parse an option's percentage, such as 5%, and return it as a fraction above 0 and at most 1."""
-    match = re.fullmatch(r"([0-9]+(\.[0-9]+)?)%", text)
+    """Parse an option's percentage, such as 5% or 5, and return it as a fraction above 0 and at most 1."""
+    match = re.fullmatch(r"([0-9]+(\.[0-9]+)?)%?", text)
     if match is None or not 0 < float(match[1]) <= 100:
         raise argparse.ArgumentTypeError(
             f"must be a percentage such as 5% or 0.1%, above 0% and at most 100%, got {text!r}"

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from copy import copy
+from typing import Any, cast
 
 from torch.utils.data import Dataset
 from xxhash import xxh3_64_intdigest
 
 from dlas_store.config import ConfigOptions, OptionWarning
 from dlas_store.loading.batch import Allocate, BatchBuilder, MakeItem, StackingBuilder
-from dlas_store.loading.create import create_dataset
+from dlas_store.loading.create import MakeDataset, create_dataset, has_mode
 from dlas_store.loading.dataset import ItemDataset
 from dlas_store.sampling.rng import SampleKey, SampleRng
 
@@ -31,13 +32,15 @@ class CombinedDataset(ItemDataset):
     and be pickled, if its members may.
     """
 
-    def __init__(self, opt: Mapping[str, Any]) -> None:
+    def __init__(self, opt: Mapping[str, Any], *, create_member: MakeDataset = create_dataset) -> None:
         """Make the members.
 
         Args:
             opt: options of the dataset. Each option that is a mapping is a member of that name: its ``mode`` and its
                 options. Members inherit ``scale`` and ``phase``, as in DL-Art-School. A member without ``seed`` gets
                 a seed that follows from this dataset's seed and the member's name.
+            create_member: makes a member from its options. A member of a mode that is not registered here gets its
+                options as they are, with what it inherits, and no name and seed.
 
         Raises:
             ConfigError: there is no member, or an option of a member is missing or has a wrong value.
@@ -52,7 +55,7 @@ class CombinedDataset(ItemDataset):
             raise options.error("holds no dataset; each option that is a mapping is one")
         self._reseeded = [name for name, own_options in member_options.items() if own_options.get("seed") is None]
         self._members: dict[str, Dataset[dict[str, Any]]] = {
-            name: create_dataset(self._member_options(name, own_options, opt))
+            name: create_member(self._member_options(name, own_options, opt))
             for name, own_options in member_options.items()
         }
         self._lengths = {name: len(member) for name, member in self._members.items()}  # type: ignore[arg-type]
@@ -67,6 +70,9 @@ class CombinedDataset(ItemDataset):
         items = ((member, index % self._lengths[name]) for name, member in self._members.items())
         return ", ".join(member.image_of(item) for member, item in items if isinstance(member, ItemDataset))
 
+    def _data(self) -> str:
+        return ", ".join(f"{name} {member!r}" for name, member in self._members.items())
+
     def set_seed(self, seed: int) -> None:
         """Make the items follow from another seed. Members that have a seed of their own keep it."""
         super().set_seed(seed)
@@ -74,6 +80,13 @@ class CombinedDataset(ItemDataset):
             member = self._members[name]
             if isinstance(member, ItemDataset):
                 member.set_seed(self._member_seed(name))
+
+    def reset_random(self) -> None:
+        """Make the items of all members those of epoch 0, whenever they are read; see ItemDataset."""
+        super().reset_random()
+        for member in self._members.values():
+            if hasattr(member, "reset_random"):
+                member.reset_random()
 
     def take_skipped(self) -> int:
         """Return the number of samples replaced since the last call, in this dataset, its members, and all workers."""
@@ -125,7 +138,7 @@ class CombinedDataset(ItemDataset):
         repetitions_per_epoch = -(-len(self) // length)
         return SampleKey(index % length, repetition * repetitions_per_epoch + index // length)
 
-    def _member_options(self, name: str, own_options: Mapping[str, Any], opt: Mapping[str, Any]) -> dict[str, Any]:
+    def _member_options(self, name: str, own_options: Mapping[str, Any], opt: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the options of a member: its own, and those that it inherits or takes by default.
 
         Args:
@@ -134,6 +147,11 @@ class CombinedDataset(ItemDataset):
             opt: options of this dataset.
         """
         inherited_options = {key: opt[key] for key in _INHERITED if opt.get(key) is not None}
+        if not has_mode(own_options.get("mode")):
+            # A copy keeps the class: in a checkout, options that are not given read as None.
+            foreign_options = cast("dict[str, Any]", copy(own_options))
+            foreign_options.update(inherited_options)
+            return foreign_options
         for key, value in inherited_options.items():
             if own_options.get(key) not in (None, value):
                 message = f"combined: {name} has {key} {own_options[key]!r}, and takes {value!r} from here all the same"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -15,11 +16,14 @@ from numpy.typing import NDArray
 
 from dlas_store.config import ConfigOptions
 from dlas_store.errors import PatchIndexError, StoreError
-from dlas_store.opening import open_source
+from dlas_store.opening import COPY_ADVICE, address_of, open_source
 from dlas_store.sources.base import Layout, Source
 from dlas_store.sources.concat import concat, members
+from dlas_store.sources.layouts import ChunkedFolder
 from dlas_store.storage.index import INDEX_FILE
 from dlas_store.storage.store import Store
+
+_FOLDERS_IN_WARNING = 5
 
 
 class WeightedPatches:
@@ -116,6 +120,7 @@ class WeightedPatches:
 
         Patches that ``ignore_first`` skips do not count.
         """
+        index = operator.index(index)
         if not 0 <= index < len(self):
             raise PatchIndexError(f"no item {index}: the dataset has {len(self)}")
         entry = bisect_right(self._ends, index)
@@ -141,6 +146,14 @@ def open_sources(options: ConfigOptions, *, layout: Layout | None) -> WeightedPa
     patches = WeightedPatches(sources, weights, ignore_first=options.integer("ignore_first", 0, minimum=0))
     if not len(patches):
         raise options.error(f"no patches in {data_key(options, 'paths')}: {', '.join(str(s.path) for s in sources)}")
+    for source in dict.fromkeys(sources):
+        if isinstance(source, ChunkedFolder) and (folders := source.skipped_patches()):
+            named = ", ".join(folders[:_FOLDERS_IN_WARNING]) + (", ..." if len(folders) > _FOLDERS_IN_WARNING else "")
+            options.warn(
+                f"{source.path}: the patches in {len(folders)} folders are left out, because they lie deeper than "
+                f"IMAGE/FILE: {named}; move them into the folder of their image",
+                stacklevel=5,
+            )
     return patches
 
 
@@ -171,6 +184,12 @@ def open_weighted(
         weights = options.integers(weights_key, weights, minimum=0)
         if len(weights) != len(sources):
             raise options.error(f"{weights_key} must be one for each of {key}: {len(sources)}, got {len(weights)}")
+        if key != "dataroot" and weights[0] > 1 and not isinstance(options.opt[key], list | tuple):
+            options.warn(
+                f"{weights_key} repeats the only path {weights[0]} times, and DL-Art-School ignores {weights_key} "
+                f"beside a path that stands in no list; write {key} as a list of one path, or remove {weights_key}",
+                stacklevel=5,
+            )
     return sources, weights
 
 
@@ -186,6 +205,8 @@ def open_paths(options: ConfigOptions, *, layout: Layout | None, key: str) -> li
     paths: list[Path | Source] = options.paths_or_objects(Source, key)
     for path in paths:
         if isinstance(path, Path) and not path.exists():
+            if address := address_of(path):
+                raise options.error(f"{key} names {address}, and only local files are read; {COPY_ADVICE}")
             raise options.error(f"{key} names '{path}', which does not exist")
     source_of = {path: _open(options, key, path, layout) for path in dict.fromkeys(paths)}
     return [source_of[path] for path in paths]
@@ -251,8 +272,8 @@ _open_stores: WeakValueDictionary[_StoreKey, Store] = WeakValueDictionary()
 
 def _store_key(path: Path, layout: Layout | None) -> _StoreKey | None:
     """Return the key of the store at a path, None if no index of a store is there."""
-    file = path / INDEX_FILE if path.is_dir() else path
     try:
+        file = path / INDEX_FILE if path.is_dir() else path
         status = file.stat()
     except OSError:
         return None

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from dlas_store.config import ConfigOptions
-from dlas_store.datasets.concat import open_paths
+from dlas_store.datasets.pairs import check_scale, check_sizes, common_size, open_lq
 from dlas_store.datasets.patch_options import rescale_center
 from dlas_store.datasets.pictures import PictureDataset, Pictures, check_min_side, check_min_sides, open_pictures
 from dlas_store.errors import ImageError
@@ -40,7 +40,8 @@ class FullImageDataset(PictureDataset):
     * ``gt_center`` and ``lq_center`` int64 (2,): row and column of the tile's centre in the reference, in pixels;
     * ``HQ_path`` and ``LQ_path`` str: the paths of both pictures, equal without ``dataroot_LQ``.
 
-    LQ is HQ reduced bicubically, or comes from ``dataroot_LQ``, whose pictures are paired with HQ's by their order.
+    LQ is HQ reduced bicubically, or comes from ``dataroot_LQ``, whose pictures are paired with HQ's by their order. The
+    pictures of several roots are sorted by their paths as one list, as in DL-Art-School.
     The dataset may be used from several threads and after a fork, and be pickled.
     """
 
@@ -53,7 +54,7 @@ class FullImageDataset(PictureDataset):
 
         Raises:
             ConfigError: an option is missing or has a wrong value, HQ and LQ differ in the number of pictures, or a
-                picture of a store is too small.
+                picture of a store is too small or has another size than its pair.
             StoreError: a path holds no pictures.
         """
         options = ConfigOptions.of_dataset(opt, mode="fullimage")
@@ -61,16 +62,20 @@ class FullImageDataset(PictureDataset):
         self._scale = options.integer("scale", minimum=1)
         self._multiple = options.integer("force_multiple", 1, minimum=1)
         self._tile_options = None
-        if (opt.get("phase") or "train") == "train":
+        if opt.get("phase") == "train":
             self._tile_options = read_tile_options(options, scale=self._scale)
         else:
             for field in fields(TileOptions):
                 options.has(field.name)  # marks the option as known, though it has no effect
-        self._pictures = open_pictures(options, key="dataroot_GT", weights_key="dataroot_GT_weights")
-        self._lq = _open_lq(options, self._pictures)
+        self._pictures = open_pictures(
+            options, key="dataroot_GT", weights_key="dataroot_GT_weights", sorts_roots_as_one=True
+        )
+        self._lq = open_lq(options, self._pictures)
         self._min_side = _find_min_side(self._tile_options, self._scale, self._multiple)
         if not self.skips_bad:
             check_min_sides(options, self._pictures.sources, self._min_side.side, reason=self._min_side.reason)
+            if self._tile_options is None:
+                check_sizes(options, self._pictures, self._lq, self._scale)
         options.warn_of_unknown()
 
     def make_item(self, index: int, random: SampleRng) -> dict[str, Any]:
@@ -82,7 +87,7 @@ class FullImageDataset(PictureDataset):
 
         Raises:
             PatchIndexError: the index is out of range.
-            ImageError: a picture cannot be decoded or is too small, or LQ does not have the shape of its HQ.
+            ImageError: a picture cannot be decoded or is too small, or the sizes of a pair do not fit.
             StoreError: a picture cannot be read.
         """
         hq_picture = _read(self._pictures, index)
@@ -103,6 +108,7 @@ class FullImageDataset(PictureDataset):
         if lq_picture is None:
             lq = self._reduced(hq)
         else:
+            check_scale(hq_picture.path, lq_picture.path, hq_picture.size, lq_picture.size, self._scale)
             lq = _as_sample(lq_picture)
             lq = lq._replace(center=rescale_center(hq.center, hq.size, lq.size))
         return self._to_multiple(hq, lq)
@@ -117,7 +123,7 @@ class FullImageDataset(PictureDataset):
             lq = self._reduced(hq)
         else:
             # The tile is drawn in LQ's pixels, which are the larger ones, so that its edges fit both pictures.
-            factor, (height, width) = _common_size(hq_picture, lq_picture)
+            factor, (height, width) = common_size(hq_picture.path, lq_picture.path, hq_picture.size, lq_picture.size)
             hq_chw = hq_picture.chw[:, : height * factor, : width * factor]
             min_side = min(-(-opt.min_tile_size // factor), height, width)
             tile = _random_tile(generator, (height, width), min_side, opt)
@@ -317,21 +323,6 @@ def _find_min_side(tile: TileOptions | None, scale: int, multiple: int) -> _MinS
     return _MinSide(tile.min_tile_size, f"min_tile_size {tile.min_tile_size}")
 
 
-def _open_lq(options: ConfigOptions, hq: Pictures) -> list[Pictures]:
-    """Open each path of ``dataroot_LQ``, which must hold a picture for each of HQ; without the option open nothing."""
-    if not options.has("dataroot_LQ"):
-        return []
-    sources = open_paths(options, layout="pictures", key="dataroot_LQ")
-    lqs = [Pictures([source], [1]) for source in sources]
-    for source, lq in zip(sources, lqs, strict=True):
-        if len(lq) != hq.unweighted_count:
-            raise options.error(
-                f"dataroot_LQ must hold a picture for each of HQ: {source.path} holds {len(lq)}, "
-                f"and HQ {hq.unweighted_count}"
-            )
-    return lqs
-
-
 def _read(pictures: Pictures, index: int) -> _Picture:
     source, patch = pictures.source, pictures.patch_at(index)
     return _Picture(to_chw_float(source.read_pixels([patch])[0]), source.patch_path(patch))
@@ -349,23 +340,6 @@ def _cropped(sample: Sample, height: int, width: int) -> Sample:
     # DL-Art-School moves the centre as if the sample were resized.
     center = rescale_center(sample.center, sample.size, patch.shape[1:])
     return Sample(patch, sample.reference[:, :height, :width], center, sample.path)
-
-
-def _common_size(hq: _Picture, lq: _Picture) -> tuple[int, tuple[int, int]]:
-    """Return the factor from LQ's size to HQ's, and the height and width that both pictures cover, in pixels of LQ.
-
-    Raises:
-        ImageError: HQ is not LQ enlarged by a whole factor. A side of HQ may differ by less than the factor.
-    """
-    factor = max(round(hq.size[0] / lq.size[0]), 1)
-    if any(abs(hq_side - lq_side * factor) >= factor for hq_side, lq_side in zip(hq.size, lq.size, strict=True)):
-        sizes = [f"{picture.size[1]} x {picture.size[0]}" for picture in (lq, hq)]
-        raise ImageError(
-            f"{lq.path}: {sizes[0]} pixels, no whole part of the {sizes[1]} pixels of {hq.path}; "
-            "dataroot_LQ must hold the pictures of HQ in the same order"
-        )
-    height, width = (min(lq_side, hq_side // factor) for hq_side, lq_side in zip(hq.size, lq.size, strict=True))
-    return factor, (height, width)
 
 
 def _random_tile(generator: np.random.Generator, size: tuple[int, int], min_side: int, opt: TileOptions) -> Tile:

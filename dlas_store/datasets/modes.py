@@ -17,7 +17,15 @@ from dlas_store.datasets.single_image import SingleImageDataset
 from dlas_store.datasets.stylegan2 import Stylegan2Dataset
 from dlas_store.datasets.torch_dataset import TorchDataset
 from dlas_store.loading.batch import Collate
-from dlas_store.loading.create import MakeDataset, create_dataloader, create_dataset, has_mode, register_dataset
+from dlas_store.loading.create import (
+    MakeDataset,
+    class_of,
+    collate_of,
+    create_dataloader,
+    create_dataset,
+    has_mode,
+    register_dataset,
+)
 
 MODES: Mapping[str, MakeDataset] = {
     "single_image_extensible": SingleImageDataset,
@@ -42,7 +50,8 @@ def dlas_factories(
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Return DL-Art-School's create_dataset and create_dataloader, extended by the modes of this package.
 
-    This package serves every mode that is registered here; the arguments serve all other modes.
+    This package serves every mode that is registered here; the arguments serve all other modes, also those of the
+    members of ``combined``.
 
     Args:
         dlas_create_dataset: DL-Art-School's function, called as (dataset_opt, return_collate).
@@ -51,8 +60,12 @@ def dlas_factories(
     """
 
     def dataset_by_mode(dataset_opt: Mapping[str, Any], return_collate: bool = False) -> Any:
-        create = create_dataset if has_mode(dataset_opt["mode"]) else dlas_create_dataset
-        return create(dataset_opt, return_collate)
+        if not has_mode(dataset_opt.get("mode")):
+            return dlas_create_dataset(dataset_opt, return_collate)
+        if class_of(dataset_opt) is not CombinedDataset:
+            return create_dataset(dataset_opt, return_collate)
+        dataset = CombinedDataset(dataset_opt, create_member=dataset_by_mode)
+        return (dataset, collate_of(dataset, dataset_opt)) if return_collate else dataset
 
     def dataloader_by_mode(  # noqa: PLR0917 - DL-Art-School's signature
         dataset: Dataset[Any],
@@ -62,8 +75,11 @@ def dlas_factories(
         collate_fn: Collate | None = None,
         shuffle: bool = True,
     ) -> Any:
-        create = create_dataloader if has_mode(dataset_opt["mode"]) else dlas_create_dataloader
-        return create(dataset, dataset_opt, opt, sampler, collate_fn, shuffle)
+        if not has_mode(dataset_opt.get("mode")):
+            return dlas_create_dataloader(dataset, dataset_opt, opt, sampler, collate_fn, shuffle)
+        if dataset_opt.get("phase") != "train":
+            opt = None if opt is None else {**opt, "dist": False}  # there, each process validates on all items
+        return create_dataloader(dataset, dataset_opt, opt, sampler, collate_fn, shuffle)
 
     return dataset_by_mode, dataloader_by_mode
 

@@ -91,6 +91,8 @@ def tree_leaves(num_scales: int) -> list[TreeNode]:
 class MultiScaleDataset(PictureDataset):
     """Pictures as trees of patches, in the order of build_tree().
 
+    The pictures of several roots are sorted by their paths as one list, as in DL-Art-School.
+
     An item is a dict; t is ``hq_tile_size``, s is ``scale``, K is (4^num_scales - 1) / 3:
 
     * ``hq`` float32 (K, 3, t, t) and ``lq`` float32 (K, 3, t/s, t/s): RGB in [0, 1] (noise leaves that range); both
@@ -119,7 +121,7 @@ class MultiScaleDataset(PictureDataset):
         if self._tile_size % self._scale:
             raise options.error(f"hq_tile_size must be a multiple of scale, got {self._tile_size} and {self._scale}")
         self._corruptions = Corruptions.read(options)
-        self._pictures = open_pictures(options)
+        self._pictures = open_pictures(options, sorts_roots_as_one=True)
         options.warn_of_unknown()
 
     def make_item(self, index: int, random: SampleRng) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from dlas_store.datasets.patch_options import (
 from dlas_store.datasets.references import Reference, ReferenceCache, loops_arguments, write_reference
 from dlas_store.errors import StoreError
 from dlas_store.images.memory import Pixels
-from dlas_store.loading.batch import Allocate, MakeItem
+from dlas_store.loading.batch import Allocate, MakeItem, new_zeros
 from dlas_store.loading.buffers import ScratchPool
 from dlas_store.sampling.rng import SampleKey, SampleRng
 from dlas_store.sources.base import Center
@@ -275,7 +275,7 @@ class PatchBatchBuilder:
 def _allocate_images(rows: tuple[int, int], options: PatchOptions, allocate: Allocate) -> _Images:
     """Return the image arrays of a batch of (items, frames) patches."""
     # Without references their arrays are 0. The system gives memory of zeros, and fills only pages that are touched.
-    allocate_reference = allocate if options.need_ref else np.zeros
+    allocate_reference = allocate if options.need_ref else new_zeros
     sides = options.hq_size, options.lq_size
     return _Images(
         *(allocate((*rows, 3, side, side), np.float32).reshape(-1, 3, side, side) for side in sides),

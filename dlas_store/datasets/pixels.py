@@ -49,6 +49,9 @@ class PixelsDataset(ItemDataset):
         """Return the path of the image that an item belongs to."""
         return image_path(self._patches.source, self._patches.patch_at(index))
 
+    def _data(self) -> str:
+        return repr(self._patches.source)
+
     def make_item(self, index: int, random: SampleRng) -> dict[str, Any]:
         """Return an item; see ItemDataset."""
         builder = self.make_builder([SampleKey(index, random.repetition)], new_array, replace=None)

@@ -26,8 +26,8 @@ Transform = Callable[[Batch], Any]
 class StoreDataset(PixelsDataset):
     """The pictures or patches of a store, a folder or an archive, for any loop of PyTorch.
 
-    An item is a dict: ``pixels``, uint8 (3, H, W), RGB, and each field that was asked for. ``item_transform`` may return
-    anything else. With ``channels_last`` pixels are (H, W, 3), as they lie in memory in both cases.
+    An item is a dict: ``pixels``, uint8 (3, H, W), RGB, and each field that was asked for; or else what
+    ``item_transform`` returns. With ``channels_last`` pixels are (H, W, 3), as they lie in memory in both cases.
 
     With PyTorch's own DataLoader, pass ``collate_fn=dlas_store.collate``: the pictures of a batch are then decoded
     together, and reach the loop without a copy.

@@ -68,6 +68,9 @@ class PatchDataset(ItemDataset):
         """Return the path of the image that an item belongs to."""
         return image_path(self.source, self._patches.patch_at(index))
 
+    def _data(self) -> str:
+        return repr(self.source)
+
     @property
     def patch_options(self) -> PatchOptions:
         """The options by which a patch becomes HQ and LQ."""

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import io
-import struct
-import zlib
+import math
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import IO, Any, Literal, NamedTuple, NoReturn
+from typing import IO, Any, Literal, NoReturn
 
 import numpy as np
 import simplejpeg
-from numpy.typing import NDArray
-from PIL import Image as PillowImage
-from PIL import UnidentifiedImageError
 
 from dlas_store.errors import ConfigError, ImageError
+from dlas_store.images.jpeg import JPEG_END, JPEG_START, without_surplus_bytes
+from dlas_store.images.libjpeg import find_damage
 from dlas_store.images.memory import Pixels, empty_aligned
+from dlas_store.images.pillow import Size as Size  # noqa: PLC0414 - other modules import it from here
+from dlas_store.images.pillow import check_size, decode_by_pillow, open_with_pillow
+from dlas_store.images.png import PNG_END, PNG_START, check_png
 
 Decoder = Literal["simplejpeg", "pyturbojpeg"]
 """Decoder of JPEG; both decoders give the same pixels."""
@@ -30,11 +31,14 @@ IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".webp"})
 PICTURE_FORMATS = ("BMP", "JPEG", "PNG", "PPM", "WEBP")
 """Formats that stores and folders may hold. Pillow reads more, and starts other programs for some of them (EPS)."""
 
-PILLOW_ERRORS = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, zlib.error)
-"""Exceptions that Pillow raises for malformed bytes."""
+LARGE_FILE_BYTES = 256 << 20
+"""Size above which a file is read only if the picture in its header may take so many bytes."""
 
-ORIENTATION = 0x112
-"""Number of the EXIF tag Orientation."""
+_HEADER_BYTES = 4 << 20
+"""Bytes at the start of a large file among which its header is looked for."""
+
+_MAX_BYTES_PER_PIXEL = 32
+"""Most bytes that a pixel may take in a file: three numbers of 16 bits as text take 18."""
 
 DECODING_OFFSET = 16
 """Bytes from the start of a cache line to the start of an array into which decoding is fastest.
@@ -45,24 +49,11 @@ longer (``python -m benchmarks steps``), and the next reader of the pixels then 
 
 _Colors = Literal["RGB", "RGBA", "BGR"]
 
-_JPEG_START = b"\xff\xd8\xff"
-_JPEG_END = b"\xff\xd9"
-_PNG_START = b"\x89PNG\r\n\x1a\n"
-_PNG_END = b"IEND\xaeB`\x82"
 
-_UNNAMED_SUBSAMPLING = "a subsampling that simplejpeg has no name for"
-
-_PILLOW_COLORSPACES = ("CMYK", "YCCK", _UNNAMED_SUBSAMPLING)
-"""Colour spaces of JPEGs that Pillow decodes: simplejpeg cannot convert them to RGB, or gives other pixels."""
+_PILLOW_COLORSPACES = ("CMYK", "YCCK")
+"""Colour spaces of JPEGs that Pillow decodes: simplejpeg gives other pixels."""
 
 _TURBOJPEG_REMEDY = "pip install dlas-store[turbojpeg] and the system's libjpeg-turbo, or take decoder simplejpeg"
-
-
-class Size(NamedTuple):
-    """Height and width in pixels."""
-
-    height: int
-    width: int
 
 
 def decode(
@@ -75,6 +66,7 @@ def decode(
     reduction: Literal[1, 2, 4, 8] = 1,
     bgr: bool = False,
     buffer: Pixels | None = None,
+    is_strict: bool = False,
 ) -> Pixels:
     """Decode a picture.
 
@@ -88,6 +80,8 @@ def decode(
         reduction: divisor by which simplejpeg reduces a JPEG's sides, rounded up; other pictures keep their size.
         bgr: return colours in OpenCV's order; excludes alpha.
         buffer: uint8 array, contiguous and large enough, into which simplejpeg decodes a JPEG; the result is a view.
+        is_strict: refuse what else is decoded though it may be damaged: a PNG that lacks rows, which are black, and a
+            JPEG with bytes other than zeros behind the data of a scan, which may have changed.
 
     Returns:
         uint8 (H, W, 3) RGB (or BGR), or (H, W, 4) RGBA. Grey is repeated, CMYK is converted, 16-bit values are divided
@@ -98,14 +92,21 @@ def decode(
         ConfigError: the decoder is pyturbojpeg, which cannot be loaded.
     """
     assert not (alpha and bgr)
-    if data.startswith(_JPEG_START):
-        size, colorspace = _jpeg_header(data)
-        _check_size(size, max_pixels)
-        if colorspace not in _PILLOW_COLORSPACES:
+    if data.startswith(JPEG_START):
+        size, colorspace, refusal = _jpeg_header(data)
+        check_size(size, max_pixels)
+        if not refusal and colorspace not in _PILLOW_COLORSPACES:
             colors: _Colors = "RGBA" if alpha else "BGR" if bgr else "RGB"
             min_size = Size(-(-size.height // reduction), -(-size.width // reduction))
-            return _decode_jpeg(data, colors, decoder, min_size, buffer)
-    pixels = _decode_by_pillow(data, alpha=alpha, max_pixels=max_pixels, formats=formats)
+            try:
+                return _decode_jpeg(data, colors, decoder, min_size, buffer)
+            except ImageError as error:
+                refusal = str(error.__cause__)
+        if damage := find_damage(data, size, refusal, is_strict=is_strict):
+            raise ImageError(f"damaged or truncated JPEG ({damage})")
+    pixels = decode_by_pillow(data, alpha=alpha, max_pixels=max_pixels, formats=formats)
+    if is_strict and data.startswith(PNG_START):
+        check_png(data)
     return np.ascontiguousarray(pixels[:, :, ::-1]) if bgr else pixels
 
 
@@ -145,18 +146,6 @@ def empty_pixels(shape: tuple[int, ...]) -> Pixels:
     return empty_aligned(shape, np.uint8, offset=DECODING_OFFSET)
 
 
-def to_rgb(array: Pixels, *, alpha: bool) -> Pixels:
-    """Return (H, W), (H, W, 3) or (H, W, 4) pixels as RGB (H, W, 3), or with ``alpha`` as RGBA (H, W, 4).
-
-    The result is contiguous. It may share the memory of ``array``.
-    """
-    if array.ndim == 2:
-        array = np.repeat(array[:, :, None], 3, axis=2)
-    if alpha and array.shape[2] == 3:
-        array = np.dstack([array, np.full(array.shape[:2], 255, np.uint8)])
-    return np.ascontiguousarray(array[:, :, : 4 if alpha else 3])
-
-
 def as_batch(pictures: Sequence[Pixels]) -> Pixels | list[Pixels]:
     """Return pictures as one array (n, H, W, C) if all have the same size, else as a list."""
     if pictures and all(picture.shape == pictures[0].shape for picture in pictures):
@@ -191,12 +180,10 @@ def image_size(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Size:
     Raises:
         ImageError: the bytes are no picture, or the header has more than max_pixels pixels.
     """
-    if data.startswith(_JPEG_START):
-        size = _jpeg_header(data)[0]
-    else:
-        with _open_bytes(data) as picture:
-            size = Size(picture.height, picture.width)
-    _check_size(size, max_pixels)
+    if not data.startswith(JPEG_START):
+        return _pillow_size(data, PICTURE_FORMATS, max_pixels)
+    size = _jpeg_header(data)[0]
+    check_size(size, max_pixels)
     return size
 
 
@@ -206,56 +193,54 @@ def check_picture(
     """Check that bytes are a complete picture and return the picture's size.
 
     The check reads the header and looks for the end marker of JPEG and PNG. A picture without an end marker is decoded;
-    with ``decode_all`` every picture is decoded.
+    with ``decode_all`` every picture is decoded. Decoding is strict, so that damage which readers cannot see is found.
 
     Raises:
         ImageError: the bytes are no picture, are damaged or truncated, or have more than max_pixels pixels.
     """
     size = image_size(data, max_pixels=max_pixels)
-    jpeg_ends = data.startswith(_JPEG_START) and data.endswith(_JPEG_END)
-    png_ends = data.startswith(_PNG_START) and data.endswith(_PNG_END)
+    jpeg_ends = data.startswith(JPEG_START) and data.endswith(JPEG_END)
+    png_ends = data.startswith(PNG_START) and data.endswith(PNG_END)
     if decode_all or not (jpeg_ends or png_ends):
-        decode(data, max_pixels=max_pixels, decoder=decoder)
+        decode(data, max_pixels=max_pixels, decoder=decoder, is_strict=decode_all)
     return size
 
 
-def open_with_pillow(file: IO[bytes], formats: tuple[str, ...]) -> PillowImage.Image:
-    """Open a picture without decoding its pixels.
+def check_large_file(file: IO[bytes], byte_count: int, *, max_pixels: int = MAX_PIXELS) -> None:
+    """Check that a file above LARGE_FILE_BYTES may be a picture, before it is read into memory.
 
     Args:
-        file: an image file; it must stay open as long as the picture is in use.
-        formats: Pillow's names of the allowed formats.
+        file: the file, at its start, which is where it is left.
+        byte_count: size of the file.
+        max_pixels: height times width above which the picture is refused.
 
     Raises:
-        ImageError: the file has another format, is damaged, or has more than MAX_PIXELS pixels.
+        ImageError: the file is no picture, or is too large for the picture in its header.
     """
-    if not file.read(1):
-        raise ImageError("the file is empty")
+    start = file.read(_HEADER_BYTES)
     file.seek(0)
-    try:
-        return PillowImage.open(file, formats=formats)
-    except UnidentifiedImageError as error:
-        raise ImageError(f"not a picture of a kind that is read ({', '.join(formats)})") from error
-    except (PillowImage.DecompressionBombError, PillowImage.DecompressionBombWarning) as error:
-        raise ImageError(f"more pixels than the limit of {MAX_PIXELS}") from error
-    except PILLOW_ERRORS as error:
-        raise ImageError(f"damaged picture ({error})") from error
+    # Pillow reads the header of a WebP with its pixels, of which there are fewer than 2^28, compressed.
+    pixels = 1 << 25 if start[8:12] == b"WEBP" else math.prod(image_size(start, max_pixels=max_pixels))
+    if byte_count > LARGE_FILE_BYTES + _MAX_BYTES_PER_PIXEL * pixels:
+        raise ImageError(f"the file has {byte_count} bytes, too many for a picture of {pixels} pixels")
 
 
-def _check_size(size: Size, max_pixels: int) -> None:
-    if size.height * size.width > max_pixels:
-        raise ImageError(f"{size.width} x {size.height} pixels are more than the limit of {max_pixels}")
+def _jpeg_header(data: bytes) -> tuple[Size, str, str]:
+    """Return size, colour space, and the reason why simplejpeg refuses the header, "" if it does not.
 
-
-def _jpeg_header(data: bytes) -> tuple[Size, str]:
+    Raises:
+        ImageError: Pillow refuses the header too.
+    """
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError as error:
-        raise ImageError(f"damaged JPEG header ({error})") from error
-    except KeyError:
-        with _open_bytes(data, ("JPEG",)) as picture:
-            return Size(picture.height, picture.width), _UNNAMED_SUBSAMPLING
-    return Size(height, width), colorspace
+    except (ValueError, KeyError) as error:  # KeyError: a subsampling without a name
+        return _pillow_size(without_surplus_bytes(data), ("JPEG",), math.inf), "", str(error)
+    return Size(height, width), colorspace, ""
+
+
+def _pillow_size(data: bytes, formats: tuple[str, ...], max_pixels: float) -> Size:
+    with open_with_pillow(io.BytesIO(data), formats, max_pixels=max_pixels) as picture:
+        return Size(picture.height, picture.width)
 
 
 def _is_jpeg_for(data: bytes | memoryview, out: Pixels, max_pixels: int) -> bool:
@@ -316,67 +301,3 @@ def _load_turbojpeg() -> Any:
     # TurboJPEG calls this for every status but success. A warnings filter would do too, but all threads would share it.
     decoder._TurboJPEG__report_error = report_error
     return decoder
-
-
-def _decode_by_pillow(data: bytes, *, alpha: bool, max_pixels: int, formats: tuple[str, ...]) -> Pixels:
-    """Decode a picture by Pillow, but a PNG of 16 bits by OpenCV."""
-    if data.startswith(_PNG_START) and data[24:25] == b"\x10":
-        image_size(data, max_pixels=max_pixels)
-        return _decode_png16(data, alpha=alpha)
-    with _open_bytes(data, formats) as picture:
-        _check_size(Size(picture.height, picture.width), max_pixels)
-        return _pillow_pixels(picture, alpha=alpha)
-
-
-def _open_bytes(data: bytes, formats: tuple[str, ...] = PICTURE_FORMATS) -> PillowImage.Image:
-    return open_with_pillow(io.BytesIO(data), formats)
-
-
-def _pillow_pixels(picture: PillowImage.Image, *, alpha: bool) -> Pixels:
-    try:
-        if picture.mode == "F":
-            raise ImageError("pixels are floating point numbers, which have no range to convert from")
-        if picture.mode.startswith("I"):
-            return to_rgb(_from_16_bits(np.asarray(picture)), alpha=alpha)
-        has_alpha = picture.has_transparency_data
-        orientation = picture.getexif().get(ORIENTATION, 1) if picture.format == "TIFF" else 1
-        array: Pixels = np.array(picture.convert("RGBA" if has_alpha else "RGB"))
-        if orientation != 1:
-            array = _as_stored(array, orientation)
-    except PILLOW_ERRORS as error:
-        if isinstance(error, ImageError):
-            raise
-        raise ImageError(f"damaged or truncated picture ({error})") from error
-    return to_rgb(array, alpha=alpha)
-
-
-def _as_stored(array: Pixels, orientation: int) -> Pixels:
-    """Undo the EXIF rotation that Pillow applies to TIFF and to no other format."""
-    if orientation in (2, 3, 7):
-        array = array[:, ::-1]
-    if orientation in (3, 4, 7):
-        array = array[::-1]
-    if orientation in (5, 7):
-        array = array.swapaxes(0, 1)
-    return np.rot90(array, {6: 1, 8: -1}.get(orientation, 0))
-
-
-def _decode_png16(data: bytes, *, alpha: bool) -> Pixels:
-    # Pillow reduces 16-bit colour to its high bytes; OpenCV keeps all 16 bits.
-    import cv2  # noqa: PLC0415 - slow to load and rarely needed here
-
-    with _open_bytes(data) as picture:
-        try:
-            picture.load()  # Pillow raises for a truncated file; OpenCV would fill the missing part
-        except PILLOW_ERRORS as error:
-            raise ImageError(f"damaged or truncated picture ({error})") from error
-    array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if array is None:
-        raise ImageError("damaged or truncated picture")
-    if array.ndim == 3:
-        array = array[:, :, [2, 1, 0, 3][: array.shape[2]]]
-    return to_rgb(_from_16_bits(array), alpha=alpha)
-
-
-def _from_16_bits(array: NDArray[np.generic]) -> Pixels:
-    return ((np.clip(array.astype(np.int64), 0, 65535) + 128) // 257).astype(np.uint8)

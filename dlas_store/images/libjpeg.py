@@ -3,66 +3,188 @@
 With the library the reader uses one decoder for many patches and does not take Python's lock. simplejpeg creates a
 decoder for each patch and takes the lock twice (``python -m benchmarks read``). It contains a libjpeg-turbo too, maybe
 of another version, but does not export it. ``_native/huffman.c`` decodes the Huffman code of a scan in the library's
-place.
+place, if the library is of a tested version (``_native/entropy_step.c``).
 """
 
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
+import re
+from collections.abc import Iterator
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
 
 from dlas_store.errors import ConfigError
+from dlas_store.images.jpeg import without_surplus_bytes
+from dlas_store.images.memory import Pixels
+
+_LOG = logging.getLogger(__name__)
 
 try:
     from dlas_store._native.patch_reader import Libjpeg, PatchReader
-except ImportError:  # installed without a C compiler
+except ImportError as error:  # installed without a C compiler
+    _LOG.debug("simplejpeg decodes each patch, which is slower, because a C extension is missing (%s)", error)
     Libjpeg = PatchReader = None  # type: ignore[assignment, misc]
 
-__all__ = ["VARIABLE", "Libjpeg", "PatchReader", "check_named_library", "find_libjpeg"]
+__all__ = [
+    "HUFFMAN_VARIABLE",
+    "VARIABLE",
+    "Choice",
+    "Libjpeg",
+    "PatchReader",
+    "check_variables",
+    "choose_libjpeg",
+    "find_damage",
+    "find_libjpeg",
+]
 
 VARIABLE = "DLAS_STORE_LIBJPEG"
 """Environment variable that names a library to use in place of Pillow's; an empty value means no library."""
 
+HUFFMAN_VARIABLE = "DLAS_STORE_HUFFMAN"
+"""Environment variable that turns the Huffman decoder in C off by the value 0; the library then decodes the scans."""
+
 _SAMPLINGS = ("444", "422", "440", "420", "411", "Gray")
 """Chroma subsamplings of the JPEGs that the reader in C decodes."""
 
+_PLACEHOLDER = re.compile(r"(0x)?%\d*[a-z]")
+"""A number in a message of libjpeg."""
 
-def check_named_library() -> None:
-    """Check the library that DLAS_STORE_LIBJPEG names; without the variable, load no library.
+_DAMAGES = (
+    "premature end of data",
+    "Premature end of JPEG",
+    "bad Huffman code",
+    "bad arithmetic code",
+    "instead of RST",
+    "Inconsistent progression",
+)
+"""Parts of libjpeg's warnings that pixels are missing or wrong. The others, of surplus bytes, of an unknown Adobe
+transform, and of needless parameters of a scan, leave all pixels right."""
+
+_QUANTIZERS = (255, 1000, 32767)
+"""Factors of coefficients that overflow the 16 bits in which SIMD instructions compute; other code has more bits."""
+
+_QUANTIZATION_TABLE = re.compile(rb"\xff\xdb\x00\x43([\x00-\x03]).{64}", re.DOTALL)
+
+
+class Choice(NamedTuple):
+    """The library that decodes many patches at a time, and the reason for it.
+
+    Attributes:
+        library: the library; None if simplejpeg decodes each patch.
+        reason: reason why simplejpeg does; empty if there is a library.
+    """
+
+    library: Libjpeg | None
+    reason: str
+
+
+def check_variables() -> None:
+    """Check the environment variables of this module; without them, load no library.
 
     Raises:
-        ConfigError: the library cannot be loaded, or decodes to other pixels than simplejpeg.
+        ConfigError: see choose_libjpeg.
     """
-    if os.environ.get(VARIABLE):
+    if os.environ.get(VARIABLE) or HUFFMAN_VARIABLE in os.environ:
         find_libjpeg()
 
 
 @cache
 def find_libjpeg() -> Libjpeg | None:
-    """Return libjpeg-turbo; None if Pillow's cannot be called, or decodes to other pixels than simplejpeg.
+    """Return the library of choose_libjpeg; the first call decides for the process.
 
     Raises:
-        ConfigError: see check_named_library.
+        ConfigError: see choose_libjpeg.
     """
-    named_file = os.environ.get(VARIABLE)
-    file = _pillows_module() if named_file is None else named_file
-    if not file or Libjpeg is None:
-        return None
+    library, reason = choose_libjpeg()
+    if library is None:
+        _LOG.debug("simplejpeg decodes each patch, which is slower: %s", reason)
+    elif library.refusal is not None:
+        _LOG.debug("%s decodes the Huffman code of JPEGs, which is slower: %s", library.file, library.refusal)
+    return library
+
+
+def choose_libjpeg() -> Choice:
+    """Load Pillow's libjpeg-turbo, or the library that DLAS_STORE_LIBJPEG names, and compare it with simplejpeg.
+
+    Raises:
+        ConfigError: the named library cannot be loaded, or decodes to other pixels than simplejpeg; or
+            DLAS_STORE_HUFFMAN is neither 0 nor 1.
+    """
+    wants_huffman, named_file = _wants_huffman(), os.environ.get(VARIABLE)
+    if Libjpeg is None:
+        return Choice(None, "the package was installed without a C compiler")
+    if named_file == "":
+        return Choice(None, f"{VARIABLE} is empty")
+    file = named_file or _pillows_module()
+    if file is None:
+        return Choice(None, "Pillow has no extension module")
     try:
-        library = Libjpeg(file)
+        library = Libjpeg(file, wants_huffman)
     except OSError as error:
         if named_file is None:
-            return None
+            return Choice(None, f"Pillow's libjpeg-turbo cannot be called ({error})")
         raise ConfigError(f"{VARIABLE} names {file!r}, which is no libjpeg-turbo ({error}); unset it") from error
-    if all(_decodes_as_simplejpeg(library, sampling) for sampling in _SAMPLINGS):
-        return library
+    if all(_decodes_as_simplejpeg(library, data) for data in _samples()):
+        return Choice(library, "")
     if named_file is None:
-        return None
+        return Choice(None, f"{library.file} decodes to other pixels than simplejpeg")
     raise ConfigError(f"{VARIABLE} names {file!r}, which decodes to other pixels than simplejpeg; unset it")
+
+
+def find_damage(data: bytes, size: tuple[int, int], refusal: str, *, is_strict: bool) -> str:
+    """Return the damage of a JPEG that Pillow will decode, "" if its data are whole.
+
+    Pillow ignores the warnings of libjpeg, some of which say that data are missing or wrong. Without a library in C all
+    that is known is the first warning, which simplejpeg reports.
+
+    Args:
+        data: the bytes of a JPEG file.
+        size: height and width in pixels.
+        refusal: simplejpeg's reason to refuse the JPEG, "" if simplejpeg was not asked.
+        is_strict: take bytes behind the data of a scan for damage. They may be surplus, but data that changed look the
+            same if the changed data seem to end early.
+    """
+    if not is_strict:
+        return _find_damage(data, size, refusal)[0]
+    damage, has_surplus = "", True
+    for zeros in (False, True):
+        if has_surplus and not damage:
+            whole = without_surplus_bytes(data, zeros=zeros)
+            damage, has_surplus = _find_damage(whole, size, _refusal(whole) if refusal else "")
+    return damage or ("bytes are left behind the data of a scan, which may have changed" if has_surplus else "")
+
+
+def _find_damage(data: bytes, size: tuple[int, int], refusal: str) -> tuple[str, bool]:
+    """Return the damage of a JPEG, "" if there is none, and whether it has bytes that libjpeg skips."""
+    library = find_libjpeg()
+    is_decoded, messages = (True, [refusal]) if library is None else library.messages(data, *size)
+    messages = [_PLACEHOLDER.sub("?", message) for message in messages]
+    if not is_decoded:
+        return refusal or "; ".join(messages) or "no decoder reads it", False
+    damages = [message for message in messages if any(part in message for part in _DAMAGES)]
+    return "; ".join(damages), any("extraneous bytes" in message for message in messages)
+
+
+def _refusal(data: bytes) -> str:
+    """Return why simplejpeg refuses a JPEG, "" if it decodes it."""
+    try:
+        simplejpeg.decode_jpeg(data)
+    except (ValueError, KeyError) as error:
+        return str(error)
+    return ""
+
+
+def _wants_huffman() -> bool:
+    value = os.environ.get(HUFFMAN_VARIABLE, "1")
+    if value not in {"0", "1"}:
+        raise ConfigError(f"{HUFFMAN_VARIABLE} is {value!r}; set it to 0 (the library decodes the scans), or unset it")
+    return value == "1"
 
 
 def _pillows_module() -> str | None:
@@ -71,13 +193,37 @@ def _pillows_module() -> str | None:
     return spec.origin if spec else None
 
 
-def _decodes_as_simplejpeg(library: Libjpeg, sampling: str) -> bool:
-    # The picture has all values, rows longer than the longest vectors, and sides that are no multiples of an MCU's side
-    # (an MCU is the smallest group of blocks that a JPEG codes together).
-    picture = (np.arange(20 * 75 * 3, dtype=np.uint32) ** 2 // 97).astype(np.uint8).reshape(20, 75, 3)
+def _samples() -> Iterator[bytes]:
+    """Yield JPEGs of every sampling: of usual coefficients, and of coefficients that overflow.
+
+    The pictures have all values, rows longer than the longest vectors, and sides that are no multiples of an MCU's side
+    (an MCU is the smallest group of blocks that a JPEG codes together). One has blocks in which most columns are zero:
+    decoders treat these apart.
+    """
+    mixed = (np.arange(20 * 75 * 3, dtype=np.uint32) ** 2 // 97).astype(np.uint8).reshape(20, 75, 3)
+    stripes = np.full_like(mixed, 130)
+    stripes[::8] = 10
+    for sampling in _SAMPLINGS:
+        yield _encode(mixed, 80, sampling)
+        for picture in (mixed, stripes):
+            data = _encode(picture, 100, sampling)
+            for factor in _QUANTIZERS:
+                yield _with_quantizer(data, factor)
+
+
+def _encode(picture: Pixels, quality: int, sampling: str) -> bytes:
     if sampling == "Gray":
-        data = simplejpeg.encode_jpeg(np.ascontiguousarray(picture[:, :, :1]), 80, "GRAY", sampling)
-    else:
-        data = simplejpeg.encode_jpeg(picture, 80, "RGB", sampling)
-    pixels = np.zeros_like(picture)
-    return library.decode(data, pixels) and np.array_equal(pixels, simplejpeg.decode_jpeg(data, "RGB"))
+        return simplejpeg.encode_jpeg(np.ascontiguousarray(picture[:, :, :1]), quality, "GRAY", sampling)  # type: ignore[no-any-return]
+    return simplejpeg.encode_jpeg(picture, quality, "RGB", sampling)  # type: ignore[no-any-return]
+
+
+def _with_quantizer(data: bytes, factor: int) -> bytes:
+    """Return a JPEG with tables of 16 bits that multiply each coefficient by a factor."""
+    table = factor.to_bytes(2, "big") * 64
+    return _QUANTIZATION_TABLE.sub(lambda match: b"\xff\xdb\x00\x83" + bytes([0x10 | match[1][0]]) + table, data)
+
+
+def _decodes_as_simplejpeg(library: Libjpeg, data: bytes) -> bool:
+    expected = simplejpeg.decode_jpeg(data, "RGB")
+    pixels = np.zeros_like(expected)
+    return library.decode(data, pixels) and np.array_equal(pixels, expected)

@@ -1,11 +1,12 @@
-"""Memory of pixels: arrays aligned to cache lines, and a cache of a bounded number of values."""
+"""Memory of pixels: arrays aligned to cache lines, a cache of a bounded number of values, and lists of indices."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, SupportsIndex, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -78,3 +79,19 @@ class BoundedCache(Generic[K, V]):
     def clear(self) -> None:
         """Remove all values."""
         self.entries.clear()
+
+
+def as_indices(indices: Sequence[int]) -> list[int]:
+    """Return indices as Python's integers; NumPy's would overflow in arithmetic.
+
+    Raises:
+        TypeError: ``indices`` is a single index, or holds anything but integers.
+    """
+    try:
+        return list(map(operator.index, indices))
+    except TypeError:
+        if isinstance(indices, SupportsIndex) and not isinstance(indices, Sequence):
+            raise TypeError(
+                f"the indices must be a sequence of integers, got {indices!r}; source[{indices!r}] reads one patch"
+            ) from None
+        raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -26,6 +27,9 @@ MakeItem = Callable[[SampleKey], dict[str, Any]]
 
 NO_REFERENCE = -1
 """Value in RawBatch.images of a patch without a reference."""
+
+_zeros_at: WeakValueDictionary[int, NDArray[Any]] = WeakValueDictionary()
+"""Arrays of new_zeros that are in use, by their address."""
 
 _IN_BATCH = object()
 """A placeholder for an item's value that was copied into the batch."""
@@ -215,6 +219,19 @@ def new_array(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
     if np.dtype(dtype) == np.uint8:
         return empty_pixels(shape)
     return empty_aligned(shape, dtype) if np.dtype(dtype) == np.float32 else np.empty(shape, dtype)
+
+
+def new_zeros(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    """Return an array of zeros that stays one. A worker sends no data for a tensor of it; see is_of_new_zeros."""
+    zeros = np.zeros(shape, dtype)
+    _zeros_at[zeros.ctypes.data] = zeros
+    return zeros
+
+
+def is_of_new_zeros(value: torch.Tensor) -> bool:
+    """Return whether a tensor is all of an array of new_zeros."""
+    zeros = _zeros_at.get(value.data_ptr())
+    return zeros is not None and zeros.nbytes == value.nbytes
 
 
 def is_plain(value: Any) -> bool:

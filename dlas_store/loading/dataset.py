@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import mmap
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -33,11 +35,16 @@ class ItemDataset(Dataset[dict[str, Any]], ABC):
 
     ``on_error: raise`` lets a sample that cannot be read raise its error. ``on_error: skip`` logs the error, once an
     image, counts the sample, and replaces it by the next sample that can be read.
+
+    Attributes:
+        opt: the options that the dataset was made with, as programs of DL-Art-School read them.
     """
 
     def __init__(self, options: ConfigOptions) -> None:
         """Read ``seed`` (default: a random number of PyTorch's global generator) and ``on_error`` (default: raise)."""
-        self._seed = options.integer("seed", minimum=0) if options.has("seed") else new_seed()
+        self.opt = GivenOptions(options.opt)
+        self._has_drawn_seed = not options.has("seed")
+        self._seed = new_seed() if self._has_drawn_seed else options.integer("seed", minimum=0)
         self.skips_bad = options.choice("on_error", "raise", ("raise", "skip")) == "skip"
         self._bad_images: set[str] = set()
         # Shared memory lets workers see the epoch, and the parent the counters.
@@ -139,14 +146,35 @@ class ItemDataset(Dataset[dict[str, Any]], ABC):
         """Set the epoch, 0 or more, in this process and in all workers that share the dataset with it."""
         self._epoch[0] = epoch
 
+    def reset_random(self) -> None:
+        """Make the items from now on those of epoch 0, whenever they are read; set_epoch() ends that.
+
+        DL-Art-School's evaluators call this method, so that each evaluation has the same items.
+        """
+        self.set_epoch(0)
+
     @property
     def seed(self) -> int:
         """The seed of the items' random numbers: the option, or else a random one."""
         return self._seed
 
+    @property
+    def has_drawn_seed(self) -> bool:
+        """Whether the seed is a random one, which differs from process to process."""
+        return self._has_drawn_seed
+
     def set_seed(self, seed: int) -> None:
-        """Set the seed of the items' random numbers, 0 or more, to continue an epoch of another process."""
-        self._seed = seed
+        """Set the seed of the items' random numbers, 0 or more, to make the items of another process."""
+        self._seed, self._has_drawn_seed = seed, False
+
+    def __repr__(self) -> str:
+        """Return the dataset's class, its number of items, its seed and where its data is."""
+        data = self._data()
+        return f"<{type(self).__name__}: {len(self)} items, seed {self.seed}{', ' * bool(data)}{data}>"
+
+    def _data(self) -> str:
+        """Return what the dataset reads, for its repr; empty if there is nothing to say."""
+        return ""
 
     def take_skipped(self) -> int:
         """Return how many samples were replaced, in all workers, since the last call of this method."""
@@ -159,7 +187,9 @@ class ItemDataset(Dataset[dict[str, Any]], ABC):
         Raises:
             PatchIndexError: the index is not in 0 .. len(self) - 1.
         """
-        key = item if isinstance(item, SampleKey) else SampleKey(int(item), self._repetition())
+        key = item if isinstance(item, SampleKey) else SampleKey(operator.index(item), self._repetition())
+        if not type(key.index) is type(key.repetition) is int:  # a narrow integer of NumPy overflows in arithmetic
+            key = SampleKey(*map(operator.index, key))
         if not 0 <= key.index < len(self):
             raise PatchIndexError(f"no item {key.index}: the dataset has {len(self)}")
         return key
@@ -183,6 +213,19 @@ class ItemDataset(Dataset[dict[str, Any]], ABC):
             _LOG.warning("skipped a bad sample of %s: %s", image, error)
 
 
+class GivenOptions(dict[str, Any]):
+    """The options of a dataset as given; an option that is not given reads as None, as in DL-Art-School."""
+
+    def __missing__(self, key: str) -> None:
+        return None
+
+
 def _shared_tensor(numbers: list[int]) -> torch.Tensor:
-    """Return int64 numbers in memory that worker processes share, whatever their start method."""
-    return torch.tensor(numbers, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call, no-any-return]
+    """Return int64 numbers in memory that worker processes share, whatever their start method.
+
+    Forked processes share the anonymous map. For other processes PyTorch moves the numbers to /dev/shm as it pickles
+    them, so that a program without worker processes needs no room there.
+    """
+    tensor = torch.frombuffer(mmap.mmap(-1, 8 * len(numbers)), dtype=torch.int64)
+    tensor[:] = torch.tensor(numbers)
+    return tensor

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
+import numpy as np
+from torch import distributed
 from torch.utils.data import Dataset, Sampler
 
 from dlas_store.errors import ConfigError
@@ -16,6 +19,9 @@ from dlas_store.sampling.rng import SampleKey
 from dlas_store.sampling.samplers import Epoch, EpochSampler, StatefulSampler, integer_of_state
 
 _LOG = logging.getLogger(__name__)
+
+_EPOCH_BITS = 32
+"""Bits of a repetition that hold the epoch, if a sampler of indices gives an item several times in an epoch."""
 
 BatchKeys = list[Any]
 """The sampler's items for one batch: keys, or plain indices for a dataset that does not know keys."""
@@ -50,6 +56,13 @@ class Loader(ABC):
         """Return the number of batches in a full epoch."""
         return len(self._batches)
 
+    def __repr__(self) -> str:
+        """Return the loader's class, its batches, its threads or processes, and its dataset."""
+        batches = _count(len(self), "batch", "batches") if hasattr(self.sampler, "__len__") else "batches"
+        workers = _count(self.num_workers, "worker process of ", "worker processes of ") if self.num_workers else ""
+        threads = _count(self.num_threads, "thread", "threads")
+        return f"<{type(self).__name__}: {batches} of {self.batch_size}, {workers}{threads}, {self.dataset!r}>"
+
     @property
     def dataset(self) -> Dataset[Any]:
         """The dataset that is read."""
@@ -59,6 +72,11 @@ class Loader(ABC):
     def sampler(self) -> Any:
         """The sampler, which determines the order."""
         return self._batches.sampler
+
+    @property
+    def batch_sampler(self) -> None:
+        """None, as of a DataLoader without one: the loader divides the sampler's items. PyTorch Lightning asks."""
+        return
 
     @property
     def batch_size(self) -> int:
@@ -122,6 +140,7 @@ class EpochBatches:
                     f"batch_size is {batch_size}, but the sampler makes batches of {sampler.local_batch_size} items"
                 )
             self.drop_last = sampler.drop_last
+        self._let_ranks_agree_on_seed()
         self._next_number = 0  # the next epoch's number, for a sampler that does not count epochs itself
         self._epoch: Epoch | None = None  # the epoch that began last, until it ends
 
@@ -132,7 +151,7 @@ class EpochBatches:
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the number of the next epoch, 0 or more, and pass the number on to a sampler that has a set_epoch."""
-        self._next_number = epoch
+        self._next_number = operator.index(epoch)
         self._epoch = None
         if hasattr(self.sampler, "set_epoch"):
             self.sampler.set_epoch(epoch)
@@ -184,6 +203,18 @@ class EpochBatches:
             self.dataset.set_seed(sampler.seed if item_seed is None else item_seed)
         self._epoch = None
 
+    def _let_ranks_agree_on_seed(self) -> None:
+        """Give items without a seed of their own the order's, which all ranks have, so that one state fits all ranks.
+
+        If each rank drew a seed of its own, the state of one rank would give the items of the others other random
+        numbers.
+        """
+        dataset, sampler = self.dataset, self.sampler
+        if not isinstance(sampler, StatefulSampler) or sampler.ranks == 1:
+            return
+        if isinstance(dataset, ItemDataset) and dataset.has_drawn_seed:
+            dataset.set_seed(sampler.seed)
+
     def _state_inside(self, sampler: StatefulSampler, epoch: Epoch) -> dict[str, int]:
         items = epoch.delivered * self.batch_size
         if items >= epoch.count:
@@ -207,13 +238,33 @@ class EpochBatches:
 
     @staticmethod
     def _key_batches(dataset: ItemDataset, batches: Iterator[BatchKeys]) -> Iterator[BatchKeys]:
+        """Yield batches of sample keys; an item that comes again in the epoch has a repetition of its own."""
+        times = np.zeros(len(dataset), np.uint32)
+        rank, ranks = _rank_and_ranks()
         for batch in batches:
-            yield [dataset.as_key(item) for item in batch]
+            keys = [dataset.as_key(item) for item in batch]
+            for position, (item, key) in enumerate(zip(batch, keys, strict=True)):
+                if not isinstance(item, SampleKey):
+                    place = rank + ranks * int(times[key.index])
+                    keys[position] = SampleKey(key.index, key.repetition + (place << _EPOCH_BITS))
+                    times[key.index] += 1
+            yield keys
 
     def _grouped(self, items: Iterator[Any]) -> Iterator[BatchKeys]:
         while batch := list(islice(items, self.batch_size)):
             if len(batch) == self.batch_size or not self.drop_last:
                 yield batch
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
+
+
+def _rank_and_ranks() -> tuple[int, int]:
+    """Return this process's rank and the number of ranks, 0 and 1 outside torch.distributed."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return 0, 1
+    return distributed.get_rank(), distributed.get_world_size()
 
 
 def plain_indices(batches: Iterable[Sequence[SampleKey]]) -> Iterator[list[int]]:

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from dlas_store.atomic import StagingDirectory, publish_file
 from dlas_store.errors import NotASourceError, StoreError
-from dlas_store.processes import Progress, count_workers, progress_bar, run_in_order
+from dlas_store.processes import Progress, count_workers, run_in_order
+from dlas_store.progress import progress_bar
 from dlas_store.storage.commit import Commit, SealedShard, read_shard
 from dlas_store.storage.index import INDEX_FILE, Index
 from dlas_store.storage.index_writer import IndexWriter

@@ -19,7 +19,8 @@ from dlas_store.errors import (
     StoreError,
 )
 from dlas_store.opening import open_if_path
-from dlas_store.processes import Progress, count_workers, progress_bar, run_in_order
+from dlas_store.processes import Progress, count_workers, run_in_order
+from dlas_store.progress import progress_bar
 from dlas_store.sources.base import CENTERS_FILE, REFERENCE_FILE, PickledSubset, Source
 from dlas_store.storage.index import INDEX_FILE
 from dlas_store.storage.shard import Shard, scan_shard, shard_file_name
@@ -101,6 +102,7 @@ def verify(
     workers: int | None = None,
     quick: bool = False,
     sample: Sample | None = None,
+    include_hidden: bool = False,
 ) -> VerifyReport:
     """Check every value of a store against its checksum, and the store's index against its shards.
 
@@ -113,6 +115,7 @@ def verify(
             and locations in the shards' trees against those in the index. No value is read, so damaged values are not
             found.
         sample: check only these patches and references, but all metadata and the whole structure.
+        include_hidden: compare with the hidden files of a folder, too; see open_source.
 
     Raises:
         NotASourceError: ``path`` is not a store at all, or ``against`` is not a source. A fault of a store is a
@@ -122,17 +125,20 @@ def verify(
     """
     report = _verify_store(path, None if quick else sample or Sample(1.0, seed=0), workers)
     if against is not None and report.ok:
-        report.add(compare(path, against, workers=workers))
+        report.add(compare(path, against, workers=workers, include_hidden=include_hidden))
     return report
 
 
-def compare(path: Path, against: Path | str | Source, *, workers: int | None = None) -> VerifyReport:
+def compare(
+    path: Path, against: Path | str | Source, *, workers: int | None = None, include_hidden: bool = False
+) -> VerifyReport:
     """Compare a store with its source, file by file.
 
     Args:
         path: the store's folder, its index.lmdb, or a single shard.
         against: the source with the expected content: a folder or store, or an open source, which stays open.
         workers: number of processes; None starts one per core, 0 works in this process.
+        include_hidden: compare with the hidden files of a folder, too; see open_source.
 
     Raises:
         NotASourceError: ``path`` is not a store, or ``against`` is not a source.
@@ -140,7 +146,7 @@ def compare(path: Path, against: Path | str | Source, *, workers: int | None = N
     """
     report = VerifyReport()
     source_path = against.path if isinstance(against, Source) else against
-    with Store(path) as store, open_if_path(against, store.layout) as source:
+    with Store(path) as store, open_if_path(against, store.layout, include_hidden=include_hidden) as source:
         source_names = list(map(source.image_name, range(source.image_count)))
         store_names = list(_readable_names(store, report))
         for name in sorted(set(store_names).difference(source_names)):

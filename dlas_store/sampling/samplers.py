@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -136,6 +137,11 @@ class StatefulSampler(Sampler[SampleKey], ABC):
         return self._batch_size // self._ranks
 
     @property
+    def ranks(self) -> int:
+        """Number of processes that divide each batch."""
+        return self._ranks
+
+    @property
     def drop_last(self) -> bool:
         """Whether the last items of an epoch that fill no global batch are dropped."""
         return self._drop_last
@@ -151,7 +157,7 @@ class StatefulSampler(Sampler[SampleKey], ABC):
         The epoch begins at its start, unless a loaded state has a position in the epoch of this number.
         """
         if self._next is None or self._next.number != epoch:
-            self._next = self._plan(epoch, 0)
+            self._next = self._plan(operator.index(epoch), 0)
 
     def state_dict(self) -> dict[str, int]:
         """Return the sampler's state, as integers: seed, epoch, position and length (items of the dataset)."""

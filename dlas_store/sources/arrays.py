@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
 from dlas_store.errors import ClosedError, NameNotFoundError, PatchIndexError
-from dlas_store.images.decode import as_batch, to_rgb
-from dlas_store.images.memory import Pixels
+from dlas_store.images.decode import as_batch
+from dlas_store.images.memory import Pixels, as_indices
+from dlas_store.images.pillow import to_rgb
 from dlas_store.sources.base import Image, Layout, Listing, Source
 
 
@@ -104,7 +106,7 @@ class ArrayPictures(Source):
     def read_pixels(self, indices: Sequence[int], *, alpha: bool = False) -> Pixels | list[Pixels]:
         """Return the pixels of pictures; see Source.read_pixels."""
         # The result is a copy: as_batch stacks pictures of one size, and all pictures have one size.
-        return as_batch([to_rgb(self._pixels(index), alpha=alpha) for index in indices])
+        return as_batch([to_rgb(self._pixels(index), alpha=alpha) for index in as_indices(indices)])
 
     def locate(self, index: int) -> tuple[int, int]:
         """Return (image number, 0), because an image has one patch."""
@@ -112,11 +114,11 @@ class ArrayPictures(Source):
 
     def first_patch(self, number: int) -> int:
         """Return the number itself: an image and its only patch have the same number."""
-        return number if number == self.image_count else self._check(number)
+        return self.image_count if number == self.image_count else self._check(number)
 
     def path_at(self, number: int, position: int) -> str:
         """Return the path that a picture would have as a file below ``path``."""
-        return f"{self.path}/{self.image_name(number + position)}"
+        return f"{self.path}/{self.image_name(self._check(number) + position)}"
 
     def image_name(self, number: int) -> str:
         """Return the name of an image."""
@@ -124,6 +126,7 @@ class ArrayPictures(Source):
 
     def image(self, number: int) -> Image:
         """Return the name, size, labels and class names of a picture."""
+        number = self._check(number)
         height, width = self._pixels(number).shape[:2]
         return Image(
             name=self.image_name(number),
@@ -176,7 +179,10 @@ class ArrayPictures(Source):
     def _check(self, number: int) -> int:
         if not 0 <= number < self.image_count:
             raise PatchIndexError(f"{self.path}: picture {number} of {self.image_count}")
-        return number
+        return operator.index(number)
+
+    def _contents(self) -> str:
+        return super()._contents() if self._cached_pictures is not None or self._is_closed else "not read yet"
 
 
 def _file_name(number: int) -> str:

@@ -15,9 +15,9 @@ from typing import Any, Literal, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from dlas_store.errors import ImageError, NameNotFoundError
+from dlas_store.errors import ClosedError, ImageError, NameNotFoundError, StoreError
 from dlas_store.images.decode import MAX_PIXELS, Decoder, as_batch, decode, decode_batch, decode_into, image_size
-from dlas_store.images.memory import Pixels
+from dlas_store.images.memory import Pixels, as_indices
 from dlas_store.sources.walk import SkippedPath
 
 Layout = Literal["chunked", "pictures"]
@@ -113,16 +113,13 @@ class Source(ABC):
     negative one, raises PatchIndexError. No two images have the same name: an import refuses a source that has two.
 
     Determinism: while a source is open, an index gives the same bytes, even if another process appends to a store.
-
-    Threads: several threads may call every method at once. Fork: an open source works in a forked child. Threads and
-    children share the position of an open file, so that a source reads files with os.pread or maps them. Pickle: a
-    pickle holds the path and options, and unpickling opens the source. Python pickles plain attributes by itself; a
-    source with open files defines ``__reduce__``.
+    Threads: several threads may call every method at once. Fork: an open source works in a forked child; since files
+    share their position with it, a source reads with os.pread or maps files. Pickle: a pickle holds the path and
+    options, and unpickling opens the source; a source with open files defines ``__reduce__``.
 
     Errors: unreadable data raises a StoreError that names the image and the file, and is never replaced. An import can
     skip a file only if the error is a DamagedError or an ImageError. After ``close()`` every other call raises
-    ClosedError. A subclass may raise it in ``image_count`` and ``len`` only, if each of its other methods uses one of
-    these.
+    ClosedError; a subclass may raise it in ``image_count`` alone if each of its other methods uses that.
 
     A subclass implements the twelve abstract members below. All other methods follow from them; a subclass overrides
     the methods that it can do faster. Here is a whole source, whose images are pictures in a dict of name -> bytes:
@@ -168,8 +165,8 @@ class Source(ABC):
     ([[[[0, 1, 2], [3, 4, 5]]]], 0, 'pictures/cat.ppm')
 
     Attributes:
-        decoder: decoder of JPEG, see images.decode. It does not change while the source is open.
-        max_pixels: height times width above which a patch is refused. It does not change while the source is open.
+        decoder: decoder of JPEG, see images.decode; it does not change.
+        max_pixels: height times width above which a patch is refused; it does not change.
         skipped: paths that belong to no image, with the reasons; complete when listings() has ended.
     """
 
@@ -277,13 +274,14 @@ class Source(ABC):
         """Decode patches into new arrays, which belong to the caller.
 
         Args:
-            indices: patch indices, in any order; an index may occur several times.
+            indices: patch indices, in any order; an index may occur several times. A single index is a TypeError.
             alpha: return the alpha channel too (255 if a patch has none).
 
         Returns:
             RGB (RGBA with ``alpha``) uint8 in the order of ``indices``: one array (n, H, W, 3 or 4) if all patches have
             one size, else a list of arrays (H, W, 3 or 4).
         """
+        indices = as_indices(indices)
         if alpha:
             return as_batch([self._decode(index, alpha=True) for index in indices])
         return decode_batch(indices, self._decode, self.decode_into)
@@ -326,6 +324,22 @@ class Source(ABC):
         self._check_open()
         return self
 
+    def __getitem__(self, index: int) -> Pixels:
+        """Return the RGB pixels of a patch, a new array uint8 (H, W, 3)."""
+        return self.read_pixels([index])[0]
+
+    def __iter__(self) -> Iterator[Pixels]:
+        """Yield the RGB pixels of every patch in order, each a new array uint8 (H, W, 3)."""
+        return map(self.__getitem__, range(len(self)))
+
+    def __repr__(self) -> str:
+        """Return the source's class, its path, and its contents as far as they are known without a search."""
+        try:
+            contents = self._contents()
+        except StoreError as error:
+            contents = "closed" if isinstance(error, ClosedError) else "cannot be read"
+        return f"<{type(self).__name__} {self.path}: {contents}>"
+
     def __enter__(self) -> Self:
         """Return the source itself; leaving the block closes it."""
         self._check_open()
@@ -336,6 +350,10 @@ class Source(ABC):
     ) -> None:
         """Close the source."""
         self.close()
+
+    def _contents(self) -> str:
+        images, patches = self.image_count, len(self)
+        return f"{images} image{'s' * (images != 1)}, {patches} patch{'es' * (patches != 1)}, layout {self.layout}"
 
     def _check_open(self) -> object:
         """Raise ClosedError if the source is closed, as ``len`` of a closed source does."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, chain
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from dlas_store.errors import NameNotFoundError, PatchIndexError
 from dlas_store.images.decode import as_batch
-from dlas_store.images.memory import Pixels
+from dlas_store.images.memory import Pixels, as_indices
 from dlas_store.sources.base import Image, Layout, Listing, Source
 
 
@@ -63,6 +64,7 @@ class ConcatSource(Source):
         Raises:
             PatchIndexError: the index is not in 0 .. len(self) - 1.
         """
+        index = operator.index(index)
         member = self._member_number(index)
         return self.sources[member], index - self._starts[member]
 
@@ -72,6 +74,7 @@ class ConcatSource(Source):
         Raises:
             PatchIndexError: the number is not in 0 .. image_count - 1.
         """
+        number = operator.index(number)
         member = bisect_right(self._first_images, number) - 1
         if not 0 <= member < len(self.sources):
             raise PatchIndexError(f"image {number} is not in 0 .. {self._first_images[-1] - 1}: of {self._paths()}")
@@ -90,7 +93,7 @@ class ConcatSource(Source):
     def prefetch(self, indices: Sequence[int], /) -> None:
         """Let the system read patches and references from the disk; see Source.prefetch."""
         indices_of: dict[int, list[int]] = {}
-        for index in indices:
+        for index in as_indices(indices):
             member = self._member_number(index)
             indices_of.setdefault(member, []).append(index - self._starts[member])
         for member, source in enumerate(self.sources):
@@ -111,6 +114,7 @@ class ConcatSource(Source):
         if len(indices) != len(outs):
             longer_list = "indices" if len(indices) > len(outs) else "arrays"
             raise ValueError(f"{len(indices)} indices for {len(outs)} arrays: the {longer_list} are longer")
+        indices = as_indices(indices)
         pixels: list[Pixels] = []
         while len(pixels) < len(indices):
             first = len(pixels)
@@ -125,13 +129,14 @@ class ConcatSource(Source):
 
     def read_pixels(self, indices: Sequence[int], *, alpha: bool = False) -> Pixels | list[Pixels]:
         """Decode patches into new arrays; see Source.read_pixels."""
-        places = [self.member_at(index) for index in indices]
+        places = [self.member_at(index) for index in as_indices(indices)]
         if len({id(source) for source, _ in places}) == 1:
             return places[0][0].read_pixels([index for _, index in places], alpha=alpha)
         return as_batch([source.read_pixels([index], alpha=alpha)[0] for source, index in places])
 
     def locate(self, index: int) -> tuple[int, int]:
         """Return (image number, position of the patch in its image)."""
+        index = operator.index(index)
         member = self._member_number(index)
         number, position = self.sources[member].locate(index - self._starts[member])
         return number + self._first_images[member], position
@@ -206,6 +211,9 @@ class ConcatSource(Source):
         if not 0 <= member < len(self.sources):
             raise PatchIndexError(f"patch {index} is not in 0 .. {self._starts[-1] - 1}: of {self._paths()}")
         return member
+
+    def _contents(self) -> str:
+        return f"{len(self.sources)} sources, {', '.join(map(repr, self.sources))}"
 
     def _paths(self) -> str:
         return ", ".join(str(source.path) for source in self.sources)

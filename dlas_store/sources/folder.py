@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import threading
 from abc import abstractmethod
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from dlas_store.errors import ClosedError, DamagedError, NameNotFoundError, NotASourceError, PatchIndexError
-from dlas_store.images.decode import IMAGE_ENDINGS, MAX_PIXELS, Decoder
+from dlas_store.errors import ClosedError, DamagedError, ImageError, NameNotFoundError, NotASourceError, PatchIndexError
+from dlas_store.images.decode import IMAGE_ENDINGS, LARGE_FILE_BYTES, MAX_PIXELS, Decoder, check_large_file
 from dlas_store.images.memory import BoundedCache
 from dlas_store.sources.base import REFERENCE_FILE, Center, Image, Layout, Listing, Source, relative_path
 from dlas_store.sources.walk import EXTRA_FILE, ExtraFields, FolderWalk, SkippedPath
 
 _CACHED_IMAGES = 64
 _ENDINGS = tuple(IMAGE_ENDINGS)
+_JPEG_ENDINGS = frozenset({".jfif", ".jif", ".jfi", ".jpe"})
+_UNREAD_ENDINGS = _JPEG_ENDINGS | {
+    ".arw", ".avif", ".cr2", ".cr3", ".dng", ".exr", ".gif", ".hdr", ".heic", ".heif", ".ico", ".j2k", ".jp2", ".jxl",
+    ".nef", ".orf", ".pbm", ".pcx", ".pgm", ".pnm", ".psd", ".qoi", ".raf", ".raw", ".rw2", ".svg", ".tga", ".tif",
+    ".tiff",
+}  # fmt: skip
+"""Endings of pictures that are not read, each named in the reason why such a file is skipped."""
 
 
 class ImageFiles(NamedTuple):
@@ -53,8 +61,10 @@ class FolderSource(Source):
         images: names of the images to read; None reads all.
         decoder: decoder of JPEG.
         max_pixels: height times width above which a patch is refused.
+        include_hidden: read hidden files and folders, too; see is_hidden of sources.walk.
 
     Attributes:
+        include_hidden: as above.
         skipped: paths that the latest walk skipped, with the reasons; complete when the walk has ended.
 
     Raises:
@@ -70,23 +80,34 @@ class FolderSource(Source):
         images: Sequence[str] | None = None,
         decoder: Decoder = "simplejpeg",
         max_pixels: int = MAX_PIXELS,
+        include_hidden: bool = False,
     ) -> None:
-        self._path = Path(path)
+        self._path = Path(path).absolute()  # the program may change its working directory
         self.skipped: list[SkippedPath] = []
         self._images = None if images is None else tuple(sorted(images))
         self.decoder: Decoder = decoder
         self.max_pixels = max_pixels
+        self.include_hidden = include_hidden
         self._is_closed = False
         self._index: _FolderIndex | None = None
         # A lock for each process, because a lock that a thread holds during a fork stays locked in the child.
         self._locks: dict[int, threading.Lock] = {}
         self._cached_images: BoundedCache[int, Image] = BoundedCache(_CACHED_IMAGES)
-        if not self.path.is_dir():
+        if not os.path.isdir(self.path):  # noqa: PTH112 - Path.is_dir raises PermissionError
             raise NotASourceError(f"{self.path}: not a folder")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        open_with_options = partial(type(self), images=self._images, decoder=self.decoder, max_pixels=self.max_pixels)
-        return open_with_options, (self.path,)
+        return self._opener(self._images), (self._path,)
+
+    def _opener(self, images: Sequence[str] | None) -> Callable[[Path], FolderSource]:
+        """Return a function that opens a folder with the options of this source."""
+        return partial(
+            type(self),
+            images=images,
+            decoder=self.decoder,
+            max_pixels=self.max_pixels,
+            include_hidden=self.include_hidden,
+        )
 
     @abstractmethod
     def _find_images(self, walk: FolderWalk, images: tuple[str, ...] | None) -> Iterator[ImageFiles]:
@@ -115,6 +136,7 @@ class FolderSource(Source):
 
     def locate(self, index: int) -> tuple[int, int]:
         """Return (image number, position of the patch in its image)."""
+        index = operator.index(index)
         first_patches = self._load_index().first_patches
         if not 0 <= index < first_patches[-1]:
             raise PatchIndexError(f"{self.path}: patch {index} of {first_patches[-1]}")
@@ -130,33 +152,31 @@ class FolderSource(Source):
 
     def path_at(self, number: int, position: int) -> str:
         """Return the path of the file at a position in an image."""
+        number, position = operator.index(number), operator.index(position)
         index = self._load_index()
         file = index.files[index.first_patches[number] + position]
         return f"{self._path}/{relative_path(self.layout, index.images[number], file)}"
 
     def image_name(self, number: int) -> str:
         """Return the name of an image."""
-        self._check_image_number(number)
-        return self._load_index().images[number]
+        return self._load_index().images[self._check_image_number(number)]
 
     def image(self, number: int) -> Image:
         """Return the names and metadata of an image; some images are cached."""
-        self._check_image_number(number)
-        return self._cached_images.get(number, self._read_image)
+        return self._cached_images.get(self._check_image_number(number), self._read_image)
 
     def image_without_centers(self, number: int) -> Image:
         """Return an image with ``centers`` None, without reading its centers.pt."""
-        self._check_image_number(number)
-        return self._read_image(number, centers=False)
+        return self._read_image(self._check_image_number(number), centers=False)
 
     def subset(self, names: Sequence[str]) -> FolderSource:
         """Return a source of the named images, which lists no other image."""
         self._check_open()
-        return type(self)(self._path, images=names, decoder=self.decoder, max_pixels=self.max_pixels)
+        return self._opener(names)(self._path)
 
     def read_reference(self, number: int) -> bytes | None:
         """Return the bytes of an image's ref.jpg, None without one."""
-        self._check_image_number(number)
+        number = self._check_image_number(number)
         index = self._load_index()
         if not index.has_reference[number]:
             return None
@@ -199,9 +219,13 @@ class FolderSource(Source):
         if self._is_closed:
             raise ClosedError(f"{self.path}: the source is closed")
 
-    def _check_image_number(self, number: int) -> None:
+    def _contents(self) -> str:
+        return super()._contents() if self._index is not None or self._is_closed else "not listed yet"
+
+    def _check_image_number(self, number: int) -> int:
         if not 0 <= number < self.image_count:
             raise PatchIndexError(f"{self.path}: image {number} of {self.image_count}")
+        return operator.index(number)
 
     def _load_index(self) -> _FolderIndex:
         """Return the names of all files; the first call lists the folder, once for all threads."""
@@ -222,13 +246,15 @@ class FolderSource(Source):
         """Yield the files of every image, and fill ``skipped``."""
         if extra_fields is None:
             extra_fields = ExtraFields(self.path, images=self._images)
-        walk = FolderWalk(self.path)
+        walk = FolderWalk(self.path, include_hidden=self.include_hidden)
         self.skipped = walk.skipped
         names_without_image = set(extra_fields.images)
         for image in self._find_images(walk, self._images):
             names_without_image.discard(image.name)
             yield image
         walk.finish()
+        if extra_fields.is_foreign:
+            walk.skip([EXTRA_FILE], "of Hugging Face's datasets, whose fields are not read")
         missing_images = (f"{EXTRA_FILE}: {name}" for name in sorted(names_without_image))
         walk.skip(missing_images, "fields of an image that is not there")
 
@@ -248,9 +274,26 @@ class FolderSource(Source):
         # A Path object would double the time of reading a small file.
         try:
             with open(path, "rb", buffering=0) as file:  # noqa: PTH123
+                size = os.fstat(file.fileno()).st_size
+                if size > LARGE_FILE_BYTES:
+                    check_large_file(file, size, max_pixels=self.max_pixels)
                 return file.read()
+        except ImageError as error:
+            raise ImageError(f"{path}: {error}") from error
         except OSError as error:
             raise _unreadable(path, error) from error
+
+
+def reason_of_ending(file: str) -> str:
+    """Return the reason to skip a file whose ending is not read.
+
+    >>> reason_of_ending("a/1.JFIF"), reason_of_ending("1.avif"), reason_of_ending("notes.txt")
+    ('pictures .jfif are not read, rename them to .jpg', 'pictures .avif are not read, convert them', 'unknown file')
+    """
+    ending = os.path.splitext(file)[1].lower()  # noqa: PTH122
+    if ending not in _UNREAD_ENDINGS:
+        return "unknown file"
+    return f"pictures {ending} are not read, {'rename them to .jpg' if ending in _JPEG_ENDINGS else 'convert them'}"
 
 
 def is_picture(file: str) -> bool:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
+from pathlib import Path
 from posixpath import basename
+from typing import Any
 
 from dlas_store.errors import NotASourceError
 from dlas_store.sources.base import CENTERS_FILE, REFERENCE_FILE, Center, Image
 from dlas_store.sources.centers import read_centers
-from dlas_store.sources.folder import FolderSource, ImageFiles, is_picture
+from dlas_store.sources.folder import FolderSource, ImageFiles, is_picture, reason_of_ending
 from dlas_store.sources.walk import EXTRA_FILE, FolderWalk
 
 _CACHE_FILE = "cache.pth"
+
+_NO_PATCHES, _NESTED = "folder without patches", "folder in an image folder"
+"""Reasons for which a chunked folder skips a folder."""
 
 _CHUNKED_FILES = {REFERENCE_FILE: "reference of a chunked folder", CENTERS_FILE: "centres of a chunked folder"}
 """File of a chunked folder that PictureFolder skips -> the reason."""
@@ -37,6 +41,15 @@ class ChunkedFolder(FolderSource):
             elif image := _list_image(walk, name):
                 yield image
 
+    def skipped_patches(self) -> list[str]:
+        """Return the skipped folders that hold patches, which DL-Art-School takes, sorted; lists the folder if needed.
+
+        They are folders in an image's folder, and folders that hold patches only deeper.
+        """
+        self._load_index()
+        folders = [path for path, reason in self.skipped if reason in {_NO_PATCHES, _NESTED}]
+        return sorted(folder for folder in folders if _holds_patches(self.path / folder))
+
     def _read_centers(self, image: str) -> dict[int, Center]:
         return read_centers(self.path / image / CENTERS_FILE)
 
@@ -57,12 +70,19 @@ def _list_image(walk: FolderWalk, name: str) -> ImageFiles | None:
     files = sorted(path[len(name) + 1 :] for path in paths)
     patches = [file for file in files if is_picture(file) and file != REFERENCE_FILE]
     if not patches:
-        walk.skip([name], "folder without patches")
+        walk.skip([name], _NO_PATCHES)
         return None
     known_files = {*patches, REFERENCE_FILE, CENTERS_FILE}
-    walk.skip((f"{name}/{file}" for file in files if file not in known_files), "unknown file")
-    walk.skip(sorted(folders), "folder in an image folder")
+    for file in files:
+        if file not in known_files:
+            walk.skip([f"{name}/{file}"], reason_of_ending(file))
+    walk.skip(sorted(folders), _NESTED)
     return ImageFiles(name, patches, has_reference=REFERENCE_FILE in files, has_centers=CENTERS_FILE in files)
+
+
+def _holds_patches(folder: Path) -> bool:
+    names = (name for _, _, files in os.walk(folder) for name in files)
+    return any(is_picture(name) and name != REFERENCE_FILE and not name.startswith(".") for name in names)
 
 
 class PictureFolder(FolderSource):
@@ -96,34 +116,55 @@ class PictureFolder(FolderSource):
 def _skip_reason(path: str) -> str | None:
     if path == EXTRA_FILE:
         return None
-    return _CHUNKED_FILES.get(basename(path)) or (None if is_picture(path) else "unknown file")
+    return _CHUNKED_FILES.get(basename(path)) or (None if is_picture(path) else reason_of_ending(path))
 
 
 class ClassFolders(PictureFolder):
     """The pictures of a folder with one sub folder for each class; pictures beside the sub folders are skipped.
 
-    A picture's ``label`` is the position of its class in the sorted names of the sub folders, its ``label_name`` the
-    name of the sub folder. FolderSource documents the arguments.
+    A picture's ``label`` is the position of its class in the sorted names of the sub folders that hold pictures, its
+    ``label_name`` the name of the sub folder. A sub folder without pictures is skipped and takes no label.
+    FolderSource documents the arguments.
     """
+
+    _labels: dict[str, int] | None = None
+    """Class name -> label, once all pictures were listed."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (*super().__reduce__(), {"_labels": self._labels if self._images is not None else None})
 
     def image(self, number: int) -> Image:
         """Return the names and metadata of an image, with ``label`` and ``label_name`` in ``extra``."""
         image = super().image(number)
         name = image.name.partition("/")[0]
-        return replace(image, extra={**image.extra, "label": self._labels[name], "label_name": name})
+        return replace(image, extra={**image.extra, "label": self._load_labels()[name], "label_name": name})
+
+    def subset(self, names: Sequence[str]) -> FolderSource:
+        """Return a source of the named images, which have the labels that they have among all images."""
+        source = super().subset(names)
+        assert isinstance(source, ClassFolders)
+        source._labels = self._load_labels()
+        return source
 
     def _find_images(self, walk: FolderWalk, images: tuple[str, ...] | None) -> Iterator[ImageFiles]:
+        classes = set()
         for image in super()._find_images(walk, images):
-            if "/" in image.name:
+            folder, separator, _ = image.name.partition("/")
+            if separator:
+                classes.add(folder)
                 yield image
             else:
                 walk.skip([image.name], "in no folder of a class")
+        if images is None:
+            self._labels = {name: label for label, name in enumerate(sorted(classes))}
+            skipped = {path for path, _ in walk.skipped}
+            _, folders = FolderWalk(self.path, include_hidden=self.include_hidden).entries("")
+            without_pictures = (folder for folder in sorted(folders) if folder not in classes | skipped)
+            walk.skip(without_pictures, "class folder without pictures, takes no label")
 
-    @cached_property
-    def _labels(self) -> dict[str, int]:
-        try:
-            with os.scandir(self.path) as entries:
-                classes = sorted(entry.name for entry in entries if entry.is_dir())
-        except OSError as error:
-            raise NotASourceError(f"{self.path}: cannot be listed ({error.strerror})") from error
-        return {name: label for label, name in enumerate(classes)}
+    def _load_labels(self) -> dict[str, int]:
+        if self._labels is None:
+            for _ in self._find_images(FolderWalk(self.path, include_hidden=self.include_hidden), None):
+                pass
+        assert self._labels is not None
+        return self._labels

@@ -39,9 +39,9 @@ _KNOWN_KEYS = frozenset({"length", "num-samples"})
 
 
 def is_foreign_lmdb(path: Path) -> bool:
-    """Return whether a folder holds the LMDB of another program, or a file is one."""
+    """Return whether a folder holds the LMDB of another program, or the path is the file of one."""
     file = path / DATA_FILE if path.is_dir() else path
-    if not file.is_file():
+    if file.name != DATA_FILE or not file.is_file():
         return False
     with file.open("rb") as opened:
         return is_lmdb(opened.read(4096))

@@ -55,7 +55,7 @@ _FAILURES = (
 """Exceptions that the unpickler raises for malformed bytes."""
 
 
-def open_published(name: str, root: Path, *, split: str | None = None) -> Source:
+def open_published(name: str, root: Path, *, split: str | None = None, include_hidden: bool = False) -> Source:
     """Open the files of a published dataset as pictures with ``label`` and ``label_name`` in Image.extra.
 
     CIFAR-100 has ``coarse_label`` and ``coarse_label_name`` as well. The pictures keep the publisher's order; pictures
@@ -65,6 +65,7 @@ def open_published(name: str, root: Path, *, split: str | None = None) -> Source
         name: one of NAMES.
         root: folder of the publisher's files, or the folder that contains it, as torchvision downloads it.
         split: one of SPLITS. None means ``train``; for imagefolder, None means that ``root`` holds the class folders.
+        include_hidden: read hidden files and folders of class folders, too; see open_source.
 
     Raises:
         ConfigError: the name or the split is unknown.
@@ -74,14 +75,16 @@ def open_published(name: str, root: Path, *, split: str | None = None) -> Source
         raise ConfigError(f"no dataset {name!r}; known are {', '.join(NAMES)}")
     if split not in (None, *SPLITS):
         raise ConfigError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
-    return _OPENERS[name](root, split)
+    if name in _OPENERS:
+        return _OPENERS[name](root, split)
+    return _open_classes(root, name, split, include_hidden=include_hidden)
 
 
 def _open_idx(folders: tuple[str, ...], class_names: tuple[str, ...], root: Path, split: str | None) -> Source:
     split = "train" if split in (None, "train") else "test"
     start = "train" if split == "train" else "t10k"
     names = (f"{start}-images-idx3-ubyte", f"{start}-labels-idx1-ubyte")
-    for folder in (root / name for name in folders):
+    for folder in (root.absolute() / name for name in folders):
         files = [next(filter(Path.is_file, (folder / name, folder / f"{name}.gz")), None) for name in names]
         match files:
             case Path() as images, Path() as labels:
@@ -111,7 +114,7 @@ def _open_cifar100(root: Path, split: str | None) -> Source:
 def _open_cifar(
     root: Path, files: list[str], folder_name: str, meta: str, load: Callable[..., LabelledPictures]
 ) -> Source:
-    for folder in (root / folder_name, root):
+    for folder in (root.absolute() / folder_name, root.absolute()):
         if (folder / files[0]).is_file():
             for file in files:
                 if not (folder / file).is_file():
@@ -120,18 +123,12 @@ def _open_cifar(
     raise _missing_files(root, files[0], (folder_name, ""))
 
 
-def _open_imagenet(root: Path, split: str | None) -> Source:
-    return _open_classes(root / ("train" if split in (None, "train") else "val"))
-
-
-def _open_image_folder(root: Path, split: str | None) -> Source:
-    return _open_classes(root if split is None else root / split)
-
-
-def _open_classes(folder: Path) -> Source:
-    source = ClassFolders(folder)
+def _open_classes(root: Path, name: str, split: str | None, *, include_hidden: bool) -> Source:
+    if name == "imagenet":
+        split = "train" if split in (None, "train") else "val"
+    source = ClassFolders(root if split is None else root / split, include_hidden=include_hidden)
     if next(source.listings(), None) is None:
-        raise NotASourceError(f"{folder}: holds no pictures in folders of classes")
+        raise NotASourceError(f"{source.path}: holds no pictures in folders of classes")
     return source
 
 
@@ -146,11 +143,9 @@ _OPENERS: Mapping[str, Callable[[Path, str | None], Source]] = MappingProxyType(
         "fmnist": partial(_open_idx, ("FashionMNIST/raw", "raw", ""), _CLOTHES),
         "cifar10": _open_cifar10,
         "cifar100": _open_cifar100,
-        "imagenet": _open_imagenet,
-        "imagefolder": _open_image_folder,
     }
 )
-NAMES = tuple(_OPENERS)
+NAMES = (*_OPENERS, "imagenet", "imagefolder")
 """DL-Art-School's names of the datasets."""
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import sys
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,20 @@ from dlas_store.errors import DamagedError, NotASourceError
 EXTRA_FILE = "metadata.jsonl"
 """Name of the file of extra fields, in the root of the folder."""
 
+HIDDEN = "hidden or made by a system, taken with --include-hidden"
+"""Reason to skip a hidden path, and all below it; see is_hidden."""
+
+_SYSTEM_NAMES = frozenset({
+    "__MACOSX", "@eaDir", "@Recycle", "#recycle", "@Recently-Snapshot", "#snapshot", "lost+found", "$RECYCLE.BIN",
+    "System Volume Information",
+})  # fmt: skip
+"""Names that macOS, network drives, Linux file systems and Windows give to folders of their own."""
+
+FILE_NAMES_ARE_UTF8 = sys.getfilesystemencoding().replace("-", "").lower() == "utf8"
+"""Whether this process reads and writes file names as UTF-8; a Latin-1 locale makes Python do otherwise."""
+
 _NAMES_IN_MESSAGE = 20
+_SKIPPED_IN_MESSAGE = 3
 
 
 class SkippedPath(NamedTuple):
@@ -30,16 +44,25 @@ class SkippedPath(NamedTuple):
     reason: str
 
 
+def describe_skipped(skipped: Sequence[SkippedPath]) -> str:
+    """Return the first skipped paths with their reasons, as the end of an error message; "" if there are none."""
+    shown = "; ".join(f"{path}: {reason}" for path, reason in skipped[:_SKIPPED_IN_MESSAGE])
+    more = f" and {len(skipped) - _SKIPPED_IN_MESSAGE} more" if len(skipped) > _SKIPPED_IN_MESSAGE else ""
+    return f"; left out: {shown}{more}" if shown else ""
+
+
 class FolderWalk:
     """A walk over the folders below a root, which lists files and collects skipped paths.
 
     Attributes:
         root: the folder; all paths are relative to it.
+        include_hidden: whether hidden paths are listed; otherwise they are skipped. The root itself may be hidden.
         skipped: the paths skipped so far.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, include_hidden: bool = False) -> None:
         self.root = root
+        self.include_hidden = include_hidden
         self.skipped: list[SkippedPath] = []
         self._not_utf8: list[str] = []
 
@@ -74,7 +97,9 @@ class FolderWalk:
             with os.scandir(self.root / folder) as entries:
                 for entry in entries:
                     path = f"{folder}/{entry.name}" if folder else entry.name
-                    if not _is_utf8(entry.name):
+                    if not self.include_hidden and is_hidden(entry.name):
+                        self.skip([path], HIDDEN)
+                    elif not is_utf8(entry.name):
                         self._not_utf8.append(path)
                     elif reason := _skip_reason(entry):
                         self.skip([path], reason)
@@ -113,30 +138,35 @@ class FolderWalk:
         return iter(entries)
 
     def finish(self) -> None:
-        """Check, at the end of the walk, that all listed names are UTF-8.
+        """Check, at the end of the walk, that Python reads all listed names as UTF-8.
 
         Raises:
-            NotASourceError: some names are not; the message shows the first 20.
+            NotASourceError: some names are not UTF-8, or the locale makes Python read names otherwise; the message
+                shows the first 20.
         """
         if self._not_utf8:
             names = ", ".join(repr(os.fsencode(path)) for path in self._not_utf8[:_NAMES_IN_MESSAGE])
             ellipsis = ", ..." if len(self._not_utf8) > _NAMES_IN_MESSAGE else ""
-            raise NotASourceError(
-                f"{self.root}: {len(self._not_utf8)} names are not UTF-8, rename them: {names}{ellipsis}"
-            )
+            problem = "are not UTF-8, rename them" if FILE_NAMES_ARE_UTF8 else locale_problem()
+            raise NotASourceError(f"{self.root}: {len(self._not_utf8)} names {problem}: {names}{ellipsis}")
 
     def _unlistable(self, folder: str, error: OSError) -> NotASourceError:
-        return NotASourceError(f"{self.root / folder}: cannot be listed ({error.strerror})")
+        advice = "; allow it, or move the folder away" if isinstance(error, PermissionError) else ""
+        return NotASourceError(f"{self.root / folder}: cannot be listed ({error.strerror}){advice}")
 
 
 class ExtraFields:
     """The extra fields of a folder's images, from metadata.jsonl: one JSON object a line, one line an image.
 
-    Opening parses every line, but keeps only its offset in the file; of() parses the line again.
+    Opening parses every line, but keeps only its offset in the file; of() parses the line again. A file of Hugging
+    Face's datasets has the same name, but its lines have a "file_name" and no "image"; such a file is not read.
 
     Args:
         root: the folder; metadata.jsonl may be missing.
         images: names of the images whose fields may be asked for; None means all images.
+
+    Attributes:
+        is_foreign: whether the file is one of Hugging Face's.
 
     Raises:
         DamagedError: a line is no JSON object with an "image", or an image has a second line.
@@ -145,9 +175,10 @@ class ExtraFields:
     def __init__(self, root: Path, *, images: Collection[str] | None) -> None:
         self._path = root / EXTRA_FILE
         self._offsets: dict[str, int] = {}
-        if not self._path.is_file():
-            return
+        self.is_foreign = False
         try:
+            if not self._path.is_file():
+                return
             self._index(None if images is None else frozenset(images))
         except OSError as error:
             raise DamagedError(f"{self._path}: cannot be read ({error.strerror})") from error
@@ -180,6 +211,9 @@ class ExtraFields:
         offset = 0
         with self._path.open("rb") as file:
             for number, line in enumerate(file, 1):
+                if number == 1 and _is_line_of_hugging_face(line):
+                    self.is_foreign = True
+                    return
                 try:
                     name, _ = _parse(line)
                 except ValueError as error:
@@ -206,7 +240,27 @@ def extra_line(image: str, extra: Mapping[str, Any]) -> str:
     return json.dumps({"image": image, **extra}, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _is_utf8(name: str) -> bool:
+def is_hidden(name: str) -> bool:
+    """Return whether the name of a file or folder begins with a dot, or is one that a system gives to its own folders.
+
+    >>> is_hidden(".ipynb_checkpoints"), is_hidden("__MACOSX"), is_hidden("cat")
+    (True, True, False)
+    """
+    return name.startswith(".") or name in _SYSTEM_NAMES
+
+
+def locale_problem() -> str:
+    """Return the reason why this process cannot read or write file names that are not ASCII, and the way out."""
+    encoding = sys.getfilesystemencoding()
+    return f"are not ASCII, and Python takes file names as {encoding} in this locale; set PYTHONUTF8=1 and start again"
+
+
+def is_utf8(name: str) -> bool:
+    """Return whether this process reads and writes a file name as UTF-8; in another locale only ASCII names are."""
+    if name.isascii():
+        return True
+    if not FILE_NAMES_ARE_UTF8:
+        return False
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -221,6 +275,16 @@ def _skip_reason(entry: os.DirEntry[str]) -> str | None:
     except OSError as error:
         return f"link that cannot be followed ({error.strerror})"
     return "broken link" if entry.is_symlink() else "neither a file nor a folder"
+
+
+def _is_line_of_hugging_face(line: bytes) -> bool:
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    if not isinstance(fields, dict) or isinstance(fields.get("image"), str):
+        return False
+    return any(key.endswith(("file_name", "file_names")) for key in fields)
 
 
 def _parse(line: bytes) -> tuple[str, dict[str, Any]]:

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from dlas_store.atomic import LOCK_FILE, PLAN_FILE, StagingDirectory, publish_file, remove_file, sync_folder, write_file
-from dlas_store.errors import BusyError, StoreError, TargetExistsError, write_errors
+from dlas_store.atomic import (
+    LOCK_FILE,
+    PLAN_FILE,
+    StagingDirectory,
+    other_plan_error,
+    publish_file,
+    remove_file,
+    staging_path,
+    sync_folder,
+    write_file,
+)
+from dlas_store.errors import BusyError, TargetExistsError, write_errors
 from dlas_store.sources.base import Layout
 from dlas_store.storage.index import INDEX_FILE, Index
 from dlas_store.storage.index_writer import IndexWriter
@@ -49,6 +59,7 @@ class CommitPlan:
         first_image: id of the commit's first image.
         shards: planned content of each shard.
         shard_ids: id of each shard, hex.
+        options: options of the run by their names on the command line, for the error of a run with others.
     """
 
     store_id: str
@@ -58,6 +69,7 @@ class CommitPlan:
     first_image: int
     shards: tuple[PlannedShard, ...]
     shard_ids: tuple[str, ...]
+    options: Mapping[str, str] = field(default_factory=dict)
 
     def headers(self) -> list[ShardHeader]:
         """Return the header of each shard, with all counts zero."""
@@ -94,7 +106,14 @@ class SealedShard(NamedTuple):
     size: int
 
 
-def plan_commit(store: Path, layout: Layout, shards: Sequence[PlannedShard], *, base: Index | None) -> CommitPlan:
+def plan_commit(
+    store: Path,
+    layout: Layout,
+    shards: Sequence[PlannedShard],
+    *,
+    base: Index | None,
+    options: Mapping[str, str] | None = None,
+) -> CommitPlan:
     """Return the plan of a new store, or of new shards of a store.
 
     Args:
@@ -102,6 +121,7 @@ def plan_commit(store: Path, layout: Layout, shards: Sequence[PlannedShard], *, 
         layout: layout of the store.
         shards: planned content of each new shard.
         base: index of the store to append to, None for a new store.
+        options: options of the run by their names on the command line.
     """
     base_shards = base.shards.values() if base else ()
     return CommitPlan(
@@ -112,6 +132,7 @@ def plan_commit(store: Path, layout: Layout, shards: Sequence[PlannedShard], *, 
         first_image=max((shard.first_image_id + shard.images for shard in base_shards), default=0),
         shards=tuple(shards),
         shard_ids=tuple(secrets.token_hex(16) for _ in shards),
+        options=options or {},
     )
 
 
@@ -265,12 +286,34 @@ class Commit:
                 sealed_ids = {header.shard_id.hex() for header in earlier_plan.headers() if self.find_shard(header)}
                 plan = _with_ids_of(earlier_plan, plan)
                 if sealed_ids and sealed_ids.isdisjoint(plan.shard_ids):
-                    raise StoreError(
-                        f"{self.folder}: holds shards of an interrupted run with other files or options; run it again "
-                        "with those, or remove that folder to start over"
-                    )
+                    raise other_plan_error(self.folder, earlier_plan.options, plan.options)
         write_file(path, json.dumps(asdict(plan)).encode())
         return plan
+
+
+def discard_interrupted(store: Path) -> None:
+    """Remove all that an interrupted run left for a store, so that a run starts over.
+
+    An append that was interrupted while it published has moved shards into the store's folder. Those that the index
+    does not name are removed, too; no reader knows them.
+
+    Args:
+        store: the store's folder, which need not exist.
+
+    Raises:
+        BusyError: another process is writing the store.
+        StoreError: the folder is not one of an interrupted run, or the store's index is damaged.
+        WriteError: the disk refused the removal.
+    """
+    plan_file = staging_path(store) / PLAN_FILE
+    if (store / INDEX_FILE).is_file() and plan_file.is_file():
+        with StagingDirectory(store):
+            named = Index.open(store / INDEX_FILE).shards
+            for header in _decode_plan(plan_file.read_bytes()).headers():
+                path = store / header.file_name
+                if header.number not in named and path.exists() and Shard(path).header.shard_id == header.shard_id:
+                    remove_file(path)
+    StagingDirectory.discard(store)
 
 
 def _is_append_published(staging: Path, *, store: Path, index: Index) -> bool:

@@ -31,7 +31,7 @@ INDEX_FILE = "index.lmdb"
 NAME_ROW = RowType("names", np.dtype([("hash", "<u8"), ("image", "<u4")]))
 ROW_TYPES = (IMAGE_ROW, PATCH_ROW, NAME_ROW)
 
-RESTORE_HINT = "restore it from a copy, or run dlas-store reindex to go on without its images"
+RESTORE_HINT = "restore it from a copy, or run dlas-store salvage, which copies all undamaged images to a new store"
 
 
 class ImageRow(NamedTuple):
@@ -193,8 +193,9 @@ class Index:
             try:
                 size = os.stat(file).st_size  # noqa: PTH116
             except OSError as error:
+                advice = RESTORE_HINT if isinstance(error, FileNotFoundError) else "the store may be sound"
                 raise DamagedError(
-                    f"{file}: cannot be opened ({error.strerror}), but {INDEX_FILE} names it; {RESTORE_HINT}"
+                    f"{file}: cannot be opened ({error.strerror}), but {INDEX_FILE} names it; {advice}"
                 ) from error
             _check_size(file, size, entry)
 

@@ -52,6 +52,8 @@ class LmdbWriter:
             except lmdb.MapFullError:
                 self._environment.set_mapsize(2 * self._environment.info()["map_size"])
                 continue
+            except lmdb.BadValsizeError as error:
+                raise WriteError(errno.EFBIG, f"{self._path}: a value has more than LMDB's 4 GiB ({error})") from error
             except lmdb.Error as error:
                 raise _write_error(self._path, error) from error
             self._last_key = last_key

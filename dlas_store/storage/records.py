@@ -21,6 +21,9 @@ MAX_RECORD_BYTES = 1 << 28
 CHECKSUM = struct.Struct("<Q")
 """Encoding of the checksum, which precedes the payload in every value."""
 
+MAX_PAYLOAD_BYTES = (1 << 32) - 1 - CHECKSUM.size
+"""Larger files are refused: a value in LMDB has less than 4 GiB."""
+
 _KEY = struct.Struct(">QBQ")
 
 _FAILURES = (

@@ -230,7 +230,12 @@ def has_shards(folder: Path) -> bool:
     """Return whether a folder holds a file with a shard's name."""
     try:
         with os.scandir(folder) as entries:  # glob would keep an object per file, and a folder may hold millions
-            return any(entry.name.startswith("shard-") and entry.name.endswith(".lmdb") for entry in entries)
+            return any(
+                entry.name.startswith("shard-")
+                and entry.name.endswith(".lmdb")
+                and not entry.is_dir(follow_symlinks=False)
+                for entry in entries
+            )
     except OSError as error:
         raise NotASourceError(f"{folder}: cannot be listed ({error.strerror})") from error
 

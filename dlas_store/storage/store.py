@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import stat
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -41,7 +42,10 @@ _OPEN_SHARDS = 512
 
 _CACHED_IMAGES = 1024
 
-_VERIFY_HINT = "run dlas-store verify, which lists all that is damaged"
+_VERIFY_HINT = (
+    "run dlas-store verify, which lists all that is damaged, and dlas-store salvage, which copies all undamaged images "
+    "to a new store"
+)
 
 
 class _OpenShard(NamedTuple):
@@ -82,7 +86,8 @@ class Store(Source):
         """
         self.decoder: Decoder = decoder
         self.max_pixels = max_pixels
-        self._path = path.parent if path.name == INDEX_FILE else path
+        path = path.absolute()  # shards are opened later, and the program may change its working directory
+        self._path = path.parent if path.name == INDEX_FILE and not path.is_dir() else path
         self._prefix = f"{self._path}/"
         self._index: Index | None = _open_index(self._path)
         self._layout = self._index.layout
@@ -192,10 +197,11 @@ class Store(Source):
 
     def image(self, number: int) -> Image:
         """Return the metadata of an image."""
-        return self._images.get(number, self._read_image)
+        return self._images.get(operator.index(number), self._read_image)
 
     def read_reference(self, number: int) -> bytes | None:
         """Return the encoded bytes of an image's reference, None if it has no reference."""
+        number = operator.index(number)
         row = self._image_row(number)
         if not row.reference_offset:
             return None
@@ -309,6 +315,7 @@ class Store(Source):
 
     def _patch_range(self, number: int) -> tuple[int, int]:
         """Return the indices of an image's patches as (first, end), end exclusive."""
+        number = operator.index(number)  # a narrow integer of NumPy would overflow below
         first, end = self.first_patch(number), self.first_patch(number + 1)
         if not first <= end <= len(self):
             raise DamagedError(f"{self.index.path}: image {number} has rows that cannot be; run dlas-store reindex")
@@ -349,6 +356,8 @@ class Store(Source):
         try:
             shard = Shard(path)
         except (DamagedError, NotASourceError) as error:
+            if isinstance(error.__cause__, OSError) and path.is_file():
+                raise  # the file may not be read, or too many files are open; the store may be sound
             kind = DamagedError if path.exists() else NotASourceError
             raise kind(f"{error}; {RESTORE_HINT}") from error
         self.index.check_shard(shard, entry)
@@ -357,9 +366,9 @@ class Store(Source):
 
 def _open_index(path: Path) -> Index:
     """Open the index of a store folder, or build the index of a shard file."""
-    if path.is_file():
+    if _is_file(path):
         return Index.of_shard(Shard(path))
-    if not (path / INDEX_FILE).is_file():
+    if not _is_file(path / INDEX_FILE):
         if not path.exists():
             raise NotASourceError(f"{path}: does not exist")
         if not path.is_dir() or not has_shards(path):
@@ -370,4 +379,20 @@ def _open_index(path: Path) -> Index:
     try:
         return Index.open(path / INDEX_FILE)
     except (DamagedError, NotASourceError) as error:
+        if isinstance(error.__cause__, OSError):
+            raise  # the index may not be read, or too many files are open; the store may be sound
         raise DamagedError(f"{error}; or run dlas-store reindex {path}, which rebuilds it from the shards") from error
+
+
+def _is_file(path: Path) -> bool:
+    """Return whether a path leads to a file.
+
+    Raises:
+        NotASourceError: the path may not be searched, so that it is unknown.
+    """
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise NotASourceError(f"{path}: cannot be opened ({error.strerror})") from error

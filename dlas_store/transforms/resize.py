@@ -7,6 +7,7 @@ ten times a picture, and threads wait for each other to release it.
 
 from __future__ import annotations
 
+import logging
 from itertools import pairwise
 from types import ModuleType
 from typing import Any
@@ -18,10 +19,13 @@ from numpy.typing import NDArray
 
 from dlas_store.images.memory import Pixels
 
+_LOG = logging.getLogger(__name__)
+
 pixel_loops: ModuleType | None
 try:
     from dlas_store._native import pixel_loops
-except ImportError:  # no compiler when the package was installed
+except ImportError as error:  # no compiler when the package was installed
+    _LOG.debug("OpenCV and NumPy make HQ, LQ and masks, which is slower, because a C extension is missing (%s)", error)
     pixel_loops = None
 
 Chw = NDArray[np.float32]

@@ -15,6 +15,7 @@ from dlas_store.cli.preview import (
     DEFAULT_IMAGES,
     DEFAULT_PICTURES,
     MAX_IMAGES,
+    MAX_PALE_SQUARES,
     PATCH_SIDE,
     preview,
     spread,
@@ -121,6 +122,46 @@ def test_without_reference_there_is_grey_and_without_centres_no_square(make_imag
     assert len(places_of(flat(512, 512), pixels_of(tmp_path / "b.png"))) == 1
 
 
+def test_above_a_hundred_patches_their_squares_do_not_hide_the_reference(make_image: MakeImage, tmp_path: Path) -> None:
+    for count in (MAX_PALE_SQUARES, MAX_PALE_SQUARES + 1):
+        centers = {number: ((8 + number // 12 * 8, 8 + number % 12 * 8), 16) for number in range(count)}
+        patches = {f"{number}.png": flat(8, 8) for number in range(count)}
+        store = make_image(f"of_{count}", patches, reference=flat(128, 128), centers=centers)
+    greys = []
+    for count in (MAX_PALE_SQUARES, MAX_PALE_SQUARES + 1):
+        preview(store, [f"of_{count}"], tmp_path / f"{count}.png")
+        reference = reference_of(pixels_of(tmp_path / f"{count}.png"), 512, 512, square_color(0))
+        colors = [GREY, *map(square_color, range(15))]
+        greys.append(sum(int((reference == color).all(-1).sum()) for color in colors) / 512**2)
+    assert greys[0] < 1  # pale lines too
+    assert greys[1] == 1  # the shown patches' squares only
+
+
+def test_as_many_images_as_asked_for_are_shown(tmp_path: Path) -> None:
+    folder = numbered_pictures(tmp_path / "many", 50)
+    assert preview(folder, [], tmp_path / "3.png", count=3) == 3
+    assert preview(folder, [], tmp_path / "90.png", count=90) == 50
+    with pytest.raises(ConfigError, match=f"at most {MAX_IMAGES}"):
+        preview(folder, [], tmp_path / "p.png", count=MAX_IMAGES + 1)
+
+
+def test_a_random_choice_is_repeated_by_its_seed_and_spread_over_the_data(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "a", {f"{number:02}.png": noise(64, 64, seed=number) for number in range(50)})
+    sheets = []
+    for name, seed in {"a": 7, "b": 7, "c": 8}.items():
+        done("preview", folder, "--random", str(seed), "--count", "5", "-o", tmp_path / f"{name}.png")
+        sheets.append((tmp_path / f"{name}.png").read_bytes())
+    assert sheets[0] == sheets[1] != sheets[2]
+    assert len(pixels_of(tmp_path / "a.png"))
+    with pytest.raises(ConfigError, match="leave them out where images are named"):
+        preview(folder, ["01.png"], tmp_path / "p.png", seed=1)
+
+
+def test_a_name_that_no_image_has_brings_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(NameNotFoundError, match="did you mean 'astronaut_left_0'"):
+        preview(DATA / "chunked", ["astronaut_lft_0"], tmp_path / "p.png")
+
+
 def test_pictures_are_thumbnails_in_a_grid(tmp_path: Path) -> None:
     shapes = [(192, 192), (96, 96), (64, 192), (192, 100), (20, 20), (768, 192), (192, 192)]
     pictures = {f"{n}.png": flat(*shape, (n + 1, 0, 0)) for n, shape in enumerate(shapes)}
@@ -186,7 +227,7 @@ def test_an_existing_file_is_not_touched(tmp_path: Path) -> None:
     file = tmp_path / "p.png"
     file.write_bytes(b"mine")
     for draw in (lambda: preview(DATA / "chunked", [], file), lambda: write_png(Image.new("RGB", (1, 1)), file)):
-        with pytest.raises(TargetExistsError, match=r"p\.png: is there already; choose another name"):
+        with pytest.raises(TargetExistsError, match=r"p\.png: exists; choose another name, or move it away"):
             draw()
     assert file.read_bytes() == b"mine"
     (tmp_path / "link.png").symlink_to(tmp_path / "gone.png")
@@ -244,7 +285,7 @@ def test_what_cannot_be_is_one_line_and_status_1(tmp_path: Path, name: str) -> N
 def test_wrong_usage_is_status_2(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     result = run("preview", *arguments, cwd=tmp_path)
     assert result.status == 2
-    assert "usage: dlas-store preview" in result.err
+    assert result.err.startswith("dlas-store preview: error: ")
     assert not list(tmp_path.iterdir())
 
 

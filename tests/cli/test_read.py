@@ -10,8 +10,9 @@ import pytest
 import torch
 import yaml
 
-from dlas_store.cli.read import ITEMS, LABEL_WIDTH, draw_items
-from dlas_store.cli.sheet import MARGIN
+from dlas_store.cli.preview import spread
+from dlas_store.cli.read import ITEMS, LABEL_WIDTH, describe_batches, draw_items
+from dlas_store.cli.sheet import GAP, MARGIN, text_line
 from dlas_store.datasets import create_dataset, register_dataset
 from dlas_store.errors import ConfigError
 from tests.support.command_line import done, refused
@@ -42,7 +43,7 @@ def test_items_are_columns_and_keys_are_rows(tmp_path: Path) -> None:
     dataset = create_dataset(SINGLE)
     rows: dict[str, set[int]] = {}
     lefts: set[int] = set()
-    for item in (dataset[index] for index in range(ITEMS)):
+    for item in (dataset[index] for index in spread(262, ITEMS)):
         for key, times in {"hq": 1, "lq": 4, "gt_fullsize_ref": 1, "lq_fullsize_ref": 4}.items():
             first = magnified(to_pixels(item[key][:3]), times)
             if key.endswith("ref"):
@@ -130,6 +131,62 @@ def test_values_of_every_kind_have_a_row(tmp_path: Path) -> None:
     assert draw_items(config(tmp_path, train={"mode": "odd"}), tmp_path / "p.png") == 3
     ramp = np.rint(np.arange(64).reshape(8, 8, 1) / 63 * 255).astype(np.uint8).repeat(3, axis=2)
     assert len(places_of(magnified(ramp, 16), pixels_of(tmp_path / "p.png"))) == 3
+
+
+def test_items_of_mode_pixels_are_drawn_as_pictures(tmp_path: Path) -> None:
+    pictures = {f"{number:02}.png": noise(60, 90, seed=number) for number in range(20)}
+    folder = write_pictures(tmp_path / "a", pictures)
+    draw_items(config(tmp_path, train={"mode": "pixels", "paths": str(folder)}), tmp_path / "p.png")
+    sheet = pixels_of(tmp_path / "p.png")
+    shown = [name for name, pixels in pictures.items() if places_of(pixels, sheet)]
+    assert shown == [f"{number:02}.png" for number in spread(20, ITEMS)]
+
+
+class WithZeros(torch.utils.data.Dataset[dict[str, Any]]):
+    """A dataset with a key that is zero in all items, and a key that is zero in some."""
+
+    def __init__(self, opt: Any) -> None: ...
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"mask": torch.zeros(1, 8, 8), "sometimes": torch.full((1, 8, 8), float(index)), "zero": 0}
+
+
+class WithoutZeros(WithZeros):
+    """The same items without the key that is zero in all of them."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {key: value for key, value in super().__getitem__(index).items() if key != "mask"}
+
+
+def test_a_key_that_is_all_zero_is_named_and_not_drawn(tmp_path: Path) -> None:
+    heights = []
+    for number, cls in enumerate((WithZeros, WithoutZeros)):
+        register_dataset("zeros", cls)
+        draw_items(config(tmp_path, train={"mode": "zeros"}), tmp_path / f"{number}.png")
+        heights.append(len(pixels_of(tmp_path / f"{number}.png")))
+    line = text_line("all zero, not shown: mask", 100).height + GAP
+    assert heights[0] - heights[1] == line
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"loader": "threads", "n_threads": 1}, "loader threads: 1 thread"),
+        ({"loader": "workers", "n_workers": 0}, "loader workers: no worker process, this process makes the batches"),
+        ({"loader": "workers", "n_workers": 1}, "loader workers: 1 worker process, 1 thread each"),
+        ({"loader": "workers", "n_workers": 2, "n_threads": 2}, "loader workers: 2 worker processes, 2 threads each"),
+    ],
+)
+def test_read_says_which_loader_reads_and_with_how_many_threads(
+    options: dict[str, Any], text: str, tmp_path: Path
+) -> None:
+    data = {"mode": "pixels", "paths": str(DATA / "chunked"), "batch_size": 4}
+    lines = list(describe_batches(config(tmp_path, train=data | options), batches=1))
+    assert lines[0] == f"train: pixels, 262 items, 65 batches of 4; {text}"
+    assert lines[-1].startswith("  1 batch read, ")
 
 
 def test_read_draws_after_its_lines(tmp_path: Path) -> None:

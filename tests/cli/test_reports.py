@@ -46,6 +46,7 @@ def test_info(store: Path, tmp_path: Path) -> None:
         '  "references": 2,\n'
         f'  "bytes": {sum(path.stat().st_size for path in files)},\n'
         f'  "disk_bytes": {sum(path.stat().st_size for path in store.iterdir())},\n'
+        f'  "block_bytes": {sum(-(-path.stat().st_size // 4096) * 4096 for path in files)},\n'
         '  "shards": 2,\n'
         '  "layout": "chunked",\n'
         '  "format_version": 1,\n'

@@ -155,7 +155,7 @@ def test_checksum_of_equal_contents_finds_nothing(tmp_path: Path) -> None:
 def test_a_pattern_limits_what_is_added_and_what_is_missed(source: Path, store: Path) -> None:
     numbered_images(source, 2, 5, first=10)
     shutil.rmtree(source / "image_00001")
-    assert "1 images" in done("import", "--append", "--images", "*10", source, store)
+    assert "1 image, " in done("import", "--append", "--images", "*10", source, store)
     assert {image for image, _ in patches(store)} == {*(f"image_0000{number}" for number in range(4)), "image_00010"}
 
 
@@ -172,7 +172,7 @@ def test_pictures_are_appended(tmp_path: Path) -> None:
     photos = numbered_pictures(tmp_path / "photos", 5)
     done("import", photos, tmp_path / "s.lmdb")
     write(photos, {"deep/er/new.ppm": ppm(9)})
-    assert "1 images" in done("import", "--append", photos, tmp_path / "s.lmdb")
+    assert "1 image, " in done("import", "--append", photos, tmp_path / "s.lmdb")
     assert is_sound_copy(tmp_path / "s.lmdb", photos)
 
 

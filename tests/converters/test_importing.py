@@ -18,7 +18,7 @@ import torch
 
 from dlas_store import open_source
 from dlas_store.converters.importing import import_store
-from dlas_store.errors import ImageError, ImportFailedError, StoreError
+from dlas_store.errors import ConfigError, ImportFailedError, StoreError
 from tests.support.command_line import done, error_line, findings, info, is_sound_copy, refused, run
 from tests.support.file_trees import (
     centers_file,
@@ -280,7 +280,7 @@ def test_an_open_source_is_imported_with_the_decoder_that_it_has(
     tmp_path: Path, is_store: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(data: bytes, colorspace: str) -> None:
-        raise ImageError(f"{len(data)} bytes for pyturbojpeg")
+        raise ConfigError(f"{len(data)} bytes for pyturbojpeg")
 
     monkeypatch.setattr("dlas_store.images.decode._decode_by_turbojpeg", refuse)
     source = write(tmp_path / "data", {"a/1.jpg": JPEG, "a/ref.jpg": ppm(7)})
@@ -288,7 +288,7 @@ def test_an_open_source_is_imported_with_the_decoder_that_it_has(
         import_store([source], tmp_path / "data.lmdb", decode_all=True)
     with (
         open_source(tmp_path / "data.lmdb" if is_store else source, decoder="pyturbojpeg") as opened,
-        pytest.raises(ImportFailedError, match=f"{len(JPEG)} bytes for pyturbojpeg"),
+        pytest.raises(ConfigError, match=f"{len(JPEG)} bytes for pyturbojpeg"),
     ):
         import_store([opened], tmp_path / "s.lmdb", decode_all=True)
 

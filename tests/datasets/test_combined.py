@@ -104,6 +104,21 @@ def test_a_seed_of_a_member_is_its_own(folders: tuple[Path, Path]) -> None:
     assert torch.equal(data[SampleKey(0, 0)]["a_hq"], data[SampleKey(0, 0)]["b_hq"])
 
 
+def test_reset_random_resets_all_members(folders: tuple[Path, Path]) -> None:
+    data = combined(a=full_image(folders[0]), inner={"mode": "combined", "b": full_image(folders[1])})
+    data.reset_random()
+    item, again = data[0], data[0]
+    for key in ("a_hq", "inner_b_hq"):
+        assert torch.equal(item[key], again[key])
+    data.set_epoch(1)
+    assert not torch.equal(item["a_hq"], data[0]["a_hq"])
+
+
+def test_members_without_a_phase_are_those_of_validation(folders: tuple[Path, Path]) -> None:
+    data = CombinedDataset({"scale": 2, "a": full_image(folders[0])})
+    assert data[0]["a_hq"].shape == (3, 40, 40)
+
+
 def test_loaders_of_workers_and_of_none_give_the_same(folders: tuple[Path, Path]) -> None:
     def batches(workers: int) -> list[Any]:
         opt = {"seed": 3, "batch_size": 2, "n_workers": workers}

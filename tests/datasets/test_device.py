@@ -53,7 +53,7 @@ def frames(make_image: MakeImage, mode: str, **sizes: tuple[int, int]) -> Path:
 
 def loaders(options: Mapping[str, Any], kind: Mapping[str, Any]) -> tuple[Loader, Loader]:
     """Return a loader with the option device, and an equal loader without it."""
-    opt = {"seed": 3, "batch_size": 2, **options, **kind}
+    opt = {"seed": 3, "phase": "train", "batch_size": 2, **options, **kind}
     with_device = {**opt, "device": "cpu"}
     return create_dataloader(create_dataset(with_device), with_device), create_dataloader(create_dataset(opt), opt)
 
@@ -136,7 +136,7 @@ def test_eval_and_stores_with_weights_are_alike(tmp_path: Path) -> None:
         write(tmp_path / "chunked" / image, {**files, "ref.jpg": jpeg(noise(32, 32, seed=ord(image)))})
     import_store([tmp_path / "chunked"], tmp_path / "store.lmdb", workers=1)
     options = {"mode": "single_image_extensible", "paths": [tmp_path / "chunked", tmp_path / "store.lmdb"]}
-    options |= {"weights": [1, 2], "target_size": 32, "eval": True, "need_ref": True, "batch_size": 5}
+    options |= {"weights": [1, 2], "target_size": 32, "eval": True, "need_ref": True, "phase": "train", "batch_size": 5}
     assert_epochs_close(options, THREADS)
     assert_epochs_close({**options, "phase": "val", "ignore_first": 1}, WORKERS)
 
@@ -217,7 +217,7 @@ def test_references_are_decoded_once_an_image(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(Store, "read_reference", record_and_read)
     options = {"mode": "single_image_extensible", "paths": tmp_path / "store.lmdb", "target_size": 32, "scale": 2}
-    options |= {"need_ref": True, "device": "cpu", "batch_size": 3, "n_threads": 1}
+    options |= {"need_ref": True, "device": "cpu", "phase": "train", "batch_size": 3, "n_threads": 1}
     loader = create_dataloader(create_dataset(options), options)
     for _ in range(3):
         assert len(list(loader)) == 4
@@ -243,7 +243,14 @@ def test_what_does_not_go_with_a_device_is_refused(
     options: dict[str, Any], message: str, kind: dict[str, Any], make_image: MakeImage
 ) -> None:
     folder = make_image("a", {"1.jpg": noise(32, 32)})
-    opt = {"mode": "single_image_extensible", "paths": folder, "target_size": 32, "scale": 2, "batch_size": 1}
+    opt = {
+        "mode": "single_image_extensible",
+        "paths": folder,
+        "target_size": 32,
+        "scale": 2,
+        "phase": "train",
+        "batch_size": 1,
+    }
     opt |= {"device": "cpu", **kind, **options}
     with pytest.raises(ConfigError, match=message):
         create_dataloader(create_dataset(opt), opt)
@@ -259,7 +266,14 @@ def test_corruptions_that_eval_leaves_out_go_with_a_device(make_image: MakeImage
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
 def test_a_gpu_that_is_not_there_is_refused(device: str, make_image: MakeImage) -> None:
     folder = make_image("a", {"1.jpg": noise(32, 32)})
-    opt = {"mode": "single_image_extensible", "paths": folder, "target_size": 32, "scale": 2, "batch_size": 1}
+    opt = {
+        "mode": "single_image_extensible",
+        "paths": folder,
+        "target_size": 32,
+        "scale": 2,
+        "phase": "train",
+        "batch_size": 1,
+    }
     with pytest.raises(ConfigError, match=f"device is {device}, but PyTorch finds no GPU; leave device out"):
         create_dataloader(create_dataset(opt), {**opt, "device": device})
 
@@ -270,11 +284,18 @@ def test_other_datasets_are_refused(make_image: MakeImage) -> None:
         with pytest.raises(ConfigError, match="device is for single_image_extensible"):
             create_dataloader(create_dataset(opt), {**opt, "batch_size": 1, "device": "cpu"})
     with pytest.raises(ConfigError, match="device is for single_image_extensible"):
-        create_dataloader(range(4), {"batch_size": 1, "device": "cpu"})  # type: ignore[arg-type]
+        create_dataloader(range(4), {"phase": "train", "batch_size": 1, "device": "cpu"})  # type: ignore[arg-type]
 
 
 def loader_of(folder: Path, kind: Mapping[str, Any], **options: Any) -> Loader:
-    opt = {"mode": "single_image_extensible", "paths": folder, "target_size": 32, "scale": 2, "batch_size": 2}
+    opt = {
+        "mode": "single_image_extensible",
+        "paths": folder,
+        "target_size": 32,
+        "scale": 2,
+        "phase": "train",
+        "batch_size": 2,
+    }
     opt |= {"phase": "val", "device": "cpu", **kind, **options}
     return create_dataloader(create_dataset(opt), opt)
 

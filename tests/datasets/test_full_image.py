@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 import torch
 
+from dlas_store.converters.importing import import_store
 from dlas_store.datasets import FullImageDataset, OptionWarning
-from dlas_store.errors import ConfigError, ImageError
+from dlas_store.errors import ConfigError, ImageError, PatchIndexError
 from dlas_store.sampling.rng import SampleKey
 from dlas_store.transforms.resize import matlab_reduce
 from tests.support.picture_folders import averaged, store_of, to_chw, write_pictures
 from tests.support.sample_data import Array, noise
 
-TRAIN = {"scale": 2, "min_tile_size": 32, "target_size": 32, "seed": 1}
+TRAIN = {"phase": "train", "scale": 2, "min_tile_size": 32, "target_size": 32, "seed": 1}
 
 
 def train(folder: Path | list[Path], **options: Any) -> FullImageDataset:
@@ -339,14 +340,111 @@ def test_lq_pairs_by_order_through_several_roots_and_weights(tmp_path: Path) -> 
     def grey(level: int, side: int) -> Array:
         return np.full((side, side, 3), level, np.uint8)
 
-    first = write_pictures(tmp_path / "b", {f"{n}.png": grey(n, 32) for n in range(2)})
-    second = write_pictures(tmp_path / "a", {f"{n}.png": grey(n, 32) for n in range(2, 5)})
+    first = write_pictures(tmp_path / "b", {f"{n}.png": grey(n, 32) for n in range(3, 5)})
+    second = write_pictures(tmp_path / "a", {f"{n}.png": grey(n, 32) for n in range(3)})
     lq = write_pictures(tmp_path / "lq", {f"x{n}.png": grey(n, 16) for n in range(5)})
     options = {"dataroot_GT_weights": [2, 1], "dataroot_LQ": lq, "phase": "val", "scale": 2}
     data = FullImageDataset({"dataroot_GT": [first, second], **options})
     levels = [round(float(data[index]["hq"].mean()) * 255) for index in range(len(data))]
-    assert levels == [0, 1, 0, 1, 2, 3, 4]
+    assert levels == [0, 1, 2, 3, 3, 4, 4]
     assert [round(float(data[index]["lq"].mean()) * 255) for index in range(len(data))] == levels
+
+
+@pytest.mark.parametrize("as_store", [False, True])
+@pytest.mark.parametrize(
+    ("roots", "expected"),
+    [
+        (["b", "a"], ["a/1", "a/1", "a/c/1", "a/c/1", "a/d", "a/d", "b/1"]),
+        (["a", "a/c"], ["a/1", "a/c/1", "a/c/1", "a/c/1", "a/d"]),
+        (["a", "a"], ["a/1", "a/1", "a/1", "a/c/1", "a/c/1", "a/c/1", "a/d", "a/d", "a/d"]),
+        (["a", "a.b"], ["a.b/1", "a.b/1", "a/1", "a/c/1", "a/d"]),
+        (["a"], ["a/1", "a/1", "a/c/1", "a/c/1", "a/d", "a/d"]),
+    ],
+)
+def test_pictures_of_several_roots_are_sorted_as_one_list(
+    tmp_path: Path, roots: list[str], expected: list[str], as_store: bool
+) -> None:
+    names = ["a/1.png", "a/c/1.png", "a/d.png", "b/1.png", "a.b/1.png"]
+    write_pictures(tmp_path, {name: noise(40, 40, seed=n) for n, name in enumerate(names)})
+    paths = [tmp_path / root for root in roots]
+    if as_store:
+        for path in dict.fromkeys(paths):
+            import_store([path], path.with_name(f"{path.name}.lmdb"), layout="pictures")
+        paths = [path.with_name(f"{path.name}.lmdb") for path in paths]
+    data = FullImageDataset({"dataroot_GT": paths, "dataroot_GT_weights": [1, 2][-len(roots) :], "scale": 2})
+    found = [data[index]["HQ_path"] for index in range(len(data))]
+    assert [path.replace(".lmdb", "").removeprefix(f"{tmp_path}/").removesuffix(".png") for path in found] == expected
+    assert [data.image_of(index) for index in range(len(data))] == found
+    again = pickle.loads(pickle.dumps(data))
+    assert [again[index]["HQ_path"] for index in range(len(again))] == found
+
+
+def test_a_path_order_of_several_roots_has_no_item_beyond_its_ends(tmp_path: Path) -> None:
+    for name in "ab":
+        write_pictures(tmp_path / name, {"1.png": noise(40, 40)})
+    data = FullImageDataset({"dataroot_GT": [tmp_path / "a", tmp_path / "b"], "scale": 2})
+    for index in (-1, 2):
+        with pytest.raises(PatchIndexError, match=f"no item {index}: the dataset has 2"):
+            data[index]
+
+
+def named_pairs(tmp_path: Path, hq: list[str], lq: list[str]) -> FullImageDataset:
+    """Open pairs of pictures by their names, HQ of 64 x 64 and LQ of 16 x 16 pixels."""
+    write_pictures(tmp_path / "hq", {name: noise(64, 64) for name in hq})
+    write_pictures(tmp_path / "lq", {name: noise(16, 16) for name in lq})
+    return validate(tmp_path / "hq", dataroot_LQ=tmp_path / "lq", scale=4)
+
+
+@pytest.mark.parametrize(
+    ("hq", "lq", "pair"),
+    [
+        (["a.png", "b.png", "c.png"], ["a.png", "c.png", "d.png"], "b.png is paired with LQ .*/lq/c.png"),
+        (["a.png", "b.png", "c.png"], ["b.png", "c.png", "d.png"], "b.png is paired with LQ .*/lq/c.png"),
+        (["1.png", "2.png"], ["2.png", "3.png"], "2.png is paired with LQ .*/lq/3.png"),
+        (["01.png", "11.png"], ["02.png", "12.png"], "11.png is paired with LQ .*/lq/12.png"),
+        (["01.png", "02.png", "03.png"], ["01x4.png", "03x4.png", "04x4.png"], "02.png is paired .*/03x4.png"),
+        ([f"{n}.png" for n in range(1, 12)], [f"{n:02d}.png" for n in range(1, 12)], "10.png is paired .*/02.png"),
+    ],
+)
+def test_pairs_whose_names_do_not_belong_together_are_warned_of(
+    tmp_path: Path, hq: list[str], lq: list[str], pair: str
+) -> None:
+    with pytest.warns(OptionWarning, match=rf"^fullimage: dataroot_LQ: HQ .*/hq/{pair}, and their names do not fit"):
+        named_pairs(tmp_path, hq, lq)
+
+
+@pytest.mark.parametrize(
+    ("hq", "lq"),
+    [
+        (["a.png", "b.png", "c.png"], ["a.jpg", "b.jpg", "c.jpg"]),
+        (["0001.png", "0002.png", "0004.png"], ["0001x4.png", "0002x4.png", "0004x4.png"]),
+        (["Canon_001_HR.png", "Nikon_2_HR.png"], ["Canon_001_LR4.png", "Nikon_2_LR4.png"]),
+        (["left.png", "right.png", "up_l.png"], ["lr_left.png", "lr_right.png", "lr_up_l.png"]),
+        (["img_001_SRF_4_HR.png", "img_002_SRF_4_HR.png"], ["img_001_SRF_4_LR.png", "img_002_SRF_4_LR.png"]),
+        (["x/1.png", "y/2.png"], ["1.png", "2.png"]),
+        (["a.png"], ["b.png"]),
+    ],
+)
+def test_pairs_whose_names_fit_are_silent(tmp_path: Path, hq: list[str], lq: list[str]) -> None:
+    data = named_pairs(tmp_path, hq, lq)
+    assert [data[index]["lq"].shape for index in range(len(data))] == [(3, 16, 16)] * len(hq)
+
+
+@pytest.mark.parametrize("size", [(15, 16), (16, 15), (32, 32), (64, 64), (17, 16)])
+def test_lq_whose_size_is_not_hqs_over_scale_is_an_error_that_names_the_pair(
+    tmp_path: Path, size: tuple[int, int]
+) -> None:
+    hq = write_pictures(tmp_path / "hq", {"1.png": noise(64, 64), "2.png": noise(64, 64)})
+    lq = write_pictures(tmp_path / "lq", {"1.png": noise(16, 16), "2.png": noise(*size)})
+    message = rf"lq.*/2\.png: {size[1]} x {size[0]} pixels are not the 64 x 64 pixels of .*hq.*/2\.png at scale 4"
+    data = validate(hq, dataroot_LQ=lq, scale=4)
+    assert data[0]["lq"].shape == (3, 16, 16)
+    with pytest.raises(ImageError, match=message):
+        data[1]
+    hq, lq = store_of(hq), store_of(lq)
+    with pytest.raises(ConfigError, match=message):
+        validate(hq, dataroot_LQ=lq, scale=4)
+    assert validate(hq, dataroot_LQ=lq, scale=4, on_error="skip")[1]["HQ_path"].endswith("/1.png")
 
 
 def test_hq_may_have_a_remainder_beyond_lq(tmp_path: Path) -> None:
@@ -405,7 +503,7 @@ def test_weights_repeat_roots_and_dataroot_stands_for_dataroot_gt(tmp_path: Path
         ({"blur_magnitude": 4}, "blur_magnitude must be odd, got 4"),
         ({"lq_noise": "much"}, "lq_noise must be a number"),
         ({"tile_scale_normal_stddev": -1}, "tile_scale_normal_stddev must be a number of at least 0"),
-        ({"use_flip": 1}, "use_flip must be true or false"),
+        ({"use_flip": 2}, "use_flip must be true or false"),
         ({"dataroot_GT": "/absent"}, "dataroot_GT names '/absent', which does not exist"),
         ({"dataroot_LQ": "/absent"}, "dataroot_LQ names '/absent', which does not exist"),
         ({"dataroot": "/absent"}, "dataroot_GT and dataroot are both given"),

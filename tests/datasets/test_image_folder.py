@@ -396,6 +396,7 @@ def test_a_pickled_dataset_and_workers_give_the_same_items(chunked_source_path: 
         "mode": "imagefolder",
         "paths": chunked_source_path,
         "fetch_alt_tiled_image": True,
+        "phase": "train",
         "batch_size": 32,
     }
     data = create_dataset(options)
@@ -421,7 +422,7 @@ def test_a_pickled_dataset_and_workers_give_the_same_items(chunked_source_path: 
         ({"force_multiple": 0}, "force_multiple must be a positive integer"),
         ({"center_crop_hq_sz": "x"}, "center_crop_hq_sz must be a positive integer, got 'x'"),
         ({"force_square": "no"}, "force_square must be true or false, got 'no'"),
-        ({"disable_flip": 1}, "disable_flip must be true or false"),
+        ({"disable_flip": 2}, "disable_flip must be true or false"),
         ({"skip_lq": "no"}, "skip_lq must be true or false"),
         ({"corrupt_before_downsize": 2}, "corrupt_before_downsize must be true or false"),
         ({"corrupt_before_downsize_factor": 0}, "corrupt_before_downsize_factor must be a positive integer"),
@@ -430,7 +431,7 @@ def test_a_pickled_dataset_and_workers_give_the_same_items(chunked_source_path: 
             "corrupt_before_downsize_factor must divide scale, got 3 and scale 2",
         ),
         ({"normalize": "cifar"}, "normalize must be one of imagenet, stylegan2_norm, got 'cifar'"),
-        ({"rgb_n1_to_1": 1}, "rgb_n1_to_1 must be true or false"),
+        ({"rgb_n1_to_1": 2}, "rgb_n1_to_1 must be true or false"),
         ({"all_image_color_jitter": 1.5}, "all_image_color_jitter must be a number from 0 to 1, got 1.5"),
         ({"all_image_color_jitter": -0.1}, "all_image_color_jitter must be a number from 0 to 1"),
         ({"fixed_parameters": [1]}, r"fixed_parameters must be a mapping, got \[1\]"),

@@ -151,7 +151,9 @@ def test_labels_come_alike_from_stores_workers_and_a_pickle(tmp_path: Path, fold
                 assert all(
                     torch.equal(dataset_of_store[index][key], item[key]) for key in ("hq", "labels", "labels_mask")
                 )
-    (batch,) = create_dataloader(data, {"batch_size": 3, "n_workers": 2, "pin_memory": False}, shuffle=False)
+    (batch,) = create_dataloader(
+        data, {"phase": "train", "batch_size": 3, "n_workers": 2, "pin_memory": False}, shuffle=False
+    )
     assert torch.equal(batch["labels"], torch.stack([item["labels"] for item in expected]))
     assert batch["label_strings"] == {1: ["eye"] * 3}
 

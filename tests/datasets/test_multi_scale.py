@@ -126,6 +126,14 @@ def test_leaves_lead_to_the_whole_by_their_offsets(tmp_path: Path) -> None:
             np.testing.assert_allclose(quadrant, averaged(item["hq"][node.index].numpy()), atol=1e-5)
 
 
+def test_pictures_of_several_roots_are_sorted_as_one_list(tmp_path: Path) -> None:
+    for name in ("b/1.png", "a/2.png", "a/c/1.png"):
+        write_pictures(tmp_path, {name: noise(40, 40)})
+    data = dataset(tmp_path, paths=[tmp_path / "b", tmp_path / "a", tmp_path / "a" / "c"])
+    found = [data[index]["GT_path"].removeprefix(f"{tmp_path}/") for index in range(len(data))]
+    assert found == ["a/2.png", "a/c/1.png", "a/c/1.png", "b/1.png"]
+
+
 def test_a_tree_of_one_scale_is_a_leaf() -> None:
     assert [leaf.index for leaf in tree_leaves(1)] == [0]
     assert [len(build_tree(n)) for n in (1, 2, 3, 4, 5)] == [1, 5, 21, 85, 341]

@@ -45,7 +45,7 @@ def test_an_item_is_the_pixels_and_its_index(path: Path) -> None:
 
 @pytest.mark.parametrize("loader", [{"loader": "threads"}, {"loader": "workers", "n_workers": 1}])
 def test_a_batch_is_one_array_in_the_order_asked_for(path: Path, loader: dict[str, Any]) -> None:
-    options = {"mode": "pixels", "dataroot": path, "batch_size": 3, **loader}
+    options = {"mode": "pixels", "dataroot": path, "phase": "train", "batch_size": 3, **loader}
     batches = list(create_dataloader(create_dataset(options), {**options, "phase": "val"}, sampler=[3, 0, 3, 1]))
     assert [batch["index"].tolist() for batch in batches] == [[3, 0, 3], [1]]
     assert [tuple(batch["pixels"].shape) for batch in batches] == [(3, 20, 32, 3), (1, 20, 32, 3)]
@@ -112,12 +112,22 @@ def with_size(size: int) -> bytes:
     return bytes(data)
 
 
-@pytest.mark.parametrize("bad", [with_size(65000), with_size(16), b"no picture"], ids=["large", "small", "none"])
+@pytest.mark.parametrize(
+    "bad", [with_size(65000), jpeg(noise(20, 32))[:-200], b"no picture"], ids=["large", "cut", "none"]
+)
 @pytest.mark.parametrize("loader", [{"loader": "threads"}, {"loader": "workers", "n_workers": 1}])
 def test_a_batch_with_a_bad_picture_is_its_items(tmp_path: Path, bad: bytes, loader: dict[str, Any]) -> None:
     files = {f"{number:02d}.jpg": jpeg(noise(20, 32, seed=number)) for number in range(6)}
     folder = write(tmp_path / "photos", files | {"00.jpg": bad, "03.jpg": bad})
-    options = {"mode": "pixels", "paths": folder, "batch_size": 6, "on_error": "skip", "seed": 0, **loader}
+    options = {
+        "mode": "pixels",
+        "paths": folder,
+        "phase": "train",
+        "batch_size": 6,
+        "on_error": "skip",
+        "seed": 0,
+        **loader,
+    }
     dataset: Any = create_dataset(options)
     items = [dataset[index] for index in range(6)]
     assert [item["index"] for item in items] == [1, 1, 2, 4, 4, 5]

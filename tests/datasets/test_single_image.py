@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from dlas_store.sampling.rng import SampleKey
 from dlas_store.sources.base import Center
 from tests.conftest import MakeImage
 from tests.support.corruption_cases import expected_strengths
+from tests.support.picture_folders import write_pictures
 from tests.support.sample_data import DATA, Array, noise, png
 
 
@@ -258,6 +260,31 @@ def test_roots_follow_one_another_repeated_by_their_weights(
     assert files_of(dataset) == files
 
 
+@pytest.mark.parametrize("weights", [3, [3]])
+def test_weights_beside_a_path_in_no_list_are_warned_of(make_image: MakeImage, weights: int | list[int]) -> None:
+    folder = make_image("a", {"0.jpg": noise(64, 64)})
+    options = {"paths": folder, "target_size": 64, "scale": 1}
+    with pytest.warns(OptionWarning, match=r"weights repeats the only path 3 times, and DL-Art-School ignores weights"):
+        dataset = SingleImageDataset({**options, "weights": weights})
+    assert len(dataset) == 3
+    assert len(SingleImageDataset({**options, "paths": [folder], "weights": weights})) == 3
+    assert len(SingleImageDataset({**options, "weights": [1]})) == 1
+
+
+def test_patches_in_a_folder_inside_an_images_folder_are_warned_of(make_image: MakeImage) -> None:
+    folder = make_image("a", {"0.jpg": noise(64, 64)})
+    others = ["a/more/1.jpg", "a/notes/1.txt", "b/c/0.jpg", "b/ref.jpg", "d/ref.jpg", "d/e/ref.jpg"]
+    write_pictures(folder, dict.fromkeys(others, noise(64, 64)))
+    options = {"paths": folder, "target_size": 64, "scale": 1}
+    message = "the patches in 2 folders are left out, because they lie deeper than IMAGE/FILE: a/more, b; move them"
+    with pytest.warns(OptionWarning, match=message) as caught:
+        dataset = SingleImageDataset(options)
+    assert len(caught) == len(dataset) == 1
+    shutil.rmtree(folder / "a" / "more")
+    shutil.rmtree(folder / "b")
+    assert len(SingleImageDataset(options)) == 1
+
+
 @pytest.mark.parametrize(
     ("ignored", "weights", "files"),
     [
@@ -298,9 +325,9 @@ def test_an_index_outside_is_an_index_error(make_image: MakeImage, index: int) -
         ({"scale": 128}, r"target_size // scale must be a multiple of force_multiple, got 64 // 128 = 0"),
         ({"force_multiple": 3}, r"target_size // scale .* got 64 // 2 = 32 and force_multiple 3"),
         ({"force_multiple": True}, "force_multiple must be a positive integer, got True"),
-        ({"eval": 1}, "eval must be true or false, got 1"),
+        ({"eval": 2}, "eval must be true or false, got 2"),
         ({"need_ref": "yes"}, "need_ref must be true or false, got 'yes'"),
-        ({"strict": 0}, "strict must be true or false, got 0"),
+        ({"strict": -1}, "strict must be true or false, got -1"),
         ({"needs_metadata": []}, "needs_metadata must be true or false"),
         ({"ignore_first": -1}, "ignore_first must be an integer of at least 0, got -1"),
         ({"ignore_first": 3}, "no patches in paths: "),

@@ -120,7 +120,15 @@ def test_items_come_alike_from_folder_store_chunked_store_pickle_and_workers(tmp
     names = ["a b/1.png", "a-b/1.png", "a/1.png", "a/2.png"]
     folder = write_pictures(tmp_path / "photos", {name: noise(40, 60, seed=n) for n, name in enumerate(names)})
     write_pictures(folder, {"a/ref.jpg": noise(8, 8)})
-    options = {"mode": "stylegan2", "target_size": 32, "aug_prob": 0.5, "seed": 2, "batch_size": 4, "n_workers": 2}
+    options = {
+        "mode": "stylegan2",
+        "target_size": 32,
+        "aug_prob": 0.5,
+        "seed": 2,
+        "phase": "train",
+        "batch_size": 4,
+        "n_workers": 2,
+    }
     for key, source in (("path", folder), ("dataroot", store_of(folder)), ("path", store_of(folder, "chunked"))):
         data = create_dataset({**options, key: source})
         expected = torch.stack([dataset(folder, aug_prob=0.5, seed=2)[SampleKey(index, 0)]["hq"] for index in range(4)])
@@ -141,7 +149,7 @@ def test_items_come_alike_from_folder_store_chunked_store_pickle_and_workers(tmp
         ({"target_size": 32.5}, "target_size must be a positive integer, got 32.5"),
         ({"aug_prob": None}, "aug_prob is missing; it must be a number from 0 to 1"),
         ({"aug_prob": 1.1}, "aug_prob must be a number from 0 to 1, got 1.1"),
-        ({"transparent": 1}, "transparent must be true or false, got 1"),
+        ({"transparent": 2}, "transparent must be true or false, got 2"),
     ],
 )
 def test_a_wrong_option_is_refused_at_construction_by_name(

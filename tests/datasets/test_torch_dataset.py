@@ -189,7 +189,7 @@ def test_an_item_follows_from_seed_index_and_repetition(cifar: Path) -> None:
         ({"fixed_len": 21}, "offset must be below fixed_len, and that at most 20, .* got 0 and 21"),
         ({"offset": 20}, "got 20 and 20"),
         ({"offset": 5, "fixed_len": 5}, "got 5 and 5"),
-        ({"random_crop": 1}, "random_crop must be true or false"),
+        ({"random_crop": 2}, "random_crop must be true or false"),
         ({"dataroot": None}, "dataset is missing"),
         ({"dataroot": None, "dataset": "mnist"}, "paths is missing, or dataset with kwargs"),
         ({"dataroot": None, "dataset": "mnist", "kwargs": {}}, "kwargs: root is missing"),

@@ -195,7 +195,7 @@ def test_a_kind_that_starts_other_programs_is_not_opened() -> None:
         decode(encoded(RGB, "EPS"))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data(), kind=st.sampled_from(sorted(PICTURES)), alpha=st.booleans())
 def test_changed_bytes_give_pixels_or_our_error(data: st.DataObject, kind: str, alpha: bool) -> None:
     changed = bytearray(PICTURES[kind])

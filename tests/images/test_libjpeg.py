@@ -14,11 +14,13 @@ import pytest
 import simplejpeg
 from PIL import _imaging, features
 
+pytest.importorskip("dlas_store._native.patch_reader", reason="installed without a C compiler")
+
 from dlas_store._native.patch_reader import Libjpeg
 from dlas_store.converters.importing import import_store
 from dlas_store.errors import ConfigError
 from dlas_store.images import libjpeg
-from dlas_store.images.libjpeg import VARIABLE, find_libjpeg
+from dlas_store.images.libjpeg import HUFFMAN_VARIABLE, VARIABLE, choose_libjpeg, find_libjpeg
 from tests.support.sample_data import DATA, noise
 
 find = find_libjpeg.__wrapped__
@@ -76,6 +78,7 @@ unsigned jpeg_read_scanlines(void *jpeg, unsigned char **rows, unsigned count) {
 int jpeg_finish_decompress(void *jpeg) { return 1; }
 void jpeg_abort_decompress(void *jpeg) { }
 void jpeg_destroy_decompress(void *jpeg) { }
+void *jpeg_std_error(void *errors) { return errors; }
 """
 
 
@@ -98,6 +101,76 @@ def test_a_library_that_decodes_to_other_pixels_is_not_taken(
     monkeypatch.delenv(VARIABLE)
     monkeypatch.setattr(libjpeg, "_pillows_module", lambda: str(library))
     assert find() is None
+
+
+WITHOUT_SIMD = """
+import os, sys
+import numpy as np, simplejpeg
+simplejpeg.decode_jpeg(simplejpeg.encode_jpeg(np.zeros((8, 8, 3), np.uint8)))  # looks at the processor, once
+os.environ["JSIMD_FORCENONE"] = "1"
+from dlas_store.images.libjpeg import choose_libjpeg
+library, reason = choose_libjpeg()
+print(library is None, reason)
+"""
+
+
+@needs_library
+def test_a_library_without_simd_is_not_taken_beside_a_simplejpeg_with_it() -> None:
+    """Code without SIMD has more than 16 bits for a coefficient, so that it decodes extreme ones otherwise."""
+    process = subprocess.run([sys.executable, "-c", WITHOUT_SIMD], check=True, capture_output=True, text=True)
+    is_left_out, _, reason = process.stdout.strip().partition(" ")
+    if is_left_out == "False":
+        pytest.skip("this processor has no SIMD instructions that libjpeg-turbo uses")
+    assert reason.endswith("decodes to other pixels than simplejpeg")
+
+
+@needs_library
+@pytest.mark.parametrize("variable", ["JSIMD_FORCENONE", "JSIMD_FORCESSE2"])
+def test_a_library_with_the_instructions_of_simplejpeg_is_taken(variable: str) -> None:
+    program = "from dlas_store.images.libjpeg import choose_libjpeg; print(choose_libjpeg().library is not None)"
+    command, environment = [sys.executable, "-c", program], {**os.environ, variable: "1"}
+    assert subprocess.run(command, env=environment, check=True, capture_output=True).stdout == b"True\n"
+
+
+@needs_library
+def test_every_sample_of_the_comparison_is_decoded_by_both() -> None:
+    """A sample that no library decodes would refuse each library."""
+    library = Libjpeg(PILLOWS_MODULE)
+    samples = list(libjpeg._samples())
+    assert len(set(samples)) == len(samples) > 40
+    for data in samples:
+        assert libjpeg._decodes_as_simplejpeg(library, data)
+    assert library.scans == len(samples)
+
+
+@needs_library
+def test_the_huffman_decoder_is_switched_off_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = noise(40, 56)
+    for value, scans in (("1", 1), ("0", 0)):
+        monkeypatch.setenv(HUFFMAN_VARIABLE, value)
+        library = find()
+        assert library is not None
+        before, out = library.scans, np.zeros_like(pixels)
+        assert library.decode(simplejpeg.encode_jpeg(pixels), out)
+        assert library.scans - before == scans
+
+
+def test_a_wrong_value_of_the_switch_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(HUFFMAN_VARIABLE, "no")
+    with pytest.raises(ConfigError, match=r"^DLAS_STORE_HUFFMAN is 'no'; set it to 0 .*, or unset it$"):
+        find()
+
+
+def test_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "")
+    assert choose_libjpeg() == (None, "DLAS_STORE_LIBJPEG is empty")
+    monkeypatch.delenv(VARIABLE)
+    monkeypatch.setattr(libjpeg, "_pillows_module", lambda: None)
+    assert choose_libjpeg() == (None, "Pillow has no extension module")
+    monkeypatch.setattr(libjpeg, "_pillows_module", lambda: LIBC)
+    assert choose_libjpeg().reason.startswith("Pillow's libjpeg-turbo cannot be called (")
+    monkeypatch.setattr(libjpeg, "Libjpeg", None)
+    assert choose_libjpeg() == (None, "the package was installed without a C compiler")
 
 
 @needs_library
@@ -134,22 +207,31 @@ def test_other_arguments_are_errors() -> None:
         Libjpeg(file=PILLOWS_MODULE)  # type: ignore[call-arg]
 
 
-def test_a_wrong_name_is_met_when_a_store_is_opened(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        (VARIABLE, "/nowhere/libjpeg.so", f"{VARIABLE} names '/nowhere/libjpeg.so'"),
+        (HUFFMAN_VARIABLE, "off", f"{HUFFMAN_VARIABLE} is 'off'"),
+    ],
+)
+def test_a_wrong_variable_is_met_when_a_store_is_opened(
+    variable: str, value: str, message: str, tmp_path: Path
+) -> None:
     store = tmp_path / "sample.lmdb"
     import_store([DATA / "chunked"], store, workers=1)
-    environment = {**os.environ, VARIABLE: "/nowhere/libjpeg.so"}
+    environment = {**os.environ, variable: value}
     program = "import sys; from dlas_store import open_source; open_source(sys.argv[1])"
     command = [sys.executable, "-c", program, str(store)]
     process = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
     assert process.returncode == 1
-    assert f"ConfigError: {VARIABLE} names '/nowhere/libjpeg.so'" in process.stderr
+    assert f"ConfigError: {message}" in process.stderr
 
 
 DIGESTS = """
 import hashlib, sys
 from dlas_store.datasets import create_dataloader, create_dataset
 options = {"mode": "single_image_extensible", "paths": sys.argv[1], "seed": 1, "batch_size": 8, "target_size": 64,
-           "scale": 2, "need_ref": True, "strict": True}
+           "phase": "train", "scale": 2, "need_ref": True, "strict": True}
 for batch in create_dataloader(create_dataset(options), options):
     tensors = [batch[key].numpy() for key in ("hq", "lq", "gt_fullsize_ref")]
     print(batch["GT_path"], *(hashlib.sha256(tensor).hexdigest() for tensor in tensors))
@@ -161,10 +243,10 @@ def test_batches_with_and_without_it_are_equal(tmp_path: Path) -> None:
     store = tmp_path / "sample.lmdb"
     import_store([DATA / "chunked"], store, workers=1)
     digests = []
-    for file in ("", PILLOWS_MODULE):
-        environment = {**os.environ, VARIABLE: file}
+    for file, huffman in (("", "1"), (PILLOWS_MODULE, "1"), (PILLOWS_MODULE, "0")):
+        environment = {**os.environ, VARIABLE: file, HUFFMAN_VARIABLE: huffman}
         command = [sys.executable, "-c", DIGESTS, str(store)]
         process = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
         digests.append(process.stdout.splitlines())
     assert len(digests[0]) > 3
-    assert digests[0] == digests[1]
+    assert digests[0] == digests[1] == digests[2]

@@ -243,7 +243,8 @@ def options_of(case: Case, data: Path, kind: str) -> dict[str, Any]:
     ending = ".lmdb" if kind == "store" else ""
     options: dict[str, Any] = {"phase": "val", "seed": 7}
     if case.data:
-        options[case.key] = data / f"{case.data}{ending}"
+        path = data / f"{case.data}{ending}"
+        options[case.key] = [path] if "weights" in case.options else path
     for key, value in case.options.items():
         options[key] = options_of(value, data, kind) if isinstance(value, Case) else value
     if "labeler" in options:

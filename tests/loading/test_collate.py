@@ -48,7 +48,13 @@ def test_items_that_do_not_fit_together_are_an_error() -> None:
 
 def options(tmp_path: Path, **more: Any) -> dict[str, Any]:
     sizes = {"a.png": noise(20, 32), "b.png": noise(32, 24)}
-    defaults = {"mode": "imagefolder", "paths": write_pictures(tmp_path / "photos", sizes), "scale": 2, "batch_size": 2}
+    defaults = {
+        "mode": "imagefolder",
+        "paths": write_pictures(tmp_path / "photos", sizes),
+        "scale": 2,
+        "phase": "train",
+        "batch_size": 2,
+    }
     return {**defaults, "force_square": False, "disable_flip": True, "pin_memory": False, **more}
 
 

@@ -55,8 +55,41 @@ def rolls(loader: Any) -> list[tuple[int, int]]:
     ]
 
 
+def test_a_dataset_has_its_options_as_dl_art_schools_programs_read_them() -> None:
+    dataset = Rolls({"name": "set14", "length": 3})
+    assert dataset.opt == {"name": "set14", "length": 3}
+    assert dataset.opt["dataroot_GT"] is None
+    assert "dataroot_GT" not in dataset.opt
+    again = pickle.loads(pickle.dumps(dataset))
+    assert again.opt == dataset.opt
+    assert again.opt["dataroot_GT"] is None
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_after_reset_random_each_evaluation_has_the_same_items(workers: int) -> None:
+    dataset = Rolls({})
+    loader: Any = DataLoader(dataset, 3, num_workers=workers, multiprocessing_context="fork" if workers else None)
+    before = rolls(loader)
+    assert rolls(loader) != before
+    dataset.reset_random()
+    first = rolls(loader)
+    assert rolls(loader) == first
+    dataset.set_epoch(1)
+    assert rolls(loader) != first
+    dataset.reset_random()
+    assert rolls(loader) == first
+
+
 def our_loader(workers: int = 0, *, start: str = "fork", **options: Any) -> Any:
-    options = {"batch_size": 3, "seed": 5, "loader": "workers", "n_workers": workers, "start_method": start, **options}
+    options = {
+        "phase": "train",
+        "batch_size": 3,
+        "seed": 5,
+        "loader": "workers",
+        "n_workers": workers,
+        "start_method": start,
+        **options,
+    }
     return create_dataloader(Rolls(options), options)
 
 
@@ -103,6 +136,7 @@ def test_corrupted_samples_are_the_same_with_any_number_of_workers(chunked_sourc
         "paths": chunked_source_path,
         "target_size": 32,
         "scale": 2,
+        "phase": "train",
         "batch_size": 32,
         "seed": 3,
         "random_corruptions": ["noise", "motion_blur", "color_jitter", "lq_resampling"],
@@ -127,7 +161,7 @@ def test_set_epoch_gives_an_epoch_again() -> None:
 
 
 def test_a_sampler_of_ints_gets_our_epochs_too() -> None:
-    options = {"batch_size": 3, "seed": 5}
+    options = {"phase": "train", "batch_size": 3, "seed": 5}
     loader = create_dataloader(Rolls(options), options, sampler=range(12))
     first, second = rolls(loader), rolls(loader)
     assert [index for index, _ in first] == list(range(12))
@@ -294,14 +328,14 @@ class RawRolls(Rolls):
 @pytest.mark.parametrize("loader", ["threads", "workers"])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_dataset_of_ones_own_makes_its_batches_on_a_device(loader: str, workers: int) -> None:
-    opt = {"loader": loader, "n_workers": workers, "batch_size": 4, "device": "cpu", "seed": 1}
+    opt = {"loader": loader, "n_workers": workers, "phase": "train", "batch_size": 4, "device": "cpu", "seed": 1}
     batches = list(create_dataloader(RawRolls({"length": 12}), opt))
     assert sorted(index for batch in batches for index in batch["index"]) == sorted(map(str, range(12)))
     assert all(batch["sum"].tolist() == [3 * int(index) for index in batch["index"]] for batch in batches)
 
 
 def test_a_dataset_says_which_device_it_has_no_transform_for() -> None:
-    opt = {"batch_size": 4, "device": "meta"}
+    opt = {"phase": "train", "batch_size": 4, "device": "meta"}
     with pytest.raises(ConfigError, match="RawRolls: Rolls come to the CPU alone"):
         create_dataloader(RawRolls({}), opt)
     with pytest.raises(ConfigError, match="Rolls: device is for single_image_extensible"):

@@ -76,7 +76,7 @@ def test_after_a_page_fault_the_next_batches_are_announced(reads: list[int]) -> 
 
 def test_a_later_epoch_announces_only_after_page_faults(reads: list[int]) -> None:
     dataset = RecordingRolls(length=400)
-    loader = create_dataloader(dataset, {"batch_size": 4, "seed": 3, "n_threads": 1}, collate_fn=list)
+    loader = create_dataloader(dataset, {"phase": "train", "batch_size": 4, "seed": 3, "n_threads": 1}, collate_fn=list)
     list(loader)
     assert len(dataset.prefetched) == threads._FIRST_READAHEAD_BATCHES * 4
     list(loader)
@@ -96,7 +96,7 @@ def test_page_faults_all_the_time_keep_announcements_going(reads: list[int]) -> 
 
 def test_what_is_announced_is_the_order_and_comes_before_it_is_read(reads: list[int]) -> None:
     dataset = RecordingRolls(length=400)
-    options = {"batch_size": 4, "seed": 3, "n_threads": 1}
+    options = {"phase": "train", "batch_size": 4, "seed": 3, "n_threads": 1}
     indices: list[int] = []
     distances = []
     for batch in create_dataloader(dataset, options, collate_fn=list):
@@ -120,7 +120,7 @@ def test_the_first_batch_is_begun_before_others_are_announced() -> None:
 
     counts: list[int] = []
     dataset = RecordingStart(length=400)
-    next(iter(create_dataloader(dataset, {"batch_size": 4, "seed": 3, "n_threads": 1})))
+    next(iter(create_dataloader(dataset, {"phase": "train", "batch_size": 4, "seed": 3, "n_threads": 1})))
     assert counts[0] == 4  # at the start of the first batch
     assert len(dataset.prefetched) > 4
 
@@ -137,7 +137,7 @@ def test_others_are_announced_while_a_slow_first_batch_is_made() -> None:
             return {"index": index}
 
     prefetched_next = threading.Event()
-    next(iter(create_dataloader(Slow(length=400), {"batch_size": 4, "seed": 3, "n_threads": 1})))
+    next(iter(create_dataloader(Slow(length=400), {"phase": "train", "batch_size": 4, "seed": 3, "n_threads": 1})))
     assert prefetched_next.is_set()
 
 
@@ -146,7 +146,7 @@ def test_others_are_announced_while_a_slow_first_batch_is_made() -> None:
 def test_announcing_never_changes_what_is_read(
     mode: str, faults: int, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options: dict[str, Any] = {"mode": mode, "paths": store, "seed": 2, "batch_size": 1}
+    options: dict[str, Any] = {"mode": mode, "paths": store, "seed": 2, "phase": "train", "batch_size": 1}
     if mode != "pixels":
         options |= {"target_size": 8, "scale": 2}
     if mode == "single_image_extensible":

@@ -144,6 +144,7 @@ def test_what_has_no_default_collate_is_an_error_of_the_reader() -> None:
         list(loader_of(collate_fn=None))
 
 
+@pytest.mark.filterwarnings("ignore:.*fewer than the 100 of a batch")
 @pytest.mark.parametrize("phase", ["train", "val"])
 @pytest.mark.parametrize("batch_size", [5, 100])
 def test_a_config_reads_a_store(phase: str, batch_size: int, store: Path) -> None:
@@ -450,4 +451,4 @@ def test_the_order_of_a_foreign_sampler_is_kept_by_numpy_integers() -> None:
 def test_start_method_and_device_of_others_are_refused(store: Path) -> None:
     dataset = Rolls()
     with pytest.raises(ConfigError, match="start_method is of worker processes"):
-        create_dataloader(dataset, {"batch_size": 2, "start_method": "fork"})
+        create_dataloader(dataset, {"phase": "train", "batch_size": 2, "start_method": "fork"})

@@ -79,7 +79,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def patches(store: Path, **options: Any) -> dict[str, Any]:
     """Return the options of a dataset of patches."""
     defaults = {"mode": "single_image_extensible", "paths": store, "target_size": 32, "scale": 2, "need_ref": True}
-    return {**defaults, "strict": True, "seed": 4, "batch_size": 3, **CORRUPTIONS, **options}
+    return {**defaults, "strict": True, "seed": 4, "phase": "train", "batch_size": 3, **CORRUPTIONS, **options}
 
 
 def epochs_of(options: Mapping[str, Any], count: int = 2, **more: Any) -> list[list[Any]]:
@@ -147,6 +147,7 @@ def test_workers_forked_beside_passes_of_threads_work(store: Path) -> None:
         reading.join()
 
 
+@pytest.mark.filterwarnings("ignore:.*fewer than the 100 of a batch")
 @pytest.mark.parametrize("phase", ["train", "val"])
 @pytest.mark.parametrize("batch_size", [1, 7, 100])
 def test_phases_and_batch_sizes_are_those_of_threads(phase: str, batch_size: int, store: Path) -> None:
@@ -159,7 +160,7 @@ def test_phases_and_batch_sizes_are_those_of_threads(phase: str, batch_size: int
 @pytest.mark.parametrize("mode", ["imagefolder", "stylegan2", "multiscale", "fullimage", "pixels", "combined"])
 def test_other_modes_are_those_of_threads(mode: str, tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "photos", {f"{n}.png": noise(40, 48, seed=n) for n in range(7)})
-    options: dict[str, Any] = {"mode": mode, "paths": folder, "seed": 4, "batch_size": 3, "scale": 2}
+    options: dict[str, Any] = {"mode": mode, "paths": folder, "seed": 4, "phase": "train", "batch_size": 3, "scale": 2}
     if mode == "stylegan2":
         options |= {"path": options.pop("paths"), "aug_prob": 0.5}
     if mode == "fullimage":
@@ -177,7 +178,13 @@ def test_other_modes_are_those_of_threads(mode: str, tmp_path: Path) -> None:
 
 def test_needs_collate_pads_alike(tmp_path: Path) -> None:
     sizes = {f"{n}.png": noise(20 + 4 * n, 40 - 4 * n, seed=n) for n in range(5)}
-    options = {"mode": "pixels", "paths": write_pictures(tmp_path / "photos", sizes), "batch_size": 2, "seed": 3}
+    options = {
+        "mode": "pixels",
+        "paths": write_pictures(tmp_path / "photos", sizes),
+        "phase": "train",
+        "batch_size": 2,
+        "seed": 3,
+    }
     expected = epochs_of(options, loader="threads", needs_collate=True)
     assert_same(epochs_of(options, loader="workers", n_workers=2, needs_collate=True, start_method="fork"), expected)
     assert len({batch["pixels"].shape for batch in expected[0]}) > 1

@@ -19,6 +19,8 @@ import simplejpeg
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+pytest.importorskip("dlas_store._native.patch_reader", reason="installed without a C compiler")
+
 from dlas_store._native.patch_reader import Libjpeg, PatchReader, checksum
 from dlas_store.converters.importing import import_store
 from dlas_store.errors import ClosedError, DamagedError, ImageError, PatchIndexError
@@ -423,7 +425,7 @@ def test_threads_read_side_by_side(tmp_path: Path) -> None:
     assert not wrong
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(key=st.binary(min_size=17, max_size=17), size=st.integers(241, 5000), seed=st.integers(0, 1 << 32))
 def test_the_checksum_is_that_of_the_format(key: bytes, size: int, seed: int) -> None:
     payload = np.random.default_rng(seed).bytes(size)

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
+import sysconfig
+import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from importlib.machinery import ExtensionFileLoader
+from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+
+pytest.importorskip("dlas_store._native.pixel_loops", reason="installed without a C compiler")
 
 from dlas_store._native import pixel_loops
 from dlas_store.datasets import create_dataset
@@ -136,6 +144,45 @@ def test_references_and_masks_are_those_of_opencv(
     for actual, desired, chw in zip(out, expected, (large_chw, small_chw), strict=True):
         np.testing.assert_array_equal(actual[:3], chw)
         np.testing.assert_allclose(actual, desired, **CLOSE)
+
+
+def build_for_fma(folder: Path, flags: list[str]) -> ModuleType:
+    """Build the extension for processors that multiply and add in one instruction."""
+    if platform.machine() != "x86_64" or " fma " not in Path("/proc/cpuinfo").read_text():
+        pytest.skip("this processor has no fused multiplication and addition of x86-64")
+    if shutil.which("cc") is None:
+        pytest.skip("there is no C compiler")
+    target = folder / "pixel_loops.so"
+    source = ROOT / "dlas_store" / "_native" / "pixel_loops.c"
+    include = f"-I{sysconfig.get_path('include')}"
+    command = ["cc", *flags, "-march=haswell", "-shared", "-fPIC", include, "-o", target, source]
+    subprocess.run(command, check=True)
+    loader = ExtensionFileLoader("pixel_loops", str(target))
+    spec = spec_from_loader("pixel_loops", loader)
+    assert spec is not None
+    module = module_from_spec(spec)
+    loader.exec_module(module)
+    return module
+
+
+def write_masks(loops: ModuleType) -> list[Chw]:
+    """Return planes and masks of many boxes: their edges lie in the middle of pixels."""
+    result = []
+    for number in range(1, 60):
+        pixels, hq, lq = noise(63, 63, seed=number), filled(4, 63, 63), filled(4, 21, 21)
+        box = (number % 7, 63 - number % 11, number % 5, 63 - number % 13)
+        loops.write_reference(split_channels(pixels), to_chw_float(noise(21, 21)), box, number / 61, (63, 63), hq, lq)
+        result += [hq, lq]
+    return result
+
+
+def test_masks_are_equal_on_processors_that_fuse_multiplication_and_addition(tmp_path: Path) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    modules = project["tool"]["setuptools"]["ext-modules"]
+    assert all("-ffp-contract=off" in module["extra-compile-args"] for module in modules)
+    flags = modules[0]["extra-compile-args"]
+    for actual, expected in zip(write_masks(build_for_fma(tmp_path, flags)), write_masks(pixel_loops), strict=True):
+        np.testing.assert_array_equal(actual, expected)
 
 
 def test_a_dataset_gives_the_same_without_them(without_loops: Any, make_image: MakeImage) -> None:

@@ -34,7 +34,7 @@ def _in_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def as_examples(numbers: range) -> settings:
     """Return Hypothesis settings with one example a run."""
-    return settings(max_examples=len(numbers), deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    return settings(max_examples=len(numbers), suppress_health_check=list(HealthCheck), database=None)
 
 
 def test_chunked_folder_to_store_to_folder(runs: Runs) -> None:
@@ -55,7 +55,9 @@ def test_chunked_folder_to_store_to_folder(runs: Runs) -> None:
             source = write(root / "data", {**files, **{name: centers_file(value) for name, value in centers.items()}})
             for name in hollow:
                 (source / name).mkdir(exist_ok=True)
-            import_store([source], root / "s.lmdb", layout="chunked", shard_size=shard_size, workers=1)
+            import_store(
+                [source], root / "s.lmdb", layout="chunked", shard_size=shard_size, include_hidden=True, workers=1
+            )
             export_store(root / "s.lmdb", root / "back", workers=1)
             assert files_and_centers(root / "back") == (files, centers)
             assert repr(sorted(files_and_centers(root / "back")[1].items())) == repr(
@@ -77,7 +79,7 @@ def test_pictures_at_any_depth(runs: Runs) -> None:
         with TemporaryDirectory() as place:
             root = Path(place)
             source = write(root / "photos", tree)
-            import_store([source], root / "s.lmdb", layout="pictures", workers=1)
+            import_store([source], root / "s.lmdb", layout="pictures", include_hidden=True, workers=1)
             export_store(root / "s.lmdb", root / "back", workers=1)
             assert read(root / "back") == tree
 

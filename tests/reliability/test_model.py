@@ -203,7 +203,6 @@ def test_a_store_agrees_with_a_dict_through_any_history(runs: Runs) -> None:
     StoreAgainstDict.TestCase.settings = settings(
         max_examples=len(numbers),
         stateful_step_count=50,
-        deadline=None,
         suppress_health_check=list(HealthCheck),
         database=None,
     )

@@ -116,14 +116,6 @@ def test_the_plan_of_an_append_is_not_lost_before_its_shards_are_in_the_store(
             assert (tmp_path / str(end) / f"{STORE}.partial" / "plan.json").is_file()
 
 
-def test_a_store_in_folders_made_for_it_is_not_lost_with_them(
-    tmp_path: Path, commands: Commands, faults: Faults, tasks: dict[str, Task]
-) -> None:
-    past = _recorded(tasks["import-nested"], tmp_path / "past", commands, faults, killed_at=None)
-    past.disk.write_what_was_synced(tmp_path / "synced", past.published)
-    assert past.task.content(tmp_path / "synced") == past.task.new
-
-
 @pytest.mark.parametrize("name", ["append", "extract-append"])
 def test_an_append_killed_right_after_its_last_rename_is_durable_when_a_rerun_says_that_all_is_there(
     tmp_path: Path, commands: Commands, faults: Faults, tasks: dict[str, Task], name: str

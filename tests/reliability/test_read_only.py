@@ -71,6 +71,7 @@ def test_what_only_reads_works_and_writes_nothing(
             numbers = range(number * 10, number * 10 + 5)
             source = make_source(place / "source", numbers)
             store = place / "shelf" / STORE
+            store.parent.mkdir()
             commands.done("import", "--shard-size", "20KiB", source, store)
             (place / "desk").mkdir()
             os.chown(place / "desk", user, user)

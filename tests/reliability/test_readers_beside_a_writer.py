@@ -114,6 +114,7 @@ def test_readers_find_all_that_was_published_and_keep_their_snapshot(
         source, path = tmp_path / f"source_{number}", tmp_path / f"{number}" / STORE
         count = 4
         make_source(source, range(count))
+        path.parent.mkdir()
         append = ("import", "--append", "--workers", "1", "--shard-size", "20KiB", source, path)
         commands.done(append[0], *append[2:])
         fork, spawn = multiprocessing.get_context("fork"), multiprocessing.get_context("spawn")

@@ -141,7 +141,7 @@ def test_a_file_cut_anywhere_is_an_error(is_zip: bool) -> None:
             read_centers(data[:length])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data(), is_zip=st.booleans())
 def test_no_change_of_bytes_raises_anything_else(data: st.DataObject, is_zip: bool) -> None:
     changed = bytearray(saved({1: ((torch.tensor(2), np.int32(3)), 4)}, is_zip=is_zip))
@@ -151,7 +151,7 @@ def test_no_change_of_bytes_raises_anything_else(data: st.DataObject, is_zip: bo
         read_centers(bytes(changed))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(pickled=st.binary(max_size=80), is_zip=st.booleans())
 def test_no_pickle_raises_anything_else(pickled: bytes, is_zip: bool) -> None:
     with suppress(CentersError):

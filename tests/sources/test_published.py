@@ -110,13 +110,13 @@ def test_folders_of_classes_keep_their_files_and_are_labelled_by_sorted_name(
 ) -> None:
     files = make_classes(tmp_path / "data" / folder)
     summary = import_store([open_published(name, tmp_path / "data")], tmp_path / "s.lmdb")
-    assert [skipped.path for skipped in summary.skipped] == ["stray.png"]
+    assert [skipped.path for skipped in summary.skipped] == ["stray.png", "bird"]
     store = open_source(tmp_path / "s.lmdb")
     assert {store.image_name(n): store.read(n) for n in range(3)} == files
     assert labels_of(store) == [
         {"label": 0, "label_name": "Cat"},
-        {"label": 2, "label_name": "dog"},
-        {"label": 2, "label_name": "dog"},
+        {"label": 1, "label_name": "dog"},
+        {"label": 1, "label_name": "dog"},
     ]
 
 

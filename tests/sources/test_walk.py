@@ -12,7 +12,7 @@ import pytest
 from dlas_store.errors import DamagedError, NotASourceError
 from dlas_store.sources.folder import FolderSource
 from dlas_store.sources.layouts import ChunkedFolder, PictureFolder
-from dlas_store.sources.walk import EXTRA_FILE, SkippedPath, extra_line
+from dlas_store.sources.walk import EXTRA_FILE, HIDDEN, SkippedPath, extra_line
 from tests.support.file_trees import write
 from tests.support.sample_data import noise, png
 
@@ -45,7 +45,7 @@ def test_what_is_no_patch_is_left_out_with_a_reason(tmp_path: Path) -> None:
         "loop": "link to a folder that it lies in",
         "a/notes.txt": "unknown file",
         "a/1.png.partial": "unknown file",
-        "a/.DS_Store": "unknown file",
+        "a/.DS_Store": HIDDEN,
         "a/deep": "folder in an image folder",
         "a/gone.png": "broken link",
         "a/self.png": "link that cannot be followed (Too many levels of symbolic links)",

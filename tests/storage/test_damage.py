@@ -111,7 +111,7 @@ def test_a_shard_that_is_not_the_one_named_is_an_error_with_a_way_out(
     store: Path, damage: Callable[[Path], object]
 ) -> None:
     damage(shards_of(store)[1])
-    with pytest.raises(DamagedError, match=r"shard-00001\.lmdb: .*restore it from a copy, or run dlas-store reindex"):
+    with pytest.raises(DamagedError, match=r"shard-00001\.lmdb: .*restore it from a copy, or run dlas-store salvage"):
         open_and_read(store)
 
 
@@ -148,7 +148,7 @@ def test_two_shards_exchanged_are_found(store: Path) -> None:
 
 def test_a_shard_of_another_store_is_found(store: Path, other_store: Path) -> None:
     shutil.copy(shards_of(other_store)[1], shards_of(store)[1])
-    with pytest.raises(ForeignShardError, match=r"shard-00001\.lmdb: is shard 1 of another store.*dlas-store reindex"):
+    with pytest.raises(ForeignShardError, match=r"shard-00001\.lmdb: is shard 1 of another store.*dlas-store salvage"):
         open_and_read(store)
 
 

@@ -182,7 +182,7 @@ def test_frames_of_different_sizes_are_restored_each_to_its_own() -> None:
         ({"num_corrupts_per_image": -1}, "num_corrupts_per_image must be an integer of at least 0, got -1"),
         ({"num_corrupts_per_image": 1}, "num_corrupts_per_image asks for random .*, but random_corruptions names none"),
         ({"corruption_blur_scale": -0.1}, "corruption_blur_scale must be a number of at least 0"),
-        ({"cosine_bias": 1}, "cosine_bias must be true or false, got 1"),
+        ({"cosine_bias": 2}, "cosine_bias must be true or false, got 2"),
         ({"random_seed": "7"}, "random_seed must be an integer, got '7'"),
     ],
 )

@@ -442,7 +442,7 @@ BAD_OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any], str]] = {
 def _assert_usage_error(result: Result, words: str) -> None:
     assert result.status == 2, result
     assert "Traceback" not in result.err
-    message = result.err.splitlines()[-1]
+    message = result.err.splitlines()[0]
     assert message.startswith("dlas-store"), result
     assert re.search(words, message), message
 

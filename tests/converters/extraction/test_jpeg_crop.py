@@ -12,6 +12,9 @@ import pytest
 from PIL import Image
 
 from dlas_store.converters.extraction import photos
+
+pytest.importorskip("dlas_store.converters.extraction._jpeg_crop", reason="installed without a C compiler")
+
 from dlas_store.converters.extraction._jpeg_crop import JpegBlocks
 from dlas_store.converters.extraction.options import ExtractOptions, Subsampling
 from dlas_store.converters.extraction.photos import JpegEncoder, Place, TileEncoder

@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from dlas_store.cli.main import main
-from tests.support.command_line import PROGRAM, done
+from tests.support.command_line import PROGRAM, done, run
 from tests.support.file_trees import read, write
 from tests.support.photo_files import SMALL, encoded, extract, images_of, scene
 
@@ -109,8 +109,9 @@ def test_folders_of_a_config_give_way_to_those_of_the_command(varied: Path, tmp_
     config = _config(
         tmp_path, {"crop_sz": 64, "input_folder": "/nowhere/a", "save_folder": "/nowhere/b", "dest": "file"}
     )
-    out = done("extract", "--config", config, varied, tmp_path / "s.lmdb")
-    lines = [line for line in out.splitlines() if "input_folder" in line]
+    ended = run("extract", "--config", config, varied, tmp_path / "s.lmdb")
+    assert ended.status == 0
+    lines = [line for line in ended.err.splitlines() if "input_folder" in line]
     assert len(lines) == 1
     assert "save_folder" in lines[0]
     assert images_of(tmp_path / "s.lmdb") == extract(varied, "--crop-size", "64", to="flags.lmdb").images

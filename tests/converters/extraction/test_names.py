@@ -203,7 +203,9 @@ def test_alpha_is_dropped_and_a_palette_becomes_its_colours(tmp_path: Path) -> N
 
 def test_images_are_named_by_their_path_at_any_depth(tmp_path: Path) -> None:
     names = ["a", "b/c", "b/d/e/f/g/h", "two words/ünï.code", "日本/語", "-dash", ".hidden.not"]
-    outcome = extract_pixels(tmp_path, {name: scene(40, 40, seed=n) for n, name in enumerate(names)}, *SMALL)
+    outcome = extract_pixels(
+        tmp_path, {name: scene(40, 40, seed=n) for n, name in enumerate(names)}, "--include-hidden", *SMALL
+    )
     assert outcome.images.keys() == {name.replace("/", "__") for name in names}
     for name in names:
         assert outcome.images[name.replace("/", "__")].extra["photo"]["path"] == f"{name}.png"

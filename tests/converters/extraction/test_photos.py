@@ -116,7 +116,7 @@ def test_what_decoders_of_the_tests_say_is_what_is_cut_up() -> None:
     assert np.array_equal(load_photo(data, parse_header(data), PLAIN, [0]).pixels[:, :, ::-1], decoded(data))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     height=st.integers(1, 700),
     width=st.integers(1, 700),

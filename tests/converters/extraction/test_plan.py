@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlas_store.converters.extraction.options import ExtractOptions
-from dlas_store.converters.extraction.plan import plan_extraction
+from dlas_store.converters.extraction.plan import SkippedPhoto, plan_extraction
 from dlas_store.converters.sharding import MAX_IMAGES_PER_SHARD, split_by_size, target_shard_size
 from dlas_store.errors import ImportFailedError, NotASourceError
 from tests.support.file_trees import write
@@ -28,7 +28,8 @@ def test_photos_come_in_the_order_of_their_images_names(tmp_path: Path) -> None:
     photos = write(tmp_path, dict.fromkeys(["a/z.png", "a.png", "a-b/c.PNG", "a_b.png", "notes.txt"], PNG))
     plan = plan_extraction(photos, options())
     assert plan.paths == ["a.png", "a-b/c.PNG", "a/z.png", "a_b.png"]
-    assert (plan.estimate.images, plan.estimate.tiles, plan.skipped) == (4, 36, [])
+    assert (plan.estimate.images, plan.estimate.tiles) == (4, 36)
+    assert plan.skipped == [SkippedPhoto("notes.txt", "unknown file", is_error=False)]
 
 
 @given(sizes=st.lists(st.integers(0, 50)), limit=st.integers(1, 120))
@@ -79,7 +80,7 @@ def test_a_group_is_another_when_a_mask_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [".jpg", "..jpg", "...jpg", "metadata.jsonl.jpg", "x" * 251 + ".jpg"])
 def test_a_photo_whose_name_no_folder_can_have_is_left_out(tmp_path: Path, name: str) -> None:
     photos = write(tmp_path, {name: PNG, "good.png": PNG})
-    plan = plan_extraction(photos, options(vertical_split=True))
+    plan = plan_extraction(photos, options(vertical_split=True), include_hidden=True)
     assert plan.paths == ["good.png"]
     ((photo, reason, is_error),) = plan.skipped
     assert (photo, is_error) == (name, True)

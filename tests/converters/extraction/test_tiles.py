@@ -71,7 +71,7 @@ def _options(draw: st.DrawFn) -> Options:
 
 
 @given(_options(), st.lists(st.tuples(st.integers(6, 70), st.integers(6, 70)), min_size=1, max_size=6), st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_tiles_centres_and_widths_follow_the_rules(
     options: Options, sizes: list[tuple[int, int]], data: st.DataObject
 ) -> None:

@@ -53,7 +53,7 @@ def options_of(store: str, *, times: int = 1) -> dict[str, Any]:
     """Return the options of a dataset that reads each patch, with reference and metadata, ``times`` times an epoch."""
     patches = {"target_size": 32, "scale": 2, "need_ref": True, "strict": True}
     data = {"paths": [store], "weights": [times]}
-    return {"mode": "single_image_extensible", "batch_size": 4, "seed": 1, **data, **patches}
+    return {"mode": "single_image_extensible", "phase": "train", "batch_size": 4, "seed": 1, **data, **patches}
 
 
 def prepared(store: str, parent: str, *, times: int = 1) -> ItemDataset:

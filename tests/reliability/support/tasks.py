@@ -22,10 +22,7 @@ from tests.support.small_stores import content_of
 
 STORE = "s.lmdb"
 FOLDER = "folder"
-NESTED = f"a/b/{STORE}"
-"""A store in folders that the command creates."""
-
-NAMES = ("import", "import-nested", "append", "reindex", "extract", "extract-append", "extract-folder", "export")
+NAMES = ("import", "append", "reindex", "extract", "extract-append", "extract-folder", "export")
 
 Content = dict[str, object]
 
@@ -36,7 +33,7 @@ class Task:
 
     Attributes:
         words: words of the command; ``{}`` in a word stands for the folder.
-        target: path that the command writes: STORE, NESTED or FOLDER.
+        target: path that the command writes: STORE or FOLDER.
         prior: store that prepare() copies to the target; None if the command creates the target.
         old: content() of the target before the command.
         new: content() of the target after the command.
@@ -141,7 +138,6 @@ def make_tasks(root: Path, commands: Commands) -> dict[str, Task]:
     commands.done(*extract_shards, "--exclude", "2/", photos, root / "extracted_part.lmdb")
     tasks = {
         "import": Task(words=("import", *shards, str(source), into), target=STORE),
-        "import-nested": Task(words=("import", *shards, str(source), f"{{}}/{NESTED}"), target=NESTED),
         "append": Task(
             words=("import", "--append", *shards, str(source), into), target=STORE, prior=root / "part.lmdb"
         ),
