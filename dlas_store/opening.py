@@ -1,4 +1,4 @@
-"""open_source: the store, folder of images or folder of pictures at a path, as a source."""
+"""open_source: the store, folder, archive or LMDB at a path, as a source."""
 
 from __future__ import annotations
 
@@ -40,12 +40,13 @@ def open_source(
     max_pixels: int = MAX_PIXELS,
     include_hidden: bool = False,
 ) -> Source:
-    """Open a store or a folder for reading.
+    """Open a store, a folder, an archive or an LMDB for reading.
 
     A relative path keeps its meaning if the program changes its working directory afterwards.
 
     Args:
-        path: a store's folder, its index.lmdb, one shard, a chunked folder, or a folder of pictures. ``~`` is expanded.
+        path: a store's folder, its index.lmdb, one shard, a chunked folder, a folder of pictures, a tar or zip archive
+            of either, a folder or range of tar archives, or an LMDB of pictures. ``~`` is expanded.
         layout: layout of a folder. None means ``chunked`` if a sub folder has a ref.jpg or centers.pt, else
             ``pictures``. A store knows its layout: a store of pictures cannot be opened as ``chunked``, but a chunked
             store opens as ``pictures`` too, because each patch is a picture.
@@ -61,11 +62,11 @@ def open_source(
         ConfigError: the layout or decoder is unknown.
     """
     _check_options(layout, decoder)
-    if source := open_range(path, layout, decoder=decoder, max_pixels=max_pixels):
+    if source := open_range(path, layout, decoder=decoder, max_pixels=max_pixels, include_hidden=include_hidden):
         return source
     location, is_folder = _resolve(path)
     if not (is_folder and has_shards(location)) and (
-        source := open_packed(location, layout, decoder=decoder, max_pixels=max_pixels)
+        source := open_packed(location, layout, decoder=decoder, max_pixels=max_pixels, include_hidden=include_hidden)
     ):
         return source
     if _is_store(location, is_folder=is_folder):

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from dlas_store.errors import DamagedError
 from dlas_store.sources.containers import MAX_FIELD_BYTES, Container, Record
 from dlas_store.sources.gzip_file import GzipFile
-from dlas_store.sources.walk import SkippedPath
+from dlas_store.sources.walk import HIDDEN, SkippedPath, is_hidden
 
 GZIP_MAGIC = b"\x1f\x8b"
 ZIP_MAGICS = (b"PK\x03\x04", b"PK\x05\x06")
@@ -120,17 +120,22 @@ class Archives(Container):
         path: the archive, or the folder of the archives.
         parts: the archives.
         has_prefix: whether paths begin with the names of the archives.
+        include_hidden: list hidden files and folders, too; see is_hidden of sources.walk.
     """
 
-    def __init__(self, path: Path, parts: Sequence[Path], *, has_prefix: bool = False) -> None:
+    def __init__(
+        self, path: Path, parts: Sequence[Path], *, has_prefix: bool = False, include_hidden: bool = False
+    ) -> None:
         super().__init__(path)
         self._parts = tuple(parts)
         self._has_prefix = has_prefix
+        self._include_hidden = include_hidden
         self._files: dict[tuple[int, int], _Bytes] = {}  # by process and part: a lock does not survive a fork
         self._locks: dict[int, threading.Lock] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return partial(type(self), has_prefix=self._has_prefix), (self.path, self._parts)
+        options = {"has_prefix": self._has_prefix, "include_hidden": self._include_hidden}
+        return partial(type(self), **options), (self.path, self._parts)
 
     def records(self) -> Iterator[Record]:
         """List the records of all archives; see Container."""
@@ -139,7 +144,10 @@ class Archives(Container):
             prefix = f"{path.name.partition('.')[0]}/" if self._has_prefix else ""
             try:
                 for record in self._list(part):
-                    yield record._replace(path=prefix + record.path)
+                    if not self._include_hidden and any(map(is_hidden, record.path.split("/"))):
+                        self._skip(part, record.path, HIDDEN)
+                    else:
+                        yield record._replace(path=prefix + record.path)
             except FAILURES as error:
                 raise DamagedError(f"{path}: is damaged or cut short ({error}); take a whole copy") from error
 

@@ -43,6 +43,8 @@ def is_foreign_lmdb(path: Path) -> bool:
     file = path / DATA_FILE if path.is_dir() else path
     if file.name != DATA_FILE or not file.is_file():
         return False
+    if file.parent.suffix == ".lmdb" or (file.parent / INFO_FILE).is_file():
+        return True  # although it may be damaged
     with file.open("rb") as opened:
         return is_lmdb(opened.read(4096))
 

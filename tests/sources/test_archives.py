@@ -234,6 +234,15 @@ def test_two_files_of_one_name_are_an_error(tmp_path: Path) -> None:
         open_source(path)
 
 
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_hidden_files_are_left_out_unless_asked_for(kind: str, tmp_path: Path) -> None:
+    files = {"a.png": picture(0), "__MACOSX/._a.png": picture(1), ".git/b.png": picture(2)}
+    path = (write_tar if kind == "tar" else write_zip)(tmp_path / f"a.{kind}", files)
+    summary = import_store([path], tmp_path / "store.lmdb")
+    assert (summary.images, [skipped.path for skipped in summary.skipped]) == (1, ["__MACOSX/._a.png", ".git/b.png"])
+    assert import_store([path], tmp_path / "all.lmdb", include_hidden=True).images == 3
+
+
 def test_links_are_left_out(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     with tarfile.open(path, "w") as archive:

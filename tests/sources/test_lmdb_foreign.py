@@ -11,9 +11,11 @@ import pytest
 from PIL import Image
 
 from dlas_store import Source, open_source
+from dlas_store.cli.main import main
 from dlas_store.converters import import_store
-from dlas_store.errors import DamagedError, NotASourceError
+from dlas_store.errors import ConfigError, DamagedError, NotASourceError
 from dlas_store.maintenance import verify
+from dlas_store.sources.packed import open_lmdb
 from tests.sources.test_archives import files_of, picture
 from tests.support.sample_data import noise
 from tests.support.source_contract import SourceContract
@@ -78,6 +80,20 @@ def test_all_resolutions_of_stylegan2_are_pictures(tmp_path: Path) -> None:
     path = write_lmdb(tmp_path / "faces", {**values, "length": b"2"})
     with open_source(path) as source:
         assert names_of(source) == ["128-00000.jpg", "128-00001.jpg", "256-00000.jpg", "256-00001.jpg"]
+
+
+def test_one_resolution_of_stylegan2_is_imported(tmp_path: Path) -> None:
+    values = {f"{side}-{number:05d}": encoded("JPEG", number) for side in (128, 256) for number in range(2)}
+    path = write_lmdb(tmp_path / "faces", {**values, "length": b"2"})
+    assert main(["import", "--resolution", "256", str(path), str(tmp_path / "store.lmdb")]) == 0
+    with open_source(tmp_path / "store.lmdb") as store:
+        assert names_of(store) == ["256-00000.jpg", "256-00001.jpg"]
+
+
+def test_a_resolution_that_is_not_there_is_an_error_that_lists_those_that_are(tmp_path: Path) -> None:
+    path = write_lmdb(tmp_path / "faces", {"128-00000": encoded("JPEG"), "256-00000": encoded("JPEG")})
+    with pytest.raises(ConfigError, match="has no pictures of resolution 64; it has 128, 256"):
+        open_lmdb(path, resolution=64)
 
 
 @pytest.mark.parametrize(("kind", "ending"), [("JPEG", ".jpg"), ("WEBP", ".webp"), ("PNG", ".png"), ("BMP", ".bmp")])
