@@ -127,7 +127,7 @@ def _check_store(options: argparse.Namespace) -> None:
         )
     if kind == "a picture":
         raise NotASourceError(
-            f"{store}: is a picture, and {options.command} takes a store; dlas-store import makes one of a folder of them"
+            f"{store}: is a picture, and {options.command} takes a store; dlas-store import makes one of its folder"
         )
 
 
