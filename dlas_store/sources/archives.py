@@ -134,7 +134,7 @@ class Archives(Container):
         self._locks: dict[int, threading.Lock] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        options = {"has_prefix": self._has_prefix, "include_hidden": self._include_hidden}
+        options: dict[str, Any] = {"has_prefix": self._has_prefix, "include_hidden": self._include_hidden}
         return partial(type(self), **options), (self.path, self._parts)
 
     def records(self) -> Iterator[Record]:
