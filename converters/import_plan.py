@@ -19,6 +19,7 @@ from dlas_store.errors import ImportFailedError, NameNotFoundError
 from dlas_store.maintenance.verify import differences
 from dlas_store.sources.base import Listing, Source
 from dlas_store.sources.folder import FolderSource
+from dlas_store.sources.records import RecordSource
 from dlas_store.storage.commit import PlannedShard
 from dlas_store.storage.records import MAX_PAYLOAD_BYTES
 from dlas_store.storage.store import Store
@@ -111,10 +112,10 @@ def plan_import(
     for start, end in split_by_size(sizes, limit):
         fingerprint = xxh3_128_hexdigest(digests[start:end].tobytes() + options.encode())
         plan.shards.append(PlannedShard(end - start, sum(patches[start:end]), sum(sizes[start:end]), fingerprint))
-    # Names are unique in a folder and in a store; in any other source they may not be.
+    # Names are unique in a folder, an archive and a store; in any other source they may not be.
     if len(sources) > 1:
         _check_unique(plan.names, "are in more than one source")
-    elif not isinstance(sources[0], FolderSource | Store):
+    elif not isinstance(sources[0], FolderSource | RecordSource | Store):
         _check_unique(plan.names, f"occur more than once in {sources[0].path}")
     if base:
         names = (base.image(number).name for number, is_seen in enumerate(seen_in_base) if not is_seen)

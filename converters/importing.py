@@ -17,7 +17,6 @@ from dlas_store.opening import open_source
 from dlas_store.processes import count_workers, run_in_order
 from dlas_store.progress import progress_bar
 from dlas_store.sources.base import Layout, PickledSubset, Source
-from dlas_store.sources.folder import FolderSource
 from dlas_store.sources.walk import SkippedPath
 from dlas_store.storage.commit import Commit, plan_commit
 from dlas_store.storage.index import INDEX_FILE
@@ -121,12 +120,10 @@ def import_store(
 
 
 def _skipped_paths(sources: Sequence[Source]) -> list[SkippedPath]:
-    folders = [source for source in sources if isinstance(source, FolderSource)]
-    prefixes = [f"{folder.path}/" if len(sources) > 1 else "" for folder in folders]
     return [
-        SkippedPath(prefix + path, reason)
-        for folder, prefix in zip(folders, prefixes, strict=True)
-        for path, reason in folder.skipped
+        SkippedPath(f"{source.path}/{path}" if len(sources) > 1 else path, reason)
+        for source in sources
+        for path, reason in source.skipped
     ]
 
 

@@ -1,4 +1,4 @@
-"""open_source: the store, folder of images or folder of pictures at a path, as a source."""
+"""open_source: the store, folder, archive or LMDB at a path, as a source."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from dlas_store.images.libjpeg import check_variables
 from dlas_store.sources.base import CENTERS_FILE, REFERENCE_FILE, Layout, Source
 from dlas_store.sources.folder import FolderSource
 from dlas_store.sources.layouts import ChunkedFolder, PictureFolder
+from dlas_store.sources.packed import open_packed, open_range
 from dlas_store.sources.walk import FolderWalk, describe_skipped
 from dlas_store.storage.index import INDEX_FILE
 from dlas_store.storage.shard import has_shards
@@ -39,12 +40,13 @@ def open_source(
     max_pixels: int = MAX_PIXELS,
     include_hidden: bool = False,
 ) -> Source:
-    """Open a store or a folder for reading.
+    """Open a store, a folder, an archive or an LMDB for reading.
 
     A relative path keeps its meaning if the program changes its working directory afterwards.
 
     Args:
-        path: a store's folder, its index.lmdb, one shard, a chunked folder, or a folder of pictures. ``~`` is expanded.
+        path: a store's folder, its index.lmdb, one shard, a chunked folder, a folder of pictures, a tar or zip archive
+            of either, a folder or range of tar archives, or an LMDB of pictures. ``~`` is expanded.
         layout: layout of a folder. None means ``chunked`` if a sub folder has a ref.jpg or centers.pt, else
             ``pictures``. A store knows its layout: a store of pictures cannot be opened as ``chunked``, but a chunked
             store opens as ``pictures`` too, because each patch is a picture.
@@ -60,7 +62,13 @@ def open_source(
         ConfigError: the layout or decoder is unknown.
     """
     _check_options(layout, decoder)
+    if source := open_range(path, layout, decoder=decoder, max_pixels=max_pixels, include_hidden=include_hidden):
+        return source
     location, is_folder = _resolve(path)
+    if not (is_folder and has_shards(location)) and (
+        source := open_packed(location, layout, decoder=decoder, max_pixels=max_pixels, include_hidden=include_hidden)
+    ):
+        return source
     if _is_store(location, is_folder=is_folder):
         return _open_store(location, layout, decoder=decoder, max_pixels=max_pixels)
     return _open_folder(location, layout, decoder=decoder, max_pixels=max_pixels, include_hidden=include_hidden)
@@ -148,7 +156,6 @@ def _is_store(path: Path, *, is_folder: bool) -> bool:
     if not is_folder:
         if path.suffix == ".lmdb":
             return True
-        _refuse_foreign_lmdb(path.parent, path)
         kind = _describe_file(path)
         if advice := _ADVICE_ON_FILES.get(kind):
             raise NotASourceError(f"{path}: is {kind}, no store; give {advice}")
@@ -157,7 +164,6 @@ def _is_store(path: Path, *, is_folder: bool) -> bool:
         return True
     if _is_file(path / INDEX_FILE):
         return path.suffix == ".lmdb" or not _holds_pictures(path)
-    _refuse_foreign_lmdb(path, path / "data.mdb")
     return path.suffix == ".lmdb" and not _holds_pictures(path)
 
 
@@ -169,12 +175,6 @@ def _is_file(path: Path) -> bool:
 def _holds_pictures(path: Path) -> bool:
     """Return whether a folder without shards holds pictures; it is no store then, whatever names it has."""
     return next(PictureFolder(path).listings(), None) is not None
-
-
-def _refuse_foreign_lmdb(folder: Path, file: Path) -> None:
-    if file.name == "data.mdb" and _is_file(file):
-        kind = _foreign_lmdb(folder)
-        raise NotASourceError(f"{folder}: is {kind}, not a store; run dlas-store import on the images it was made from")
 
 
 def _open_store(path: Path, layout: Layout | None, *, decoder: Decoder, max_pixels: int) -> Store:

@@ -105,15 +105,9 @@ def test_an_unknown_option_is_an_error_that_names_rule_and_value(options: dict[s
         open_source(DATA, **options)
 
 
-def make_basicsr(path: Path) -> Path:
-    with lmdb.open(str(path), lib_version=0) as environment, environment.begin(write=True) as transaction:
-        transaction.put(b"0001", b"png")
-    (path / "meta_info.txt").write_text("0001.png (4,4,3) 1\n")
-    return path
-
-
 def make_other_lmdb(path: Path) -> Path:
-    (make_basicsr(path) / "meta_info.txt").unlink()
+    with lmdb.open(str(path), lib_version=0) as environment, environment.begin(write=True) as transaction:
+        transaction.put(b"0001", b"text")
     return path
 
 
@@ -143,10 +137,9 @@ def make_text_folder(path: Path) -> Path:
         (make_text_folder, "texts", "neither a store nor a chunked folder, and no pictures below it .*[.]jpg"),
         (lambda path: make_tree(path, "a/ref.jpg"), "references", "no sub folder holds patches"),
         (make_folder, "empty.lmdb", "is not a store: it has no index.lmdb"),
-        (make_basicsr, "basicsr.lmdb", "is a BasicSR LMDB, not a store; run dlas-store import on the images"),
-        (lambda path: make_basicsr(path) / "data.mdb", "basicsr.lmdb", "is a BasicSR LMDB"),
-        (make_other_lmdb, "other.lmdb", "is another program's LMDB, not a store"),
-        (make_other_lmdb, "other", "is another program's LMDB, not a store"),
+        (make_other_lmdb, "other.lmdb", "is an LMDB whose values are no pictures"),
+        (make_other_lmdb, "other", "is an LMDB whose values are no pictures"),
+        (lambda path: make_other_lmdb(path) / "data.mdb", "other", "is an LMDB whose values are no pictures"),
     ],
 )
 def test_what_cannot_be_opened_is_an_error_that_names_it_and_says_why(

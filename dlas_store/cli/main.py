@@ -206,10 +206,11 @@ def _add_import_arguments(command: argparse.ArgumentParser) -> None:
         "sources",
         nargs="+",
         metavar="SRC",
-        help="chunked folder, folder of pictures or store; or torch:NAME with --root",
+        help="chunked folder, folder of pictures, store, tar or zip archive, or LMDB; or torch:NAME with --root",
     )
     command.add_argument("store", type=Path, metavar="STORE", help="the store to write, NAME.lmdb")
     command.add_argument("--layout", choices=("chunked", "pictures"), help="layout of SRC (default: detected)")
+    command.add_argument("--resolution", type=positive, metavar="N", help="of an LMDB with keys such as 256-00001")
     command.add_argument("--root", type=Path, metavar="R", help="folder of the published files of torch:NAME")
     command.add_argument("--split", help="split of torch:NAME: train (default) or test")
     command.add_argument("--append", action="store_true", help="add the images that STORE does not have")
@@ -273,12 +274,15 @@ def _import(options: argparse.Namespace) -> int:
 
 
 def _sources(options: argparse.Namespace) -> list[Any]:
-    """Return the sources to import: torch:NAME as an open source, any other as a path.
+    """Return the sources to import: torch:NAME and LMDBs with --resolution as open sources, any other as a path.
 
     A folder of such a name is written ./torch:NAME.
     """
+    from dlas_store.sources.packed import open_lmdb
     from dlas_store.sources.published import open_published
 
+    if options.resolution is not None:
+        return [open_lmdb(Path(source).expanduser(), resolution=options.resolution) for source in options.sources]
     names = {source: source.removeprefix("torch:") for source in options.sources if source.startswith("torch:")}
     if names and options.root is None:
         raise ConfigError(f"{next(iter(names))}: give the folder that holds its files with --root")

@@ -121,10 +121,13 @@ def _check_store(options: argparse.Namespace) -> None:
         raise NotASourceError(
             f"{store}: is a config, and {options.command} takes a store; dlas-store read takes a config"
         )
-    if kind in ("a picture", "an archive") or kind.endswith("LMDB"):
+    if kind == "an archive" or kind.endswith("LMDB"):
         raise NotASourceError(
-            f"{store}: is {kind}, and {options.command} takes a store; dlas-store import makes a store of a folder of "
-            "pictures"
+            f"{store}: is {kind}, and {options.command} takes a store; dlas-store import makes one of it"
+        )
+    if kind == "a picture":
+        raise NotASourceError(
+            f"{store}: is a picture, and {options.command} takes a store; dlas-store import makes one of its folder"
         )
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from dlas_store.errors import ClosedError, ImageError, NameNotFoundError, StoreError
 from dlas_store.images.decode import MAX_PIXELS, Decoder, as_batch, decode, decode_batch, decode_into, image_size
 from dlas_store.images.memory import Pixels, as_indices
+from dlas_store.sources.walk import SkippedPath
 
 Layout = Literal["chunked", "pictures"]
 """``chunked``: an image is a group of patches. ``pictures``: an image is one picture, its only patch."""
@@ -112,16 +113,13 @@ class Source(ABC):
     negative one, raises PatchIndexError. No two images have the same name: an import refuses a source that has two.
 
     Determinism: while a source is open, an index gives the same bytes, even if another process appends to a store.
-
-    Threads: several threads may call every method at once. Fork: an open source works in a forked child. Threads and
-    children share the position of an open file, so that a source reads files with os.pread or maps them. Pickle: a
-    pickle holds the path and options, and unpickling opens the source. Python pickles plain attributes by itself; a
-    source with open files defines ``__reduce__``.
+    Threads: several threads may call every method at once. Fork: an open source works in a forked child; since files
+    share their position with it, a source reads with os.pread or maps files. Pickle: a pickle holds the path and
+    options, and unpickling opens the source; a source with open files defines ``__reduce__``.
 
     Errors: unreadable data raises a StoreError that names the image and the file, and is never replaced. An import can
     skip a file only if the error is a DamagedError or an ImageError. After ``close()`` every other call raises
-    ClosedError. A subclass may raise it in ``image_count`` and ``len`` only, if each of its other methods uses one of
-    these.
+    ClosedError; a subclass may raise it in ``image_count`` alone if each of its other methods uses that.
 
     A subclass implements the twelve abstract members below. All other methods follow from them; a subclass overrides
     the methods that it can do faster. Here is a whole source, whose images are pictures in a dict of name -> bytes:
@@ -167,12 +165,14 @@ class Source(ABC):
     ([[[[0, 1, 2], [3, 4, 5]]]], 0, 'pictures/cat.ppm')
 
     Attributes:
-        decoder: decoder of JPEG, see images.decode. It does not change while the source is open.
-        max_pixels: height times width above which a patch is refused. It does not change while the source is open.
+        decoder: decoder of JPEG, see images.decode; it does not change.
+        max_pixels: height times width above which a patch is refused; it does not change.
+        skipped: paths that belong to no image, with the reasons; complete when listings() has ended.
     """
 
     decoder: Decoder = "simplejpeg"
     max_pixels: int = MAX_PIXELS
+    skipped: Sequence[SkippedPath] = ()
 
     @property
     @abstractmethod

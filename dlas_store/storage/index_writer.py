@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlas_store.atomic import remove_file
+from dlas_store.lmdb_reader import iter_entries
 from dlas_store.sources.base import Layout
 from dlas_store.storage.index import NAME_ROW, ROW_TYPES, Index, ShardEntry, shard_entry
-from dlas_store.storage.lmdb_reader import iter_entries
 from dlas_store.storage.lmdb_writer import LmdbWriter
 from dlas_store.storage.sealed_file import Table, TableWriter, map_file, seal
 from dlas_store.storage.shard import ShardEntries, ShardHeader, shift_column

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from dlas_store.errors import DamagedError
+from dlas_store.lmdb_reader import iter_intact_entries
 from dlas_store.sources.base import REFERENCE_FILE, Image
 from dlas_store.storage.index import Index, ShardEntry
-from dlas_store.storage.lmdb_reader import iter_intact_entries
 from dlas_store.storage.records import CHECKSUM, Kind, decode_image, pack_key, unpack_key
 from dlas_store.storage.sealed_file import map_file
 from dlas_store.storage.shard import read_payload

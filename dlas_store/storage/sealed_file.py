@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
 from dlas_store.errors import DamagedError, FormatVersionError, NotASourceError, write_errors
+from dlas_store.lmdb_reader import is_lmdb, read_meta
 from dlas_store.sources.base import Layout
-from dlas_store.storage.lmdb_reader import is_lmdb, read_meta
 
 FORMAT_VERSION = 1
 

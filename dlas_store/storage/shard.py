@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
 from dlas_store.errors import DamagedError, NotASourceError
+from dlas_store.lmdb_reader import Entry, iter_entries
 from dlas_store.sources.base import Image, Layout
-from dlas_store.storage.lmdb_reader import Entry, iter_entries
 from dlas_store.storage.records import CHECKSUM, Key, Kind, decode_image, unpack_key, value_checksum
 from dlas_store.storage.sealed_file import RowType, SealedFile, check_fields
 

@@ -56,7 +56,7 @@ WRONG_KIND = {
     "info one.png": "one.png: is a picture",
     "info basicsr.lmdb": "basicsr.lmdb: is a BasicSR LMDB, and info takes a store; dlas-store import",
     "verify other.lmdb": "other.lmdb: is another program's LMDB",
-    "import basicsr.lmdb n.lmdb": "basicsr.lmdb: is a BasicSR LMDB, not a store",
+    "import basicsr.lmdb n.lmdb": "basicsr.lmdb/data.mdb: not an LMDB file; take a whole copy",
     "import photos.zip n.lmdb": "photos.zip: is an archive, no store; give the folder that it unpacks to",
     "import one.png n.lmdb": "one.png: is a picture, no store; give the folder of the pictures",
     "import train.yml n.lmdb": "train.yml: is a config, no store; give one of the paths that it names",

@@ -12,10 +12,10 @@ import pytest
 from dlas_store.converters.importing import import_store
 from dlas_store.converters.salvaging import salvage
 from dlas_store.errors import ConfigError, NotASourceError, TargetExistsError
+from dlas_store.lmdb_reader import read_meta
 from dlas_store.maintenance.reindex import reindex
 from dlas_store.maintenance.verify import verify
 from dlas_store.storage.index import INDEX_FILE
-from dlas_store.storage.lmdb_reader import read_meta
 from dlas_store.storage.sealed_file import map_file
 from dlas_store.storage.store import Store
 from tests.support.command_line import done, findings, refused, run

@@ -14,11 +14,11 @@ from xxhash import xxh3_64_intdigest
 
 from dlas_store.converters.importing import import_store
 from dlas_store.errors import DamagedError, FormatVersionError, NotASourceError
+from dlas_store.lmdb_reader import read_meta
 from dlas_store.maintenance.verify import Finding, Sample, VerifyReport, verify
 from dlas_store.storage.commit import read_shard
 from dlas_store.storage.index import INDEX_FILE, Index
 from dlas_store.storage.index_writer import IndexWriter
-from dlas_store.storage.lmdb_reader import read_meta
 from dlas_store.storage.sealed_file import SealedFile
 from dlas_store.storage.store import Store
 from tests.support.command_line import run

@@ -16,12 +16,12 @@ from dlas_store.converters import salvaging
 from dlas_store.converters.salvaging import salvage
 from dlas_store.errors import DamagedError, ImageError, StoreError
 from dlas_store.images.decode import check_picture, decode, image_size
+from dlas_store.lmdb_reader import iter_entries, iter_intact_entries
 from dlas_store.maintenance.info import info
 from dlas_store.maintenance.reindex import reindex
 from dlas_store.maintenance.verify import verify
 from dlas_store.sources.base import Center, Image
 from dlas_store.storage.index import INDEX_FILE, Index
-from dlas_store.storage.lmdb_reader import iter_entries, iter_intact_entries
 from dlas_store.storage.records import decode_image, encode_image
 from dlas_store.storage.shard import Shard
 from dlas_store.storage.store import Store

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlas_store.errors import DamagedError
-from dlas_store.storage.lmdb_reader import Entry, is_lmdb, iter_entries, read_meta
+from dlas_store.lmdb_reader import Entry, is_lmdb, iter_entries, read_meta
 
 PAGE = 4096
 Values = Mapping[bytes, bytes]
