@@ -28,7 +28,7 @@ FOLDERS = {"dlas_store": "dlas_store", "converters": "dlas_store.converters", "b
 MAY_IMPORT: Mapping[str, frozenset[str]] = {
     package: frozenset(imported.split())
     for package, imported in {
-        "dlas_store": "errors opening sources",
+        "dlas_store": "errors opening sources datasets loading",
         "errors": "",
         "_native": "",
         "config": "errors",
