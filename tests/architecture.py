@@ -28,7 +28,7 @@ FOLDERS = {"dlas_store": "dlas_store", "converters": "dlas_store.converters", "b
 MAY_IMPORT: Mapping[str, frozenset[str]] = {
     package: frozenset(imported.split())
     for package, imported in {
-        "dlas_store": "errors opening sources",
+        "dlas_store": "errors opening sources datasets loading",
         "errors": "",
         "_native": "",
         "config": "errors",
@@ -252,7 +252,7 @@ def entered(task: Callable[..., set[str]], *arguments: Path) -> int:
 def source_measures() -> list[Measure]:
     """Return the measures that need no run of the library."""
     return [
-        Measure("source modules of dlas_store/ and converters/", len(SOURCE_MODULES), 104),
+        Measure("source modules of dlas_store/ and converters/", len(SOURCE_MODULES), 106),
         Measure("lines of the longest source module", longest_module()[0], 400),
         Measure("source modules that one other module imports", len(single_importer_modules()), 21),
         Measure("module docstrings that open with What, Where, Which, How", len(vague_docstrings()), 0),

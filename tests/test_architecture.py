@@ -17,7 +17,9 @@ from tests.architecture import MAY_IMPORT, MODULES, Measure, imported_names, own
 from tests.support.sample_data import DATA, ROOT
 
 FACADES = {
-    "dlas_store": ["Center", "Image", "Source", "StoreError", "open_source"],
+    "dlas_store": [
+        "Center", "Image", "Source", "StoreDataset", "StoreError", "collate", "create_loader", "open_source",
+    ],
     "dlas_store.config": ["ConfigOptions", "OptionWarning", "load_config", "load_mapping"],
     "dlas_store.converters": ["export_store", "import_store", "salvage"],
     "dlas_store.converters.extraction": ["ExtractOptions", "estimate", "extract"],

@@ -178,12 +178,14 @@ class SentTensor(NamedTuple):
         slot: number of the slot whose memory holds the tensor; -1 for memory that is not reused.
         memory: the slot's tensor, or None if the receiver has already mapped it.
         shape: of the tensor.
+        stride: of the tensor in the slot's memory, where it begins at the start.
     """
 
     worker: int
     slot: int
     memory: torch.Tensor | None
     shape: tuple[int, ...]
+    stride: tuple[int, ...]
 
 
 class SharedBufferPool:
@@ -261,10 +263,10 @@ class SharedBufferPool:
             return SentZeros(tuple(value.shape), value.dtype)
         if slot is None:
             check_spare_files()
-            return SentTensor(self._worker, -1, value, tuple(value.shape))
+            return SentTensor(self._worker, -1, value, tuple(value.shape), value.stride())
         memory = None if slot in self._sent_slots else self._tensors[slot]
         self._sent_slots.add(slot)
-        return SentTensor(self._worker, slot, memory, tuple(value.shape))
+        return SentTensor(self._worker, slot, memory, tuple(value.shape), value.stride())
 
 
 class BufferReceiver:
@@ -306,7 +308,7 @@ class BufferReceiver:
         if value.memory is not None:
             self._arrays[slot] = [value.memory.numpy()]
         self._lent_slots.add(slot)
-        return self._pinned(torch.from_numpy(self._arrays[slot][0].reshape(value.shape)))
+        return self._pinned(torch.from_numpy(self._arrays[slot][0]).as_strided(value.shape, value.stride))
 
     def _pinned(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.pin_memory() if self._pin_memory else tensor

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from dlas_store.errors import DamagedError
 from dlas_store.sources.containers import MAX_FIELD_BYTES, Container, Record
-from dlas_store.sources.gzip_file import GzipFile
+from dlas_store.sources.gzip_file import GzipFile, SpanCache
 from dlas_store.sources.walk import HIDDEN, SkippedPath, is_hidden
 
 GZIP_MAGIC = b"\x1f\x8b"
@@ -50,7 +50,7 @@ def is_tar(path: Path) -> bool:
     with path.open("rb") as file:
         head = file.read(_TAR_BLOCK)
     if head.startswith(GZIP_MAGIC):
-        compressed = GzipFile(path)
+        compressed = GzipFile(path, SpanCache())
         try:
             head = compressed.read(0, _TAR_BLOCK)
         except DamagedError:
@@ -132,6 +132,7 @@ class Archives(Container):
         self._include_hidden = include_hidden
         self._files: dict[tuple[int, int], _Bytes] = {}  # by process and part: a lock does not survive a fork
         self._locks: dict[int, threading.Lock] = {}
+        self._spans: dict[int, SpanCache] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         options: dict[str, Any] = {"has_prefix": self._has_prefix, "include_hidden": self._include_hidden}
@@ -171,7 +172,7 @@ class Archives(Container):
         if key not in self._files:
             with self._locks.setdefault(os.getpid(), threading.Lock()):
                 if key not in self._files:
-                    self._files[key] = _open(self._parts[part])
+                    self._files[key] = _open(self._parts[part], self._spans.setdefault(os.getpid(), SpanCache()))
         return self._files[key]
 
 
@@ -265,11 +266,11 @@ class _Stream(io.RawIOBase):
         return self._file.size
 
 
-def _open(path: Path) -> _Bytes:
+def _open(path: Path, spans: SpanCache) -> _Bytes:
     try:
         with path.open("rb") as file:
             is_compressed = file.read(2) == GZIP_MAGIC
-        return GzipFile(path) if is_compressed else _MappedFile(path)
+        return GzipFile(path, spans) if is_compressed else _MappedFile(path)
     except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
         raise DamagedError(f"{path}: cannot be read ({error})") from error
 
