@@ -128,7 +128,9 @@ class ConfigOptions:
             ConfigError: opt is no mapping.
         """
         has_name = isinstance(opt, Mapping) and opt.get("name")
-        return cls(opt, owner=f"{mode} '{opt['name']}'" if has_name else mode, known=LOADER_KEYS | PASSIVE_KEYS)
+        options = cls(opt, owner=f"{mode} '{opt['name']}'" if has_name else mode, known=LOADER_KEYS | PASSIVE_KEYS)
+        options._warn_of_misspelt_phase()
+        return options
 
     @property
     def opt(self) -> Mapping[str, Any]:
@@ -248,6 +250,11 @@ class ConfigOptions:
         for key, hint in self.unknown():
             self.warn(f"option '{key}' is not known and has no effect{hint}", stacklevel=3)
 
+    def _warn_of_misspelt_phase(self) -> None:
+        phase = str(self._opt.get("phase"))
+        if phase != "train" and difflib.get_close_matches(phase.lower(), ["train"], cutoff=0.8):
+            self.warn(f"phase is {phase!r}, which is a phase of validation; did you mean 'train'?", stacklevel=3)
+
     def _paths_or_objects(self, kinds: tuple[type[Any], ...], key: str) -> list[Any]:
         value = self._get(
             key,
@@ -255,6 +262,8 @@ class ConfigOptions:
             "a path or a list of paths",
             lambda value: value != [] and _is_each((str, PathLike, *kinds), value),
         )
+        if "" in _as_list(value):
+            raise self.error(f"{self._label(key)} names an empty path; Python would take the current folder")
         return [item if isinstance(item, kinds) else Path(item).expanduser() for item in _as_list(value)]
 
     def _get(self, key: str, default: Any, allowed_values: str, accepts: Callable[[Any], bool]) -> Any:

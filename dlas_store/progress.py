@@ -94,7 +94,7 @@ def progress_bar(total: int | None, description: str, *, unit: str = "patches") 
         description: name of the work.
         unit: unit of the work, in the plural.
     """
-    display = DISPLAY.get() or ("bar" if sys.stderr.isatty() else "nothing")
+    display = DISPLAY.get() or ("bar" if sys.stderr is not None and sys.stderr.isatty() else "nothing")
     if display == "lines":
         yield ProgressLines(total, description, unit)
     elif display == "nothing":

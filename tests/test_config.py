@@ -179,3 +179,21 @@ def test_a_wrong_choice_brings_the_nearest() -> None:
     options = ConfigOptions({"loader": "thread"}, owner="a_mode")
     with pytest.raises(ConfigError, match="one of threads, workers, got 'thread'; did you mean 'threads'"):
         options.choice("loader", "threads", ("threads", "workers"))
+
+
+@pytest.mark.parametrize("phase", ["Train", "trian", "TRAIN", "train "])
+def test_a_misspelt_phase_is_a_warning(phase: str) -> None:
+    with pytest.warns(OptionWarning, match=f"phase is '{phase}', which is a phase of validation; did you mean 'train'"):
+        ConfigOptions.of_dataset({"phase": phase}, mode="pixels")
+
+
+@pytest.mark.parametrize("phase", ["train", "val", "test", "validation", None])
+def test_a_phase_that_is_one_is_no_warning(phase: str | None) -> None:
+    ConfigOptions.of_dataset({"phase": phase}, mode="pixels")
+
+
+@pytest.mark.parametrize("paths", ["", [""], ["/data", ""]])
+def test_an_empty_path_is_not_the_current_folder(paths: Any) -> None:
+    options = ConfigOptions.of_dataset({"paths": paths}, mode="pixels")
+    with pytest.raises(ConfigError, match="paths names an empty path"):
+        options.paths("paths")

@@ -27,6 +27,7 @@ from dlas_store.cli.text import (
     escape_unprintable,
     natural,
     one_line,
+    open_closed_streams,
     positive,
     print_json,
     print_lines,
@@ -42,6 +43,7 @@ from dlas_store.progress import DISPLAY, Display
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status: 0 success, 1 a finding or failure, 2 wrong usage, 130 Ctrl-C."""
     if arguments is None:
+        open_closed_streams()
         take_names_as_utf8()
     escape_unprintable()
     try:

@@ -19,6 +19,20 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _MAX_LINES = 20
 
 
+def open_closed_streams() -> None:
+    """Send what is written to a closed standard stream nowhere.
+
+    The next file that the process opens would otherwise get the stream's number, and receive what is written to it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+            if getattr(sys, name) is None:
+                setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))  # noqa: SIM115
+
+
 def take_names_as_utf8() -> None:
     """Start the program again in Python's UTF-8 mode, unless Python takes file names as UTF-8 already.
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from dlas_store.config import ConfigOptions
 from dlas_store.errors import PatchIndexError, StoreError
 from dlas_store.opening import COPY_ADVICE, address_of, open_source
+from dlas_store.sources.archives import expand_range
 from dlas_store.sources.base import Layout, Source
 from dlas_store.sources.concat import concat, members
 from dlas_store.sources.layouts import ChunkedFolder
@@ -144,6 +145,8 @@ def open_sources(options: ConfigOptions, *, layout: Layout | None) -> WeightedPa
     """
     sources, weights = open_weighted(options, layout=layout)
     patches = WeightedPatches(sources, weights, ignore_first=options.integer("ignore_first", 0, minimum=0))
+    if not any(weights):
+        raise options.error(f"weights are all 0, so that {data_key(options, 'paths')} gives nothing; raise one")
     if not len(patches):
         raise options.error(f"no patches in {data_key(options, 'paths')}: {', '.join(str(s.path) for s in sources)}")
     for source in dict.fromkeys(sources):
@@ -204,7 +207,7 @@ def open_paths(options: ConfigOptions, *, layout: Layout | None, key: str) -> li
     """
     paths: list[Path | Source] = options.paths_or_objects(Source, key)
     for path in paths:
-        if isinstance(path, Path) and not path.exists():
+        if isinstance(path, Path) and not path.exists() and not expand_range(path):
             if address := address_of(path):
                 raise options.error(f"{key} names {address}, and only local files are read; {COPY_ADVICE}")
             raise options.error(f"{key} names '{path}', which does not exist")

@@ -181,7 +181,7 @@ def _refusal(data: bytes) -> str:
 
 
 def _wants_huffman() -> bool:
-    value = os.environ.get(HUFFMAN_VARIABLE, "1")
+    value = os.environ.get(HUFFMAN_VARIABLE) or "1"
     if value not in {"0", "1"}:
         raise ConfigError(f"{HUFFMAN_VARIABLE} is {value!r}; set it to 0 (the library decodes the scans), or unset it")
     return value == "1"

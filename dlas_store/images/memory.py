@@ -94,4 +94,4 @@ def as_indices(indices: Sequence[int]) -> list[int]:
             raise TypeError(
                 f"the indices must be a sequence of integers, got {indices!r}; source[{indices!r}] reads one patch"
             ) from None
-        raise
+        raise TypeError(f"the indices must be a sequence of integers, got {indices!r}") from None

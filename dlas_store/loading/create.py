@@ -69,7 +69,9 @@ def class_of(opt: object) -> MakeDataset:
     Raises:
         ConfigError: no class is registered for it.
     """
-    mode = opt.get("mode") if isinstance(opt, Mapping) else None
+    if not isinstance(opt, Mapping):
+        raise ConfigError(f"the options of a dataset must be a mapping with a mode, got {opt!r}")
+    mode = opt.get("mode")
     if isinstance(mode, str) and mode in _MODES:
         return _MODES[mode]
     if isinstance(mode, str) and mode in _DLAS_MODES:

@@ -161,7 +161,9 @@ def compare(
             for start in starts
         )
         with progress_bar(len(store), "comparing") as bar:
-            for job_report in run_in_order(_compare_images, jobs, workers=count_workers(workers), bar=bar):
+            for job_report in run_in_order(
+                _compare_images, jobs, workers=count_workers(workers, jobs=len(starts)), bar=bar
+            ):
                 report.add(job_report)
     return report
 
@@ -223,7 +225,9 @@ def _verify_store(path: Path, sample: Sample | None, workers: int | None) -> Ver
             return report
         jobs = _verify_jobs(store, sample)
         with progress_bar(len(store), "verifying") as bar:
-            for job_report in run_in_order(_verify_images, jobs, workers=count_workers(workers), bar=bar):
+            for job_report in run_in_order(
+                _verify_images, jobs, workers=count_workers(workers, jobs=store.image_count), bar=bar
+            ):
                 report.add(job_report)
     return report
 

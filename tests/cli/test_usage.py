@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from dlas_store.converters import import_store
+from dlas_store.maintenance import verify
 from tests.support.command_line import done, run
-from tests.support.sample_data import DATA
+from tests.support.sample_data import DATA, noise, png
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +94,21 @@ def test_a_number_has_its_noun_in_singular_or_plural(store: Path, tmp_path: Path
     assert ": imported 1 image, " in done("import", tmp_path / "one.lmdb", tmp_path / "two.lmdb")
     assert ", 1 shard\n" in done("import", tmp_path / "one.lmdb", tmp_path / "three.lmdb")
     assert "2 images" in done("reindex", store)
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "1>&-", "0<&-", "0<&- 1>&- 2>&-"])
+def test_a_closed_stream_stops_no_command_and_gets_no_file_of_a_store(closed: str, tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.png").write_bytes(png(noise(8, 8)))
+    program = "import sys; from dlas_store.cli.main import main; sys.exit(main())"
+    line = f'"$0" -c "$1" import pictures s.lmdb {closed}'
+    done = subprocess.run(["sh", "-c", line, sys.executable, program], check=False, cwd=tmp_path, capture_output=True)
+    assert done.returncode == 0, done
+    assert verify(tmp_path / "s.lmdb", tmp_path / "pictures").ok
+
+
+def test_more_workers_than_there_is_work_are_not_started(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(noise(8, 8)))
+    import_store([tmp_path], tmp_path.with_suffix(".lmdb"), workers=100_000)
+    assert verify(tmp_path.with_suffix(".lmdb"), workers=100_000).ok
+    assert verify(tmp_path.with_suffix(".lmdb"), tmp_path, workers=100_000).ok

@@ -16,7 +16,9 @@ from torch.utils.data import DataLoader
 import dlas_store
 from dlas_store import StoreDataset, collate, create_loader, open_source
 from dlas_store.converters import import_store
+from dlas_store.datasets import create_dataset
 from dlas_store.errors import ConfigError, ImageError
+from tests.sources.test_archives import write_tar
 from tests.support.sample_data import noise, png
 
 COUNT = 50
@@ -168,3 +170,21 @@ def test_the_package_loads_torch_only_when_asked_for_a_loader() -> None:
     assert done.stdout.split() == ["False", "True"]
     with pytest.raises(AttributeError, match="nothing"):
         dlas_store.nothing  # noqa: B018
+
+
+def test_weights_of_0_are_an_error_that_names_them(store: Path) -> None:
+    with pytest.raises(ConfigError, match="weights are all 0"):
+        create_dataset({"mode": "pixels", "paths": [store], "weights": [0]})
+
+
+def test_a_config_reads_a_range_of_archives(tmp_path: Path) -> None:
+    for number in range(2):
+        write_tar(tmp_path / f"a-{number}.tar", {"0.png": png(noise(8, 8, seed=number))})
+    dataset: Any = create_dataset({"mode": "pixels", "paths": str(tmp_path / "a-{0..1}.tar")})
+    np.testing.assert_array_equal(dataset[1]["pixels"], noise(8, 8, seed=1))
+
+
+@pytest.mark.parametrize("opt", [None, [], "pixels", 3])
+def test_options_that_are_no_mapping_are_an_error_that_says_so(opt: Any) -> None:
+    with pytest.raises(ConfigError, match="the options of a dataset must be a mapping with a mode, got"):
+        create_dataset(opt)

@@ -376,7 +376,7 @@ def test_create_dataset_picks_the_class_by_mode() -> None:
         ({"mode": "single"}, "mode: no mode 'single'; known are .*single_image_extensible"),
         ({"mode": "fullimages"}, "mode: no mode 'fullimages'; did you mean 'fullimage'[?] known are .*fullimage"),
         ({}, "mode: no mode None; known are"),
-        ([], "mode: no mode None; known are"),
+        ([], "the options of a dataset must be a mapping with a mode"),
     ],
 )
 def test_an_unknown_mode_lists_the_known_ones(opt: Any, message: str) -> None:
