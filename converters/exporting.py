@@ -16,7 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dlas_store.atomic import CONTENT, StagingDirectory, check_free_space, check_place
+from dlas_store.atomic import CONTENT, StagingDirectory, check_free_space, check_outside, check_place
 from dlas_store.errors import NotASourceError, TargetExistsError, WriteError, write_errors
 from dlas_store.processes import Progress, count_workers, run_in_order
 from dlas_store.progress import progress_bar
@@ -90,6 +90,7 @@ def export_store(
         workers: number of processes; None starts one per core, 0 works in this process.
 
     Raises:
+        StoreError: the folder would lie in the store.
         TargetExistsError: the folder exists.
         NotASourceError: the path is not a store, or no image matches.
         DamagedError: a value of the store differs from what was written.
@@ -102,11 +103,12 @@ def export_store(
         StagingDirectory.recover(folder)
         raise TargetExistsError(f"{folder}: exists; choose another name, or move it away")
     check_place(folder)
+    check_outside(folder, Path(store).expanduser())
     with Store(Path(store).expanduser()) as source, StagingDirectory(folder) as staging:
         numbers = _matching_images(source, images)
         check_free_space(staging.path, sum(entry.payload_bytes for entry in source.index.shards.values()))
         plan = {"store_id": source.index.store_id.hex(), "images": images, "count": source.image_count}
-        options = {"STORE": f"store {source.index.store_id.hex()}", "--images": images or "all"}
+        options = {"STORE": f"store {source.index.store_id.hex()}", "--images": "all" if images is None else images}
         staging.record_or_check_plan(plan, options=options)
         content = staging.path / CONTENT
         with write_errors(content):
@@ -255,7 +257,9 @@ def _matching_images(store: Store, pattern: str | None) -> list[int]:
     if pattern is not None:
         numbers = [number for number in numbers if fnmatchcase(store.image(number).name, pattern)]
     if not numbers:
-        raise NotASourceError(f"{store.path}: holds no image{f' that matches {pattern!r}' if pattern else ''}")
+        raise NotASourceError(
+            f"{store.path}: holds no image{f' that matches {pattern!r}' if pattern is not None else ''}"
+        )
     return numbers
 
 
@@ -270,7 +274,7 @@ def _check_locale(store: Store, numbers: Iterable[int]) -> None:
     for number in numbers:
         image = store.image(number)
         if not all(name.isascii() for name in (image.name, *image.files)):
-            raise WriteError(f"{store.path}: names such as {image.name!r} {locale_problem()}")
+            raise WriteError(f"{store.path}: names such as {image.name!r} are {locale_problem()}")
 
 
 class _Job(NamedTuple):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest, xxh3_128_hexdigest
 
 from dlas_store.converters.sharding import split_by_size, target_shard_size
-from dlas_store.errors import ImportFailedError, NameNotFoundError
+from dlas_store.errors import ImportFailedError, NameNotFoundError, counted
 from dlas_store.maintenance.verify import differences
 from dlas_store.sources.base import Listing, Source
 from dlas_store.sources.folder import FolderSource
@@ -114,9 +114,9 @@ def plan_import(
         plan.shards.append(PlannedShard(end - start, sum(patches[start:end]), sum(sizes[start:end]), fingerprint))
     # Names are unique in a folder, an archive and a store; in any other source they may not be.
     if len(sources) > 1:
-        _check_unique(plan.names, "are in more than one source")
+        _check_unique(plan.names, "in more than one source")
     elif not isinstance(sources[0], FolderSource | RecordSource | Store):
-        _check_unique(plan.names, f"occur more than once in {sources[0].path}")
+        _check_unique(plan.names, f"more than once in {sources[0].path}")
     if base:
         names = (base.image(number).name for number, is_seen in enumerate(seen_in_base) if not is_seen)
         plan.missing_from_source.extend(name for name in names if images is None or fnmatchcase(name, images))
@@ -157,7 +157,8 @@ def _check_unique(names: list[str], problem: str) -> None:
     duplicates = sorted(name for name, count in Counter(names).items() if count > 1)
     if duplicates:
         shown = ", ".join(map(repr, duplicates[:_NAMES_IN_MESSAGE]))
-        raise ImportFailedError(f"{len(duplicates)} image names {problem}: {shown}; rename them, or pick with --images")
+        counted_names = counted(len(duplicates), "image name")
+        raise ImportFailedError(f"{counted_names} {problem}: {shown}; rename the images, or pick with --images")
 
 
 def _disk_bytes(listing: Listing) -> int:

@@ -7,16 +7,17 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from dlas_store.atomic import check_free_space, check_place, write_json
+from dlas_store.atomic import check_free_space, check_outside, check_place, check_report_place, write_json
 from dlas_store.converters.import_plan import ImportPlan, plan_import
 from dlas_store.converters.import_report import ImportSummary, list_bad_files
 from dlas_store.converters.import_worker import ShardJob, build_shard
-from dlas_store.errors import ConfigError, ImportFailedError, NotASourceError, TargetExistsError
+from dlas_store.errors import ConfigError, ImportFailedError, NotASourceError, TargetExistsError, counted
 from dlas_store.images.decode import MAX_PIXELS
 from dlas_store.opening import open_source
 from dlas_store.processes import count_workers, run_in_order
 from dlas_store.progress import progress_bar
 from dlas_store.sources.base import Layout, PickledSubset, Source
+from dlas_store.sources.folder import FolderSource
 from dlas_store.sources.walk import SkippedPath
 from dlas_store.storage.commit import Commit, plan_commit
 from dlas_store.storage.index import INDEX_FILE
@@ -61,6 +62,7 @@ def import_store(
 
     Raises:
         ConfigError: an option is invalid.
+        StoreError: the store would lie in a source.
         NotASourceError: a path is not a source, the sources have no image, or their layouts differ.
         TargetExistsError: the store exists, and append is false.
         ImportFailedError: files are bad (with skip_bad: all of them), a name occurs twice, or a source changed during
@@ -70,6 +72,7 @@ def import_store(
     """
     started = time.monotonic()
     store = Path(store).expanduser()
+    check_report_place(report)
     _check_options(store, sources, append=append, shard_size=shard_size, workers=workers)
     open_sources = [
         open_source(source, layout, include_hidden=include_hidden) if isinstance(source, str | Path) else source
@@ -111,7 +114,7 @@ def import_store(
             Commit.recover(store, base.index)
         else:
             paths = ", ".join(str(source.path) for source in open_sources)
-            raise NotASourceError(f"{paths}: holds no image{f' that matches {images!r}' if images else ''}")
+            raise NotASourceError(f"{paths}: holds no image{f' that matches {images!r}' if images is not None else ''}")
     finally:
         summary.seconds = time.monotonic() - started
         if report is not None:
@@ -148,22 +151,24 @@ def _build(commit: Commit, plan: ImportPlan, jobs: Iterator[ShardJob], *, worker
         for planned, built in zip(plan.shards, run_in_order(build_shard, jobs, workers=workers, bar=bar), strict=True):
             if built.shard is None:
                 summary.findings += built.report.findings
+                bad_files = counted(len(summary.findings), "bad file")
                 raise ImportFailedError(
-                    f"{len(summary.findings)} bad files so far: {list_bad_files(summary.findings)}; repair or remove "
-                    "them, or skip them with --on-error skip"
+                    f"{bad_files} so far: {list_bad_files(summary.findings)}; repair or remove them, or skip them with "
+                    "--on-error skip"
                 )
             header = built.shard.header
             if not planned.patches - len(built.report.findings) <= header.patches <= planned.patches:
                 raise ImportFailedError(
-                    f"{header.file_name}: the source changed while it was imported, {header.patches} patches where "
-                    f"{planned.patches} were listed; run the same command again when nothing writes there"
+                    f"{header.file_name}: the source changed while it was imported, it has "
+                    f"{counted(header.patches, 'patch')} and was listed with {planned.patches:,}; run the same command "
+                    "again when nothing writes there"
                 )
             commit.add(built.shard)
             summary.add(header, built.report)
     if not summary.patches:
         commit.discard()
         raise ImportFailedError(
-            f"nothing is left to import, and nothing was written: {len(summary.findings)} bad files: "
+            f"nothing is left to import, and nothing was written: {counted(len(summary.findings), 'bad file')}: "
             f"{list_bad_files(summary.findings)}; repair them, or choose another source"
         )
     plan.names.clear()  # they take most of the plan's memory; the index's table of names needs it now
@@ -181,6 +186,11 @@ def _check_options(
         Commit.recover(store)
         raise TargetExistsError(f"{store}: exists; add new images with --append, or choose another name")
     check_place(store)
+    for source in sources:
+        if not isinstance(source, Source):
+            check_outside(store, Path(source).expanduser())
+        elif isinstance(source, FolderSource | Store):  # any other source reads single files, and may lie beside them
+            check_outside(store, source.path)
     if not sources:
         raise ConfigError("there is no source to import; name at least one")
     if shard_size is not None and shard_size < 1:
@@ -210,7 +220,7 @@ def _options_by_flag(
     return {
         "SRC": ", ".join(str(source.path) for source in sources),
         "--layout": sources[0].layout,
-        "--images": images or "all",
+        "--images": "all" if images is None else images,
         "--decode": "on" if decode_all else "off",
         "--include-hidden": "on" if include_hidden else "off",
         "--shard-size": "default" if shard_size is None else f"{shard_size} bytes",

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from xxhash import xxh3_128_hexdigest
 
-from dlas_store.atomic import check_free_space, check_place, write_json
-from dlas_store.errors import ConfigError, DamagedError, NotASourceError, StoreError, TargetExistsError
+from dlas_store.atomic import check_free_space, check_outside, check_place, check_report_place, write_json
+from dlas_store.errors import ConfigError, DamagedError, NotASourceError, StoreError, TargetExistsError, counted
 from dlas_store.images.decode import Size
 from dlas_store.maintenance.reindex import SkippedShard, select_published
 from dlas_store.processes import Progress, count_workers, run_in_order
@@ -90,6 +90,7 @@ def salvage(
 
     Raises:
         ConfigError: the new store's name does not end in .lmdb.
+        StoreError: the new store would lie in the damaged store.
         TargetExistsError: the new store exists.
         NotASourceError: the folder has no shards, or they hold no undamaged image.
         BusyError: another process writes the new store.
@@ -97,11 +98,13 @@ def salvage(
     """
     started = time.monotonic()
     store, new = Path(store).expanduser(), Path(new).expanduser()
+    check_report_place(report)
     if new.suffix != ".lmdb":
         raise ConfigError(f"{new}: a store's name ends in .lmdb; use {new.with_name(new.name + '.lmdb')}")
     if os.path.lexists(new):
         raise TargetExistsError(f"{new}: exists; choose another name, or move it away")
     check_place(new)
+    check_outside(new, store)
     if not store.is_dir():
         raise NotASourceError(f"{store}: is no folder of shards")
     summary = SalvageSummary()
@@ -224,7 +227,9 @@ def _files_of_index(
             yield _DamagedFile(store / name if shard is None else shard.path, index.path, entry.number, ids)
         else:
             problem = "is another shard" if (store / name).exists() else "is missing"
-            summary.lost.append(LostImage(name, "", f"{problem}: {entry.images:,} images, {entry.patches:,} patches"))
+            summary.lost.append(
+                LostImage(name, "", f"{problem}: {counted(entry.images, 'image')}, {counted(entry.patches, 'patch')}")
+            )
     named_ids = {entry.shard_id for entry in index.shards.values()}
     for shard in shards:
         if shard.header.shard_id not in named_ids:

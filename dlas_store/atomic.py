@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import stat
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -13,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from dlas_store.errors import BusyError, StoreError, TargetExistsError, WriteError, write_errors
+from dlas_store.errors import BusyError, ConfigError, StoreError, TargetExistsError, WriteError, write_errors
 
 CONTENT = "tree"
 """Name of the folder in a staging directory in which an exported or extracted folder is built. Publication renames this
@@ -199,6 +200,42 @@ def check_place(path: Path) -> None:
         number = errno.EROFS if os.access(folder, os.X_OK) and os.geteuid() == 0 else errno.EACCES
         with write_errors(path):
             raise OSError(number, os.strerror(number))
+
+
+def check_report_place(path: Path | None) -> None:
+    """Check that a report may be written at a path, or may replace an earlier one; call this before any work.
+
+    Args:
+        path: path of the report, None if no report is wanted.
+
+    Raises:
+        ConfigError: the name does not end in .json, so the file may be anything, such as a photo.
+        TargetExistsError: the path exists and is no regular file.
+        WriteError: the folder above the path does not exist, or may not be written.
+    """
+    if path is None:
+        return
+    if path.suffix.lower() != ".json":
+        raise ConfigError(f"{path}: the name of a report ends in .json; choose another name")
+    if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
+        raise TargetExistsError(f"{path}: exists and is no regular file, so no report replaces it; choose another name")
+    check_place(path)
+
+
+def check_outside(target: Path, source: Path) -> None:
+    """Check that a target does not lie in the folder that is read; call this before any work.
+
+    Args:
+        target: path to write, which need not exist.
+        source: folder, store, or file of a store that is read.
+
+    Raises:
+        StoreError: the target lies in the folder.
+    """
+    if source.suffix == source.parent.suffix == ".lmdb":  # a store's index or shard
+        source = source.parent
+    if Path(os.path.realpath(target)).is_relative_to(os.path.realpath(source)):
+        raise StoreError(f"{target}: is inside {source}, which is read; choose a path outside of that folder")
 
 
 def staging_path(target: Path) -> Path:

@@ -108,8 +108,21 @@ _WRITE_ADVICE = {
     errno.EPERM: _NO_PERMISSION,
     errno.EROFS: "the file system is read-only; choose another place",
     errno.ENOENT: "create the folder or choose another place",
+    errno.EISDIR: "it is a folder; choose another name",
+    errno.ENOTDIR: "a part of the path is no folder; choose another place",
+    errno.ENAMETOOLONG: "choose a shorter name",
 }
 """Number of an error of a write -> advice; by default the disk is full."""
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a number with its noun, in the plural unless the number is 1.
+
+    >>> counted(1, "patch"), counted(2000, "patch"), counted(0, "image")
+    ('1 patch', '2,000 patches', '0 images')
+    """
+    plural = "es" if noun.endswith(("ch", "ss")) else "s"
+    return f"{count:,} {noun}{'' if count == 1 else plural}"
 
 
 @contextmanager

@@ -199,10 +199,11 @@ def _open_folder(
 
 
 def _looks_chunked(path: Path, *, include_hidden: bool) -> bool:
-    _, folders = FolderWalk(path, include_hidden=include_hidden).entries("")
+    walk = FolderWalk(path, include_hidden=include_hidden)
+    _, folders = walk.entries("")
     # os.path.exists is false for a folder that may not be searched; listing that folder is an error that names it.
     return any(
-        os.path.exists(f"{path}/{folder}/{file}")  # noqa: PTH110
+        os.path.exists(f"{path}/{folder}/{file}") and walk.identity(folder) not in walk.around_root()  # noqa: PTH110
         for folder in folders
         for file in (REFERENCE_FILE, CENTERS_FILE)
     )

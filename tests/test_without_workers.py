@@ -97,7 +97,7 @@ def test_an_import(folder: Path, tmp_path: Path) -> None:
 
 def test_an_import_of_bad_files_is_refused(folder: Path, tmp_path: Path) -> None:
     (folder / "image 3" / "00000000.png").write_bytes(b"bad")
-    with pytest.raises(ImportFailedError, match=r"1 bad files so far: .*image 3/00000000\.png"):
+    with pytest.raises(ImportFailedError, match=r"1 bad file so far: .*image 3/00000000\.png"):
         import_store([folder], tmp_path / "new.lmdb", workers=0)
 
 

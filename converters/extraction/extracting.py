@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dlas_store.atomic import CONTENT, StagingDirectory, check_place, write_json
+from dlas_store.atomic import CONTENT, StagingDirectory, check_outside, check_place, check_report_place, write_json
 from dlas_store.converters.extraction.options import ExtractOptions
 from dlas_store.converters.extraction.photos import single_threaded
 from dlas_store.converters.extraction.plan import ExtractPlan, SkippedPhoto, plan_extraction
@@ -153,6 +153,7 @@ def extract(
             the tiles' bytes may be wrong by half, and an interrupted run can be resumed.)
     """
     started = time.monotonic()
+    check_report_place(report)
     task = _prepare(
         photos, dst, options, append=append, workers=workers, group_size=group_size, include_hidden=include_hidden
     )
@@ -281,9 +282,7 @@ def _check_paths(root: Path, dst: Path, *, append: bool) -> None:
         advice = "add new photos with --append, " if is_store else "move it away, "
         raise TargetExistsError(f"{dst}: exists; {advice}or choose another name")
     check_place(dst)
-    # A resumed run would list the tiles among the photos.
-    if not is_store and dst.absolute().resolve().is_relative_to(root.resolve()):
-        raise ConfigError(f"{dst}: is inside the folder of the photos, {root}; choose a path outside of that folder")
+    check_outside(dst, root)  # a resumed run would list the tiles among the photos
 
 
 def _open_base(dst: Path) -> Store:

@@ -30,7 +30,7 @@ from dlas_store.converters.extraction.tiles import Mask, image_name, kept_tiles,
 from dlas_store.converters.sharding import split_by_size, target_shard_size
 from dlas_store.errors import ImageError, ImportFailedError, NameNotFoundError, NotASourceError
 from dlas_store.sources.folder import reason_of_ending
-from dlas_store.sources.walk import EXTRA_FILE, HIDDEN, FolderWalk, describe_skipped
+from dlas_store.sources.walk import EXTRA_FILE, HIDDEN, LOOP, NEITHER, FolderWalk, describe_skipped
 from dlas_store.storage.commit import PlannedShard
 from dlas_store.storage.store import Store
 
@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
 MIN_GROUP_SIZE = 1 << 20
 MAX_GROUP_SIZE = 256 << 20
+
+_NO_PHOTO = frozenset({HIDDEN, LOOP, NEITHER})
+"""Reasons for which a path is left out that is no bad photo, whatever its name is."""
 
 _MIN_GROUPS = 64
 _NAMES_IN_MESSAGE = 20
@@ -157,7 +160,7 @@ def plan_extraction(
     estimates: dict[str, array[int]] = {key: array("Q") for key in PhotoEstimate._fields}
     states = array("Q")
     last_name = last_path = ""  # of the last photo that is not skipped
-    walk = FolderWalk(root, include_hidden=include_hidden)
+    walk = FolderWalk(root, include_hidden=include_hidden, reason_of=_reason_of)
     for path in _list_photos(plan, walk, max(map(len, suffixes)), options):
         if bar is not None:
             bar.update()
@@ -227,21 +230,26 @@ def _list_photos(plan: ExtractPlan, walk: FolderWalk, suffix_length: int, option
     """Yield the paths of the photos in order of their images' names; skips photos by their paths and names."""
     paths: list[str] = []
     for path in walk.files():
-        if not is_photo(path):
-            walk.skip([path], reason_of_ending(path))
+        if reason := _reason_of(path):
+            walk.skip([path], reason)
         elif rejection := _name_rejection(path, suffix_length, options):
             plan.skipped.append(SkippedPhoto(path, *rejection))
         else:
             paths.append(path)
     walk.finish()
     plan.skipped += [
-        SkippedPhoto(path, reason, is_error=is_photo(path) and reason != HIDDEN) for path, reason in walk.skipped
+        SkippedPhoto(path, reason, is_error=is_photo(path) and reason not in _NO_PHOTO) for path, reason in walk.skipped
     ]
     if not paths and not any(is_photo(path) for path, _, _ in plan.skipped):
         left_out = describe_skipped(walk.skipped)
         raise NotASourceError(f"{plan.root}: holds no photo ({', '.join(sorted(PHOTO_ENDINGS))}){left_out}")
     paths.sort(key=lambda path: (image_name(path), path))
     yield from paths
+
+
+def _reason_of(path: str) -> str | None:
+    """Return the reason to leave out a file that is no photo, None for a photo."""
+    return None if is_photo(path) else reason_of_ending(path)
 
 
 def _name_rejection(path: str, suffix_length: int, options: ExtractOptions) -> Rejection | None:

@@ -9,12 +9,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlas_store.atomic import check_place
+from dlas_store.atomic import check_report_place
 from dlas_store.cli.text import (
     HIDDEN_HELP,
     WORKERS_HELP,
     byte_size,
-    counted,
+    file_ending_in,
     natural,
     one_line,
     print_json,
@@ -22,7 +22,7 @@ from dlas_store.cli.text import (
     shorten,
     summary_text,
 )
-from dlas_store.errors import ConfigError, ImportFailedError
+from dlas_store.errors import ConfigError, ImportFailedError, counted
 
 if TYPE_CHECKING:
     from dlas_store.converters.extraction.extracting import ExtractSummary
@@ -91,7 +91,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--append", action="store_true", help="add the photos that the store does not have")
     command.add_argument("--dry-run", action="store_true", help="print an estimate of the result, and write nothing")
     command.add_argument("--include-hidden", action="store_true", help=HIDDEN_HELP)
-    add("--report", "write a JSON report of the result, with every file left out", "FILE.json", Path)
+    add("--report", "write a JSON report of the result, with every file left out", "FILE.json", file_ending_in(".json"))
 
 
 def run(flags: argparse.Namespace) -> int:
@@ -102,8 +102,7 @@ def run(flags: argparse.Namespace) -> int:
     options, workers = ExtractOptions.read(config_options, exclude=flags.exclude), workers_of(config_options)
     if flags.dry_run:
         return _estimate(flags, options, workers)
-    if flags.report is not None:
-        check_place(flags.report)
+    check_report_place(flags.report)
     from dlas_store.converters.extraction.extracting import extract
     from dlas_store.storage.commit import discard_interrupted
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from dlas_store.cli.text import counted, megabytes, print_json
+from dlas_store.cli.text import megabytes, print_json
+from dlas_store.errors import counted
 
 if TYPE_CHECKING:
     from dlas_store.maintenance.info import StoreInfo

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dlas_store import __version__
-from dlas_store.atomic import StagingDirectory, check_place
+from dlas_store.atomic import StagingDirectory, check_report_place
 from dlas_store.cli import extract as extract_command
 from dlas_store.cli import info as info_command
 from dlas_store.cli import verify as verify_command
@@ -23,8 +23,8 @@ from dlas_store.cli.text import (
     HIDDEN_HELP,
     WORKERS_HELP,
     byte_size,
-    counted,
     escape_unprintable,
+    file_ending_in,
     natural,
     one_line,
     open_closed_streams,
@@ -36,7 +36,7 @@ from dlas_store.cli.text import (
     take_names_as_utf8,
 )
 from dlas_store.cli.usage import PROGRAM, CommandParser, parse
-from dlas_store.errors import ConfigError, StoreError
+from dlas_store.errors import ConfigError, StoreError, counted
 from dlas_store.progress import DISPLAY, Display
 
 
@@ -168,7 +168,9 @@ def _parsers() -> tuple[CommandParser, dict[str, CommandParser]]:
     command = add("salvage", _salvage, "Copy the undamaged images of a damaged store into a new store.", resumes=True)
     command.add_argument("store", type=Path, metavar="STORE", help="the damaged store")
     command.add_argument("new", type=Path, metavar="NEW", help="the store to write, NAME.lmdb")
-    command.add_argument("--report", type=Path, metavar="FILE.json", help="write a JSON report that lists every loss")
+    command.add_argument(
+        "--report", type=file_ending_in(".json"), metavar="FILE.json", help="write a JSON report that lists every loss"
+    )
     add_workers(command)
 
     command = add("reindex", _reindex, "Rebuild the index of a store from its shards.")
@@ -187,7 +189,9 @@ def _parsers() -> tuple[CommandParser, dict[str, CommandParser]]:
     command.add_argument(
         "--batches", type=positive, default=10, metavar="N", help="batches of each dataset (default: 10)"
     )
-    command.add_argument("--picture", type=_png, metavar="FILE.png", help="also draw items of each dataset")
+    command.add_argument(
+        "--picture", type=file_ending_in(".png"), metavar="FILE.png", help="also draw items of each dataset"
+    )
 
     command = add("help", _help, "Print the help of a command.")
     command.add_argument("topic", nargs="?", choices=list(commands.choices), metavar="COMMAND", help="the command")
@@ -200,7 +204,9 @@ def _add_preview_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("images", nargs="*", metavar="IMAGE", help="names of images (default: the first few)")
     command.add_argument("--count", type=positive, metavar="N", help="number of images (default: 4, or 24 pictures)")
     command.add_argument("--random", type=natural, metavar="SEED", help="images chosen at random, by this seed")
-    command.add_argument("-o", "--output", type=_png, required=True, metavar="FILE.png", help="the file to write")
+    command.add_argument(
+        "-o", "--output", type=file_ending_in(".png"), required=True, metavar="FILE.png", help="the file to write"
+    )
 
 
 def _add_import_arguments(command: argparse.ArgumentParser) -> None:
@@ -214,7 +220,10 @@ def _add_import_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--layout", choices=("chunked", "pictures"), help="layout of SRC (default: detected)")
     command.add_argument("--resolution", type=positive, metavar="N", help="of an LMDB with keys such as 256-00001")
     command.add_argument("--root", type=Path, metavar="R", help="folder of the published files of torch:NAME")
-    command.add_argument("--split", help="split of torch:NAME: train (default) or test")
+    command.add_argument(
+        "--split",
+        help="split of torch:NAME: train (default), test or val; imagefolder takes R itself if R holds the classes",
+    )
     command.add_argument("--append", action="store_true", help="add the images that STORE does not have")
     command.add_argument(
         "--checksum", action="store_true", help="with --append: compare file contents, not only names and sizes"
@@ -226,7 +235,10 @@ def _add_import_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--decode", action="store_true", help="decode every picture to check it")
     command.add_argument("--include-hidden", action="store_true", help=HIDDEN_HELP)
     command.add_argument(
-        "--report", type=Path, metavar="FILE.json", help="write a JSON report of the result, with every file left out"
+        "--report",
+        type=file_ending_in(".json"),
+        metavar="FILE.json",
+        help="write a JSON report of the result, with every file left out",
     )
     command.add_argument(
         "--shard-size",
@@ -242,8 +254,7 @@ def _import(options: argparse.Namespace) -> int:
 
     if options.checksum and not options.append:
         raise ConfigError("--checksum compares files with those in the store; use it with --append")
-    if options.report is not None:
-        check_place(options.report)
+    check_report_place(options.report)
     if options.restart and (options.append or not os.path.lexists(options.store)):
         discard_interrupted(options.store)
     summary = import_store(
@@ -318,8 +329,7 @@ def _salvage(options: argparse.Namespace) -> int:
     from dlas_store.converters.salvaging import salvage
     from dlas_store.storage.commit import discard_interrupted
 
-    if options.report is not None:
-        check_place(options.report)
+    check_report_place(options.report)
     if options.restart and not os.path.lexists(options.new):
         discard_interrupted(options.new)
     summary = salvage(options.store, options.new, workers=options.workers, report=options.report)
@@ -380,10 +390,3 @@ def _help(options: argparse.Namespace) -> int:
     parser: argparse.ArgumentParser = options.parsers[options.topic] if options.topic else options.parser
     parser.print_help()
     return 0
-
-
-def _png(text: str) -> Path:
-    path = Path(text).expanduser()
-    if path.suffix.lower() != ".png":
-        raise argparse.ArgumentTypeError(f"must be a file name that ends in .png, got {text!r}")
-    return path

@@ -26,9 +26,8 @@ from dlas_store.cli.sheet import (
     text_line,
     write_png,
 )
-from dlas_store.cli.text import counted
 from dlas_store.cli.usage import nearest
-from dlas_store.errors import ConfigError, ImageError, NameNotFoundError
+from dlas_store.errors import ConfigError, ImageError, NameNotFoundError, counted
 from dlas_store.images.decode import decode
 from dlas_store.opening import open_if_path
 from dlas_store.sources.base import Center, Source

@@ -31,10 +31,9 @@ from dlas_store.cli.sheet import (
     text_lines,
     write_png,
 )
-from dlas_store.cli.text import counted
 from dlas_store.config import load_config
 from dlas_store.datasets import create_dataloader, create_dataset
-from dlas_store.errors import ConfigError
+from dlas_store.errors import ConfigError, counted
 from dlas_store.loading import ThreadsLoader
 
 ITEMS = 6

@@ -8,8 +8,11 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
+
+from dlas_store.errors import counted
 
 WORKERS_HELP = "worker processes (default: one a core; 0: none, work in this process)"
 
@@ -77,16 +80,6 @@ def summary_text(summary: Summary) -> str:
     return f"{counts}, {megabytes(summary.payload_bytes)} in {summary.seconds:.1f} s"
 
 
-def counted(count: int, noun: str) -> str:
-    """Return a number with its noun, in the plural unless the number is 1.
-
-    >>> counted(1, "patch"), counted(2000, "patch"), counted(0, "image")
-    ('1 patch', '2,000 patches', '0 images')
-    """
-    plural = "es" if noun.endswith(("ch", "ss")) else "s"
-    return f"{count:,} {noun}{'' if count == 1 else plural}"
-
-
 def print_json(facts: Mapping[str, Any]) -> None:
     """Print the result of a command as JSON."""
     print(json.dumps(facts, indent=2))
@@ -145,6 +138,18 @@ def share(text: str) -> float:
             f"must be a percentage such as 5% or 0.1%, above 0% and at most 100%, got {text!r}"
         )
     return float(match[1]) / 100
+
+
+def file_ending_in(ending: str) -> Callable[[str], Path]:
+    """Return a parser of an option's file name, which must have an ending such as .png; ``~`` is expanded."""
+
+    def parse(text: str) -> Path:
+        path = Path(text).expanduser()
+        if path.suffix.lower() != ending:
+            raise argparse.ArgumentTypeError(f"must be a file name that ends in {ending}, got {text!r}")
+        return path
+
+    return parse
 
 
 def byte_size(text: str) -> int:

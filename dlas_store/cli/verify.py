@@ -6,8 +6,8 @@ import argparse
 import secrets
 from pathlib import Path
 
-from dlas_store.cli.text import HIDDEN_HELP, counted, natural, print_json, share
-from dlas_store.errors import ConfigError
+from dlas_store.cli.text import HIDDEN_HELP, natural, print_json, share
+from dlas_store.errors import ConfigError, counted
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, zip_longest
@@ -18,7 +19,7 @@ from dlas_store.errors import (
     PatchIndexError,
     StoreError,
 )
-from dlas_store.opening import open_if_path
+from dlas_store.opening import open_if_path, open_source
 from dlas_store.processes import Progress, count_workers, run_in_order
 from dlas_store.progress import progress_bar
 from dlas_store.sources.base import CENTERS_FILE, REFERENCE_FILE, PickledSubset, Source
@@ -141,14 +142,16 @@ def compare(
         include_hidden: compare with the hidden files of a folder, too; see open_source.
 
     Raises:
-        NotASourceError: ``path`` is not a store, or ``against`` is not a source.
+        NotASourceError: ``path`` is not a store, or ``against`` is not a source or one of the other layout.
         DamagedError: the store or the source cannot be opened.
     """
     report = VerifyReport()
     source_path = against.path if isinstance(against, Source) else against
-    with Store(path) as store, open_if_path(against, store.layout, include_hidden=include_hidden) as source:
+    with Store(path) as store, _open_against(store, against, include_hidden=include_hidden) as source:
         source_names = list(map(source.image_name, range(source.image_count)))
         store_names = list(_readable_names(store, report))
+        if not isinstance(against, Source) and set(store_names).isdisjoint(source_names):
+            _check_layout(store, against, include_hidden=include_hidden)
         for name in sorted(set(store_names).difference(source_names)):
             report.findings.append(Finding("", name, "", "not in source", f"{source_path} has no such image"))
         for name in sorted(set(source_names).difference(store_names)):
@@ -166,6 +169,28 @@ def compare(
             ):
                 report.add(job_report)
     return report
+
+
+def _open_against(
+    store: Store, against: Path | str | Source, *, include_hidden: bool
+) -> AbstractContextManager[Source]:
+    try:
+        return open_if_path(against, store.layout, include_hidden=include_hidden)
+    except NotASourceError:
+        if not isinstance(against, Source):
+            _check_layout(store, against, include_hidden=include_hidden)
+        raise
+
+
+def _check_layout(store: Store, against: Path | str, *, include_hidden: bool) -> None:
+    """Raise NotASourceError if a source has another layout than the store by itself."""
+    with open_source(against, include_hidden=include_hidden) as source:
+        if source.layout != store.layout:
+            kinds = {"chunked": "image folders of patches", "pictures": "pictures"}
+            raise NotASourceError(
+                f"{against}: holds {kinds[source.layout]} (layout {source.layout}), and {store.path} holds "
+                f"{kinds[store.layout]} (layout {store.layout}); compare the store with the source that it came from"
+            )
 
 
 def differences(store: Source, number: int, source: Source, source_number: int) -> Iterator[tuple[str, str]]:

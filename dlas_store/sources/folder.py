@@ -114,6 +114,10 @@ class FolderSource(Source):
         """Yield the files of all images, or of the named ones, in order; record skipped paths in the walk."""
 
     @abstractmethod
+    def _reason_of(self, path: str) -> str | None:
+        """Return the reason to leave out the file at a path below the folder, None for a file that is taken."""
+
+    @abstractmethod
     def _read_centers(self, image: str) -> dict[int, Center]:
         """Return the centres of an image that has a centers.pt."""
 
@@ -246,7 +250,7 @@ class FolderSource(Source):
         """Yield the files of every image, and fill ``skipped``."""
         if extra_fields is None:
             extra_fields = ExtraFields(self.path, images=self._images)
-        walk = FolderWalk(self.path, include_hidden=self.include_hidden)
+        walk = FolderWalk(self.path, include_hidden=self.include_hidden, reason_of=self._reason_of)
         self.skipped = walk.skipped
         names_without_image = set(extra_fields.images)
         for image in self._find_images(walk, self._images):

@@ -13,12 +13,15 @@ from dlas_store.errors import NotASourceError
 from dlas_store.sources.base import CENTERS_FILE, REFERENCE_FILE, Center, Image
 from dlas_store.sources.centers import read_centers
 from dlas_store.sources.folder import FolderSource, ImageFiles, is_picture, reason_of_ending
-from dlas_store.sources.walk import EXTRA_FILE, FolderWalk
+from dlas_store.sources.walk import EXTRA_FILE, LOOP, FolderWalk
 
 _CACHE_FILE = "cache.pth"
 
 _NO_PATCHES, _NESTED = "folder without patches", "folder in an image folder"
 """Reasons for which a chunked folder skips a folder."""
+
+_LOOSE = "not an image folder"
+"""Reason for which a chunked folder skips a file beside the image folders."""
 
 _CHUNKED_FILES = {REFERENCE_FILE: "reference of a chunked folder", CENTERS_FILE: "centres of a chunked folder"}
 """File of a chunked folder that PictureFolder skips -> the reason."""
@@ -34,10 +37,10 @@ class ChunkedFolder(FolderSource):
     layout = "chunked"
 
     def _find_images(self, walk: FolderWalk, images: tuple[str, ...] | None) -> Iterator[ImageFiles]:
-        root = walk.identity("")
+        around = walk.around_root()
         for name in self._image_folders(walk) if images is None else images:
-            if walk.identity(name) == root:
-                walk.skip([name], "link to a folder that it lies in")
+            if walk.identity(name) in around:
+                walk.skip([name], LOOP)
             elif image := _list_image(walk, name):
                 yield image
 
@@ -50,6 +53,11 @@ class ChunkedFolder(FolderSource):
         folders = [path for path, reason in self.skipped if reason in {_NO_PATCHES, _NESTED}]
         return sorted(folder for folder in folders if _holds_patches(self.path / folder))
 
+    def _reason_of(self, path: str) -> str | None:
+        if "/" not in path:
+            return _LOOSE
+        return None if is_picture(path) else reason_of_ending(path)
+
     def _read_centers(self, image: str) -> dict[int, Center]:
         return read_centers(self.path / image / CENTERS_FILE)
 
@@ -61,7 +69,7 @@ class ChunkedFolder(FolderSource):
             if file == _CACHE_FILE:
                 walk.skip([file], "the scan that DL-Art-School keeps, made anew from the folder")
             elif file != EXTRA_FILE:
-                walk.skip([file], "not an image folder")
+                walk.skip([file], _LOOSE)
         return folders
 
 
@@ -101,22 +109,21 @@ class PictureFolder(FolderSource):
                 raise NotASourceError(f"{walk.root / name}: no such picture")
             yield ImageFiles(name, [basename(name)], has_reference=False, has_centers=False)
 
+    def _reason_of(self, path: str) -> str | None:
+        if path == EXTRA_FILE:
+            return None
+        return _CHUNKED_FILES.get(basename(path)) or (None if is_picture(path) else reason_of_ending(path))
+
     def _read_centers(self, image: str) -> dict[int, Center]:
         raise AssertionError(f"{image}: a picture has no centres")
 
     def _pictures(self, walk: FolderWalk) -> Iterator[str]:
         """Yield the paths of all pictures, sorted."""
         for path in walk.files():
-            if reason := _skip_reason(path):
+            if reason := self._reason_of(path):
                 walk.skip([path], reason)
             elif path != EXTRA_FILE:
                 yield path
-
-
-def _skip_reason(path: str) -> str | None:
-    if path == EXTRA_FILE:
-        return None
-    return _CHUNKED_FILES.get(basename(path)) or (None if is_picture(path) else reason_of_ending(path))
 
 
 class ClassFolders(PictureFolder):

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from dlas_store.errors import ConfigError, DamagedError, NotASourceError
 from dlas_store.sources.arrays import ArrayPictures, LabelledPictures
 from dlas_store.sources.base import Source
+from dlas_store.sources.folder import is_picture
 from dlas_store.sources.inert_pickle import (
     SAFE_OPCODES,
     DType,
@@ -30,6 +31,7 @@ from dlas_store.sources.inert_pickle import (
     make_dtype,
 )
 from dlas_store.sources.layouts import ClassFolders
+from dlas_store.sources.walk import FolderWalk
 
 SPLITS = ("train", "test", "val")
 """Splits of a dataset; ``val`` is another name for ``test``."""
@@ -64,7 +66,8 @@ def open_published(name: str, root: Path, *, split: str | None = None, include_h
     Args:
         name: one of NAMES.
         root: folder of the publisher's files, or the folder that contains it, as torchvision downloads it.
-        split: one of SPLITS. None means ``train``; for imagefolder, None means that ``root`` holds the class folders.
+        split: one of SPLITS. None means ``train``; for imagefolder, None means that ``root`` holds the class
+            folders, and ``train`` only if all folders of ``root`` are called as splits and hold folders, no pictures.
         include_hidden: read hidden files and folders of class folders, too; see open_source.
 
     Raises:
@@ -126,10 +129,28 @@ def _open_cifar(
 def _open_classes(root: Path, name: str, split: str | None, *, include_hidden: bool) -> Source:
     if name == "imagenet":
         split = "train" if split in (None, "train") else "val"
+    elif split is None and _holds_splits(root, include_hidden=include_hidden):
+        split = "train"
+        if not (root / split).is_dir():
+            raise NotASourceError(f"{root}: holds folders of splits, but none is called train; choose one with --split")
     source = ClassFolders(root if split is None else root / split, include_hidden=include_hidden)
     if next(source.listings(), None) is None:
         raise NotASourceError(f"{source.path}: holds no pictures in folders of classes")
     return source
+
+
+def _holds_splits(root: Path, *, include_hidden: bool) -> bool:
+    """Return whether a folder holds only folders of splits, which hold folders and no pictures of their own."""
+    if not root.is_dir():
+        return False
+    walk = FolderWalk(root, include_hidden=include_hidden)
+    _, splits = walk.entries("")
+    if not splits or not set(splits).issubset(SPLITS):
+        return False
+    contents = [walk.entries(split) for split in splits]
+    return any(folders for _, folders in contents) and not any(
+        is_picture(file) for files, _ in contents for file in files
+    )
 
 
 def _missing_files(root: Path, names: str, folders: tuple[str, ...]) -> NotASourceError:

@@ -5,19 +5,26 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgpack
 
-from dlas_store.errors import DamagedError, NotASourceError
+from dlas_store.errors import DamagedError, NotASourceError, counted
 
 EXTRA_FILE = "metadata.jsonl"
 """Name of the file of extra fields, in the root of the folder."""
 
 HIDDEN = "hidden or made by a system, taken with --include-hidden"
 """Reason to skip a hidden path, and all below it; see is_hidden."""
+
+NEITHER = "neither a file nor a folder"
+"""Reason to skip a device, a pipe or a socket, or a link to one."""
+
+LOOP = "link to a folder that it lies in"
+"""Reason to skip a link that would lead the walk to the link itself again, or out of the root to all that is beside."""
 
 _SYSTEM_NAMES = frozenset({
     "__MACOSX", "@eaDir", "@Recycle", "#recycle", "@Recently-Snapshot", "#snapshot", "lost+found", "$RECYCLE.BIN",
@@ -57,11 +64,22 @@ class FolderWalk:
     Attributes:
         root: the folder; all paths are relative to it.
         include_hidden: whether hidden paths are listed; otherwise they are skipped. The root itself may be hidden.
-        skipped: the paths skipped so far.
+        skipped: the paths skipped so far; bytes of a name that are not UTF-8 are escaped.
     """
 
-    def __init__(self, root: Path, *, include_hidden: bool = False) -> None:
+    def __init__(
+        self, root: Path, *, include_hidden: bool = False, reason_of: Callable[[str], str | None] | None = None
+    ) -> None:
+        """Prepare a walk.
+
+        Args:
+            root: the folder.
+            include_hidden: as above.
+            reason_of: function that gives the reason to leave out the file at a path, None for a file that is taken.
+                It is asked about names that are not UTF-8, which are an error only for files that would be taken.
+        """
         self.root = root
+        self._reason_of = reason_of
         self.include_hidden = include_hidden
         self.skipped: list[SkippedPath] = []
         self._not_utf8: list[str] = []
@@ -97,12 +115,10 @@ class FolderWalk:
             with os.scandir(self.root / folder) as entries:
                 for entry in entries:
                     path = f"{folder}/{entry.name}" if folder else entry.name
-                    if not self.include_hidden and is_hidden(entry.name):
-                        self.skip([path], HIDDEN)
+                    if reason := self._reason_to_skip(entry, path):
+                        self.skip([_escaped(path)], reason)
                     elif not is_utf8(entry.name):
                         self._not_utf8.append(path)
-                    elif reason := _skip_reason(entry):
-                        self.skip([path], reason)
                     else:
                         (folders if entry.is_dir() else files).append(path)
         except OSError as error:
@@ -113,22 +129,41 @@ class FolderWalk:
         """Yield the paths of all files at any depth, sorted by code point.
 
         The walk keeps the names of one folder for each level of depth. A link to a folder that contains the link is
-        skipped.
+        skipped, also if that folder lies above the root.
         """
-        stack = [(self.identity(""), self._sorted_entries(""))]
+        stack = [(self.around_root(), self._sorted_entries(""))]
         while stack:
-            path = next(stack[-1][1], None)
+            around, entries = stack[-1]
+            path = next(entries, None)
             if path is None:
                 stack.pop()
             elif path.endswith("/"):
                 folder = path[:-1]
                 identity = self.identity(folder)
-                if any(identity == ancestor for ancestor, _ in stack):
-                    self.skip([folder], "link to a folder that it lies in")
+                if identity in around:
+                    self.skip([folder], LOOP)
                 else:
-                    stack.append((identity, self._sorted_entries(folder)))
+                    location = self.root / folder
+                    above = _identities_above(location) if location.is_symlink() else frozenset()
+                    stack.append((around | above | {identity}, self._sorted_entries(folder)))
             else:
                 yield path
+
+    def around_root(self) -> frozenset[tuple[int, int]]:
+        """Return the identities of the root and of every folder above it: no link in the root may lead there.
+
+        Raises:
+            NotASourceError: the root cannot be read.
+        """
+        return _identities_above(self.root) | {self.identity("")}
+
+    def _reason_to_skip(self, entry: os.DirEntry[str], path: str) -> str | None:
+        if not self.include_hidden and is_hidden(entry.name):
+            return HIDDEN
+        reason = _skip_reason(entry)
+        if reason is None and self._reason_of is not None and not is_utf8(entry.name) and entry.is_file():
+            return self._reason_of(path)
+        return reason
 
     def _sorted_entries(self, folder: str) -> Iterator[str]:
         entries, folders = self.entries(folder)
@@ -147,8 +182,10 @@ class FolderWalk:
         if self._not_utf8:
             names = ", ".join(repr(os.fsencode(path)) for path in self._not_utf8[:_NAMES_IN_MESSAGE])
             ellipsis = ", ..." if len(self._not_utf8) > _NAMES_IN_MESSAGE else ""
-            problem = "are not UTF-8, rename them" if FILE_NAMES_ARE_UTF8 else locale_problem()
-            raise NotASourceError(f"{self.root}: {len(self._not_utf8)} names {problem}: {names}{ellipsis}")
+            count = len(self._not_utf8)
+            verb, them = ("is", "it") if count == 1 else ("are", "them")
+            problem = f"{verb} not UTF-8, rename {them}" if FILE_NAMES_ARE_UTF8 else f"{verb} {locale_problem()}"
+            raise NotASourceError(f"{self.root}: {counted(count, 'name')} {problem}: {names}{ellipsis}")
 
     def _unlistable(self, folder: str, error: OSError) -> NotASourceError:
         advice = "; allow it, or move the folder away" if isinstance(error, PermissionError) else ""
@@ -252,7 +289,7 @@ def is_hidden(name: str) -> bool:
 def locale_problem() -> str:
     """Return the reason why this process cannot read or write file names that are not ASCII, and the way out."""
     encoding = sys.getfilesystemencoding()
-    return f"are not ASCII, and Python takes file names as {encoding} in this locale; set PYTHONUTF8=1 and start again"
+    return f"not ASCII, and Python takes file names as {encoding} in this locale; set PYTHONUTF8=1 and start again"
 
 
 def is_utf8(name: str) -> bool:
@@ -274,7 +311,21 @@ def _skip_reason(entry: os.DirEntry[str]) -> str | None:
             return None
     except OSError as error:
         return f"link that cannot be followed ({error.strerror})"
-    return "broken link" if entry.is_symlink() else "neither a file nor a folder"
+    return NEITHER if os.path.exists(entry.path) else "broken link"  # noqa: PTH110 - as is_dir, without a Path
+
+
+def _identities_above(folder: Path) -> frozenset[tuple[int, int]]:
+    """Return (device, inode) of every folder above the place of a folder, links resolved, that can be read."""
+    identities = set()
+    for parent in Path(os.path.realpath(folder)).parents:
+        with suppress(OSError):
+            status = parent.stat()
+            identities.add((status.st_dev, status.st_ino))
+    return frozenset(identities)
+
+
+def _escaped(path: str) -> str:
+    return path if is_utf8(path) else os.fsencode(path).decode(errors="backslashreplace")
 
 
 def _is_line_of_hugging_face(line: bytes) -> bool:

@@ -265,7 +265,7 @@ def test_an_open_source_is_imported_with_the_limit_of_pixels_that_it_has(
 
 def test_shards_of_an_interrupted_import_are_not_taken_over_with_another_limit_of_pixels(tmp_path: Path) -> None:
     source = write(tmp_path / "data", {"a/1.jpg": JPEG, "a/ref.jpg": ppm(7), "b/1.jpg": b"broken"})
-    with pytest.raises(ImportFailedError, match=r"1 bad files so far: .*b/1\.jpg"):
+    with pytest.raises(ImportFailedError, match=r"1 bad file so far: .*b/1\.jpg"):
         import_store([source], tmp_path / "s.lmdb", shard_size=1, workers=1)
     assert states(tmp_path / "s.lmdb.partial")
     with (

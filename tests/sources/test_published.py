@@ -126,6 +126,23 @@ def test_splits_are_folders_of_their_own(tmp_path: Path) -> None:
         assert open_published(name, tmp_path, split=split).path == tmp_path / "val"
 
 
+def test_a_folder_of_splits_gives_train(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        (tmp_path / split / "cat").mkdir(parents=True)
+        (tmp_path / split / "cat/1.png").write_bytes(png(noise(6, 8)))
+    assert open_published("imagefolder", tmp_path).path == tmp_path / "train"
+    (tmp_path / "train").rename(tmp_path / "test")
+    with pytest.raises(NotASourceError, match="--split"):
+        open_published("imagefolder", tmp_path)
+
+
+def test_classes_called_as_splits_are_classes(tmp_path: Path) -> None:
+    for name in ("train", "val"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").write_bytes(png(noise(6, 8)))
+    assert open_published("imagefolder", tmp_path).path == tmp_path
+
+
 # The source
 
 

@@ -12,7 +12,7 @@ import pytest
 from dlas_store.errors import DamagedError, NotASourceError
 from dlas_store.sources.folder import FolderSource
 from dlas_store.sources.layouts import ChunkedFolder, PictureFolder
-from dlas_store.sources.walk import EXTRA_FILE, HIDDEN, SkippedPath, extra_line
+from dlas_store.sources.walk import EXTRA_FILE, HIDDEN, LOOP, NEITHER, SkippedPath, extra_line
 from tests.support.file_trees import write
 from tests.support.sample_data import noise, png
 
@@ -69,12 +69,10 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     source = PictureFolder(root)
     assert [source.image_name(number) for number in range(source.image_count)] == [
         "a/1.png",
-        "a/parent/other/x/2.png",
         "link.png",
         "link/x/2.png",
     ]
-    circles = ["a/parent/other/x/up", "a/parent/root", "link/x/up"]
-    assert [skipped.path for skipped in source.skipped] == circles
+    assert [skipped.path for skipped in source.skipped] == ["a/parent", "link/x/up"]
     assert ChunkedFolder(make_tree(tmp_path / "chunked", "z/1.png")).image_count == 1
 
 
@@ -142,3 +140,48 @@ def test_extra_fields_that_change_under_an_open_source_are_an_error(chunked: Pat
     (chunked / EXTRA_FILE).write_text(extra_line("b", {}) + extra_line("a", {}))
     with pytest.raises(DamagedError, match="changed"):
         source.image(0)
+
+
+def test_links_to_folders_above_the_root_are_left_out(tmp_path: Path) -> None:
+    root = make_tree(tmp_path / "top/data", "a.png", "sub/b.png").resolve()
+    make_tree(tmp_path, "top/other.png", "away/deep/c.png")
+    (root / "sub/up").symlink_to("../../..")
+    (root / "system").symlink_to("/")
+    (root / "away").symlink_to(tmp_path / "away/deep")
+    (tmp_path / "away/deep/up").symlink_to("..")
+    (tmp_path / "link").symlink_to(root)
+    for path in (root, tmp_path / "link"):
+        source = PictureFolder(path)
+        assert [listing.name for listing in source.listings()] == ["a.png", "away/c.png", "sub/b.png"]
+        assert sorted(source.skipped) == [SkippedPath(name, LOOP) for name in ("away/up", "sub/up", "system")]
+
+
+def test_a_chunked_folder_leaves_out_links_above_itself(tmp_path: Path) -> None:
+    root = make_tree(tmp_path / "top/data", "a/1.png", "a/ref.jpg")
+    make_tree(tmp_path, "top/other.png")
+    (root / "up").symlink_to("..")
+    source = ChunkedFolder(root)
+    assert [listing.name for listing in source.listings()] == ["a"]
+    assert source.skipped == [SkippedPath("up", LOOP)]
+
+
+@KINDS
+def test_a_name_that_is_not_utf8_of_no_picture_is_left_out(chunked: Path, kind: type[FolderSource]) -> None:
+    Path(os.fsdecode(os.fsencode(chunked / "a") + b"/bad\xff.txt")).touch()
+    source = kind(chunked)
+    assert len(list(source.listings())) > 0
+    assert SkippedPath(r"a/bad\xff.txt", "unknown file") in source.skipped
+
+
+def test_one_name_that_is_not_utf8_is_counted_as_one(chunked: Path) -> None:
+    Path(os.fsdecode(os.fsencode(chunked / "b") + b"/\xff.png")).touch()
+    with pytest.raises(NotASourceError, match="1 name is not UTF-8, rename it"):
+        len(PictureFolder(chunked))
+
+
+@KINDS
+def test_links_to_devices_are_not_broken(chunked: Path, kind: type[FolderSource]) -> None:
+    (chunked / "a/zero.png").symlink_to("/dev/zero")
+    source = kind(chunked)
+    assert len(list(source.listings())) > 0
+    assert SkippedPath("a/zero.png", NEITHER) in source.skipped

@@ -495,3 +495,15 @@ def test_a_report_that_cannot_be_written_is_known_before_the_work(tmp_path: Path
     assert result.status in (1, 2)
     assert "r.json" in error_line(result, result.status)
     assert not (tmp_path / "s.lmdb").exists()
+
+
+def test_what_is_no_photo_does_not_stop_an_extraction(tmp_path: Path) -> None:
+    photos = photos_with(tmp_path, {})
+    Path(os.fsdecode(os.fsencode(photos) + b"/bad\xff.txt")).touch()
+    (photos / "zero.jpg").symlink_to("/dev/zero")
+    (photos / "up").symlink_to("..")
+    result = call("extract", *SMALL, photos, tmp_path / "s.lmdb")
+    assert result.status == 0, result
+    assert "left out, neither a file nor a folder: 1 (zero.jpg)" in result.out
+    assert "left out, link to a folder that it lies in: 1 (up)" in result.out
+    assert r"bad\xff.txt" in result.out
