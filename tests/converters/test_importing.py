@@ -312,7 +312,7 @@ def _basicsr(path: Path) -> None:
     path.mkdir()
     with lmdb.open(str(path), map_size=1 << 20) as environment, environment.begin(write=True) as transaction:
         transaction.put(b"baboon", PNG)
-    (path / "meta_info.txt").write_text("baboon.png (16,16,3) 1\n")
+    (path / "meta_info.txt").write_text("baboon.png (16,16,3) 1\nlenna.png (16,16,3) 1\n")  # which has no key
 
 
 def _foreign_lmdb(path: Path) -> None:
