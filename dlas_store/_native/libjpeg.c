@@ -190,9 +190,11 @@ static const char *check_entropy_step(JpegDecoder *self)
     return NULL;
 }
 
-/* Decodes a JPEG without converting its colours, and throws the rows away. seen: receives 1 for each message that the
- * library gave. Returns 0 if the library refused the JPEG, or the JPEG has another size. */
-static int note_messages(JpegDecoder *self, const uint8_t *data, size_t size, unsigned height, unsigned width, uint8_t *seen)
+/* Decodes a JPEG without converting its colours, and throws the rows away. seen, seen_behind: receive 1 for each message
+ * that the library gave up to the last row, and behind it. Returns 0 if the library did not decode all rows, or the JPEG
+ * has another size. */
+static int note_messages(JpegDecoder *self, const uint8_t *data, size_t size, unsigned height, unsigned width,
+                         uint8_t *seen, uint8_t *seen_behind)
 {
     DecompressStruct *jpeg = &self->jpeg;
     uint8_t *volatile row = NULL; /* volatile, because setjmp requires it */
@@ -209,14 +211,15 @@ static int note_messages(JpegDecoder *self, const uint8_t *data, size_t size, un
                 uint8_t *rows[1] = {row};
                 while (jpeg->rows_out < jpeg->height_out)
                     self->functions.read_rows(jpeg, rows, 1);
-                is_done = self->functions.finish(jpeg);
+                is_done = 1;
+                self->seen_messages = seen_behind;
+                self->functions.finish(jpeg);
             }
         }
     }
     free(row);
     self->seen_messages = NULL;
-    if (!is_done)
-        self->functions.abort(jpeg);
+    self->functions.abort(jpeg);
     return is_done;
 }
 
@@ -304,7 +307,8 @@ static PyObject *decode(Libjpeg *self, PyObject *args)
 }
 
 PyDoc_STRVAR(messages_doc, "messages($self, data, height, width, /)\n--\n\n"
-             "Decode a JPEG of any colours; return (whether that succeeded, the warnings and the error that were given).\n\n"
+             "Decode a JPEG of any colours; return (whether all rows were decoded, the warnings and the error up\n"
+             "to the last row, and those behind it).\n\n"
              "Messages are the library's, without the numbers in them; each comes once. The decoding goes on after warnings.");
 
 static PyObject *list_messages(const Functions *functions, const uint8_t *seen)
@@ -332,7 +336,8 @@ static PyObject *get_messages(Libjpeg *self, PyObject *args)
     unsigned height, width;
     uint8_t seen[MAX_MESSAGES] = {0};
     JpegDecoder *decoder;
-    PyObject *messages;
+    uint8_t seen_behind[MAX_MESSAGES] = {0};
+    PyObject *messages, *behind;
     int is_done;
 
     if (!PyArg_ParseTuple(args, "y*II:messages", &data, &height, &width))
@@ -343,12 +348,18 @@ static PyObject *get_messages(Libjpeg *self, PyObject *args)
         return PyErr_NoMemory();
     }
     Py_BEGIN_ALLOW_THREADS
-    is_done = note_messages(decoder, data.buf, (size_t)data.len, height, width, seen);
+    is_done = note_messages(decoder, data.buf, (size_t)data.len, height, width, seen, seen_behind);
     Py_END_ALLOW_THREADS
     PyBuffer_Release(&data);
     messages = list_messages(&self->functions, seen);
+    behind = list_messages(&self->functions, seen_behind);
     return_decoder(self, decoder);
-    return messages == NULL ? NULL : Py_BuildValue("NN", PyBool_FromLong(is_done), messages);
+    if (messages == NULL || behind == NULL) {
+        Py_XDECREF(messages);
+        Py_XDECREF(behind);
+        return NULL;
+    }
+    return Py_BuildValue("NNN", PyBool_FromLong(is_done), messages, behind);
 }
 
 /* Decides whether huffman.h decodes scans. */

@@ -81,7 +81,8 @@ def decode(
         bgr: return colours in OpenCV's order; excludes alpha.
         buffer: uint8 array, contiguous and large enough, into which simplejpeg decodes a JPEG; the result is a view.
         is_strict: refuse what else is decoded though it may be damaged: a PNG that lacks rows, which are black, and a
-            JPEG with bytes other than zeros behind the data of a scan, which may have changed.
+            JPEG with bytes other than zeros behind the data of a scan, which may have changed, or with scans in an
+            unusual order, of which one may be missing.
 
     Returns:
         uint8 (H, W, 3) RGB (or BGR), or (H, W, 4) RGBA. Grey is repeated, CMYK is converted, 16-bit values are divided
@@ -192,16 +193,21 @@ def check_picture(
 ) -> Size:
     """Check that bytes are a complete picture and return the picture's size.
 
-    The check reads the header and looks for the end marker of JPEG and PNG. A picture without an end marker is decoded;
-    with ``decode_all`` every picture is decoded. Decoding is strict, so that damage which readers cannot see is found.
+    The check reads the header and looks for the end marker of JPEG and PNG. A picture without an end marker is decoded,
+    and so is a JPEG whose header simplejpeg refuses; with ``decode_all`` every picture is decoded, strictly, so that
+    damage which readers cannot see is found.
 
     Raises:
         ImageError: the bytes are no picture, are damaged or truncated, or have more than max_pixels pixels.
     """
-    size = image_size(data, max_pixels=max_pixels)
-    jpeg_ends = data.startswith(JPEG_START) and data.endswith(JPEG_END)
-    png_ends = data.startswith(PNG_START) and data.endswith(PNG_END)
-    if decode_all or not (jpeg_ends or png_ends):
+    if data.startswith(JPEG_START):
+        size, _, refusal = _jpeg_header(data)
+        check_size(size, max_pixels)
+        is_plausible = not refusal and data.endswith(JPEG_END)
+    else:
+        size = image_size(data, max_pixels=max_pixels)
+        is_plausible = data.startswith(PNG_START) and data.endswith(PNG_END)
+    if decode_all or not is_plausible:
         decode(data, max_pixels=max_pixels, decoder=decoder, is_strict=decode_all)
     return size
 
@@ -234,7 +240,11 @@ def _jpeg_header(data: bytes) -> tuple[Size, str, str]:
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
     except (ValueError, KeyError) as error:  # KeyError: a subsampling without a name
-        return _pillow_size(without_surplus_bytes(data), ("JPEG",), math.inf), "", str(error)
+        try:
+            size = _pillow_size(data, ("JPEG",), math.inf)
+        except ImageError:
+            size = _pillow_size(without_surplus_bytes(data), ("JPEG",), math.inf)
+        return size, "", str(error)
     return Size(height, width), colorspace, ""
 
 

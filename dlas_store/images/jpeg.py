@@ -36,7 +36,8 @@ def without_surplus_bytes(data: bytes, *, zeros: bool = False) -> bytes:
             parts.append(_ZEROS.sub(_stuffing, scan) if zeros else scan)
         marker = data[match.start(1)]
         start = match.end()
-        length = 0 if marker in _WITHOUT_LENGTH else int.from_bytes(data[start : start + 2], "big")
+        # Decoders take a length of 0 or 1 for 2, the bytes of the length itself.
+        length = 0 if marker in _WITHOUT_LENGTH else max(2, int.from_bytes(data[start : start + 2], "big"))
         position = start + length
         parts.append(b"\xff" + data[match.start(1) : position])
         pattern = _MARKER_BEHIND_SCAN if marker == _START_OF_SCAN else _MARKER

@@ -61,10 +61,14 @@ _DAMAGES = (
     "bad Huffman code",
     "bad arithmetic code",
     "instead of RST",
-    "Inconsistent progression",
 )
 """Parts of libjpeg's warnings that pixels are missing or wrong. The others, of surplus bytes, of an unknown Adobe
 transform, and of needless parameters of a scan, leave all pixels right."""
+
+_DOUBTS = ("Inconsistent progression",)
+"""Parts of warnings that a scan may be missing; decoders agree on the pixels of the others."""
+
+_SURPLUS = "extraneous bytes"
 
 _QUANTIZERS = (255, 1000, 32767)
 """Factors of coefficients that overflow the 16 bits in which SIMD instructions compute; other code has more bits."""
@@ -147,28 +151,33 @@ def find_damage(data: bytes, size: tuple[int, int], refusal: str, *, is_strict: 
         data: the bytes of a JPEG file.
         size: height and width in pixels.
         refusal: simplejpeg's reason to refuse the JPEG, "" if simplejpeg was not asked.
-        is_strict: take bytes behind the data of a scan for damage. They may be surplus, but data that changed look the
-            same if the changed data seem to end early.
+        is_strict: take for damage what may be damage: scans in an unusual order, whatever the library refuses behind
+            the pixels, and bytes behind the data of a scan. These may be surplus, but data that changed look the same
+            if the changed data seem to end early.
     """
     if not is_strict:
-        return _find_damage(data, size, refusal)[0]
+        return _find_damage(data, size, refusal, is_strict=False)[0]
     damage, has_surplus = "", True
     for zeros in (False, True):
         if has_surplus and not damage:
             whole = without_surplus_bytes(data, zeros=zeros)
-            damage, has_surplus = _find_damage(whole, size, _refusal(whole) if refusal else "")
+            damage, has_surplus = _find_damage(whole, size, _refusal(whole) if refusal else "", is_strict=True)
     return damage or ("bytes are left behind the data of a scan, which may have changed" if has_surplus else "")
 
 
-def _find_damage(data: bytes, size: tuple[int, int], refusal: str) -> tuple[str, bool]:
+def _find_damage(data: bytes, size: tuple[int, int], refusal: str, *, is_strict: bool) -> tuple[str, bool]:
     """Return the damage of a JPEG, "" if there is none, and whether it has bytes that libjpeg skips."""
     library = find_libjpeg()
-    is_decoded, messages = (True, [refusal]) if library is None else library.messages(data, *size)
-    messages = [_PLACEHOLDER.sub("?", message) for message in messages]
+    is_decoded, messages, behind = (True, [refusal], []) if library is None else library.messages(data, *size)
+    messages, behind = ([_PLACEHOLDER.sub("?", message) for message in part] for part in (messages, behind))
     if not is_decoded:
-        return refusal or "; ".join(messages) or "no decoder reads it", False
-    damages = [message for message in messages if any(part in message for part in _DAMAGES)]
-    return "; ".join(damages), any("extraneous bytes" in message for message in messages)
+        # simplejpeg gives a wrong reason for some headers that it cannot read.
+        return "; ".join(messages) or refusal or "no decoder reads it", False
+    parts = (*_DAMAGES, *_DOUBTS) if is_strict else _DAMAGES
+    damages = [message for message in messages if any(part in message for part in parts)]
+    if is_strict:
+        damages += [message for message in behind if _SURPLUS not in message]
+    return "; ".join(damages), any(_SURPLUS in message for message in messages + behind)
 
 
 def _refusal(data: bytes) -> str:

@@ -21,10 +21,27 @@ from PIL import ImageFile, TiffImagePlugin, WebPImagePlugin
 
 from dlas_store.errors import ImageError
 from dlas_store.images.memory import Pixels
-from dlas_store.images.png import PNG_START, essential_chunks, is_png_of_16_bits
+from dlas_store.images.png import PNG_END, PNG_START, essential_chunks, is_png_of_16_bits
 
-PILLOW_ERRORS = (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, struct.error, zlib.error)
-"""Exceptions that Pillow raises for malformed bytes."""
+PILLOW_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    LookupError,
+    TypeError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    BufferError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+)
+"""Exceptions that Pillow raises for malformed bytes, some of them because it did not expect these bytes."""
+
+_NO_SIZE = "not identified by this driver"
+"""Pillow's message about a header without a size, or with a side of 0 pixels."""
 
 ORIENTATION = 0x112
 """Number of the EXIF tag Orientation."""
@@ -124,7 +141,7 @@ def _decode(data: bytes, alpha: bool, max_pixels: float, formats: tuple[str, ...
         except ImageError:
             raise
         except PILLOW_ERRORS as error:
-            raise _DamagedPixelsError(f"damaged or truncated picture ({error})") from error
+            raise _DamagedPixelsError(f"damaged or truncated picture ({_reason(error)})") from error
 
 
 # Opening and loading
@@ -145,7 +162,14 @@ def _open(file: IO[bytes], name: str, open_format: _OpenFormat) -> PillowImage.I
     try:
         return open_format(file, "")
     except PILLOW_ERRORS as error:
-        raise ImageError(f"damaged {name} ({error})") from error
+        raise ImageError(f"damaged {name} ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    """Return an error's message in the words of users; its type if it has no message."""
+    if str(error) == _NO_SIZE:
+        return "the header has no size, or a side of 0 pixels"
+    return str(error) or f"Pillow fails with {type(error).__name__}"
 
 
 def _webp_size(start: bytes) -> Size:
@@ -215,7 +239,9 @@ def _to_pixels(picture: PillowImage.Image, orientation: int, *, alpha: bool) -> 
         raise ImageError("pixels are floating point numbers, which have no range to convert from")
     if picture.mode.startswith("I"):
         return to_rgb(_from_16_bits(np.asarray(picture)), alpha=alpha)
-    has_alpha = picture.has_transparency_data
+    # Pillow cannot tell whether a palette that is missing has alpha.
+    has_palette = picture.mode != "P" or picture.palette is not None
+    has_alpha = "transparency" in picture.info or (has_palette and picture.has_transparency_data)
     array: Pixels = np.array(picture.convert("RGBA" if has_alpha else "RGB"))
     if orientation != 1:
         array = _as_stored(array, orientation)
@@ -239,7 +265,10 @@ def _decode_png16(data: bytes, *, alpha: bool) -> Pixels:
     import cv2  # noqa: PLC0415 - slow to load and rarely needed here
 
     # OpenCV gives black pixels for some damaged chunks of animations.
-    array = cv2.imdecode(np.frombuffer(essential_chunks(data), np.uint8), cv2.IMREAD_UNCHANGED)
+    # OpenCV writes to standard error if the end chunk is missing, which Pillow does not need.
+    chunks = essential_chunks(data)
+    chunks = chunks if chunks.endswith(PNG_END) else chunks + b"\0\0\0\0" + PNG_END
+    array = cv2.imdecode(np.frombuffer(chunks, np.uint8), cv2.IMREAD_UNCHANGED)
     if array is None:
         raise ImageError("damaged or truncated picture (OpenCV does not decode it)")
     if array.ndim == 3:

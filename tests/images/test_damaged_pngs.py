@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image as PillowImage
-from PIL import ImageFile
+from PIL import ImageFile, PngImagePlugin
 
 from dlas_store.errors import ImageError
 from dlas_store.images.decode import check_picture, decode, image_size
@@ -143,3 +143,40 @@ def test_an_animated_png_gives_its_first_picture() -> None:
     frames[0].save(file, "PNG", save_all=True, append_images=frames[1:])
     assert check_picture(file.getvalue(), decode_all=True) == (9, 8)
     np.testing.assert_array_equal(decode(file.getvalue()), np.full((9, 8, 3), 10))
+
+
+def without_palette(depth: int, transparency: bytes) -> bytes:
+    head = struct.pack(">IIBBBBB", 8, 6, depth, 3, 0, 0, 0)
+    parts = chunk(b"IHDR", head) + transparency + chunk(b"IDAT", zlib.compress(rows(8, 6, 3, depth)))
+    return b"\x89PNG\r\n\x1a\n" + parts + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("transparency", [b"", b"\0", b"\0\x80"], ids=["opaque", "one colour", "two colours"])
+@pytest.mark.parametrize("depth", [1, 8])
+def test_a_palette_png_without_a_palette_has_pillows_pixels(depth: int, transparency: bytes) -> None:
+    data = without_palette(depth, chunk(b"tRNS", transparency) if transparency else b"")
+    with PillowImage.open(io.BytesIO(data)) as picture:
+        # With transparency Pillow's convert("RGB") ends in an AssertionError.
+        expected = np.asarray(picture.convert("RGBA" if transparency else "RGB"))[:, :, :3]
+    assert check_picture(data, decode_all=True) == (6, 8)
+    np.testing.assert_array_equal(decode(data), expected)
+    np.testing.assert_array_equal(decode(data, alpha=True)[:, :, :3], expected)
+
+
+@pytest.mark.parametrize("error", [AssertionError, KeyError, AttributeError, OverflowError, RuntimeError])
+def test_what_pillow_did_not_expect_is_an_image_error(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise error("not expected")
+
+    data = make_png(2, 8)
+    for name in ("_open", "load_end"):
+        with monkeypatch.context() as patch:
+            patch.setattr(PngImagePlugin.PngImageFile, name, fail)
+            with pytest.raises(ImageError, match="not expected"):
+                decode(data)
+
+
+def test_a_png_of_16_bits_without_its_end_is_read_silently(capfd: pytest.CaptureFixture[str]) -> None:
+    data = make_png(2, 16)
+    np.testing.assert_array_equal(decode(data[:-12]), decode(data))
+    assert capfd.readouterr().err == ""

@@ -208,6 +208,76 @@ def test_a_strict_check_refuses_whatever_simplejpeg_refuses() -> None:
     assert refused > 120
 
 
+# Headers, and segments behind the scan
+
+FRAME = PATCH.index(b"\xff\xc0")
+
+
+def with_segment(marker: int, length: int) -> bytes:
+    return PATCH[:FRAME] + bytes([0xFF, marker]) + length.to_bytes(2, "big") + b"ab" + PATCH[FRAME:]
+
+
+@pytest.mark.usefixtures("_library")
+@pytest.mark.parametrize("length", [0, 1, 2, 3])
+@pytest.mark.parametrize("marker", [0xE0, 0xE1, 0xEE, 0xFE])
+def test_segments_with_a_wrong_length_are_skipped(marker: int, length: int) -> None:
+    data = with_segment(marker, length)
+    check_read(data, pillows(data))
+
+
+@pytest.mark.parametrize("length", [0, 1])
+def test_a_first_segment_with_a_wrong_length_is_skipped(length: int) -> None:
+    data = PATCH[:4] + length.to_bytes(2, "big") + PATCH[6:]
+    check_read(data, pillows(data))
+
+
+@pytest.mark.usefixtures("_library")
+@pytest.mark.parametrize(
+    "data",
+    [
+        PATCH[:FRAME] + b"\xff\xd8" + PATCH[FRAME:],
+        with_segment(0xF0, 4),
+        with_segment(0xCC, 4),
+        with_segment(0xDD, 3),
+    ],
+    ids=["second start", "unknown marker", "bad arithmetic table", "bad restart interval"],
+)
+def test_a_header_that_no_decoder_reads_is_refused_without_decoding_all(data: bytes) -> None:
+    for read in (check_picture, decode):
+        with pytest.raises(ImageError) as error:
+            read(data)
+        assert "subsampling" not in str(error.value)
+
+
+def test_a_side_of_0_pixels_is_named() -> None:
+    with pytest.raises(ImageError, match="the header has no size, or a side of 0 pixels"):
+        check_picture(PATCH[: FRAME + 5] + bytes(2) + PATCH[FRAME + 7 :])
+
+
+needs_library = pytest.mark.skipif(find_libjpeg() is None, reason="Pillow's libjpeg-turbo cannot be called")
+
+
+@needs_library
+@pytest.mark.parametrize("marker", [0xE5, 0xFE, 0xDB, 0xC4])
+def test_a_cut_segment_behind_the_scan_changes_no_pixel(marker: int) -> None:
+    data = PATCH[:-2] + bytes([0xFF, marker]) + b"\xff\0ab" + PATCH[-2:]
+    np.testing.assert_array_equal(decode(data), pillows(data))
+    with pytest.raises(ImageError):
+        check_picture(data, decode_all=True)
+
+
+@needs_library
+def test_scans_in_an_unusual_order_are_read_but_not_by_a_strict_check() -> None:
+    file = io.BytesIO()
+    PillowImage.fromarray(noise(40, 30)).save(file, "JPEG", progressive=True)
+    last_scan = file.getvalue()[file.getvalue().rindex(b"\xff\xda") : -2]
+    data = file.getvalue()[:-2] + last_scan + b"\xff\xd9"
+    np.testing.assert_array_equal(decode(data), pillows(data))
+    assert check_picture(data) == (40, 30)
+    with pytest.raises(ImageError, match="Inconsistent progression"):
+        check_picture(data, decode_all=True)
+
+
 # The program's settings
 
 
