@@ -158,7 +158,7 @@ def _check_unique(names: list[str], problem: str) -> None:
     if duplicates:
         shown = ", ".join(map(repr, duplicates[:_NAMES_IN_MESSAGE]))
         counted_names = counted(len(duplicates), "image name")
-        raise ImportFailedError(f"{counted_names} {problem}: {shown}; rename the images, or pick with --images")
+        raise ImportFailedError(f"found {counted_names} {problem}: {shown}; rename the images, or pick with --images")
 
 
 def _disk_bytes(listing: Listing) -> int:

@@ -145,10 +145,10 @@ def open_sources(options: ConfigOptions, *, layout: Layout | None) -> WeightedPa
     """
     sources, weights = open_weighted(options, layout=layout)
     patches = WeightedPatches(sources, weights, ignore_first=options.integer("ignore_first", 0, minimum=0))
-    if not any(weights):
-        raise options.error(f"weights are all 0, so that {data_key(options, 'paths')} gives nothing; raise one")
     if not len(patches):
-        raise options.error(f"no patches in {data_key(options, 'paths')}: {', '.join(str(s.path) for s in sources)}")
+        paths = ", ".join(str(source.path) for source in sources)
+        hint = "" if any(weights) else "; all weights are 0, so set one of them to 1"
+        raise options.error(f"no patches in {data_key(options, 'paths')}: {paths}{hint}")
     for source in dict.fromkeys(sources):
         if isinstance(source, ChunkedFolder) and (folders := source.skipped_patches()):
             named = ", ".join(folders[:_FOLDERS_IN_WARNING]) + (", ..." if len(folders) > _FOLDERS_IN_WARNING else "")

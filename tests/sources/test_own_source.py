@@ -169,7 +169,7 @@ class Twice(MemorySource):
 
 
 def test_an_import_refuses_two_images_of_one_name(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ImportFailedError, match=r"1 image names occur more than once in .*folder: 'a'; rename"):
+    with pytest.raises(ImportFailedError, match=r"found 1 image name more than once in .*folder: 'a'; rename"):
         import_store([memory_source(folder, Twice)], tmp_path / "store.lmdb", workers=1)
     assert not (tmp_path / "store.lmdb").exists()
 
