@@ -157,8 +157,8 @@ def _check_unique(names: list[str], problem: str) -> None:
     duplicates = sorted(name for name, count in Counter(names).items() if count > 1)
     if duplicates:
         shown = ", ".join(map(repr, duplicates[:_NAMES_IN_MESSAGE]))
-        counted_names = counted(len(duplicates), "image name")
-        raise ImportFailedError(f"found {counted_names} {problem}: {shown}; rename the images, or pick with --images")
+        found = f"found {counted(len(duplicates), 'image name')} {problem}: {shown}"
+        raise ImportFailedError(f"{found}; rename the images, or pick with --images")
 
 
 def _disk_bytes(listing: Listing) -> int:
