@@ -173,7 +173,7 @@ def test_the_package_loads_torch_only_when_asked_for_a_loader() -> None:
 
 
 def test_weights_of_0_are_an_error_that_names_them(store: Path) -> None:
-    with pytest.raises(ConfigError, match="no patches in paths: .*; all weights are 0"):
+    with pytest.raises(ConfigError, match=r"no patches in paths: .*; all weights are 0"):
         create_dataset({"mode": "pixels", "paths": [store], "weights": [0]})
 
 
