@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from dlas_store.errors import DamagedError
 from dlas_store.sources.containers import MAX_FIELD_BYTES, Container, Record
+from dlas_store.sources.folder import is_picture
 from dlas_store.sources.gzip_file import GzipFile, SpanCache
 from dlas_store.sources.walk import HIDDEN, SkippedPath, is_hidden
 
@@ -80,8 +81,16 @@ def expand_range(path: Path) -> list[Path]:
 
 
 def find_archives(folder: Path) -> list[Path]:
-    """Return the tar archives in a folder, sorted by name."""
-    archives = sorted(file for file in folder.iterdir() if file.name.endswith(TAR_ENDINGS))
+    """Return the tar archives in a folder, sorted by name; none if the folder holds pictures or folders too."""
+    archives = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.endswith(TAR_ENDINGS):
+                archives.append(folder / entry.name)
+            # DirEntry.is_dir raises an error for a link to itself.
+            elif not is_hidden(entry.name) and (is_picture(entry.name) or os.path.isdir(entry)):  # noqa: PTH112
+                return []
+    archives.sort()
     return archives if all(file.is_file() and is_tar(file) for file in archives) else []
 
 

@@ -140,6 +140,16 @@ def test_several_archives_are_one_source(way: str, tmp_path: Path) -> None:
         assert [source.image(number).extra["cls"] for number in range(3)] == [8, 9, 10]
 
 
+@pytest.mark.parametrize("name", ["b.jpg", "cats/b.jpg"])
+def test_a_folder_of_pictures_with_an_archive_in_it_is_read_for_its_pictures(name: str, tmp_path: Path) -> None:
+    write_tar(tmp_path / "backup.tar", {"a.png": picture(0)})
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(picture(1))
+    with open_source(tmp_path) as source:
+        assert [source.image_name(number) for number in range(source.image_count)] == [name]
+        assert [skipped.path for skipped in source.skipped] == ["backup.tar"]
+
+
 def test_a_missing_archive_of_a_range_is_named(tmp_path: Path) -> None:
     write_tar(tmp_path / "a-0.tar", {"0.png": picture(0)})
     with pytest.raises(NotASourceError, match=r"a-1\.tar: of the range .*a-\{0\.\.1\}\.tar, is no tar archive"):
